@@ -1,0 +1,162 @@
+"""Times the engine on a workload of JSON lines; the last line printed is JSON.
+
+    python -m engine.bench WORKLOAD --model DIR [--kv-gib 4] [--dtype float32] [--sharing multi_level] ...
+
+A line is {"id", "prompt_token_ids", "max_tokens"} (greedy, end-of-sequence ignored) or
+{"id", "prompt_token_ids", "continuations": [[...], ...]} (each continuation's log-likelihood). `seconds` covers
+planning and running; loading is apart, as `load_seconds`.
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import numpy as np
+import typer
+
+from engine.build import build_engine
+from engine.config import ADMISSION, ORDER, SHARING, Dtype, EngineConfig
+from engine.device import resolve_device
+from engine.engine import Engine
+from engine.errors import UserError
+from engine.model import resolve_model
+from engine.plan import Plan
+from engine.planner import make_plan, shard_work
+from engine.request import Request, RequestOutput
+from engine.sampling_params import SamplingParams
+
+QUANTIZATIONS = ("none",)
+
+
+def read_workload(file: Path) -> list[Request]:
+    """Raises UserError for a line that is no request."""
+    requests = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            labels = row.get("continuations")
+            requests.append(
+                Request(
+                    request_id=row["id"],
+                    prompt_token_ids=np.array(row["prompt_token_ids"], dtype=np.int32),
+                    params=SamplingParams(max_tokens=row.get("max_tokens", 1), ignore_eos=True),
+                    labels=None if labels is None else tuple(np.array(label, dtype=np.int32) for label in labels),
+                )
+            )
+        except (ValueError, KeyError, TypeError) as problem:
+            raise UserError(f"{file}:{number}: not a workload line ({problem!r})") from None
+    return requests
+
+
+def plan_requests(engine: Engine, requests: list[Request], config: EngineConfig) -> Plan:
+    device = engine.runner.device
+    return make_plan(
+        requests,
+        engine.runner.model.shape,
+        config,
+        dtype_bytes=device.dtype_bytes,
+        flops_per_second=device.flops_per_second,
+    )
+
+
+def run_plan(engine: Engine, plan: Plan, requests: list[Request]) -> list[RequestOutput]:
+    """All shards at once: the engine's own order decides."""
+    futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
+    return [output for future in futures for output in future.result()]
+
+
+def answers(outputs: list[RequestOutput]) -> dict[str, Any]:
+    return {
+        output.request_id: [[score.logprob, score.is_greedy] for score in output.label_scores]
+        if output.label_scores is not None
+        else list(output.token_ids)
+        for output in outputs
+    }
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{option}: {value!r} is not built; one of {', '.join(allowed)}")
+
+
+def bench(
+    workload: Path,
+    model: Annotated[str, typer.Option(help="A folder with safetensors, a .gguf file, or 'embedded'.")] = "embedded",
+    kv_gib: float = 4.0,
+    dtype: str = "float32",
+    quantization: str = "none",
+    sharing: str = "multi_level",
+    order: str = "ratio",
+    admission: str = "memory",
+    max_num_batched_tokens: int = EngineConfig().max_num_batched_tokens,
+    outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
+) -> None:
+    """Time the engine on WORKLOAD."""
+    choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATIONS)]
+    choices += [("--sharing", sharing, SHARING), ("--order", order, ORDER), ("--admission", admission, ADMISSION)]
+    for option, value, allowed in choices:
+        _one_of(option, value, allowed)
+    config = EngineConfig(
+        dtype=dtype,  # type: ignore[arg-type]
+        kv_cache_memory=int(kv_gib * 2**30),
+        max_num_batched_tokens=max_num_batched_tokens,
+        sharing=sharing,  # type: ignore[arg-type]
+        order=order,  # type: ignore[arg-type]
+        admission=admission,  # type: ignore[arg-type]
+    )
+    requests = read_workload(workload)
+    started = time.perf_counter()
+    engine = build_engine(resolve_model(model), config, detokenize=False)
+    load_seconds = time.perf_counter() - started
+
+    started = time.perf_counter()
+    plan = plan_requests(engine, requests, config)
+    results = run_plan(engine, plan, requests)
+    seconds = time.perf_counter() - started
+    counters = engine.counters()
+    engine.close()
+    failed = [result for result in results if result.finish_reason == "error"]
+    if failed:
+        raise UserError(
+            f"{workload}: {len(failed)} rows failed, the first {failed[0].request_id}: {failed[0].error_message}"
+        )
+    if outputs is not None:
+        outputs.write_text(json.dumps(answers(results)))
+
+    prompt_tokens = plan.summary.prompt_tokens
+    report = {
+        "seconds": round(seconds, 3),
+        "load_seconds": round(load_seconds, 3),
+        "rows": len(requests),
+        "prompt_tokens": prompt_tokens,
+        "generated_tokens": counters.generated_tokens,
+        "computed_prompt_tokens": counters.computed_prompt_tokens,
+        "saved_fraction": round(1 - counters.computed_prompt_tokens / prompt_tokens, 4),
+        "ideal_saved_fraction": round(plan.summary.ideal_saved_fraction, 4),
+        "peak_kv_bytes": counters.peak_kv_bytes,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "dtype": resolve_device(config).dtype,
+        "quantization": quantization,
+        "device": f"{resolve_device(config).label}, {platform.machine()}",
+        "version": version("trunkline"),
+        "torch": version("torch"),
+        "steps": counters.steps,
+    }
+    print(json.dumps(report))
+
+
+def main() -> None:
+    try:
+        typer.run(bench)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

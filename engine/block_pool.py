@@ -1,0 +1,102 @@
+"""The KV cache's blocks: handed out in runs that are as long as can be, reference-counted, freed by plan."""
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class BlockTable:
+    """Blocks of one owner, as runs `(first, count)`: a long run can be read in place, with no gather."""
+
+    runs: tuple[tuple[int, int], ...]
+    block_size: int
+    ref_count: int
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(count for _, count in self.runs)
+
+    def slots(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Slot ranges `[first, last)` that hold tokens `[start, end)` of this table, in token order."""
+        ranges, offset = [], 0
+        for first, count in self.runs:
+            low, high = max(start - offset, 0), min(end - offset, count * self.block_size)
+            if low < high:
+                ranges.append((first * self.block_size + low, first * self.block_size + high))
+            offset += count * self.block_size
+        return ranges
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` tokens. Nothing is evicted: who is refused waits."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_free = num_blocks
+        self.peak_used = 0
+        self._free: list[tuple[int, int]] = [(0, num_blocks)] if num_blocks else []
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_free
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def allocate(self, num_tokens: int, ref_count: int = 1) -> BlockTable:
+        """Room for `num_tokens` tokens, in one run where one fits, else in as few as can be."""
+        wanted = self.blocks_for(num_tokens)
+        assert 0 < wanted <= self.num_free, (wanted, self.num_free)
+        assert ref_count > 0, ref_count
+        runs = []
+        while wanted:
+            run = self._take(wanted)
+            runs.append(run)
+            wanted -= run[1]
+        self.num_free -= sum(count for _, count in runs)
+        self.peak_used = max(self.peak_used, self.num_used)
+        return BlockTable(tuple(runs), self.block_size, ref_count)
+
+    def acquire(self, table: BlockTable, users: int = 1) -> None:
+        assert table.ref_count > 0, table
+        table.ref_count += users
+
+    def release(self, table: BlockTable) -> None:
+        """One user less; the last one frees the blocks."""
+        assert table.ref_count > 0, table
+        table.ref_count -= 1
+        if table.ref_count == 0:
+            self.free(table)
+
+    def free(self, table: BlockTable) -> None:
+        """Takes the blocks back whatever the count: for a node that must be computed again."""
+        for run in table.runs:
+            self._give_back(run)
+        self.num_free += table.num_blocks
+        table.runs, table.ref_count = (), 0
+        assert self.num_free <= self.num_blocks, (self.num_free, self.num_blocks)
+
+    def _take(self, wanted: int) -> tuple[int, int]:
+        """The first free run that holds all that is wanted, else the longest one."""
+        index = next((i for i, (_, count) in enumerate(self._free) if count >= wanted), None)
+        if index is None:
+            index = max(range(len(self._free)), key=lambda i: self._free[i][1])
+        first, count = self._free[index]
+        taken = min(count, wanted)
+        if taken == count:
+            del self._free[index]
+        else:
+            self._free[index] = (first + taken, count - taken)
+        return first, taken
+
+    def _give_back(self, run: tuple[int, int]) -> None:
+        first, count = run
+        index = bisect_left(self._free, run)
+        if index < len(self._free) and self._free[index][0] == first + count:
+            count += self._free.pop(index)[1]
+        if index and sum(self._free[index - 1]) == first:
+            index -= 1
+            before, length = self._free.pop(index)
+            first, count = before, count + length
+        insort(self._free, (first, count))

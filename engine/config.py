@@ -1,0 +1,33 @@
+"""The engine's limits and policies, each with the reason for its default."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Sharing = Literal["none", "batchllm", "single_level", "multi_level"]
+Order = Literal["fcfs", "ratio"]
+Admission = Literal["memory", "count"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+SHARING: tuple[str, ...] = get_args(Sharing)
+ORDER: tuple[str, ...] = get_args(Order)
+ADMISSION: tuple[str, ...] = get_args(Admission)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that decides how, never what, an engine computes (but `dtype`).
+
+    `kv_cache_memory` is in bytes; `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
+    are resolved by `engine.device`. `max_num_seqs` bounds `admission="count"` alone.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    kv_cache_memory: int = 2 * 2**30
+    block_size: int = 16
+    max_model_len: int = 0
+    max_num_batched_tokens: int = 512
+    sharing: Sharing = "multi_level"
+    order: Order = "ratio"
+    admission: Admission = "memory"
+    max_num_seqs: int = 256

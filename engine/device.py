@@ -1,0 +1,51 @@
+"""The one place that chooses device, dtype and attention backend."""
+
+import os
+from dataclasses import dataclass
+
+from engine.config import EngineConfig
+from engine.errors import UserError
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# What a core's float32 matmul sustains in a whole forward pass; replaced by a measured rate when one is known.
+CPU_FLOPS_PER_CORE = 70e9
+CUDA_FLOPS = 100e12
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`label` is what a person reads; `flops_per_second` is an expectation, used for time estimates and shard sizes."""
+
+    name: str
+    dtype: str
+    flops_per_second: float
+    label: str
+    cores: int = 1
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+
+def resolve_device(config: EngineConfig) -> Device:
+    """Raises UserError for a device that this machine lacks, or an unknown dtype."""
+    if config.dtype not in ("auto", *DTYPE_BYTES):
+        raise UserError(f"model.dtype: {config.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise UserError(f"engine.device: {config.device!r} is not one of auto, cpu, cuda, cuda:N")
+    if config.device == "cpu" or (config.device == "auto" and not _cuda_devices()):
+        cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        dtype = "float32" if config.dtype == "auto" else config.dtype
+        return Device("cpu", dtype, CPU_FLOPS_PER_CORE * cores, f"cpu ({cores} cores)", cores)
+    index = int(config.device.partition(":")[2] or 0)
+    if index >= _cuda_devices():
+        raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {_cuda_devices()} of them")
+    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
+    return Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
+
+
+def _cuda_devices() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

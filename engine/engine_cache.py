@@ -1,0 +1,39 @@
+"""Engines loaded in this process, each once.
+
+It lives in a module of its own, because task functions travel by value: a cache beside them would be a fresh copy in
+every worker.
+"""
+
+import threading
+from typing import TYPE_CHECKING
+
+from engine.config import EngineConfig
+from engine.model import ModelFiles
+
+if TYPE_CHECKING:
+    from engine.engine import Engine
+
+_engines: dict[tuple[str, EngineConfig], "Engine"] = {}
+_lock = threading.Lock()
+
+
+def get_engine(model: ModelFiles, config: EngineConfig) -> "Engine":
+    """The process's engine for this model and these limits, loaded if there is none that lives.
+
+    Raises UserError for a model that cannot be served.
+    """
+    from engine.build import build_engine  # torch and transformers load here, not with this module
+
+    with _lock:
+        engine = _engines.get((model.fingerprint, config))
+        if engine is None or engine.dead:
+            engine = _engines[model.fingerprint, config] = build_engine(model, config)
+        return engine
+
+
+def close_engines() -> None:
+    """Ends every engine and frees its memory."""
+    with _lock:
+        for engine in _engines.values():
+            engine.close()
+        _engines.clear()

@@ -1,0 +1,9 @@
+"""The engine's errors, split by who can mend them."""
+
+
+class UserError(Exception):
+    """Bad input from the user: one clear line that names the file, key or row and the cure (exit code 2)."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine's loop ended; every shard it held must run again."""

@@ -1,0 +1,52 @@
+"""Runs a scheduler's step on a model."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from engine.attention import StepAttention
+from engine.config import EngineConfig
+from engine.device import Device
+from engine.kv_cache import KVCache
+from engine.load import LoadedModel
+from engine.model_shape import num_kv_blocks
+from engine.scheduler_output import SchedulerOutput
+
+# Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
+HEAD_ROWS = 256
+
+
+class ModelRunner:
+    """Holds the model and its KV cache; `num_blocks` follows from the KV budget."""
+
+    def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
+        self.model = model
+        self.device = device
+        self.dtype: torch.dtype = getattr(torch, device.dtype)
+        shape = model.shape
+        self.num_blocks = num_kv_blocks(shape, config, device.dtype_bytes)
+        self.block_bytes = shape.kv_bytes_per_token(device.dtype_bytes) * config.block_size
+        self.cache = KVCache(
+            shape.num_layers,
+            shape.num_kv_heads,
+            self.num_blocks * config.block_size,
+            shape.head_dim,
+            self.dtype,
+            device.name,
+        )
+
+    @torch.inference_mode()
+    def hidden(self, step: SchedulerOutput) -> Tensor:
+        """(rows, hidden_size) of the step's rows; their KV is in the cache when this returns."""
+        attention = StepAttention(step, self.cache, self.dtype, self.device.name)
+        input_ids = torch.from_numpy(step.input_ids).to(self.device.name)
+        position_ids = torch.from_numpy(step.position_ids).to(self.device.name)
+        return self.model.hidden(input_ids, position_ids, attention)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of `rows`, a bounded number at a time: which of them, and (rows, vocab_size) in float32."""
+        for start in range(0, len(rows), HEAD_ROWS):
+            part = slice(start, min(start + HEAD_ROWS, len(rows)))
+            yield part, self.model.logits(hidden[list(rows[part])])

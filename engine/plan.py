@@ -1,0 +1,116 @@
+"""The plan: frozen plain data that says what will run, in which order, and what it will cost."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixNode:
+    """Prompt tokens `[start, end)` that every request below the node shares; `parent` is -1 at a root.
+
+    `num_requests` counts the plan's requests that end at the node or below it.
+    """
+
+    node_id: int
+    parent: int
+    start: int
+    end: int
+    num_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A unit of commit: requests `order[first:last]` of a plan.
+
+    `shard_id` is derived from the request ids alone, so equal work has an equal name in any run.
+    """
+
+    index: int
+    shard_id: str
+    first: int
+    last: int
+    prefill_tokens: int
+    decode_tokens: int
+    expected_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What sharing saves and what the run will need, before anything runs.
+
+    Tokens are prompt tokens. `computed_tokens` runs under the plan's policy; `ideal_tokens` is the
+    compact trie over all prompts, the least that any policy can reach.
+    """
+
+    requests: int
+    groups: int
+    prompt_tokens: int
+    computed_tokens: int
+    ideal_tokens: int
+    label_tokens: int
+    max_decode_tokens: int
+    peak_kv_bytes: int
+    kv_cache_memory: int
+    expected_seconds: float
+
+    @property
+    def saved_fraction(self) -> float:
+        return 1 - self.computed_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def ideal_saved_fraction(self) -> float:
+        return 1 - self.ideal_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Nodes in execution order (a parent before its children, a subtree contiguous), requests, shards.
+
+    `order[i]` is the index of the i-th request to run; `node_of[r]` the node at which request r's prompt ends.
+    """
+
+    plan_id: str
+    nodes: tuple[PrefixNode, ...]
+    order: NDArray[np.int64]
+    node_of: NDArray[np.int64]
+    shards: tuple[Shard, ...]
+    summary: PlanSummary
+
+    def __str__(self) -> str:
+        s = self.summary
+        lines = [
+            f"plan {self.plan_id}",
+            f"  requests        {s.requests:>14,}   in {s.groups:,} prefix groups, {len(self.shards):,} shards",
+            f"  prompt tokens   {s.prompt_tokens:>14,}   as written",
+            f"  computed tokens {s.computed_tokens:>14,}   saved {s.saved_fraction:.1%}, ideal {s.ideal_saved_fraction:.1%}",
+        ]
+        if s.label_tokens:
+            lines.append(f"  label tokens    {s.label_tokens:>14,}")
+        if s.max_decode_tokens:
+            lines.append(f"  decode tokens   {s.max_decode_tokens:>14,}   at most")
+        lines += [
+            f"  KV peak         {s.peak_kv_bytes / 2**20:>10,.1f} MiB   of {s.kv_cache_memory / 2**20:,.0f} MiB",
+            f"  expected time   {s.expected_seconds:>12,.1f} s",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardWork:
+    """A shard with all that an engine needs to run it: the bridge from a stored plan to the scheduler.
+
+    `requests` are in execution order, `node_of[i]` is the node where `requests[i]` ends, and `nodes` holds
+    every node on their paths. Node ids mean the same in all shards of one `plan_id`, so that an engine that
+    runs several shards at once computes a node they share once.
+    """
+
+    plan_id: str
+    index: int
+    shard_id: str
+    nodes: tuple[PrefixNode, ...]
+    requests: tuple[Request, ...]
+    node_of: tuple[int, ...]

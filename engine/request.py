@@ -1,0 +1,69 @@
+"""What goes into the engine and what comes out: one `RequestOutput` a `Request`, each once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.sampling_params import SamplingParams
+
+TokenIds = NDArray[np.int32]
+
+GREEDY = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A prompt and what is asked of it.
+
+    `labels` None asks for text (`params` says how); else each label is a continuation of at least one
+    token, and the log-likelihood of every one is asked.
+    """
+
+    request_id: str
+    prompt_token_ids: TokenIds
+    params: SamplingParams = GREEDY
+    labels: tuple[TokenIds, ...] | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that this request may decode: none when labels are scored."""
+        return 0 if self.labels is not None else self.params.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """One generated token's log-probability and its best alternatives, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """A label's summed log-likelihood, and whether greedy decoding would have produced it."""
+
+    logprob: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A request's end: text, label scores, or an error with a type and a message.
+
+    `finish_reason` is `stop`, `length`, `scored` or `error`. `num_cached_tokens` counts the prompt tokens
+    that another request had already paid for.
+    """
+
+    request_id: str
+    finish_reason: str
+    prompt_tokens: int
+    token_ids: tuple[int, ...] = ()
+    text: str | None = None
+    cumulative_logprob: float | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    label_scores: tuple[LabelScore, ...] | None = None
+    num_cached_tokens: int = 0
+    error_type: str | None = None
+    error_message: str | None = None

@@ -1,0 +1,58 @@
+"""Attention of a few query rows over one piece of KV, as a state that merges with others.
+
+A state is (out, lse): the softmax-weighted values and the natural logarithm of the softmax's denominator. States over
+disjoint keys merge exactly (Milakov & Gimelshein, arXiv 1805.02867; FlashInfer's cascade uses the same algebra).
+"""
+
+import torch
+from torch import Tensor
+
+# With few rows, the query heads that share a KV head are stacked as rows of one head, so that each key is read
+# once for all of them; with many rows the copy that this takes costs more than it saves.
+MAX_STACKED_ROWS = 256
+
+_flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One state: `out` (heads, rows, dim) in the query's dtype, `lse` (heads, rows) in float32.
+
+    query (heads, rows, dim); key, value (kv_heads, length, dim) with length > 0 and heads a multiple of kv_heads.
+    `causal` takes rows == length. `mask` (rows, length) is added to the scaled scores.
+    """
+    if query.device.type != "cpu":
+        return attend_reference(query, key, value, scale, causal=causal, mask=mask)
+    rows, kv_heads = query.shape[1], key.shape[0]
+    if causal or mask is not None or rows > MAX_STACKED_ROWS:
+        out, lse = _flash_cpu(query[None], key[None], value[None], 0.0, causal, attn_mask=mask, scale=scale)
+        return out[0], lse[0]
+    stacked = query.reshape(kv_heads, -1, query.shape[2])
+    out, lse = _flash_cpu(stacked[None], key[None], value[None], 0.0, False, scale=scale)
+    return out[0].reshape(query.shape), lse[0].reshape(query.shape[:2])
+
+
+def merge_into(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+    """Merges the state `other` into (out, lse), in place.
+
+    With w = sigmoid(other_lse - lse), the other state's share of the joint denominator, out is a mean weighted by w.
+    """
+    share = torch.sigmoid(other_lse - lse).to(out.dtype)
+    out.lerp_(other_out, share[..., None])
+    torch.logaddexp(lse, other_lse, out=lse)
+
+
+def attend_reference(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` by its definition, in float32, on any device: the twin that every faster path is held to."""
+    groups = query.shape[0] // key.shape[0]
+    scores = query.float() @ key.float().repeat_interleave(groups, 0).transpose(1, 2) * scale
+    if mask is not None:
+        scores = scores + mask
+    if causal:
+        later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    out = scores.softmax(-1) @ value.float().repeat_interleave(groups, 0)
+    return out.to(query.dtype), scores.logsumexp(-1)
