@@ -2,9 +2,8 @@
 
     python -m engine.bench WORKLOAD --model DIR [--kv-gib 4] [--dtype float32] [--sharing multi_level] ...
 
-A line is {"id", "prompt_token_ids", "max_tokens"} (greedy, end-of-sequence ignored) or
-{"id", "prompt_token_ids", "continuations": [[...], ...]} (each continuation's log-likelihood). `seconds` covers
-planning and running; loading is apart, as `load_seconds`.
+`engine.workload` writes and describes the lines. `seconds` covers planning and running; loading is apart, as
+`load_seconds`.
 """
 
 import json
@@ -16,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 import typer
 
 from engine.build import build_engine
@@ -28,29 +26,9 @@ from engine.model import resolve_model
 from engine.plan import Plan
 from engine.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
-from engine.sampling_params import SamplingParams
+from engine.workload import read_workload
 
 QUANTIZATIONS = ("none",)
-
-
-def read_workload(file: Path) -> list[Request]:
-    """Raises UserError for a line that is no request."""
-    requests = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            labels = row.get("continuations")
-            requests.append(
-                Request(
-                    request_id=row["id"],
-                    prompt_token_ids=np.array(row["prompt_token_ids"], dtype=np.int32),
-                    params=SamplingParams(max_tokens=row.get("max_tokens", 1), ignore_eos=True),
-                    labels=None if labels is None else tuple(np.array(label, dtype=np.int32) for label in labels),
-                )
-            )
-        except (ValueError, KeyError, TypeError) as problem:
-            raise UserError(f"{file}:{number}: not a workload line ({problem!r})") from None
-    return requests
 
 
 def plan_requests(engine: Engine, requests: list[Request], config: EngineConfig) -> Plan:

@@ -82,11 +82,12 @@ class Plan:
 
     def __str__(self) -> str:
         s = self.summary
+        saved = f"{s.saved_fraction:.1%} saved (ideal {s.ideal_saved_fraction:.1%})"
         lines = [
             f"plan {self.plan_id}",
             f"  requests        {s.requests:>14,}   in {s.groups:,} prefix groups, {len(self.shards):,} shards",
             f"  prompt tokens   {s.prompt_tokens:>14,}   as written",
-            f"  computed tokens {s.computed_tokens:>14,}   saved {s.saved_fraction:.1%}, ideal {s.ideal_saved_fraction:.1%}",
+            f"  computed tokens {s.computed_tokens:>14,}   {saved}",
         ]
         if s.label_tokens:
             lines.append(f"  label tokens    {s.label_tokens:>14,}")
