@@ -30,22 +30,23 @@ class _Replay:
     def __init__(self, forest: Forest, work: Work, config: EngineConfig, num_blocks: int) -> None:
         node_of = forest.node_of[forest.order]
         decode_kv = np.maximum(work.decode_tokens - 1, 0)
-        first_of_node = np.diff(node_of, prepend=-1) > 0
-        # A node's first request decodes right behind its tokens, so the two share a block.
+        children = np.bincount(forest.parent[forest.parent >= 0], minlength=len(forest.parent))
+        users = children + np.bincount(node_of, minlength=len(forest.parent))
+        # Alone at its node, a request decodes right behind the node's tokens, so the two share a block.
+        alone = users[node_of] == 1
         behind = np.zeros_like(forest.parent)
-        behind[node_of[first_of_node]] = decode_kv[first_of_node]
+        behind[node_of[alone]] = decode_kv[alone]
         transient = _transient(forest, node_of, decode_kv, config.max_num_batched_tokens)
         node_blocks = -((forest.num_tokens + behind) // -config.block_size)
         own_blocks = -(decode_kv // -config.block_size)
-        users = np.bincount(forest.parent[forest.parent >= 0], minlength=len(behind))
 
         self.node_of: list[int] = node_of.tolist()
         self.parent: list[int] = forest.parent.tolist()
         self.num_tokens: list[int] = forest.num_tokens.tolist()
         self.transient: list[bool] = transient.tolist()
         self.node_blocks: list[int] = np.where(transient, 0, node_blocks).tolist()
-        self.own_blocks: list[int] = np.where(first_of_node, 0, own_blocks).tolist()
-        self.users: list[int] = (users + np.bincount(node_of, minlength=len(behind))).tolist()
+        self.own_blocks: list[int] = np.where(alone, 0, own_blocks).tolist()
+        self.users: list[int] = users.tolist()
         self.label_tokens: list[int] = work.label_tokens.tolist()
         self.steps: list[int] = np.maximum(work.decode_tokens, 1).tolist()
 

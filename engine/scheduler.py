@@ -171,7 +171,7 @@ class Scheduler:
 
     def _takes_tail(self, node: NodeState, sequence: Sequence) -> bool:
         """Whether the sequence's decode KV goes right behind the node's own tokens, so that one read covers both."""
-        return node is sequence.node and sequence.decode_kv_tokens > 0
+        return node is sequence.node and node.num_requests == 1 and sequence.decode_kv_tokens > 0
 
     def _node_blocks(self, node: NodeState, sequence: Sequence) -> int:
         if self._is_transient(node):
@@ -181,7 +181,7 @@ class Scheduler:
 
     def _own_blocks(self, sequence: Sequence) -> int:
         """Blocks for decode KV that cannot go behind the node's own."""
-        if not sequence.node.admitted or sequence.is_tail:
+        if self._takes_tail(sequence.node, sequence):
             return 0
         return self.pool.blocks_for(sequence.decode_kv_tokens)
 
@@ -205,7 +205,7 @@ class Scheduler:
         if blocks > self.pool.num_free:
             return False
         heapq.heappop(self._waiting)
-        if sequence.node.admitted and sequence.decode_kv_tokens:
+        if self._own_blocks(sequence):
             sequence.table = self.pool.allocate(sequence.decode_kv_tokens)
         for node in missing:
             self._admit_node(node, sequence)
@@ -233,6 +233,7 @@ class Scheduler:
             step.asked_again.append(sequence)
         elif sequence.token_ids:
             self._running[sequence.key] = sequence
+            step.decodes.append(sequence)
 
     def _evict_for_next(self) -> bool:
         """Frees nodes that the next sequence does not need.

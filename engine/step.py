@@ -144,10 +144,10 @@ class _Builder:
         self.samples.append(SampleRow(self.row - 1, sequence.key))
 
     def _own_row(self, slots: list[tuple[int, int]]) -> None:
-        """The row just laid reads `slots`: its own part, and context where the blocks came in several runs."""
+        """The row just laid reads `slots`: the run that ends with its own KV, and as context any run before it."""
         row = self.row - 1
-        self.own.append(KVSegment(row, row + 1, *slots[0]))
-        self.context += [KVSegment(row, row + 1, *rest) for rest in slots[1:]]
+        self.own.append(KVSegment(row, row + 1, *slots[-1]))
+        self.context += [KVSegment(row, row + 1, *rest) for rest in slots[:-1]]
 
 
 def build_output(step: Step) -> SchedulerOutput:
