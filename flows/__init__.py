@@ -1,0 +1,15 @@
+"""What runs, in which order."""
+
+import os
+
+# Prefect reads these when it is first imported, so they stand here; a value that the user set wins.
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Two first runs at once on a new home need longer than Prefect's 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # The steps' own log lines belong to the flow run.
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+}.items():
+    os.environ.setdefault(_name, _value)

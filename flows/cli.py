@@ -1,0 +1,122 @@
+"""The command `trunkline`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from engine.errors import UserError
+from flows.sql_format import Format
+
+# The bar says it on the terminal, and Prefect keeps the log of a run either way.
+os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+
+# Whatever reaches prefect, torch or pyarrow is imported inside the command, so that --help is instant.
+if TYPE_CHECKING:
+    from tasks.job import ScoringJob
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Scores a table of prompts with a language model, offline; the answer is SQL.",
+    epilog="Start with [bold]trunkline plan JOB[/bold], then [bold]trunkline score JOB[/bold].",
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
+]
+
+
+@app.command(epilog="Example: [bold]trunkline score examples/classify.yaml --set engine.kv_cache_memory=1GiB[/bold]")
+def score(
+    job: JobFile,
+    output: Output = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Score every row that has no result yet. Killed at any time, the same command continues."""
+    loaded = _load(job, output, settings)
+    from tasks.check import check_job
+
+    check_job(loaded)
+    from flows.run_job import run_job
+
+    run_job(loaded, retry_failed=retry_failed)
+
+
+@app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")
+def plan(job: JobFile, output: Output = None, settings: Settings = None) -> None:
+    """Show what a job would cost: rows, tokens before and after sharing, memory, time. No model is loaded."""
+    loaded = _load(job, output, settings)
+    from tasks.dry_run import plan_job
+
+    typer.echo(str(plan_job(loaded)))
+
+
+@app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
+def sql(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
+    ] = None,
+    form: Annotated[Format | None, typer.Option("--format", "-f", help="How to write the answer.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write into a file.")] = None,
+) -> None:
+    """Query the results: views results, errors, runs, shards and prefix_savings."""
+    from flows.run_sql import run_sql
+
+    run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("trunkline"))
+
+
+def _load(job: Path, output: Path | None, settings: list[str] | None) -> "ScoringJob":
+    from tasks.job_file import load_job
+
+    overrides: dict[str, object] = dict(map(_setting, settings or ()))
+    if output is not None:
+        overrides["output"] = str(output)
+    return load_job(job, overrides)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text}: write it as KEY=VALUE, such as --set engine.kv_cache_memory=1GiB")
+    return key.strip(), value
+
+
+def main() -> None:
+    """Runs the command; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wants.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"trunkline: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The live bar of a terminal."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from flows.progress import Progress, watch
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[None]:
+    """Shows the runs of this process on `console` while the context is open; nothing where it is no terminal."""
+    if not console.is_terminal:
+        yield
+        return
+    bar = RichProgress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[left]}"),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        expand=True,
+    )
+    with bar:
+        row = bar.add_task("starting", total=None, speed="", left="")
+        with watch(lambda progress: _show(bar, row, progress)):
+            yield
+
+
+def _show(bar: RichProgress, row: TaskID, progress: Progress) -> None:
+    bar.update(
+        row,
+        description=progress.stage,
+        completed=progress.rows_done,
+        total=progress.rows or None,
+        speed=f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
+        left=f"{time_words(progress.seconds_left)} left" if progress.seconds_left is not None else "",
+    )
+
+
+def time_words(seconds: float) -> str:
+    """`42 s`, `3 min 20 s` or `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,65 @@
+"""What a finished run says about itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.publish import Published
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job."""
+
+    job: str
+    run_id: str
+    folder: Path
+    published: Published
+    shards: int
+    scored_rows: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.scored_rows / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def finished_fraction(self) -> float:
+        rows = self.published.rows
+        return (self.published.results + self.published.errors) / rows if rows else 1.0
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Name and value, in the order in which a person asks."""
+        p = self.published
+        facts = [("rows", f"{p.rows:,} ({p.results:,} results, {p.errors:,} errors)")]
+        if p.missing:
+            facts.append(("without an end", f"{p.missing:,} rows: run the same command to continue"))
+        if self.scored_rows:
+            facts.append(
+                ("scored now", f"{self.scored_rows:,} rows in {self.seconds:.1f} s: {self.rows_per_second:.1f} rows/s")
+            )
+        else:
+            facts.append(("scored now", "nothing: every row had a committed result"))
+        if p.prompt_tokens:
+            facts.append(("prompt tokens", f"{p.prompt_tokens:,} as written, {p.computed_prompt_tokens:,} computed"))
+            facts.append(("saved by sharing", f"{p.saved_fraction:.1%} (ideal {p.ideal_saved_fraction:.1%})"))
+        return facts
+
+    def outcomes(self) -> list[tuple[str, str]]:
+        """Rows by label, or a few texts; then errors by type."""
+        p = self.published
+        outcomes = [(label, f"{rows:,}") for label, rows in p.labels]
+        outcomes += list(p.samples)
+        return outcomes + [(f"error {kind}", f"{rows:,}") for kind, rows in p.error_types]
+
+    def markdown(self) -> str:
+        """The run's page in Prefect. Generated text stays in the folder: it may quote a prompt."""
+        p = self.published
+        counts = [(label, f"{rows:,}") for label, rows in p.labels]
+        counts += [(f"error {kind}", f"{rows:,}") for kind, rows in p.error_types]
+        lines = [f"# {self.job}, {self.run_id}", "", "| | |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in [*self.facts(), *counts]]
+        return "\n".join([*lines, "", f"Results: `{self.folder}`"])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

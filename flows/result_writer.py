@@ -1,0 +1,116 @@
+"""Query results as a table, CSV, JSON or Parquet."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine.errors import UserError
+from flows.sql_format import Format
+from flows.terminal_text import as_text
+from tasks.query import QueryResult
+
+TABLE_ROWS = 1_000
+# Without a terminal nothing limits the width but a reader's patience.
+PLAIN_WIDTH = 200
+
+
+def write_result(result: QueryResult, form: Format, out: BinaryIO, *, terminal: bool) -> None:
+    """Writes all rows of `result` to `out`."""
+    if form is Format.PARQUET and terminal:
+        raise UserError("Parquet is no text for a terminal: add --to FILE, or send the output into a file")
+    if form is Format.TABLE:
+        _write_table(result, out, terminal)
+    else:
+        _WRITERS[form](result, out)
+
+
+def _write_table(result: QueryResult, out: BinaryIO, terminal: bool) -> None:
+    text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
+    console = Console(file=text, width=None if terminal else PLAIN_WIDTH, force_terminal=terminal or None)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for field in result.schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        table.add_column(as_text(field.name), justify="right" if number else "left", overflow="fold")
+    shown = 0
+    total = 0
+    for batch in result.batches():
+        total += batch.num_rows
+        for row in _rows(batch.slice(0, max(0, TABLE_ROWS - shown))):
+            table.add_row(*(as_text(_cell(value)) for value in row))
+            shown += 1
+    console.print(table)
+    if total > shown:
+        console.print(f"the first {shown:,} of {total:,} rows; --format csv gives all")
+    text.detach()
+
+
+def _write_csv(result: QueryResult, out: BinaryIO) -> None:
+    text = io.TextIOWrapper(out, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(result.columns)
+    for batch in result.batches():
+        writer.writerows([_csv_cell(value) for value in row] for row in _rows(batch))
+    text.detach()
+
+
+def _write_json(result: QueryResult, out: BinaryIO) -> None:
+    separator = "["
+    for batch in result.batches():
+        for row in _rows(batch):
+            record = dict(zip(result.columns, map(_json_value, row), strict=True))
+            out.write(f"{separator}{json.dumps(record, ensure_ascii=False, default=str)}".encode())
+            separator = ",\n "
+    out.write(b"[]\n" if separator == "[" else b"]\n")
+
+
+def _write_parquet(result: QueryResult, out: BinaryIO) -> None:
+    with pq.ParquetWriter(out, result.schema) as writer:
+        for batch in result.batches():
+            writer.write_batch(batch)
+
+
+_WRITERS: dict[Format, Callable[[QueryResult, BinaryIO], None]] = {
+    Format.CSV: _write_csv,
+    Format.JSON: _write_json,
+    Format.PARQUET: _write_parquet,
+}
+
+
+def _rows(batch: pa.RecordBatch) -> Any:
+    # By column, because two columns of a query may have one name.
+    return zip(*(column.to_pylist(maps_as_pydicts="strict") for column in batch.columns), strict=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return str(value)
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(_json_value(value), ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return value

@@ -1,0 +1,92 @@
+"""`trunkline score`: the flow under a progress bar, then what came out."""
+
+import atexit
+import os
+import sys
+import time
+from typing import NoReturn
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine.errors import UserError
+from engine.model import resolve_model
+from flows.model_loading import LoadingEngine
+from flows.progress_bar import progress_bar, time_words
+from flows.report import RunReport
+from flows.score import ShardsFailedError, score
+from flows.terminal_text import as_text
+from tasks.job import ScoringJob
+
+
+def run_job(job: ScoringJob, *, retry_failed: bool) -> NoReturn:
+    """Runs the flow in this process, prints its report and ends the process.
+
+    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 130 where the user stopped it.
+    """
+    messages = Console(stderr=True)
+    code = 0
+    try:
+        _run(job, retry_failed, messages)
+    except KeyboardInterrupt:
+        code = _say(messages, "stopped; what was committed stays, and the same command continues", 130)
+    except ShardsFailedError as error:
+        code = _say(messages, str(error), 1)
+    except UserError as error:
+        code = _say(messages, str(error), 2)
+    _leave(code)
+
+
+def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
+    # The model takes as long to load as Prefect to start; the flow then finds it loaded.
+    LoadingEngine(resolve_model(job.model.path), job.engine_config())
+    with progress_bar(messages):
+        report = score(job, retry_failed=retry_failed)
+    print_report(report, Console(), time.time() - psutil.Process().create_time())
+
+
+def _say(messages: Console, words: str, code: int) -> int:
+    messages.print(as_text(f"trunkline: {' '.join(words.split())}"), soft_wrap=True)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process after its exit functions, one of which stops Prefect's server.
+
+    Taking the interpreter apart is left out: Prefect keeps DuckDB's module alive to the end, of which its binding
+    complains over dozens of lines.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def print_report(report: RunReport, console: Console, seconds: float) -> None:
+    """The table of outcomes, the run's figures, and what to type next."""
+    outcomes = report.outcomes()
+    if outcomes:
+        console.print(as_text(f"{report.job}, {report.run_id}"))
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("row" if report.published.samples else "label")
+        table.add_column("text" if report.published.samples else "rows", overflow="fold")
+        for name, value in outcomes:
+            table.add_row(as_text(name), as_text(value))
+        console.print(table)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in [*report.facts(), ("from the command", time_words(seconds)), ("results", str(report.folder))]:
+        facts.add_row(as_text(name), as_text(value))
+    console.print(facts)
+    console.print()
+    for line in next_steps(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def next_steps(report: RunReport) -> list[str]:
+    """What a person types next, ready to paste."""
+    steps = ['trunkline sql "select * from results limit 5"', 'trunkline sql "select * from prefix_savings"']
+    if report.published.errors:
+        steps.append('trunkline sql "select custom_id, error_type, error_message from errors"')
+    return ["Next:", *(f"  {step}" for step in steps)]

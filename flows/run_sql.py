@@ -1,0 +1,25 @@
+"""`trunkline sql`: from a query to bytes."""
+
+import sys
+from pathlib import Path
+
+from engine.errors import UserError
+from flows.result_writer import write_result
+from flows.sql_format import Format, choose_format
+from tasks.latest import latest_output
+from tasks.query import query
+
+
+def run_sql(statement: str, output: Path | None, form: Format | None, to: Path | None) -> None:
+    """Answers one SELECT over the views of an output folder, by default that of the latest run."""
+    folder = output if output is not None else latest_output()
+    with query(folder, statement) as result:
+        if to is None:
+            write_result(result, choose_format(form, to), sys.stdout.buffer, terminal=sys.stdout.isatty())
+            sys.stdout.buffer.flush()
+            return
+        try:
+            with to.open("wb") as file:
+                write_result(result, choose_format(form, to), file, terminal=False)
+        except OSError as error:
+            raise UserError(f"--to {to}: {error.strerror}") from error

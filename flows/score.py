@@ -1,0 +1,165 @@
+"""The flow: a table of prompts in, a folder of results out."""
+
+import logging
+import time
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from engine.plan import Shard
+from flows.artifacts import RunPage
+from flows.model_loading import LoadingEngine
+from flows.progress import Meter, Progress, Work, tell
+from flows.report import RunReport
+from flows.window import run_window
+from tasks.deduplicate import deduplicate
+from tasks.extract import Extracted, extract
+from tasks.infer import ShardDone, infer
+from tasks.job import ScoringJob
+from tasks.plan import Planned, plan
+from tasks.publish import publish
+from tasks.run import Run, open_run
+
+# One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
+SHARDS_IN_FLIGHT = 3
+# Each shard has had its own retries by then: the cause is not in the shards.
+FAILED_SHARDS_ALLOWED = 3
+
+
+@flow(
+    name="trunkline-score",
+    flow_run_name="score-{job.name}",
+    task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
+    persist_result=False,
+)
+def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
+    """Scores every row of the job's source that has no committed result yet, and publishes all of them.
+
+    Args:
+        job: what to score, with which model, and where the results go; relative paths start at the
+            working directory.
+        retry_failed: score the rows again that ended as errors.
+
+    Raises:
+        UserError: the job, its source or its model cannot be used as given.
+        ShardsFailedError: some rows are still without an end; the same call continues.
+    """
+    log = get_run_logger()
+    with open_run(job, retry_failed) as run:
+        engine = LoadingEngine(run.model, run.config)
+        tell(Progress("reading rows"))
+        extracted = extract(run)
+        _log_notes(log, extracted)
+        tell(Progress("finding equal requests", extracted.rows))
+        deduplicated = deduplicate(run, extracted)
+        tell(Progress("planning", extracted.rows))
+        planned = plan(run, deduplicated)
+        log.info(
+            "%s rows: %s rejected, %s requests, %s of them done before\n%s",
+            f"{planned.rows:,}",
+            f"{planned.rejected:,}",
+            f"{planned.unique:,}",
+            f"{planned.committed:,}",
+            planned.text,
+        )
+        report = ShardRunner(run, planned, engine, log).run()
+        engine.join()
+        return report
+
+
+class ShardsFailedError(RuntimeError):
+    """Shards failed for good; what was committed is published."""
+
+
+class ShardRunner:
+    """Runs a plan's shards, tells how far they are, and publishes what is committed."""
+
+    def __init__(
+        self, run: Run, planned: Planned, engine: LoadingEngine, log: logging.Logger | logging.LoggerAdapter[Any]
+    ) -> None:
+        self._run = run
+        self._planned = planned
+        self._engine = engine
+        self._log = log
+        self._page = RunPage(artifact_key(run.job.name), log)
+        summary = planned.summary
+        # Equal rows share a request, so the rows already done are only known in proportion.
+        pending = planned.pending / planned.unique if planned.unique else 0.0
+        self._meter = Meter(
+            Work(
+                rows=planned.rows,
+                rows_done=planned.rows - round((planned.rows - planned.rejected) * pending),
+                requests=planned.pending,
+                tokens=summary.computed_tokens + summary.label_tokens + summary.max_decode_tokens,
+            )
+        )
+        self._done: list[ShardDone] = []
+        self._failures: list[Exception] = []
+        self._progress = Progress("scoring", planned.rows)
+
+    def run(self) -> RunReport:
+        start = time.monotonic()
+        try:
+            run_window(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
+        finally:
+            seconds = time.monotonic() - start
+            tell(Progress("publishing", self._planned.rows, self._progress.rows_done))
+            published = publish(self._run, self._planned.plan_id)
+        report = RunReport(
+            job=self._run.job.name,
+            run_id=self._run.run_id,
+            folder=self._run.root,
+            published=published,
+            shards=len(self._planned.shards),
+            scored_rows=sum(done.rows for done in self._done if not done.skipped),
+            seconds=seconds,
+        )
+        self._page.close(report.finished_fraction, report.markdown())
+        if self._failures:
+            raise ShardsFailedError(
+                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
+                f"run the same command to continue (last error: {self._failures[-1]})"
+            ) from self._failures[-1]
+        return report
+
+    def _submit(self, shard: Shard) -> PrefectFuture[Any]:
+        here = infer.with_options(
+            task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
+            tags=[f"trunkline:{self._run.device.name}"],
+        )
+        return here.submit(self._run, self._planned.plan_id, shard)
+
+    def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
+        try:
+            done: ShardDone = future.result()
+        except Exception as error:
+            self._failures.append(error)
+            self._log.error("shard %s failed: %s", shard.shard_id, error)
+            return len(self._failures) < FAILED_SHARDS_ALLOWED
+        self._done.append(done)
+        self._log.info(
+            "shard %d of %d: %s requests, %d errors, %.1f s",
+            done.index + 1,
+            len(self._planned.shards),
+            f"{done.requests:,}",
+            done.errors,
+            done.seconds,
+        )
+        return True
+
+    def _tick(self) -> None:
+        self._progress = self._meter.read(*self._engine.totals())
+        tell(self._progress)
+        self._page.progress(self._progress.fraction)
+
+
+def artifact_key(name: str) -> str:
+    """Prefect takes lower-case letters, digits and dashes."""
+    return "trunkline-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+
+
+def _log_notes(log: logging.Logger | logging.LoggerAdapter[Any], extracted: Extracted) -> None:
+    for note in extracted.notes:
+        log.info("%s", note)

@@ -1,0 +1,12 @@
+"""Text of unknown origin, made harmless for a terminal."""
+
+import re
+
+from rich.text import Text
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+def as_text(value: str) -> Text:
+    """`value` as it is, neither markup nor escape sequences obeyed."""
+    return Text(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", value.replace("\t", " ")))

@@ -1,0 +1,3 @@
+SELECT
+    (SELECT count(*) FROM results) AS results,
+    (SELECT count(*) FROM errors) AS errors

@@ -1,0 +1,4 @@
+CREATE VIEW shards AS
+SELECT *
+FROM ({manifests})
+ORDER BY plan_id, shard_index

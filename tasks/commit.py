@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all: staging name, fsync, link without overwriting, fsync of the folder."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from engine.errors import UserError
+from tasks.failpoint import failpoint
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Says a full disk in one line; every other error passes."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in _DISK_FULL:
+            raise
+        cure = "free some and run the same command again"
+        raise UserError(f"{folder}: no space left ({problem.strerror}); {cure}") from None
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """A new file that its owner alone can read."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Makes a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit_file(staged: Path, final: Path) -> bool:
+    """Gives a staged file its final name. False, and nothing changed, where the name is taken."""
+    fsync(staged)
+    failpoint("commit.synced")
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        return False
+    finally:
+        staged.unlink()
+    failpoint("commit.linked")
+    fsync(final.parent)
+    return True
+
+
+def replace_file(staged: Path, final: Path) -> None:
+    """Like `commit_file`, over whatever is there."""
+    fsync(staged)
+    failpoint("replace.synced")
+    os.replace(staged, final)
+    failpoint("replace.renamed")
+    fsync(final.parent)
+
+
+def stage_json(staged: Path, content: Mapping[str, Any]) -> Path:
+    """One line of JSON, so that DuckDB reads a list of such files as rows."""
+    with open_private(staged) as file:
+        file.write(json.dumps(content, allow_nan=False).encode() + b"\n")
+    return staged

@@ -1,0 +1,60 @@
+"""What a run would do and cost, without a model's weights and with nothing written to the output folder."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from engine.plan import PlanSummary, Shard
+from tasks.deduplicate import PENDING, find_pending
+from tasks.extract import extract_rows
+from tasks.job import ScoringJob
+from tasks.output_folder import OutputFolder
+from tasks.plan import plan_requests
+from tasks.run import make_run
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """The plan is for the `pending` requests: those without a committed answer in the job's output folder."""
+
+    rows: int
+    rejected: int
+    unique: int
+    committed: int
+    pending: int
+    plan: PlanSummary
+    shards: tuple[Shard, ...]
+    text: str
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"rows              {self.rows:>14,}   {self.rejected:,} cannot be scored",
+            f"unique requests   {self.unique:>14,}   {self.committed:,} have an answer already",
+            self.text,
+        ]
+        return "\n".join(lines)
+
+
+def plan_job(job: ScoringJob) -> PlanReport:
+    """Raises UserError as a run would."""
+    with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
+        folder = OutputFolder(Path(scratch))
+        folder.create()
+        run = make_run(job, folder)
+        extracted = extract_rows(run)
+        found = find_pending(run, extracted, OutputFolder(job.output_folder))
+        plan = plan_requests(run, pq.read_table(found.folder / PENDING))
+    return PlanReport(
+        rows=found.rows,
+        rejected=found.rejected,
+        unique=found.unique,
+        committed=found.committed,
+        pending=found.pending,
+        plan=plan.summary,
+        shards=plan.shards,
+        text=str(plan),
+        notes=extracted.notes,
+    )

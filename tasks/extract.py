@@ -1,0 +1,172 @@
+"""First step: reads the source once, and turns each row into a request or an error."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.errors import UserError
+from engine.tokenizer import load_tokenizer
+from tasks.columns import used_columns
+from tasks.duck import working_connection
+from tasks.encode import Encoder
+from tasks.failpoint import failpoint
+from tasks.job import ROW_COLUMN, Source
+from tasks.parquet_sink import parquet_sink
+from tasks.prompts import PromptRenderer
+from tasks.requests import NewRequest, RequestBuilder
+from tasks.row_error import RowError
+from tasks.run import Run
+from tasks.snapshot import take_snapshot
+from tasks.source_rows import SourceBatch, kept_type, read_batches
+from tasks.statements import statement
+from tasks.step import as_task
+from tasks.stored_plan import ROWS, find_open_plan, load_plan
+from tasks.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
+
+log = logging.getLogger(__name__)
+
+NEW_REQUESTS = "new_requests.parquet"
+SNAPSHOT = "source.parquet"
+
+_REQUEST_SCHEMA = pa.schema(
+    [
+        (ROW_COLUMN, pa.int64()),
+        ("request_hash", pa.string()),
+        ("prompt_token_ids", TOKEN_LIST),
+        ("labels", TOKEN_LISTS),
+        ("label_texts", pa.list_(pa.string())),
+        ("max_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """`folder` holds `rows.parquet` and `new_requests.parquet`. With `reused_plan`, nothing was read: that plan,
+    of a run that did not finish, has all rows. `notes` are for the user.
+    """
+
+    rows: int
+    rejected: int
+    folder: Path
+    source_digest: str
+    reused_plan: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def extract_rows(run: Run) -> Extracted:
+    """Raises UserError for a missing column, an id that is NULL or not unique, a source that cannot be read."""
+    failpoint("extract.start")
+    source = run.job.source
+    tokenizer = load_tokenizer(run.model)
+    renderer = PromptRenderer(run.job.prompt, tokenizer)
+    columns = used_columns(run.job, renderer)
+    folder = run.folder.staged("extract")
+    folder.mkdir(mode=0o700)
+    snapshot = take_snapshot(source, columns, folder / SNAPSHOT, lambda digest: find_open_plan(run, digest) is not None)
+    plan_id = find_open_plan(run, snapshot.digest)
+    if plan_id is not None:
+        return _reuse(run, plan_id, folder)
+    _check_ids(snapshot.files, source, folder)
+    encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
+    rows, rejected = _write_rows(run, snapshot.files, columns, RequestBuilder(run, renderer, encoder), folder)
+    snapshot.check_unchanged()
+    (folder / SNAPSHOT).unlink(missing_ok=True)
+    failpoint("extract.done")
+    notes = () if source.id is not None else ("no source.id: a row's id is its position, counted from 0",)
+    return Extracted(rows, rejected, folder, snapshot.digest, notes=notes)
+
+
+def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:
+    planned = load_plan(run.folder, plan_id)
+    note = f"taking up {plan_id} of {planned.run_id}, which did not finish"
+    return Extracted(planned.rows, planned.rejected, folder, planned.source_digest, plan_id, (note,))
+
+
+def _check_ids(files: Sequence[Path], source: Source, folder: Path) -> None:
+    """Before any work: ids are read alone, and DuckDB groups them out of core."""
+    if source.id is None:
+        return
+    path = folder / "ids.parquet"
+    schema = pa.schema([(ROW_COLUMN, pa.int64()), ("custom_id", pa.string())])
+    with parquet_sink(path, schema) as sink:
+        for batch in read_batches(files, [source.id]):
+            sink.write(pa.record_batch([_positions(batch), pa.array(batch.ids(source.id))], schema=schema))
+    with working_connection(folder) as connection:
+        found = connection.execute(statement("duplicate_ids"), {"ids": str(path)}).fetchall()
+    path.unlink()
+    for custom_id, num_rows in found:
+        raise UserError(f"source.id: column {source.id!r} is not unique: {num_rows} rows have {custom_id!r:.80}")
+
+
+def _write_rows(
+    run: Run, files: Sequence[Path], columns: Sequence[str], builder: RequestBuilder, folder: Path
+) -> tuple[int, int]:
+    """Returns the numbers of rows and of rejected rows."""
+    source = run.job.source
+    schema = _row_schema(files[0], source)
+    rows = rejected = 0
+    with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
+        for batch in read_batches(files, columns):
+            failpoint("extract.batch")
+            ids = batch.ids(source.id) if source.id is not None else list(map(str, _positions(batch).to_pylist()))
+            built = builder.build(batch, ids)
+            kept.write(_row_batch(batch, ids, built, source, schema))
+            requests.write(_request_batch(batch.first_row, built))
+            rows += len(built)
+            rejected += sum(isinstance(one, RowError) for one in built)
+    return rows, rejected
+
+
+def _row_schema(file: Path, source: Source) -> pa.Schema:
+    fields = pq.read_schema(file)
+    kept = [(name, kept_type(fields.field(column), column)) for column, name in source.keep.items()]
+    own = [(ROW_COLUMN, pa.int64()), ("prompt_tokens", pa.int32())]
+    texts = [(name, pa.string()) for name in ("custom_id", "request_hash", "error_type", "error_message")]
+    return pa.schema([*own, *texts, *kept])
+
+
+def _row_batch(
+    batch: SourceBatch, ids: Sequence[str], built: Sequence[NewRequest | RowError], source: Source, schema: pa.Schema
+) -> pa.RecordBatch:
+    requests = [one if isinstance(one, NewRequest) else None for one in built]
+    errors = [one if isinstance(one, RowError) else None for one in built]
+    columns = [
+        _positions(batch),
+        pa.array([None if one is None else len(one.prompt_token_ids) for one in requests], pa.int32()),
+        pa.array(ids, pa.string()),
+        pa.array([None if one is None else one.request_hash for one in requests], pa.string()),
+        pa.array([None if one is None else one.type for one in errors], pa.string()),
+        pa.array([None if one is None else one.message for one in errors], pa.string()),
+        *(batch.kept(column) for column in source.keep),
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _request_batch(first_row: int, built: Sequence[NewRequest | RowError]) -> pa.RecordBatch:
+    """Each request of the batch once, at its first row."""
+    first: dict[str, int] = {}
+    for offset, one in enumerate(built):
+        if isinstance(one, NewRequest):
+            first.setdefault(one.request_hash, offset)
+    requests = [one for offset in first.values() if isinstance(one := built[offset], NewRequest)]
+    columns = [
+        pa.array([first_row + offset for offset in first.values()], pa.int64()),
+        pa.array(list(first), pa.string()),
+        to_list_array([request.prompt_token_ids for request in requests]),
+        to_lists_array([request.labels for request in requests]),
+        pa.array([request.label_texts for request in requests], pa.list_(pa.string())),
+        pa.array([request.max_tokens for request in requests], pa.int32()),
+    ]
+    return pa.record_batch(columns, schema=_REQUEST_SCHEMA)
+
+
+def _positions(batch: SourceBatch) -> pa.Array:
+    return pa.array(range(batch.first_row, batch.first_row + batch.num_rows), pa.int64())
+
+
+extract = as_task(extract_rows, "extract")

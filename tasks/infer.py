@@ -1,0 +1,129 @@
+"""Fourth step, once a shard: asks the engine, and commits the results as one part and one manifest."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from prefect.tasks import exponential_backoff
+
+from engine.engine_cache import get_engine
+from engine.plan import Shard
+from engine.request import RequestOutput
+from tasks.commit import commit_file, open_private, sha256_of
+from tasks.failpoint import failpoint
+from tasks.manifests import PartFile, ShardManifest, find_manifest, write_manifest
+from tasks.parts import to_part
+from tasks.run import Run
+from tasks.shard_work import read_shard, to_asked, to_work
+from tasks.step import as_task
+from tasks.stored_plan import layout_of
+from tasks.transient import retry_transient
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A committed shard. `skipped`: it was committed before, and nothing ran."""
+
+    shard_id: str
+    index: int
+    requests: int
+    rows: int
+    errors: int
+    prompt_tokens: int
+    computed_prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    skipped: bool
+
+
+def infer_shard(
+    run: Run, plan_id: str, shard: Shard, on_output: Callable[[RequestOutput], None] | None = None
+) -> ShardDone:
+    """Scores the shard if it is not committed. Raises EngineDeadError where the engine ends; then try again."""
+    done = find_manifest(run.folder, plan_id, shard.shard_id)
+    if done is not None:
+        return _to_done(done, skipped=True)
+    failpoint("infer.start")
+    started = time.monotonic()
+    rows = read_shard(run, plan_id, shard)
+    work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
+    outputs = get_engine(run.model, run.config).submit(work, on_output).result()
+    failpoint("infer.scored")
+    part = _commit_part(run, shard, to_part(to_asked(rows), outputs, run.run_id, shard.shard_id))
+    manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
+    write_manifest(run.folder, manifest)
+    failpoint("infer.done")
+    return _to_done(manifest, skipped=False)
+
+
+def _commit_part(run: Run, shard: Shard, part: pa.Table) -> PartFile:
+    """Named by its content: a part that is there under this name, from a try that went no further, is this part."""
+    staged = run.folder.staged("part.parquet")
+    with open_private(staged) as file:
+        pq.write_table(part, file, compression="zstd")
+    digest = sha256_of(staged)
+    size = staged.stat().st_size
+    name = f"{shard.shard_id}-{digest[:16]}.parquet"
+    failpoint("part.staged")
+    commit_file(staged, run.folder.parts / name)
+    return PartFile(name, digest, part.num_rows, size)
+
+
+def _describe(
+    run: Run,
+    plan_id: str,
+    shard: Shard,
+    rows: pa.RecordBatch,
+    outputs: Sequence[RequestOutput],
+    part: PartFile,
+    seconds: float,
+) -> ShardManifest:
+    num_rows = rows.column("num_rows")
+    lengths = pc.list_value_length(rows.column("prompt_token_ids"))
+    # Several shards run in one engine at once, so what one of them computed is known from its outputs alone.
+    computed = sum(one.prompt_tokens - one.num_cached_tokens for one in outputs if one.finish_reason != "error")
+    return ShardManifest(
+        plan_id=plan_id,
+        shard_id=shard.shard_id,
+        run_id=run.run_id,
+        shard_index=shard.index,
+        fingerprint=run.fingerprint,
+        files=(part,),
+        requests=rows.num_rows,
+        rows=pc.sum(num_rows).as_py(),
+        errors=sum(one.finish_reason == "error" for one in outputs),
+        seconds=round(seconds, 3),
+        prompt_tokens=pc.sum(lengths).as_py(),
+        row_prompt_tokens=pc.sum(pc.multiply(pc.cast(lengths, pa.int64()), num_rows)).as_py(),
+        planned_tokens=shard.prefill_tokens,
+        computed_prompt_tokens=computed,
+        generated_tokens=sum(len(one.token_ids) for one in outputs),
+    )
+
+
+def _to_done(manifest: ShardManifest, *, skipped: bool) -> ShardDone:
+    return ShardDone(
+        shard_id=manifest.shard_id,
+        index=manifest.shard_index,
+        requests=manifest.requests,
+        rows=manifest.rows,
+        errors=manifest.errors,
+        prompt_tokens=manifest.prompt_tokens,
+        computed_prompt_tokens=manifest.computed_prompt_tokens,
+        generated_tokens=manifest.generated_tokens,
+        seconds=manifest.seconds,
+        skipped=skipped,
+    )
+
+
+infer = as_task(
+    infer_shard,
+    "infer",
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=1,
+    retry_condition_fn=retry_transient,
+)

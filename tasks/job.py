@@ -1,0 +1,251 @@
+"""What a user asks for: the job file's schema, which is the flow's parameter schema as well."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from engine.config import Admission, Dtype, EngineConfig, Order, Sharing
+from engine.sampling_params import SamplingParams
+
+RESULT_COLUMNS = (
+    "custom_id",
+    "status",
+    "generated_text",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cumulative_logprob",
+    "logprobs",
+    "label",
+    "label_probs",
+    "label_logprobs",
+    "error_type",
+    "error_message",
+    "attempts",
+    "run_id",
+    "request_hash",
+)
+ROW_COLUMN = "row_index"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
+_SCALE = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_size(value: object) -> object:
+    """`2GiB`, `512 MiB` or a number of bytes; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size; write it like 2GiB or 512MiB")
+    number, unit = match.groups()
+    return int(float(number) * _SCALE[unit]) if unit else int(float(number))
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _as_mapping(value: object) -> object:
+    """`keep` may be a list of columns, or a mapping from a column to its name in the results."""
+    if isinstance(value, list | tuple):
+        if any(not isinstance(column, str) for column in value):
+            raise ValueError("is a list of column names, or a mapping of column to result column")
+        if len(set(value)) != len(value):
+            raise ValueError("names a column twice")
+        return {column: column for column in value}
+    return value
+
+
+def _no_clash(keep: dict[str, str]) -> dict[str, str]:
+    taken = {*RESULT_COLUMNS, ROW_COLUMN}
+    for column, name in keep.items():
+        if name.lower() in taken:
+            raise ValueError(
+                f"{name!r} is a column that the results have already; give it another name: {{{column}: my_{name}}}"
+            )
+        taken.add(name.lower())
+    return keep
+
+
+def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    if not labels:
+        raise ValueError("is empty; name at least one label")
+    if len(set(labels)) != len(labels):
+        raise ValueError("names a label twice")
+    if any(not label.strip() for label in labels):
+        raise ValueError("holds an empty label")
+    return labels
+
+
+def _exactly_one(part: BaseModel, keys: tuple[str, ...]) -> None:
+    given = [key for key in keys if getattr(part, key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(keys)}; {' and '.join(given) or 'none'} given")
+
+
+def _resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
+    for alias, name in (("max_gen_toks", "max_tokens"), ("max_new_tokens", "max_tokens"), ("until", "stop")):
+        if alias in given:
+            if name in given:
+                raise ValueError(f"{alias} and {name} say the same; give one")
+            given[name] = given.pop(alias)
+    if "do_sample" in given:
+        if given.pop("do_sample"):
+            given.setdefault("temperature", 1.0)
+        else:
+            given["temperature"] = 0.0
+    return given
+
+
+Name = Annotated[str, StringConstraints(min_length=1)]
+Size = Annotated[int, BeforeValidator(parse_size)]
+
+
+class Part(BaseModel):
+    """Unknown keys fail, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DuckDBSource(Part):
+    """A database file, opened read-only, and one SELECT."""
+
+    database: Name
+    query: Name
+
+
+class Source(Part):
+    """Where the rows come from. Exactly one of `parquet`, `csv`, `jsonl` (globs) and `duckdb`."""
+
+    parquet: Name | None = None
+    csv: Name | None = None
+    jsonl: Name | None = None
+    duckdb: DuckDBSource | None = None
+    id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")
+    keep: Annotated[dict[Name, Name], BeforeValidator(_as_mapping), AfterValidator(_no_clash)] = Field(
+        default={}, description="Columns that the results carry: a list, or a mapping to the name they get."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        _exactly_one(self, ("parquet", "csv", "jsonl", "duckdb"))
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in ("parquet", "csv", "jsonl", "duckdb") if getattr(self, kind) is not None)
+
+
+class Prompt(Part):
+    """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
+
+    column: Name | None = None
+    template: Name | None = None
+    messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
+    chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> Self:
+        _exactly_one(self, ("column", "template", "messages"))
+        return self
+
+    @property
+    def uses_chat(self) -> bool:
+        return self.chat or self.messages is not None
+
+
+class Task(Part):
+    """`choice` scores labels as continuations of the prompt; `generate` writes text."""
+
+    type: Literal["choice", "generate"]
+    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = None
+    labels_column: Name | None = None
+
+    @model_validator(mode="after")
+    def _labels_for_choice(self) -> Self:
+        if self.type == "choice":
+            _exactly_one(self, ("labels", "labels_column"))
+        elif self.labels is not None or self.labels_column is not None:
+            raise ValueError("labels belong to type: choice")
+        return self
+
+
+class Model(Part):
+    path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
+    dtype: Dtype = "auto"
+
+
+class Sampling(Part):
+    """vLLM's field names; lm-eval's `max_gen_toks`, `max_new_tokens`, `until` and `do_sample` are taken too."""
+
+    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: Annotated[int, AfterValidator(lambda k: max(k, 0))] = Field(default=0, ge=-1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    max_tokens: int = Field(default=16, ge=1)
+    min_tokens: int = Field(default=0, ge=0)
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, value: Any) -> Any:
+        return _resolve_aliases(dict(value)) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
+        return self
+
+    def params(self) -> SamplingParams:
+        return SamplingParams(**self.model_dump())
+
+
+class EngineLimits(Part):
+    """How the engine computes: never what, but for `max_model_len`."""
+
+    kv_cache_memory: Size = Field(default=EngineConfig().kv_cache_memory, ge=2**20)
+    max_num_batched_tokens: int = Field(default=EngineConfig().max_num_batched_tokens, ge=1)
+    max_model_len: int = Field(default=0, ge=0)
+    block_size: int = Field(default=EngineConfig().block_size, ge=1)
+    max_num_seqs: int = Field(default=EngineConfig().max_num_seqs, ge=1)
+    sharing: Sharing = EngineConfig().sharing
+    order: Order = EngineConfig().order
+    admission: Admission = EngineConfig().admission
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class ScoringJob(Part):
+    """A table of prompts, what is asked of each, the model, and where the results go."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    source: Source
+    prompt: Prompt
+    task: Task
+    model: Model = Model()
+    sampling: Sampling = Sampling()
+    engine: EngineLimits = EngineLimits()
+    shard_seconds: float = Field(default=45.0, gt=0, le=86_400)
+    output: Name | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
+
+    @model_validator(mode="after")
+    def _sampling_is_used(self) -> Self:
+        if self.task.type == "choice" and self.sampling != Sampling():
+            raise ValueError("sampling has no effect on type: choice; remove it")
+        return self
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output or f"runs/{self.name}").expanduser().absolute()
+
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(dtype=self.model.dtype, **self.engine.model_dump())

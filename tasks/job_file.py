@@ -1,0 +1,99 @@
+"""Reads a job file. Whatever is wrong with it is said in one line: the file, the dotted key, the cure."""
+
+from collections.abc import Hashable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from engine.errors import UserError
+from tasks.job import ScoringJob
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; here they are refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(problem=f"key {key!r} twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) -> ScoringJob:
+    """The job in a YAML file; `overrides` maps dotted keys to values and wins over the file.
+
+    Raises UserError for anything that is not a job.
+    """
+    content = _read_yaml(Path(path))
+    for key, value in (overrides or {}).items():
+        _override(content, key, value)
+    return parse_job(content, str(path))
+
+
+def parse_job(content: Mapping[str, Any], name: str) -> ScoringJob:
+    """`name` is what error lines begin with."""
+    try:
+        return ScoringJob.model_validate(content)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise UserError(f"{name}: {_one_line(errors[0])}{more}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not UTF-8 text") from None
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path}:{where} is not valid YAML: {getattr(problem, 'problem', problem)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a job; it holds no keys like name, source, prompt, task")
+    return content
+
+
+def _override(content: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        inner = content.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {dotted}: {parent} is not a group of keys")
+        content = inner
+    content[last] = yaml.safe_load(value) if isinstance(value, str) else value
+
+
+def _one_line(error: Any) -> str:
+    loc, kind = tuple(error["loc"]), error["type"]
+    key = ".".join(str(part) for part in loc) or "job"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; {_suggest(loc)}"
+    if kind == "missing":
+        return f"{key}: is required"
+    if kind == "string_type":
+        return f"{key}: must be text, not {error['input']!r:.60}; put it in quotes"
+    message = " ".join(str(error["msg"]).split()).removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict | list | BaseModel) or kind == "value_error" else error["input"]
+    return f"{key}: {message[:1].lower()}{message[1:]}" + (f" (got {given!r:.60})" if given != "" else "")
+
+
+def _suggest(loc: tuple[Any, ...]) -> str:
+    keys = sorted(_keys_at(loc[:-1]))
+    close = get_close_matches(str(loc[-1]), keys, n=1)
+    return f"did you mean {close[0]}?" if close else f"known here: {', '.join(keys)}"
+
+
+def _keys_at(loc: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = ScoringJob
+    for part in loc:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)

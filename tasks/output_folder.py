@@ -1,0 +1,106 @@
+"""The output folder's layout, and the lock that lets one run at a time change it."""
+
+import fcntl
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+
+from engine.errors import UserError
+
+LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFolder:
+    """Paths below `root`. Only what lies in `staging` may ever be half written."""
+
+    root: Path
+
+    @property
+    def plans(self) -> Path:
+        return self.root / "plan"
+
+    @property
+    def parts(self) -> Path:
+        return self.root / "parts"
+
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifests"
+
+    @property
+    def staging(self) -> Path:
+        return self.root / "staging"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "results.duckdb"
+
+    def staged(self, name: str) -> Path:
+        """A staging name that nobody else uses."""
+        return self.staging / f"{uuid.uuid4().hex[:12]}-{name}"
+
+    def check(self) -> None:
+        """Raises UserError where the root is something else's."""
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"output: {self.root} is a file; name a folder")
+        if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / LOCK_NAME).is_file():
+            raise UserError(f"output: {self.root} holds other files; name a new or empty folder")
+
+    def create(self) -> None:
+        """Makes the folders. Raises UserError where the root is something else's, or cannot be made."""
+        self.check()
+        folders = (self.plans, self.parts, self.manifests, self.staging)
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.root / LOCK_NAME).touch(mode=0o600)
+            for folder in folders:
+                folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as problem:
+            raise UserError(f"output: {self.root} cannot be made ({problem.strerror})") from None
+        linked = [folder.name for folder in folders if folder.is_symlink()]
+        if linked:
+            raise UserError(f"output: {self.root / linked[0]} is a link; an output folder holds its own files")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder. The kernel frees the lock when its holder dies, however it dies.
+
+        Raises UserError that names the holder while another run has it.
+        """
+        with open(self.root / LOCK_NAME, "r+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"output: {self.root} is in use by {_holder(file.read())}; wait, or end it") from None
+            _write_holder(file.fileno())
+            yield
+
+    def sweep_staging(self) -> None:
+        """Removes what killed runs left half written. Only the lock's holder may call it."""
+        for entry in self.staging.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                rmtree(entry)
+            else:
+                entry.unlink()
+
+
+def _write_holder(descriptor: int) -> None:
+    content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
+
+
+def _holder(content: str) -> str:
+    """What the lock's file says of its holder; it may be in the middle of writing it."""
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another run"

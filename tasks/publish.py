@@ -1,0 +1,82 @@
+"""Last step: the views over everything committed, and the figures that a run ends with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from tasks.failpoint import failpoint
+from tasks.latest import remember_output
+from tasks.run import Run
+from tasks.run_record import update_record
+from tasks.statements import statement
+from tasks.step import as_task
+from tasks.stored_plan import load_plan, remove_other_plans
+from tasks.views import open_views, write_views
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Rows of the plan: `rows` = `results` + `errors` + `missing`. Tokens are of what this run scored itself.
+
+    `labels` and `error_types` are (name, rows), most first; `samples` are (custom_id, the start of a text).
+    """
+
+    rows: int
+    results: int
+    errors: int
+    missing: int
+    labels: tuple[tuple[str, int], ...]
+    samples: tuple[tuple[str, str], ...]
+    error_types: tuple[tuple[str, int], ...]
+    prompt_tokens: int
+    unique_prompt_tokens: int
+    computed_prompt_tokens: int
+    saved_fraction: float
+    ideal_saved_fraction: float
+    database: Path
+
+
+def publish_results(run: Run, plan_id: str) -> Published:
+    """May run at any time, after a failure too: what is committed can then be queried."""
+    failpoint("publish.start")
+    write_views(run.folder, plan_id)
+    update_record(run.folder, run.run_id, published_plan=plan_id)
+    failpoint("publish.recorded")
+    published = _figures(run, plan_id)
+    remove_other_plans(run.folder, plan_id)
+    remember_output(run.root)
+    failpoint("publish.done")
+    return published
+
+
+def _figures(run: Run, plan_id: str) -> Published:
+    rows = load_plan(run.folder, plan_id).rows
+    is_choice = run.job.task.type == "choice"
+    with open_views(run.folder, plan_id) as connection:
+        [(results, errors)] = _all(connection, "published_counts")
+        savings = _all(connection, "run_savings", run_id=run.run_id)
+        prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
+        return Published(
+            rows=rows,
+            results=results,
+            errors=errors,
+            missing=rows - results - errors,
+            labels=tuple(_all(connection, "label_counts")) if is_choice else (),
+            samples=() if is_choice else tuple(_all(connection, "sample_texts")),
+            error_types=tuple(_all(connection, "error_counts")),
+            prompt_tokens=prompt,
+            unique_prompt_tokens=unique,
+            computed_prompt_tokens=computed,
+            saved_fraction=saved,
+            ideal_saved_fraction=ideal,
+            database=run.folder.database,
+        )
+
+
+def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:
+    return connection.execute(statement(name), values).fetchall()
+
+
+publish = as_task(publish_results, "publish")

@@ -1,0 +1,61 @@
+"""Answers SQL about an output folder, on a connection that can read that folder and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import duckdb
+import pyarrow as pa
+
+from engine.errors import UserError
+from tasks.duck import BATCH_ROWS
+from tasks.output_folder import OutputFolder
+from tasks.statements import first_line, single_select
+from tasks.views import open_views, published_plan
+
+
+class QueryResult(AbstractContextManager["QueryResult"]):
+    """Rows as they come: read `batches` or `table` once, inside the context."""
+
+    def __init__(self, folder: OutputFolder, sql: str) -> None:
+        self._connecting = open_views(folder, published_plan(folder))
+        self._sql = sql
+
+    def __enter__(self) -> Self:
+        try:
+            self._reader = self._connecting.__enter__().sql(self._sql).to_arrow_reader(BATCH_ROWS)
+        except duckdb.Error as problem:
+            self._connecting.__exit__(None, None, None)
+            raise UserError(f"sql: {first_line(problem)}") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.close()
+        self._connecting.__exit__(None, None, None)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._reader.schema
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.schema.names)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Raises UserError for what goes wrong while rows are computed, such as a cast."""
+        try:
+            yield from self._reader
+        except (duckdb.Error, pa.ArrowException, OSError) as problem:
+            raise UserError(f"sql: {first_line(problem)}") from None
+
+    def table(self) -> pa.Table:
+        return pa.Table.from_batches(self.batches(), self.schema)
+
+
+def query(folder: Path, sql: str) -> QueryResult:
+    """Raises UserError for a folder without results, and for anything but one SELECT statement."""
+    return QueryResult(OutputFolder(folder.expanduser().absolute()), single_select(sql, "sql"))

@@ -1,0 +1,54 @@
+"""A stored plan's shard as the engine wants it, read without the rest of the plan."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from engine.plan import PrefixNode, Shard, ShardWork
+from tasks.parts import Asked
+from tasks.plan import NODE_FIELDS, to_requests
+from tasks.run import Run
+from tasks.stored_plan import NODES, REQUESTS, plan_folder
+
+
+def read_shard(run: Run, plan_id: str, shard: Shard) -> pa.RecordBatch:
+    """The shard's rows of `requests.parquet`, in execution order."""
+    with pq.ParquetFile(plan_folder(run.folder, plan_id) / REQUESTS) as file:
+        batches = file.read_row_group(shard.index).combine_chunks().to_batches()
+    assert len(batches) == 1, len(batches)
+    assert batches[0].num_rows == shard.last - shard.first, (batches[0].num_rows, shard)
+    return batches[0]
+
+
+def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.RecordBatch) -> ShardWork:
+    node_of = tuple(rows.column("node").to_pylist())
+    requests = to_requests(rows, run.job.sampling.params(), is_choice=run.job.task.type == "choice")
+    nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), set(node_of))
+    return ShardWork(layout_id, shard.index, shard.shard_id, nodes, tuple(requests), node_of)
+
+
+def to_asked(rows: pa.RecordBatch) -> list[Asked]:
+    columns = (rows.column(name).to_pylist() for name in ("request_hash", "label_texts", "attempts"))
+    return [Asked(name, tuple(texts), attempts) for name, texts, attempts in zip(*columns, strict=True)]
+
+
+def _nodes_above(nodes: NDArray[np.int64], ends: set[int]) -> tuple[PrefixNode, ...]:
+    """Every node on the way from a root to one of `ends`, parents first."""
+    found: set[int] = set()
+    for end in ends:
+        node = end
+        while node >= 0 and node not in found:
+            found.add(node)
+            node = int(nodes[node, 0])
+    return tuple(PrefixNode(node, *nodes[node].tolist()) for node in sorted(found))
+
+
+@lru_cache(maxsize=1)
+def _read_nodes(path: Path) -> NDArray[np.int64]:
+    """[nodes, fields]; row i is node i. Plans never change, and several shards of one run at once."""
+    table = pq.read_table(path)
+    return np.stack([table.column(name).to_numpy() for name in NODE_FIELDS], axis=1)

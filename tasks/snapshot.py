@@ -1,0 +1,37 @@
+"""The source as it was when the run began: Parquet files in place, every other source copied to Parquet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.failpoint import failpoint
+from tasks.job import Source
+from tasks.source import FileState, check_unchanged, digest_files, file_states, find_files, write_snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`digest` is of the source's content. `originals` must stay as they are until all rows are read."""
+
+    files: tuple[Path, ...]
+    digest: str
+    originals: tuple[FileState, ...]
+
+    def check_unchanged(self) -> None:
+        check_unchanged(self.originals)
+
+
+def take_snapshot(source: Source, columns: Sequence[str], target: Path, is_known: Callable[[str], bool]) -> Snapshot:
+    """Copies nothing where `is_known` says that this content needs no reading; `files` are then not to be read."""
+    if source.kind == "duckdb":
+        write_snapshot(source, columns, target)
+        failpoint("snapshot.copied")
+        return Snapshot((target,), digest_files([target]), ())
+    files = find_files(source)
+    states = file_states(files)
+    digest = digest_files(files)
+    if source.kind == "parquet" or is_known(digest):
+        return Snapshot(files, digest, states)
+    write_snapshot(source, columns, target)
+    failpoint("snapshot.copied")
+    return Snapshot((target,), digest, states)

@@ -1,0 +1,59 @@
+"""Fixtures for all tests: a model that takes no time, a Prefect that leaves nothing behind."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports prefect: neither the user's Prefect nor the folder of their latest run is touched.
+_HOME = tempfile.TemporaryDirectory(prefix="trunkline-tests-")
+os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
+os.environ["XDG_STATE_HOME"] = f"{_HOME.name}/state"
+for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "FAILPOINT"):
+    os.environ.pop(_name, None)
+
+import flows  # noqa: E402  # switches Prefect's telemetry off
+
+assert flows.__doc__
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers with the embedded model's tokenizer and chat template."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from engine.model import resolve_model
+    from engine.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = load_tokenizer(resolve_model("embedded"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,  # spreads the logits, so that no two tokens tie
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One Prefect server for all flow tests of the session."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -1,0 +1,83 @@
+"""A real server, a real worker: the commands of the README, with a small job in the place of the example."""
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.job_file import load_job, parse_job
+from tasks.query import query
+
+ROOT = Path(__file__).parents[2]
+
+
+def deployments() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    return content
+
+
+def test_the_deployed_job_is_the_example() -> None:
+    deployed = deployments()["deployments"][0]["parameters"]["job"]
+    # Brackets keep Prefect from taking the names for its own.
+    template = deployed["prompt"]["template"]
+    for name in ("package", "summary", "description"):
+        template = template.replace(f"{{{{ ({name}) }}}}", f"{{{{ {name} }}}}")
+    deployed["prompt"]["template"] = template
+    assert parse_job(deployed, "prefect.yaml") == load_job(ROOT / "examples" / "classify.yaml")
+
+
+@pytest.fixture
+def small_deployment(tmp_path: Path, small_job: dict[str, Any]) -> Path:
+    """prefect.yaml with the small job, and everything else as it stands there."""
+    content = deployments()
+    small_job["prompt"] = {"template": "{{ (text) }}"}
+    content["deployments"][0]["parameters"]["job"] = small_job
+    path = tmp_path / "prefect.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def read(api: str, path: str) -> Any:
+    with urllib.request.urlopen(f"{api}/{path}", timeout=30) as answer:
+        return json.load(answer)
+
+
+def scored_now(folder: Path) -> list[int]:
+    """Requests of each run's shards, in the order of the runs."""
+    statement = "select sum(requests)::int as n from shards group by run_id order by run_id"
+    with query(folder, statement) as result:
+        numbers: list[int] = result.table()["n"].to_pylist()
+        return numbers
+
+
+def test_a_scheduled_run_scores_new_rows_only(
+    prefect_processes: Any, small_deployment: Path, small_job: dict[str, Any], tmp_path: Path, write_table: Any
+) -> None:
+    run = prefect_processes.run
+    run("prefect work-pool create trunkline --type process")
+    run("prefect concurrency-limit create trunkline:cpu 2")
+    run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
+
+    deployed = read(prefect_processes.api, "deployments/name/trunkline-score/package-topics")
+    assert [(s["slug"], s["schedule"]["cron"], s["active"]) for s in deployed["schedules"]] == [
+        ("every-night", "0 5 * * *", True)
+    ]
+    assert deployed["global_concurrency_limit"]["limit"] == 1
+    assert deployed["parameters"]["job"]["prompt"]["template"] == "{{ (text) }}"
+
+    folder = Path(small_job["output"])
+    with prefect_processes.started("prefect worker start --pool trunkline"):
+        run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+        with query(folder, "select (select count(*) from results) as r, (select count(*) from errors) as e") as result:
+            assert result.table().to_pylist() == [{"r": 20, "e": 1}]
+        assert scored_now(folder) == [20]
+
+        write_table(tmp_path / "rows.parquet", 25)
+        run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+    with query(folder, "select custom_id from results union select custom_id from errors") as result:
+        assert len(result.table()) == 25
+    # Row 20 had no prompt the first time; rows 21 to 23 are new; row 24 has none.
+    assert scored_now(folder) == [20, 4]

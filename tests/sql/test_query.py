@@ -1,0 +1,146 @@
+"""SQL about an output folder: what it can see, and what it cannot do."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from engine.errors import UserError
+from tasks.job import ScoringJob
+from tasks.query import query
+from tests.tasks.conftest import JobMaker
+from tests.tasks.steps import ask, run_steps, table
+
+ROWS = [{"id": f"r{i}", "text": f"text {i}" if i else None, "topic": i} for i in range(5)]
+
+
+@pytest.fixture
+def finished(job_of: JobMaker) -> ScoringJob:
+    job = job_of(ROWS, source={"id": "id", "keep": ["topic"]})
+    run_steps(job)
+    return job
+
+
+def in_shell(folder: Path, sql: str) -> list[Any]:
+    """As a person's own program: the database file, and where its files are."""
+    config = {"file_search_path": str(folder)}
+    with duckdb.connect(str(folder / "results.duckdb"), read_only=True, config=config) as connection:
+        return connection.sql(sql).fetchall()
+
+
+def test_views_and_their_columns(finished: ScoringJob) -> None:
+    views = ask(finished.output_folder, "show tables")
+    assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
+    columns = (
+        "custom_id status generated_text finish_reason prompt_tokens completion_tokens cached_tokens "
+        "cumulative_logprob logprobs label label_probs label_logprobs error_type error_message attempts run_id "
+        "request_hash topic"
+    )
+    for view in ("results", "errors"):
+        with query(finished.output_folder, f"select * from {view}") as result:
+            assert result.columns == tuple(columns.split())
+    assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
+    assert in_shell(finished.output_folder, "select label_probs[label] > 0 from results limit 1") == [(True,)]
+
+
+def test_a_moved_folder_answers_as_before(finished: ScoringJob, tmp_path: Path) -> None:
+    before = table(finished)
+    moved = tmp_path / 'it\'s "moved"'
+    shutil.move(finished.output_folder, moved)
+    assert ask(moved, "select count(*) as n from results") == [{"n": 4}]
+    assert in_shell(moved, "select count(*) from errors") == [(1,)]
+    shutil.move(moved, finished.output_folder)
+    assert table(finished) == before
+
+
+def test_the_working_directory_is_never_looked_into(
+    finished: ScoringJob, job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_steps(job_of(ROWS[:2], output=str(tmp_path / "other")))
+    monkeypatch.chdir(tmp_path / "other")
+    assert ask(finished.output_folder, "select count(*) as n from results") == [{"n": 4}]
+    assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
+    assert in_shell(finished.output_folder, "select rows from runs") == [(5,)]
+
+
+def test_results_outlive_the_database_file(finished: ScoringJob) -> None:
+    (finished.output_folder / "results.duckdb").unlink()
+    assert ask(finished.output_folder, "select count(*) as n from results") == [{"n": 4}]
+    run_steps(finished)
+    assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "drop view results",
+        "create table x (a int)",
+        "insert into results values (1)",
+        "copy results to '{canary}'",
+        "copy (select 1) to '{folder}/parts/x.parquet'",
+        "attach '{canary}' as x",
+        "set enable_external_access = true",
+        "reset lock_configuration",
+        "pragma database_list; select 1",
+        "select 1; drop view results",
+        "explain analyze copy results to '{canary}'",
+        "install httpfs",
+        "load httpfs",
+        "export database '{canary}'",
+        "call pragma_version()",
+        "select * from read_csv('/etc/passwd')",
+        "select * from read_text('{outside}')",
+        "select * from '{outside}'",
+        "select * from read_text('{folder}/../outside.txt')",
+        "select * from read_text('{folder}/link.txt')",
+        "select * from glob('{folder}/../*')",
+        "select * from 'https://example.com/x.parquet'",
+        "select getenv('HOME')",
+        "",
+        "-- nothing",
+        "selec",
+        "select * from nothing",
+        "select cast(custom_id as int) from results",
+    ],
+)
+def test_refused_in_one_line(finished: ScoringJob, tmp_path: Path, sql: str) -> None:
+    outside, canary = tmp_path / "outside.txt", tmp_path / "canary"
+    outside.write_text("secret")
+    (finished.output_folder / "link.txt").symlink_to(outside)
+    before = {path: path.stat().st_mtime_ns for path in finished.output_folder.rglob("*")}
+    asked = sql.format(folder=finished.output_folder, outside=outside, canary=canary)
+    with pytest.raises(UserError) as said:
+        ask(finished.output_folder, asked)
+    assert "\n" not in str(said.value)
+    assert "secret" not in str(said.value)
+    assert not canary.exists()
+    assert {path: path.stat().st_mtime_ns for path in finished.output_folder.rglob("*")} == before
+
+
+def test_names_cannot_become_sql(job_of: JobMaker, tmp_path: Path) -> None:
+    evil = "x\" from results; drop view results; --'"
+    rows = [{"id": "a'; drop view results; --", "text": "one", evil: "kept {braces}"}]
+    job = job_of(rows, source={"id": "id", "keep": [evil]}, output=str(tmp_path / "it's {here}; drop view results"))
+    run_steps(job)
+    [row] = table(job)
+    assert row[evil] == "kept {braces}"
+    assert row["custom_id"] == "a'; drop view results; --"
+
+
+def test_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no results"):
+        query(tmp_path, "select 1")
+
+
+def test_rows_come_in_batches(finished: ScoringJob) -> None:
+    with query(finished.output_folder, "select * from range(100000)") as result:
+        sizes = [batch.num_rows for batch in result.batches()]
+    assert sum(sizes) == 100_000
+    assert max(sizes) <= 10_000
+
+
+def test_sorting_and_joining_work_under_lock(finished: ScoringJob) -> None:
+    sql = "select r.label, count(*) as n from results r join runs using (run_id) group by all order by all"
+    assert ask(finished.output_folder, sql)

@@ -1,0 +1,133 @@
+"""Stand-ins that make the steps fast and exact: a model folder without weights, a byte tokenizer, an engine."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import EngineDeadError
+from engine.plan import ShardWork
+from engine.request import LabelScore, Request, RequestOutput
+
+CONTEXT = 256
+BAD_WORD = b"unlucky"
+_SPECIAL = ("<|user|>", "<|bot|>", "<|end|>")
+_CONFIG = {
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "vocab_size": 300,
+    "max_position_embeddings": CONTEXT,
+}
+
+
+def write_model(folder: Path) -> Path:
+    """What `resolve_model` and `load_shape` read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(_CONFIG))
+    (folder / "model.safetensors").write_bytes(b"none")
+    return folder
+
+
+class ByteTokenizer:
+    """A token a byte, but for three special tokens."""
+
+    all_special_tokens = _SPECIAL
+    chat_template: str | None = "as apply_chat_template does"
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(256)} | {token: 256 + i for i, token in enumerate(_SPECIAL)}
+
+    def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [self._encode(text) for text in texts]}
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        while text:
+            special = next((i for i, token in enumerate(_SPECIAL) if text.startswith(token)), None)
+            if special is not None:
+                ids.append(256 + special)
+                text = text[len(_SPECIAL[special]) :]
+            else:
+                ids.extend(text[0].encode())
+                text = text[1:]
+        return ids
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
+        if any(message["role"] not in ("system", "user", "assistant") for message in messages):
+            raise ValueError("no such role")
+        return "".join(f"<|user|>{message['content']}<|end|>\n" for message in messages) + "<|bot|>\n"
+
+
+class FakeEngine:
+    """Answers that follow from the request alone. Each scored request adds its id to the `FAKE_ENGINE_LOG` file.
+
+    A prompt that holds `BAD_WORD` is an error while `heals` is False.
+    """
+
+    def __init__(self, *, heals: bool = False, deaths: int = 0) -> None:
+        self.heals = heals
+        self.deaths = deaths
+        self.works: list[ShardWork] = []
+
+    def submit(
+        self, work: ShardWork, on_output: Callable[[RequestOutput], None] | None = None
+    ) -> "Future[list[RequestOutput]]":
+        future: Future[list[RequestOutput]] = Future()
+        self.works.append(work)
+        if self.deaths:
+            self.deaths -= 1
+            future.set_exception(EngineDeadError("dead"))
+            return future
+        outputs = [self._answer(request) for request in work.requests]
+        log_scored([output.request_id for output in outputs])
+        for output in outputs:
+            if on_output is not None:
+                on_output(output)
+        future.set_result(outputs)
+        return future
+
+    @property
+    def scored(self) -> list[str]:
+        return [request.request_id for work in self.works for request in work.requests]
+
+    def _answer(self, request: Request) -> RequestOutput:
+        prompt = request.prompt_token_ids
+        seed = hashlib.sha256(prompt.tobytes()).digest()
+        if BAD_WORD in np.where(prompt < 256, prompt, 32).astype(np.uint8).tobytes() and not self.heals:
+            return RequestOutput(
+                request.request_id, "error", len(prompt), error_type="NON_FINITE", error_message="not finite"
+            )
+        if request.labels is not None:
+            scores = tuple(LabelScore(-seed[i % 32] / 16 - len(ids), i == 0) for i, ids in enumerate(request.labels))
+            return RequestOutput(request.request_id, "scored", len(prompt), label_scores=scores)
+        ids = tuple(seed[: min(request.params.max_tokens, 4)])
+        return RequestOutput(request.request_id, "length", len(prompt), token_ids=ids, text=seed.hex()[: len(ids)])
+
+
+def log_scored(request_ids: Sequence[str]) -> None:
+    name = os.environ.get("FAKE_ENGINE_LOG")
+    if name:
+        with open(name, "a") as file:
+            file.write("".join(f"{request_id}\n" for request_id in request_ids))
+
+
+def job_content(folder: Path, source: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A choice job on the fake model; `changes` replace whole top-level keys."""
+    return {
+        "name": "test",
+        "source": source,
+        "prompt": {"column": "text"},
+        "task": {"type": "choice", "labels": [" yes", " no"]},
+        "model": {"path": str(folder / "model")},
+        "engine": {"device": "cpu", "kv_cache_memory": "16MiB"},
+        "output": str(folder / "out"),
+    } | changes

@@ -1,0 +1,65 @@
+"""The steps one after the other, as the flow calls them, on the fakes."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks.check
+import tasks.extract
+import tasks.infer
+from tasks.deduplicate import deduplicate_requests
+from tasks.extract import Extracted, extract_rows
+from tasks.infer import infer_shard
+from tasks.job import ScoringJob
+from tasks.job_file import parse_job
+from tasks.plan import Planned, make_run_plan
+from tasks.publish import Published, publish_results
+from tasks.query import query
+from tasks.run import open_run
+from tests.tasks.fakes import ByteTokenizer, FakeEngine
+
+# All that a row's end says, but for which run said it.
+TABLE = """
+SELECT * EXCLUDE (run_id) FROM (SELECT * FROM results UNION ALL BY NAME SELECT * FROM errors) ORDER BY custom_id
+"""
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, tokenizer: ByteTokenizer | None = None) -> None:
+    monkeypatch.setattr(tasks.infer, "get_engine", lambda *_: engine)
+    for module in (tasks.extract, tasks.check):
+        monkeypatch.setattr(module, "load_tokenizer", lambda *_: tokenizer or ByteTokenizer())
+
+
+def make_job(content: dict[str, Any]) -> ScoringJob:
+    return parse_job(content, "job.yaml")
+
+
+def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[Planned, Published]:
+    with open_run(job, retry_failed) as run:
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)))
+        for shard in planned.shards:
+            infer_shard(run, planned.plan_id, shard)
+        return planned, publish_results(run, planned.plan_id)
+
+
+def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = False) -> tuple[Extracted, Planned]:
+    """A run that is stopped once it has scored that many shards."""
+    found: list[tuple[Extracted, Planned]] = []
+    with suppress(KeyboardInterrupt), open_run(job, retry_failed) as run:
+        extracted = extract_rows(run)
+        found.append((extracted, make_run_plan(run, deduplicate_requests(run, extracted))))
+        for shard in found[0][1].shards[:scored_shards]:
+            infer_shard(run, found[0][1].plan_id, shard)
+        raise KeyboardInterrupt
+    return found[0]
+
+
+def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
+    with query(folder, sql) as result:
+        return list(result.table().to_pylist())
+
+
+def table(job: ScoringJob) -> list[dict[str, Any]]:
+    return ask(job.output_folder, TABLE)

@@ -1,0 +1,229 @@
+"""Damage, locks and full disks: never a wrong answer, never a lost one."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.errors import UserError
+from tasks.commit import commit_file, open_private
+from tasks.failpoint import failpoint
+from tasks.job import ScoringJob
+from tasks.manifests import read_manifests, verify_manifests
+from tasks.output_folder import OutputFolder
+from tasks.run import open_run
+from tests.tasks.conftest import JobMaker
+from tests.tasks.fakes import FakeEngine
+from tests.tasks.steps import ask, plan_alone, run_steps, table
+
+ROWS = [{"text": f"document {i}"} for i in range(40)]
+
+
+@pytest.fixture
+def finished(job_of: JobMaker) -> ScoringJob:
+    """A job whose run has committed several shards."""
+    job = job_of(ROWS, shard_seconds=1e-4)
+    planned, _ = run_steps(job)
+    assert len(planned.shards) > 2
+    return job
+
+
+def flip_byte(folder: OutputFolder) -> None:
+    part = sorted(folder.parts.iterdir())[0]
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 1
+    part.write_bytes(content)
+
+
+def truncate_part(folder: OutputFolder) -> None:
+    os.truncate(sorted(folder.parts.iterdir())[0], 10)
+
+
+def remove_part(folder: OutputFolder) -> None:
+    sorted(folder.parts.iterdir())[0].unlink()
+
+
+def first_manifest(folder: OutputFolder) -> Path:
+    return sorted(folder.manifests.glob("shard-*"))[0]
+
+
+def truncate_manifest(folder: OutputFolder) -> None:
+    os.truncate(first_manifest(folder), 50)
+
+
+def empty_manifest(folder: OutputFolder) -> None:
+    os.truncate(first_manifest(folder), 0)
+
+
+def foreign_manifest(folder: OutputFolder) -> None:
+    first_manifest(folder).write_text('{"shard_id": "another program\'s"}')
+
+
+def swapped_manifest(folder: OutputFolder) -> None:
+    one, other = sorted(folder.manifests.glob("shard-*"))[:2]
+    one.write_bytes(other.read_bytes())
+
+
+def manifest_that_leads_outside(folder: OutputFolder) -> None:
+    path = first_manifest(folder)
+    content = json.loads(path.read_text())
+    outside = folder.root.parent / "outside.parquet"
+    outside.write_bytes((folder.parts / content["files"][0]["name"]).read_bytes())
+    content["files"][0]["name"] = "../../outside.parquet"
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_byte,
+        truncate_part,
+        remove_part,
+        truncate_manifest,
+        empty_manifest,
+        foreign_manifest,
+        swapped_manifest,
+        manifest_that_leads_outside,
+    ],
+)
+def test_a_damaged_shard_is_set_aside_and_scored_again(
+    finished: ScoringJob, engine: FakeEngine, damage: Callable[[OutputFolder], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    before, folder = table(finished), OutputFolder(finished.output_folder)
+    requests = read_manifests(folder)[0].requests
+    engine.works.clear()
+    damage(folder)
+    run_steps(finished)
+    assert table(finished) == before
+    assert 0 < len(engine.scored) <= requests + 2
+    assert len(engine.scored) < len(ROWS)
+    assert list(folder.root.rglob("*.bad"))
+    assert "set aside" in caplog.text
+
+
+def test_readers_pass_over_damage_without_moving_anything(finished: ScoringJob) -> None:
+    folder = OutputFolder(finished.output_folder)
+    count = len(read_manifests(folder))
+    truncate_part(folder)
+    assert len(read_manifests(folder)) == count - 1
+    assert not list(folder.root.rglob("*.bad"))
+
+
+def test_what_a_killed_run_left_is_swept(finished: ScoringJob) -> None:
+    folder = OutputFolder(finished.output_folder)
+    (folder.staging / "half.parquet").write_bytes(b"PAR1")
+    orphan = folder.parts / f"{'0' * 32}-{'0' * 16}.parquet"
+    orphan.write_bytes(b"PAR1")
+    run_steps(finished)
+    assert not list(folder.staging.iterdir())
+    assert not orphan.exists()
+    assert len(verify_manifests(folder)) == len(list(folder.parts.iterdir()))
+
+
+def test_a_damaged_run_record_hides_that_run_alone(finished: ScoringJob) -> None:
+    run_steps(finished)
+    [first, *_] = sorted(OutputFolder(finished.output_folder).manifests.glob("run-*"))
+    first.write_text("{")
+    run_steps(finished)
+    assert [run["sequence"] for run in ask(finished.output_folder, "select sequence from runs")] == [2, 3]
+
+
+def test_a_link_in_the_place_of_a_folder_is_refused(finished: ScoringJob, tmp_path: Path) -> None:
+    folder = OutputFolder(finished.output_folder)
+    folder.staging.rmdir()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    folder.staging.symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="is a link"):
+        run_steps(finished)
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_a_second_run_is_told_who_has_the_folder(finished: ScoringJob) -> None:
+    with open_run(finished), pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
+        run_steps(finished)
+
+
+def test_the_lock_dies_with_its_holder(finished: ScoringJob) -> None:
+    root = str(finished.output_folder)
+    hold = (
+        "import sys, time; from pathlib import Path; from tasks.output_folder import OutputFolder\n"
+        f"with OutputFolder(Path({root!r})).locked(): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=f"is in use by process {holder.pid}"):
+            run_steps(finished)
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    run_steps(finished)
+
+
+def test_a_stale_lock_file_with_a_living_process_id_holds_nothing(finished: ScoringJob) -> None:
+    (finished.output_folder / ".lock").write_text(json.dumps({"pid": 1, "host": "here"}))
+    run_steps(finished)
+
+
+def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_of(ROWS)
+    monkeypatch.setattr("tasks.run._end", lambda *_: None)  # as after kill -9
+    plan_alone(job)
+    monkeypatch.undo()
+    folder = OutputFolder(job.output_folder)
+    [record] = folder.manifests.glob("run-*")
+    assert json.loads(record.read_text())["status"] == "running"
+    with open_run(job):
+        assert json.loads(record.read_text())["status"] == "interrupted"
+
+
+def test_the_clock_may_jump(finished: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.run._now", lambda: "1970-01-01T00:00:00+00:00")
+    run_steps(finished)
+    runs = ask(finished.output_folder, "select run_id, sequence from runs")
+    assert [run["sequence"] for run in runs] == [1, 2]
+    assert [run["run_id"][:10] for run in runs] == ["run-000001", "run-000002"]
+    assert time.time() > 0
+
+
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeEngine) -> None:
+    job = job_of(ROWS, shard_seconds=1e-4)
+    plan_alone(job, scored_shards=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"no space left \(File too large\); free some and run the same command"):
+            run_steps(job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _, published = run_steps(job)
+    assert (published.results, published.missing) == (len(ROWS), 0)
+    assert len(engine.scored) - len(set(engine.scored)) <= 1 * len(ROWS)
+
+
+def test_commit_never_overwrites(tmp_path: Path) -> None:
+    final = tmp_path / "final"
+    for content, won in ((b"first", True), (b"second", False)):
+        with open_private(tmp_path / "staged") as file:
+            file.write(content)
+        assert commit_file(tmp_path / "staged", final) is won
+        assert not (tmp_path / "staged").exists()
+    assert final.read_bytes() == b"first"
+
+
+def test_failpoints_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.failpoint._hits", 0)
+    failpoint("here")
+    monkeypatch.setenv("FAILPOINT", "here:2:error")
+    failpoint("elsewhere")
+    failpoint("here")
+    with pytest.raises(OSError, match="failpoint here"):
+        failpoint("here")
+    failpoint("here")

@@ -1,0 +1,62 @@
+"""The example's answers on the embedded model, held to transformers without any sharing.
+
+`make parity` compares every row; `make test` the first of each job.
+"""
+
+import os
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from engine.build import build_engine
+from engine.model import weights_folder
+from engine.planner import make_plan, shard_work
+from engine.request import Request
+from examples.packages import installed_packages, write_tables
+from tasks.deduplicate import PENDING, deduplicate_requests
+from tasks.extract import extract_rows
+from tasks.job_file import load_job
+from tasks.plan import to_requests
+from tasks.run import Run, open_run
+from tests.engine.oracle import Oracle
+
+ROWS = int(os.environ.get("PARITY_ROWS", "12"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def requests_of(run: Run) -> list[Request]:
+    pending = pq.read_table(deduplicate_requests(run, extract_rows(run)).folder / PENDING)
+    is_choice = run.job.task.type == "choice"
+    batches = (to_requests(batch, run.job.sampling.params(), is_choice=is_choice) for batch in pending.to_batches())
+    return list(islice((request for batch in batches for request in batch), ROWS))
+
+
+@pytest.mark.parametrize("name", ["classify", "summarise"])
+def test_the_example_gives_the_answers_of_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tables(tmp_path / "examples" / "data", installed_packages())
+    monkeypatch.chdir(tmp_path)
+    job = load_job(EXAMPLES / f"{name}.yaml", {"output": "out"})
+    with open_run(job) as run:
+        requests = requests_of(run)
+        # Text ends at its stop strings too; what is compared is tokens.
+        requests = [replace(request, params=replace(request.params, stop=())) for request in requests]
+        config = replace(run.config, kv_cache_memory=2**29)
+        plan = make_plan(requests, run.shape, config, dtype_bytes=4, flops_per_second=1e12)
+        engine = build_engine(run.model, config)
+        outputs = [
+            output
+            for future in [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
+            for output in future.result()
+        ]
+        assert engine.counters().computed_prompt_tokens == plan.summary.computed_tokens
+        assert plan.summary.computed_tokens < plan.summary.prompt_tokens
+        engine.close()
+        oracle = Oracle(weights_folder(run.model))
+        by_id = {request.request_id: request for request in requests}
+        for output in outputs:
+            oracle.assert_same(by_id[output.request_id], output)
