@@ -1,5 +1,6 @@
 """Loads the model while the rows are read, and reads its counters once it is there."""
 
+import importlib
 import logging
 import threading
 
@@ -12,6 +13,8 @@ class LoadingEngine:
     """An engine on its way; whoever needs it earlier waits in the engine cache."""
 
     def __init__(self, model: ModelFiles, config: EngineConfig) -> None:
+        # transformers swaps its own module while it is imported: a second thread that does so at once gets the old one.
+        importlib.import_module("engine.build")
         self._model = model
         self._config = config
         self._ready = threading.Event()

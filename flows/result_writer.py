@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -19,8 +19,9 @@ from flows.terminal_text import as_text
 from tasks.query import QueryResult
 
 TABLE_ROWS = 1_000
-# Without a terminal nothing limits the width but a reader's patience.
-PLAIN_WIDTH = 200
+# Without a terminal nothing limits the width.
+UNLIMITED_WIDTH = 100_000
+NARROWEST_COLUMN = 8
 
 
 def write_result(result: QueryResult, form: Format, out: BinaryIO, *, terminal: bool) -> None:
@@ -35,22 +36,41 @@ def write_result(result: QueryResult, form: Format, out: BinaryIO, *, terminal: 
 
 def _write_table(result: QueryResult, out: BinaryIO, terminal: bool) -> None:
     text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
-    console = Console(file=text, width=None if terminal else PLAIN_WIDTH, force_terminal=terminal or None)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for field in result.schema:
-        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        table.add_column(as_text(field.name), justify="right" if number else "left", overflow="fold")
-    shown = 0
+    console = Console(file=text, width=None if terminal else UNLIMITED_WIDTH, force_terminal=terminal or None)
+    rows: list[list[str]] = []
     total = 0
     for batch in result.batches():
         total += batch.num_rows
-        for row in _rows(batch.slice(0, max(0, TABLE_ROWS - shown))):
-            table.add_row(*(as_text(_cell(value)) for value in row))
-            shown += 1
-    console.print(table)
-    if total > shown:
-        console.print(f"the first {shown:,} of {total:,} rows; --format csv gives all")
+        rows += [[_cell(value) for value in row] for row in _rows(batch.slice(0, max(0, TABLE_ROWS - len(rows))))]
+    table = _as_table(result.schema, rows)
+    if len(result.columns) * NARROWEST_COLUMN <= console.width:
+        console.print(table)
+    else:
+        for row in rows:
+            console.print(_as_record(result.columns, row))
+    if total > len(rows):
+        console.print(f"the first {len(rows):,} of {total:,} rows; --format csv gives all")
     text.detach()
+
+
+def _as_table(schema: pa.Schema, rows: list[list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for field in schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        table.add_column(as_text(field.name), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(as_text, row))
+    return table
+
+
+def _as_record(columns: Sequence[str], row: Sequence[str]) -> Table:
+    """One row as lines of name and value, where a terminal is too narrow for columns."""
+    record = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    record.add_column()
+    record.add_column(overflow="fold")
+    for name, value in zip(columns, row, strict=True):
+        record.add_row(as_text(name), as_text(value))
+    return record
 
 
 def _write_csv(result: QueryResult, out: BinaryIO) -> None:

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
 from engine.config import Admission, Dtype, EngineConfig, Order, Sharing
-from engine.sampling_params import SamplingParams
+from tasks.job_part import Name, Part, exactly_one
+from tasks.sampling import Sampling
 
 RESULT_COLUMNS = (
     "custom_id",
@@ -45,10 +46,6 @@ def parse_size(value: object) -> object:
     return int(float(number) * _SCALE[unit]) if unit else int(float(number))
 
 
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
 def _as_mapping(value: object) -> object:
     """`keep` may be a list of columns, or a mapping from a column to its name in the results."""
     if isinstance(value, list | tuple):
@@ -83,34 +80,12 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return labels
 
 
-def _exactly_one(part: BaseModel, keys: tuple[str, ...]) -> None:
-    given = [key for key in keys if getattr(part, key) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(keys)}; {' and '.join(given) or 'none'} given")
-
-
-def _resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
-    for alias, name in (("max_gen_toks", "max_tokens"), ("max_new_tokens", "max_tokens"), ("until", "stop")):
-        if alias in given:
-            if name in given:
-                raise ValueError(f"{alias} and {name} say the same; give one")
-            given[name] = given.pop(alias)
-    if "do_sample" in given:
-        if given.pop("do_sample"):
-            given.setdefault("temperature", 1.0)
-        else:
-            given["temperature"] = 0.0
-    return given
-
-
-Name = Annotated[str, StringConstraints(min_length=1)]
-Size = Annotated[int, BeforeValidator(parse_size)]
-
-
-class Part(BaseModel):
-    """Unknown keys fail, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+Kept = Annotated[
+    dict[Name, Name],
+    BeforeValidator(_as_mapping, json_schema_input_type=list[Name] | dict[Name, Name]),
+    AfterValidator(_no_clash),
+]
 
 
 class DuckDBSource(Part):
@@ -128,13 +103,13 @@ class Source(Part):
     jsonl: Name | None = None
     duckdb: DuckDBSource | None = None
     id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")
-    keep: Annotated[dict[Name, Name], BeforeValidator(_as_mapping), AfterValidator(_no_clash)] = Field(
+    keep: Kept = Field(
         default={}, description="Columns that the results carry: a list, or a mapping to the name they get."
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        _exactly_one(self, ("parquet", "csv", "jsonl", "duckdb"))
+        exactly_one(self, ("parquet", "csv", "jsonl", "duckdb"))
         return self
 
     @property
@@ -152,7 +127,7 @@ class Prompt(Part):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:
-        _exactly_one(self, ("column", "template", "messages"))
+        exactly_one(self, ("column", "template", "messages"))
         return self
 
     @property
@@ -170,7 +145,7 @@ class Task(Part):
     @model_validator(mode="after")
     def _labels_for_choice(self) -> Self:
         if self.type == "choice":
-            _exactly_one(self, ("labels", "labels_column"))
+            exactly_one(self, ("labels", "labels_column"))
         elif self.labels is not None or self.labels_column is not None:
             raise ValueError("labels belong to type: choice")
         return self
@@ -179,35 +154,6 @@ class Task(Part):
 class Model(Part):
     path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
     dtype: Dtype = "auto"
-
-
-class Sampling(Part):
-    """vLLM's field names; lm-eval's `max_gen_toks`, `max_new_tokens`, `until` and `do_sample` are taken too."""
-
-    temperature: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: Annotated[int, AfterValidator(lambda k: max(k, 0))] = Field(default=0, ge=-1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    stop: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    max_tokens: int = Field(default=16, ge=1)
-    min_tokens: int = Field(default=0, ge=0)
-    logprobs: int | None = Field(default=None, ge=0, le=20)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _aliases(cls, value: Any) -> Any:
-        return _resolve_aliases(dict(value)) if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}")
-        return self
-
-    def params(self) -> SamplingParams:
-        return SamplingParams(**self.model_dump())
 
 
 class EngineLimits(Part):

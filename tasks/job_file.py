@@ -67,7 +67,15 @@ def _override(content: dict[str, Any], dotted: str, value: object) -> None:
         if not isinstance(inner, dict):
             raise UserError(f"--set {dotted}: {parent} is not a group of keys")
         content = inner
-    content[last] = yaml.safe_load(value) if isinstance(value, str) else value
+    content[last] = _value(value) if isinstance(value, str) else value
+
+
+def _value(text: str) -> Any:
+    """What the text says in YAML; a text that is none, such as a template, is itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _one_line(error: Any) -> str:

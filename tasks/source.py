@@ -90,6 +90,9 @@ def _parquet_columns(files: Sequence[Path]) -> tuple[str, ...]:
             name = next((n for n in first.names if n not in other.names or first.field(n) != other.field(n)), None)
             what = f"column {name!r} differs" if name is not None else "its columns differ"
             raise UserError(f"source.parquet: {path}: {what} from {files[0].name}; all files need the same columns")
+    twice = [name for name in first.names if first.names.count(name) > 1]
+    if twice:
+        raise UserError(f"source.parquet: {files[0]} has column {twice[0]!r} twice")
     return tuple(first.names)
 
 

@@ -103,3 +103,17 @@ def test_two_columns_of_one_name_are_both_written() -> None:
 
 def test_escape_sequences_in_the_data_do_not_reach_the_terminal() -> None:
     assert b"\x1b" not in written(pa.table({"a": ["\x1b[2J\x07x"]}), Format.TABLE)
+
+
+def test_many_columns_on_a_narrow_terminal_become_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    wide = pa.table({f"column_{i}": [f"value {i}"] for i in range(20)})
+    lines = written(wide, Format.TABLE, terminal=True).decode().splitlines()
+    assert any("column_19" in line and "value 19" in line for line in lines)
+    assert max(map(len, lines)) <= 60
+
+
+def test_without_a_terminal_nothing_is_folded() -> None:
+    long = "x" * 500
+    assert long in written(pa.table({"a": [long]}), Format.TABLE).decode()

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -37,9 +38,23 @@ def test_a_job_survives_the_flow_parameters(tmp_path: Path) -> None:
     assert ScoringJob.model_validate(job.model_dump(mode="json")) == job
 
 
+def test_a_deployment_may_give_what_a_file_may(tmp_path: Path) -> None:
+    given = GOOD | {"sampling": {"until": "\n", "do_sample": False, "max_gen_toks": 4}}
+    load(tmp_path, sampling=given["sampling"])
+    jsonschema.validate(given, ScoringJob.model_json_schema())
+    jsonschema.validate(load(tmp_path).model_dump(mode="json"), ScoringJob.model_json_schema())
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(GOOD | {"sampling": {"max_token": 4}}, ScoringJob.model_json_schema())
+
+
 def test_overrides_win_over_the_file(tmp_path: Path) -> None:
     job = load(tmp_path, {"sampling.max_tokens": "32", "output": "elsewhere", "engine.sharing": "none"})
     assert (job.sampling.max_tokens, job.output, job.engine.sharing) == (32, "elsewhere", "none")
+
+
+def test_an_override_that_is_no_yaml_is_text(tmp_path: Path) -> None:
+    job = load(tmp_path, {"prompt.column": None, "prompt.template": "{{ text }}"})
+    assert job.prompt.template == "{{ text }}"
 
 
 def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ CONTEXTS = [
     "Is it so?\n\n",
     "the work; ",
     "<|im_start|>user\nSay<|im_end|>\n",
-    "a\u00e9",
+    "a\u00e9.",
 ]
 LABELS = (" yes", "no", "s", " not at all, never", "\u00e9t\u00e9", "<|im_end|>")
 

@@ -153,6 +153,17 @@ def test_parquet_files_that_differ(job_of: JobMaker, tmp_path: Path) -> None:
         check_job(job_of(source={"parquet": str(tmp_path / "p?.parquet")}))
 
 
+def test_names_with_dots_and_names_given_twice(job_of: JobMaker, tmp_path: Path) -> None:
+    rows = pa.table({"a.b": ["one"], "a": [{"b": "two"}], 'ä "q"': ["kept"]})
+    job = job_of(rows, prompt={"column": "a.b"}, source={"keep": ["a.b", "a", 'ä "q"']})
+    run_steps(job)
+    [row] = table(job)
+    assert (row["a.b"], row["a"], row['ä "q"']) == ("one", {"b": "two"}, "kept")
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    with pytest.raises(UserError, match=r"has column 'text' twice"):
+        check_job(job_of(twice))
+
+
 def test_a_type_that_results_cannot_carry(job_of: JobMaker) -> None:
     rows = pa.table({"text": ["a"], "wait": pa.array([5], pa.duration("s"))})
     with pytest.raises(UserError, match=r"source.keep: column 'wait' has type duration"):

@@ -1,5 +1,6 @@
 """The steps together: every row once, equal requests once, nothing twice."""
 
+import pickle
 from itertools import pairwise
 from typing import Any
 
@@ -276,6 +277,16 @@ def test_a_try_that_ended_between_part_and_manifest(
         [manifest] = read_manifests(run.folder)
         assert [path.name for path in run.folder.parts.iterdir()] == [manifest.files[0].name]
         assert sha256_of(run.folder.parts / manifest.files[0].name) == manifest.files[0].sha256
+
+
+def test_what_steps_pass_on_can_go_to_another_process(job_of: JobMaker) -> None:
+    job = job_of(rows("one"))
+    with open_run(job) as run:
+        extracted = extract_rows(run)
+        deduplicated = deduplicate_requests(run, extracted)
+        planned = make_run_plan(run, deduplicated)
+        for passed in (run, extracted, deduplicated, planned, planned.shards[0]):
+            assert pickle.loads(pickle.dumps(passed)) == passed
 
 
 def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptureFixture) -> None:

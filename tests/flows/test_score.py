@@ -1,0 +1,191 @@
+"""The flow against one Prefect server: what is scored, retried, published and shown."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.errors import EngineDeadError, UserError
+from flows import score as score_module
+from flows.progress import Progress, watch
+from flows.report import RunReport
+from flows.score import ShardsFailedError, artifact_key, score
+from tasks.infer import infer_shard
+from tasks.job_file import parse_job
+from tasks.query import query
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run(job: dict[str, Any]) -> RunReport:
+    return score(parse_job(job, "test"))
+
+
+def answer(job: dict[str, Any], sql: str) -> list[Any]:
+    with query(Path(job["output"]), sql) as result:
+        rows: list[Any] = result.table().to_pylist()
+        return rows
+
+
+def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str, Any]) -> None:
+    seen: list[Progress] = []
+    with watch(seen.append):
+        first = run(small_job)
+    assert (first.published.rows, first.published.results, first.published.errors) == (21, 20, 1)
+    assert first.scored_rows == 20
+    assert sum(rows for _, rows in first.published.labels) == 20
+    assert first.published.error_types == (("EMPTY_PROMPT", 1),)
+    assert [p.stage for p in seen][:3] == ["reading rows", "finding equal requests", "planning"]
+    assert max(p.rows_done for p in seen) == 21
+    assert len(answer(small_job, "select custom_id from results union select custom_id from errors")) == 21
+
+    second = run(small_job)
+    assert second.scored_rows == 0
+    assert second.published.labels == first.published.labels
+    assert "nothing" in dict(second.facts())["scored now"]
+
+
+def test_text_is_generated(small_job: dict[str, Any]) -> None:
+    small_job["task"] = {"type": "generate"}
+    small_job["sampling"] = {"max_tokens": 3, "ignore_eos": True}
+    report = run(small_job)
+    assert report.published.results == 20
+    assert report.published.samples
+    [counts] = answer(small_job, "select min(completion_tokens) as low, max(completion_tokens) as high from results")
+    assert counts == {"low": 3, "high": 3}
+    for _, text in report.published.samples:
+        assert text not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
+
+
+@pytest.fixture
+def many_shards(small_job: dict[str, Any]) -> dict[str, Any]:
+    return small_job | {"shard_seconds": 1e-6}
+
+
+class Failing:
+    """In the place of the plain function of `infer`: raises what the test says before it scores."""
+
+    def __init__(self, errors: Callable[[str, int], Exception | None]) -> None:
+        self._errors = errors
+        self.tries: dict[str, int] = {}
+
+    def __call__(self, run: Any, plan_id: str, shard: Any) -> Any:
+        self.tries[shard.shard_id] = self.tries.get(shard.shard_id, 0) + 1
+        error = self._errors(shard.shard_id, self.tries[shard.shard_id])
+        if error is not None:
+            raise error
+        return infer_shard(run, plan_id, shard)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, failing: Failing) -> None:
+    task = score_module.infer.with_options(retry_delay_seconds=0.01, retry_jitter_factor=0)
+    monkeypatch.setattr(task, "fn", failing)
+    monkeypatch.setattr(score_module, "infer", task)
+
+
+def test_a_passing_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch, many_shards: dict[str, Any]) -> None:
+    failing = Failing(lambda _, tries: EngineDeadError("gone") if tries == 1 else None)
+    use(monkeypatch, failing)
+    report = run(many_shards)
+    assert report.shards > 3
+    assert set(failing.tries.values()) == {2}
+    assert report.published.missing == 0
+
+
+def test_a_lasting_failure_is_not_tried_again_and_the_rest_is_published(
+    monkeypatch: pytest.MonkeyPatch, many_shards: dict[str, Any]
+) -> None:
+    shards: list[str] = []
+
+    def second_fails(shard_id: str, _: int) -> Exception | None:
+        if shard_id not in shards:
+            shards.append(shard_id)
+        return ValueError("broken") if shards[1:2] == [shard_id] else None
+
+    failing = Failing(second_fails)
+    use(monkeypatch, failing)
+    with pytest.raises(ShardsFailedError, match="1 shards failed") as failed:
+        run(many_shards)
+    assert isinstance(failed.value.__cause__, ValueError)
+    assert set(failing.tries.values()) == {1}
+    [counts] = answer(many_shards, "select count(*) as n from results")
+    assert 0 < counts["n"] < 20
+
+    monkeypatch.undo()
+    report = run(many_shards)
+    assert (report.published.results, report.published.errors) == (20, 1)
+    assert report.scored_rows == 20 - counts["n"]
+
+
+def test_nothing_more_is_submitted_when_every_shard_fails(
+    monkeypatch: pytest.MonkeyPatch, many_shards: dict[str, Any]
+) -> None:
+    failing = Failing(lambda *_: ValueError("broken"))
+    use(monkeypatch, failing)
+    with pytest.raises(ShardsFailedError):
+        run(many_shards)
+    # Three that failed, and those that were already running.
+    assert len(failing.tries) <= score_module.FAILED_SHARDS_ALLOWED + score_module.SHARDS_IN_FLIGHT - 1
+
+
+def test_what_the_user_can_mend_is_a_user_error(small_job: dict[str, Any]) -> None:
+    small_job["source"]["id"] = "truth"
+    with pytest.raises(UserError, match=r"source\.id"):
+        run(small_job)
+
+
+def test_the_summary_is_an_artifact(small_job: dict[str, Any]) -> None:
+    from prefect.artifacts import Artifact
+
+    small_job["name"] = "Artifact_Test"
+    run(small_job)
+    summary = Artifact.get("trunkline-artifact-test-summary")
+    progress = Artifact.get("trunkline-artifact-test-progress")
+    assert summary is not None
+    assert "20 results, 1 errors" in str(summary.data)
+    assert progress is not None
+    assert progress.data == 100.0
+
+
+def test_artifact_keys_are_what_prefect_takes() -> None:
+    assert artifact_key("Package.Topics_2") == "trunkline-package-topics-2"
+
+
+def test_killed_in_the_middle_the_same_command_continues(
+    small_job_file: Path, small_job: dict[str, Any], tmp_path: Path
+) -> None:
+    """A process of its own, with the ephemeral server, as a person runs it."""
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "XDG_STATE_HOME": str(tmp_path / "state")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.cli", "score", str(small_job_file), "--set", "shard_seconds=0.000001"]
+
+    def start(**more: str) -> tuple[int, str]:
+        output = tmp_path / "output.txt"
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment | more, stdout=file, stderr=file, start_new_session=True
+            )
+            try:
+                return process.wait(240), output.read_text()
+            finally:
+                # Prefect's own server outlives a flow that is killed.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    assert start(FAILPOINT="infer.done:3:kill")[0] == -signal.SIGKILL
+    code, printed = start()
+    assert code == 0, printed
+    assert "21 (20 results, 1 errors)" in printed
+    per_shard = answer(small_job, "select shard_id, count(*) as n from shards group by shard_id")
+    assert all(row["n"] == 1 for row in per_shard)
+    runs = answer(small_job, "select run_id, sum(requests)::int as n from shards group by run_id order by run_id")
+    assert len(runs) == 2
+    assert sum(row["n"] for row in runs) == 20
