@@ -8,7 +8,7 @@ TABLES := examples/data/questions.parquet
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test check format lock clean help
+.PHONY: demo summaries test parity check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -32,7 +32,10 @@ summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the examp
 	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
 
 test: $(STAMP) ## All tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+parity: $(STAMP) ## Hold every row of the example to transformers
+	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/test_example_parity.py
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.scheduler_output import KVSegment, SchedulerOutput
-from kernels.attention import attend, merge_into
+from kernels.attention import attend, attend_each, merge_into
 
 NAME = "trunkline"
 UNBUILT = ("sliding_window", "softcap", "s_aux", "position_bias")
@@ -22,15 +22,18 @@ class StepAttention:
         self.step = step
         self.cache = cache
         self.own_rows = torch.tensor([segment.row_start for segment in step.own], device=device)
+        self.own_spans = [(segment.kv_start, segment.kv_end) for segment in step.own]
+        # Decoded tokens are written one by one, so they go in one indexed copy; chunks are copied as they lie.
+        single = [write for write in step.writes if write.row_end - write.row_start == 1]
+        self.single_rows = torch.tensor([write.row_start for write in single], device=device)
+        self.single_slots = torch.tensor([write.slot_start for write in single], device=device)
+        self.long_writes = [write for write in step.writes if write.row_end - write.row_start > 1]
         self.masks = [_tree_mask(labels.parents, dtype, device) for labels in step.labels]
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim)."""
         step = self.step
-        for write in step.writes:
-            rows = slice(write.row_start, write.row_end)
-            slots = slice(write.slot_start, write.slot_start + write.row_end - write.row_start)
-            self.cache.write(layer, slots, key[:, rows], value[:, rows])
+        self._write(layer, key, value)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]).transpose(0, 1)
         lse = query.new_empty(query.shape[:2], dtype=torch.float32)
         for start, end in step.causal:
@@ -40,13 +43,21 @@ class StepAttention:
             rows = slice(labels.row_start, labels.row_start + len(labels.parents))
             out[:, rows], lse[:, rows] = attend(query[:, rows], key[:, rows], value[:, rows], scale, mask=mask)
         if step.own:
-            states = [self._segment(layer, segment, query, key, value, scale) for segment in step.own]
-            out[:, self.own_rows] = torch.cat([state[0] for state in states], 1)
-            lse[:, self.own_rows] = torch.cat([state[1] for state in states], 1)
+            cache = self.cache.keys[layer], self.cache.values[layer]
+            state = attend_each(query[:, self.own_rows], *cache, self.own_spans, scale)
+            out[:, self.own_rows], lse[:, self.own_rows] = state
         for segment in step.context:
             rows = slice(segment.row_start, segment.row_end)
             merge_into(out[:, rows], lse[:, rows], *self._segment(layer, segment, query, key, value, scale))
         return out.transpose(0, 1)
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        for write in self.long_writes:
+            rows = slice(write.row_start, write.row_end)
+            slots = slice(write.slot_start, write.slot_start + write.row_end - write.row_start)
+            self.cache.write(layer, slots, key[:, rows], value[:, rows])
+        if len(self.single_rows):
+            self.cache.write(layer, self.single_slots, key[:, self.single_rows], value[:, self.single_rows])
 
     def _segment(
         self, layer: int, segment: KVSegment, query: Tensor, key: Tensor, value: Tensor, scale: float

@@ -1,5 +1,8 @@
 """Puts an engine together: device, weights, KV cache, tokenizer."""
 
+import ctypes
+import sys
+
 import torch
 
 from engine.config import EngineConfig
@@ -10,11 +13,30 @@ from engine.model import ModelFiles
 from engine.model_runner import ModelRunner
 from engine.tokenizer import load_tokenizer
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+
 
 def build_engine(model: ModelFiles, config: EngineConfig, *, detokenize: bool = True) -> Engine:
     """Raises UserError for a model or device that cannot be served."""
     device = resolve_device(config)
-    if device.name == "cpu":
-        torch.set_num_threads(device.cores)
-    runner = ModelRunner(load_model(model, device), config, device)
-    return Engine(runner, config, load_tokenizer(model) if detokenize else None)
+
+    def load() -> ModelRunner:
+        if device.name == "cpu":
+            torch.set_num_threads(device.cores)
+            _keep_freed_memory()
+        return ModelRunner(load_model(model, device), config, device)
+
+    return Engine(load, config, load_tokenizer(model) if detokenize else None)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse a step's large buffers, which it would give back and fault in again at every layer.
+
+    One arena, because only the engine's thread allocates much; 32 MiB is the largest threshold that glibc takes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**29)):
+            mallopt(parameter, value)

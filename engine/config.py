@@ -26,7 +26,7 @@ class EngineConfig:
     kv_cache_memory: int = 2 * 2**30
     block_size: int = 16
     max_model_len: int = 0
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int = 1024
     sharing: Sharing = "multi_level"
     order: Order = "ratio"
     admission: Admission = "memory"

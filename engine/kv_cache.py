@@ -18,6 +18,6 @@ class KVCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
 
-    def write(self, layer: int, slots: slice, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         self.keys[layer][:, slots] = keys
         self.values[layer][:, slots] = values

@@ -11,5 +11,7 @@ for _name, _value in {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # The steps' own log lines belong to the flow run.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+    # ... and a step that is called outside a flow logs to the console alone.
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
 }.items():
     os.environ.setdefault(_name, _value)

@@ -4,6 +4,8 @@ A state is (out, lse): the softmax-weighted values and the natural logarithm of 
 disjoint keys merge exactly (Milakov & Gimelshein, arXiv 1805.02867; FlashInfer's cascade uses the same algebra).
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,32 @@ def attend(
     stacked = query.reshape(kv_heads, -1, query.shape[2])
     out, lse = _flash_cpu(stacked[None], key[None], value[None], 0.0, False, scale=scale)
     return out[0].reshape(query.shape), lse[0].reshape(query.shape[:2])
+
+
+def attend_each(
+    query: Tensor, keys: Tensor, values: Tensor, spans: Sequence[tuple[int, int]], scale: float
+) -> tuple[Tensor, Tensor]:
+    """One state a row: row i of `query` (heads, rows, dim) attends to slots `[start, end)` = `spans[i]`.
+
+    keys, values (kv_heads, slots, dim), contiguous. Returns `out` (heads, rows, dim) and `lse` (heads, rows). What
+    costs is the number of torch calls, so each row takes three: two views and the attention itself.
+    """
+    kv_heads, slots, dim = keys.shape
+    if query.device.type != "cpu":
+        states = [
+            attend_reference(query[:, row : row + 1], keys[:, start:end], values[:, start:end], scale)
+            for row, (start, end) in enumerate(spans)
+        ]
+        return torch.cat([out for out, _ in states], 1), torch.cat([lse for _, lse in states], 1)
+    stacked = query.reshape(kv_heads, -1, len(spans), dim).permute(2, 0, 1, 3).contiguous().split(1)
+    outs, lses = [], []
+    for row, (start, end) in zip(stacked, spans, strict=True):
+        view = ((1, kv_heads, end - start, dim), (keys.numel(), slots * dim, dim, 1), start * dim)
+        out, lse = _flash_cpu(row, keys.as_strided(*view), values.as_strided(*view), 0.0, False, scale=scale)
+        outs.append(out)
+        lses.append(lse)
+    out = torch.cat(outs).permute(1, 2, 0, 3).reshape(query.shape)
+    return out, torch.cat(lses).permute(1, 2, 0).reshape(query.shape[:2])
 
 
 def merge_into(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:

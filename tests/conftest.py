@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is slow now and then; examples have no deadline.
+settings.register_profile("trunkline", deadline=None)
+settings.load_profile("trunkline")
 
 # Before anything imports prefect: neither the user's Prefect nor the folder of their latest run is touched.
 _HOME = tempfile.TemporaryDirectory(prefix="trunkline-tests-")
 os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["XDG_STATE_HOME"] = f"{_HOME.name}/state"
+# Tests run side by side, one a core; OpenMP's workers would fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "FAILPOINT"):
     os.environ.pop(_name, None)
 

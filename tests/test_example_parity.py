@@ -23,7 +23,7 @@ from tasks.plan import to_requests
 from tasks.run import Run, open_run
 from tests.engine.oracle import Oracle
 
-ROWS = int(os.environ.get("PARITY_ROWS", "12"))
+ROWS = int(os.environ.get("PARITY_ROWS", "6"))
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention import MAX_STACKED_ROWS, attend, attend_reference, merge_into
+from kernels.attention import MAX_STACKED_ROWS, attend, attend_each, attend_reference, merge_into
 
 SHAPES = [
     pytest.param(heads, kv_heads, rows, length, dim, id=f"h{heads}kv{kv_heads}-{rows}x{length}-d{dim}")
@@ -51,6 +51,22 @@ def test_causal_and_masked_equal_their_definition(rows: int) -> None:
     for out, lse in (attend(query, key, value, 0.1, causal=True), attend(query, key, value, 0.1, mask=mask)):
         assert float((out - want_out).abs().max()) < 2e-5
         assert float((lse - want_lse).abs().max()) < 2e-5
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 60), (8, 1, 128)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
+def test_each_row_reads_its_own_span(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, tolerance: float) -> None:
+    spans = [(0, 1), (1, 40), (400, 512), (40, 357)]
+    torch.manual_seed(heads)
+    query = torch.randn(heads, len(spans), dim, dtype=dtype)
+    keys, values = (torch.full((kv_heads, 600, dim), torch.nan, dtype=dtype) for _ in range(2))
+    for start, end in spans:
+        keys[:, start:end], values[:, start:end] = torch.randn(2, kv_heads, end - start, dim, dtype=dtype)
+    out, lse = attend_each(query, keys, values, spans, 0.125)
+    for row, (start, end) in enumerate(spans):
+        want = attend_reference(query[:, row : row + 1], keys[:, start:end], values[:, start:end], 0.125)
+        assert float((out[:, row : row + 1] - want[0]).abs().max()) < tolerance
+        assert float((lse[:, row : row + 1] - want[1]).abs().max()) < tolerance
 
 
 @pytest.mark.parametrize("cut", [1, 50, 110])
