@@ -50,11 +50,13 @@ def attend_each(
             for row, (start, end) in enumerate(spans)
         ]
         return torch.cat([out for out, _ in states], 1), torch.cat([lse for _, lse in states], 1)
-    stacked = query.reshape(kv_heads, -1, len(spans), dim).permute(2, 0, 1, 3).contiguous().split(1)
+    stacked = query.reshape(kv_heads, -1, len(spans), dim).permute(2, 0, 1, 3).contiguous()
     outs, lses = [], []
-    for row, (start, end) in zip(stacked, spans, strict=True):
+    for row, (start, end) in enumerate(spans):
         view = ((1, kv_heads, end - start, dim), (keys.numel(), slots * dim, dim, 1), start * dim)
-        out, lse = _flash_cpu(row, keys.as_strided(*view), values.as_strided(*view), 0.0, False, scale=scale)
+        out, lse = _flash_cpu(
+            stacked[row : row + 1], keys.as_strided(*view), values.as_strided(*view), 0.0, False, scale=scale
+        )
         outs.append(out)
         lses.append(lse)
     out = torch.cat(outs).permute(1, 2, 0, 3).reshape(query.shape)

@@ -24,7 +24,14 @@ ELSEWHERE = {
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
 }
-# Run here as they stand, in a folder with the example's tables about three packages and a job on the tiny model.
+# Run here as they stand, in a folder with the example's tables about three packages and jobs on the tiny model; the
+# benchmark with small numbers.
+GENERATE = "generate --groups 4 --degree 16 --prefix 2000 --distinct 200 --output 100"
+CHOICE = "choice --groups 2 --degree 8 --prefix 1000 --distinct 80 --labels 4 --label-tokens 3"
+WORKLOADS = (
+    f"python -m engine.workload {GENERATE} > generate.jsonl",
+    f"python -m engine.workload {CHOICE} > choice.jsonl",
+)
 HERE = (
     "make demo",
     "make summaries",
@@ -37,7 +44,11 @@ HERE = (
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql - < examples/accuracy.sql",
+    *WORKLOADS,
+    "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl",
+    "python -m engine.bench --kv-gib 4 --model embedded choice.jsonl",
 )
+SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
 
 
 def commands() -> list[str]:
@@ -63,7 +74,7 @@ def test_what_is_run_elsewhere_is_there(command: str, file: str) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_server: None) -> Path:
     """What the commands read: the Makefile and the examples, with few packages and a model that takes no time.
 
-    `make demo` has run once, so that every command finds what it is about, in any order.
+    What others read has run once, so that every command finds what it is about, in any order.
     """
     folder = tmp_path_factory.mktemp("readme")
     (folder / "Makefile").write_text((ROOT / "Makefile").read_text())
@@ -82,7 +93,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
     subprocess.run(
         [sys.executable, "-m", "examples.packages", "--packages", "3"], cwd=folder, env=environment(folder), check=True
     )
-    run(folder, "make demo")
+    (folder / "tiny-model").symlink_to(tiny_model)
+    for command in ("make demo", *WORKLOADS):
+        run(folder, command)
     return folder
 
 
@@ -101,6 +114,10 @@ def run(folder: Path, command: str) -> str:
     if command.startswith("make "):
         # Neither the environment nor the table is made anew.
         command += " --assume-old .venv/.installed --assume-old examples/data/questions.parquet"
+    if command.startswith("python -m engine."):
+        for option, value in SMALL.items():
+            command = re.sub(rf"--{option} [0-9]+", f"--{option} {value}", command)
+        command = command.replace("--model embedded", "--model tiny-model")
     done = subprocess.run(
         ["/bin/sh", "-c", command], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240
     )
@@ -111,7 +128,7 @@ def run(folder: Path, command: str) -> str:
 @pytest.mark.parametrize("command", HERE)
 def test_the_command_works_as_it_stands(project: Path, command: str) -> None:
     printed = run(project, command)
-    assert printed.strip() or "--to" in command
+    assert printed.strip() or "--to" in command or ">" in command
 
 
 def test_the_commands_of_contributing_are_targets() -> None:
