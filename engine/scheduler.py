@@ -107,12 +107,6 @@ class Scheduler:
             self._finish(sequence)
         return finished
 
-    def abort_all(self) -> None:
-        """Drops all work and all KV."""
-        for sequence in list(self.sequences.values()):
-            self._finish(sequence)
-        self._prefilling.clear()
-
     def check_integrity(self) -> None:
         """Our own invariant after a drain: nothing is held, every block is free."""
         left = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
