@@ -9,7 +9,8 @@ from transformers import AttentionInterface
 from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.scheduler_output import KVSegment, SchedulerOutput
-from kernels.attention import attend, attend_each, merge_into
+from kernels.attention import attend, merge_into
+from kernels.row_attention import attend_rows
 
 NAME = "trunkline"
 UNBUILT = ("sliding_window", "softcap", "s_aux", "position_bias")
@@ -22,7 +23,8 @@ class StepAttention:
         self.step = step
         self.cache = cache
         self.own_rows = torch.tensor([segment.row_start for segment in step.own], device=device)
-        self.own_spans = [(segment.kv_start, segment.kv_end) for segment in step.own]
+        spans = [[segment.kv_start for segment in step.own], [segment.kv_end for segment in step.own]]
+        self.own_spans = torch.tensor(spans, device=device)
         # Decoded tokens are written one by one, so they go in one indexed copy; chunks are copied as they lie.
         single = [write for write in step.writes if write.row_end - write.row_start == 1]
         self.single_rows = torch.tensor([write.row_start for write in single], device=device)
@@ -44,8 +46,7 @@ class StepAttention:
             out[:, rows], lse[:, rows] = attend(query[:, rows], key[:, rows], value[:, rows], scale, mask=mask)
         if step.own:
             cache = self.cache.keys[layer], self.cache.values[layer]
-            state = attend_each(query[:, self.own_rows], *cache, self.own_spans, scale)
-            out[:, self.own_rows], lse[:, self.own_rows] = state
+            attend_rows(query, *cache, self.own_rows, self.own_spans, scale, out, lse)
         for segment in step.context:
             rows = slice(segment.row_start, segment.row_end)
             merge_into(out[:, rows], lse[:, rows], *self._segment(layer, segment, query, key, value, scale))

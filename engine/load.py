@@ -11,11 +11,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from engine.attention import NAME, StepAttention
 from engine.device import Device
 from engine.errors import UserError
+from engine.fused_layer import fuse_layers
 from engine.kv_cache import KVCache
 from engine.model import ModelFiles, load_shape, weights_folder
 from engine.model_shape import ModelShape
 from engine.scheduler_output import SchedulerOutput
 
+PROBE_ROWS = 8
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
@@ -70,29 +72,39 @@ def load_model(files: ModelFiles, device: Device) -> LoadedModel:
         local_files_only=True,
     )
     model.to(device.name).eval().requires_grad_(False)
+    expected = _eager_logits(model, device)
+    fuse_layers(model, device.name)
     loaded = LoadedModel(model, shape)
-    _probe(loaded, model, device, files.name)
+    _probe(loaded, expected, device, f"{files.name} ({config.model_type})")
     return loaded
 
 
+def _probe_tokens(vocab_size: int, device: Device) -> Tensor:
+    return torch.arange(PROBE_ROWS, device=device.name) % vocab_size
+
+
 @torch.inference_mode()
-def _probe(loaded: LoadedModel, model: Any, device: Device, name: str) -> None:
-    """Holds the packed path to the model's own eager attention on a few tokens."""
-    rows = 8
-    tokens = torch.arange(rows, device=device.name) % loaded.shape.vocab_size
-    step = SchedulerOutput.causal_rows(rows)
-    dtype = getattr(torch, device.dtype)
-    cache = KVCache(loaded.shape.num_layers, loaded.shape.num_kv_heads, 0, loaded.shape.head_dim, dtype, device.name)
-    attention = StepAttention(step, cache, dtype, device.name)
-    ours = loaded.logits(loaded.hidden(tokens, torch.arange(rows, device=device.name), attention))
+def _eager_logits(model: Any, device: Device) -> Tensor:
+    """What the model's own code says of a few tokens: (rows, vocab_size) in float32."""
     model.set_attn_implementation("eager")
-    theirs = model(input_ids=tokens[None], use_cache=False).logits[0].float()
+    tokens = _probe_tokens(model.config.vocab_size, device)
+    logits: Tensor = model(input_ids=tokens[None], use_cache=False).logits[0].float()
     model.set_attn_implementation(NAME)
-    worst = float((ours.softmax(-1) - theirs.softmax(-1)).abs().max())
+    return logits
+
+
+@torch.inference_mode()
+def _probe(loaded: LoadedModel, expected: Tensor, device: Device, name: str) -> None:
+    """Holds the packed path to the model's own eager attention on a few tokens."""
+    shape, dtype = loaded.shape, getattr(torch, device.dtype)
+    step = SchedulerOutput.causal_rows(PROBE_ROWS)
+    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, dtype, device.name)
+    attention = StepAttention(step, cache, dtype, device.name)
+    tokens = _probe_tokens(shape.vocab_size, device)
+    logits = loaded.logits(loaded.hidden(tokens, torch.arange(PROBE_ROWS, device=device.name), attention))
+    worst = float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
     if not worst < PROBE_TOLERANCE[device.dtype]:
-        raise UserError(
-            f"model.path: {name} ({model.config.model_type}) gives other probabilities in packed rows (by {worst:.1e})"
-        )
+        raise UserError(f"model.path: {name} gives other probabilities in packed rows (by {worst:.1e})")
 
 
 def _refuse(config: Any, name: str) -> None:

@@ -1,0 +1,100 @@
+"""A decoder layer with its projections fused and its small operations in one pass each, for the CPU in float32.
+
+Swapped in after loading, for architectures whose layer is exactly norm, rotary attention, norm, gated MLP (Llama's).
+The model's own module stays the definition: tests hold the swapped model to the unswapped one, and so does the probe
+at load.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.attention import attention_function
+from kernels import openmp
+from kernels.rms_norm import rms_norm
+from kernels.rotary import rotate
+from kernels.silu_mul import silu_mul
+
+# Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
+FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+
+
+def fuse_layers(model: Any, device: str) -> int:
+    """Swaps the layers that it knows, in place; returns how many. The weights are moved, not held twice."""
+    layers = model.base_model.layers
+    if device != "cpu" or model.dtype != torch.float32 or not openmp.available():
+        return 0
+    known = [index for index, layer in enumerate(layers) if _is_known(layer)]
+    for index in known:
+        layers[index] = FusedLayer(layers[index])
+    return len(known)
+
+
+def _is_known(layer: nn.Module) -> bool:
+    return type(layer).__name__ in FUSED and isinstance(layer.mlp.act_fn, nn.SiLU)
+
+
+class FusedLayer(nn.Module):
+    """Called as the layer that it replaces."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.attention = attention
+        self.scaling: float = attention.scaling
+        self.head_dim: int = attention.head_dim
+        self.window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        self.num_heads = attention.q_proj.out_features // self.head_dim
+        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = _stack(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = _stack(mlp.gate_proj, mlp.up_proj)
+        self.out, self.down = attention.o_proj, mlp.down_proj
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            delattr(attention, name)
+
+    def forward(
+        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **arguments: Any
+    ) -> Tensor:
+        """hidden_states (1, rows, hidden_size), which is overwritten and returned."""
+        hidden = hidden_states[0]
+        qkv = self.qkv(_norm(hidden, self.input_norm))
+        cos, sin = position_embeddings
+        rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
+        heads = qkv.view(len(qkv), -1, self.head_dim).transpose(0, 1)[None]
+        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        attended, _ = attention_function(
+            self.attention,
+            query,
+            key,
+            value,
+            None,
+            self.scaling,
+            step=arguments["step"],
+            sliding_window=self.window,
+        )
+        _add_linear(hidden, attended.reshape(len(hidden), -1), self.out)
+        _add_linear(hidden, silu_mul(self.gate_up(_norm(hidden, self.post_norm))), self.down)
+        return hidden_states
+
+
+def _norm(x: Tensor, norm: Any) -> Tensor:
+    return rms_norm(x, norm.weight, norm.variance_epsilon)
+
+
+def _add_linear(hidden: Tensor, x: Tensor, linear: nn.Linear) -> None:
+    """hidden += linear(x), the sum inside the matmul."""
+    hidden.addmm_(x, linear.weight.t())
+    if linear.bias is not None:
+        hidden += linear.bias
+
+
+def _stack(*linears: nn.Linear) -> nn.Linear:
+    """One linear whose output is all of theirs, side by side."""
+    stacked = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears), device="meta")
+    stacked.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    assert len(biases) in (0, len(linears)), len(biases)
+    stacked.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+    return stacked

@@ -1,0 +1,183 @@
+"""Runs compiled loops on torch's own OpenMP threads.
+
+numba compiles the loops, but its threads are a second pool that fights torch's for the cores: torch's workers spin for
+a while after each operation. libgomp starts a team by `GOMP_parallel(function, argument, threads, flags)`, which is what
+compilers emit for `#pragma omp parallel`, so a loop that is handed to it runs on the very threads that torch waits with.
+
+A loop gets one array of 64-bit words: addresses of tensors, integers, and the bits of floats. It finds its share of the
+work by `share(count)`.
+"""
+
+import ctypes
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import carray, cfunc, config, float32, njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+# Sums may be reordered; NaN and infinity keep their meaning, because a row that is not finite must stay so.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+_THREAD_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads")
+
+
+@cache
+def _runtime() -> ctypes.CDLL | None:
+    """torch's OpenMP runtime, or None where it is not one that starts teams in libgomp's way."""
+    try:
+        runtime = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libgomp*"))))
+        start = runtime.GOMP_parallel
+    except (StopIteration, OSError, AttributeError):
+        return None
+    start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    start.restype = None
+    for name in _THREAD_SYMBOLS:
+        address = ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value
+        binding.add_symbol(name, address)
+    return runtime
+
+
+def available() -> bool:
+    """Whether compiled loops run here; where not, every kernel takes its torch twin."""
+    return _runtime() is not None
+
+
+class Loop:
+    """A compiled loop: called with tensors (their addresses), integers and floats. Nothing checks shapes but the caller."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+        self._compiled: Any = None
+
+    def __call__(self, *arguments: Tensor | int | float) -> None:
+        if self._compiled is None:
+            self._compiled = _compile(self._function)
+        words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
+        runtime = _runtime()
+        assert runtime is not None
+        runtime.GOMP_parallel(self._compiled.address, ctypes.addressof(words), torch.get_num_threads(), 0)
+
+
+def _compile(function: Callable[..., None]) -> Any:
+    """From numba's cache on disk, or now: about a second, once.
+
+    numba knows a compiled loop by its own file; what it takes from this one is told by the folder's name.
+    """
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder, config.CACHE_DIR = config.CACHE_DIR, str(base / "trunkline" / "loops" / source)
+    try:
+        signature = types.void(types.CPointer(types.int64))
+        return cfunc(signature, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    finally:
+        config.CACHE_DIR = folder
+
+
+def _word(argument: Tensor | int | float) -> int:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, float):
+        return int(struct.unpack("q", struct.pack("d", argument))[0])
+    return argument
+
+
+_thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
+_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+@njit(inline="always", error_model="numpy")
+def share(count: int) -> tuple[int, int]:
+    """This thread's part `[first, last)` of `count` equal pieces of work."""
+    thread, threads = _thread_num(), _num_threads()
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+def _pointer_to(numba_type: Any) -> Any:
+    @intrinsic
+    def pointer(typing_context: Any, word: Any) -> Any:  # noqa: ARG001  # the signature that numba calls
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(numba_type)))
+
+        return types.CPointer(numba_type)(types.int64), generate
+
+    return pointer
+
+
+_float32_pointer = _pointer_to(types.float32)
+_int64_pointer = _pointer_to(types.int64)
+_int32_pointer = _pointer_to(types.int32)
+_int8_pointer = _pointer_to(types.int8)
+
+
+@njit(inline="always", error_model="numpy")
+def words(arguments: Any, count: int) -> Any:
+    """The loop's arguments."""
+    return carray(arguments, (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def float32_at(word: int, count: int) -> Any:
+    return carray(_float32_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int64_at(word: int, count: int) -> Any:
+    return carray(_int64_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int32_at(word: int, count: int) -> Any:
+    return carray(_int32_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int8_at(word: int, count: int) -> Any:
+    return carray(_int8_pointer(word), (count,))
+
+
+def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
+    @intrinsic
+    def cast(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            return builder.bitcast(arguments[0], llvm_type)
+
+        return to_type(from_type), generate
+
+    return cast
+
+
+_as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
+_as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
+
+
+@njit(inline="always", error_model="numpy")
+def float32_of(word: int) -> Any:
+    """A float argument."""
+    return float32(_as_float64(word))
+
+
+@njit(inline="always", fastmath=FASTMATH)
+def exp(x: Any) -> Any:
+    """e to the float32 `x`, to 3 units in the last place within [-87, 88] and clamped to that outside.
+
+    2**k times a polynomial in the rest (Cephes' expf): unlike the C library's, it vectorises.
+    """
+    bounded = min(max(x, float32(-87.0)), float32(88.0))
+    power = np.floor(bounded * float32(1.4426950408889634) + float32(0.5))
+    rest = bounded - power * float32(0.693359375) + power * float32(2.12194440e-4)
+    tail = float32(1.9875691500e-4) * rest + float32(1.3981999507e-3)
+    tail = tail * rest + float32(8.3334519073e-3)
+    tail = tail * rest + float32(4.1665795894e-2)
+    tail = tail * rest + float32(1.6666665459e-1)
+    tail = tail * rest + float32(5.0000001201e-1)
+    value = tail * rest * rest + rest + float32(1.0)
+    return value * _as_float32(types.int32((types.int32(power) + types.int32(127)) << types.int32(23)))
