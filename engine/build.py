@@ -23,9 +23,10 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, detokenize: bool = 
     def load() -> ModelRunner:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
-            _keep_freed_memory()
         return ModelRunner(load_model(model, device), config, device)
 
+    if device.name == "cpu":
+        _keep_freed_memory()  # before the engine's thread is given an arena
     return Engine(load, config, load_tokenizer(model) if detokenize else None)
 
 

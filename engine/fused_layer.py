@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from engine.attention import attention_function
+from engine import huge_pages
+from engine.huge_pages import Workspace
 from kernels import openmp
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
@@ -25,20 +28,21 @@ def fuse_layers(model: Any, device: str) -> int:
     layers = model.base_model.layers
     if device != "cpu" or model.dtype != torch.float32 or not openmp.available():
         return 0
+    workspace = Workspace()
     known = [index for index, layer in enumerate(layers) if _is_known(layer)]
     for index in known:
-        layers[index] = FusedLayer(layers[index])
+        layers[index] = FusedLayer(layers[index], workspace)
     return len(known)
 
 
 def _is_known(layer: nn.Module) -> bool:
-    return type(layer).__name__ in FUSED and isinstance(layer.mlp.act_fn, nn.SiLU)
+    return type(layer).__name__ in FUSED and isinstance(layer.mlp.act_fn, SiLUActivation)
 
 
 class FusedLayer(nn.Module):
     """Called as the layer that it replaces."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, workspace: Workspace) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.attention = attention
@@ -50,7 +54,8 @@ class FusedLayer(nn.Module):
         self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = _stack(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up = _stack(mlp.gate_proj, mlp.up_proj)
-        self.out, self.down = attention.o_proj, mlp.down_proj
+        self.out, self.down = _stack(attention.o_proj), _stack(mlp.down_proj)
+        self.workspace = workspace
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
@@ -59,7 +64,7 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (1, rows, hidden_size), which is overwritten and returned."""
         hidden = hidden_states[0]
-        qkv = self.qkv(_norm(hidden, self.input_norm))
+        qkv = self._linear(self._norm(hidden, self.input_norm), self.qkv)
         cos, sin = position_embeddings
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
         heads = qkv.view(len(qkv), -1, self.head_dim).transpose(0, 1)[None]
@@ -75,12 +80,18 @@ class FusedLayer(nn.Module):
             sliding_window=self.window,
         )
         _add_linear(hidden, attended.reshape(len(hidden), -1), self.out)
-        _add_linear(hidden, silu_mul(self.gate_up(_norm(hidden, self.post_norm))), self.down)
+        _add_linear(hidden, silu_mul(self._linear(self._norm(hidden, self.post_norm), self.gate_up)), self.down)
         return hidden_states
 
+    def _norm(self, x: Tensor, norm: Any) -> Tensor:
+        return rms_norm(x, norm.weight, norm.variance_epsilon, self.workspace.rows(*x.shape))
 
-def _norm(x: Tensor, norm: Any) -> Tensor:
-    return rms_norm(x, norm.weight, norm.variance_epsilon)
+    def _linear(self, x: Tensor, linear: nn.Linear) -> Tensor:
+        out = self.workspace.rows(len(x), linear.out_features)
+        torch.mm(x, linear.weight.t(), out=out)
+        if linear.bias is not None:
+            out += linear.bias
+        return out
 
 
 def _add_linear(hidden: Tensor, x: Tensor, linear: nn.Linear) -> None:
@@ -93,7 +104,8 @@ def _add_linear(hidden: Tensor, x: Tensor, linear: nn.Linear) -> None:
 def _stack(*linears: nn.Linear) -> nn.Linear:
     """One linear whose output is all of theirs, side by side."""
     stacked = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears), device="meta")
-    stacked.weight = nn.Parameter(torch.cat([linear.weight for linear in linears]), requires_grad=False)
+    weight = huge_pages.empty((stacked.out_features, stacked.in_features), linears[0].weight.dtype)
+    stacked.weight = nn.Parameter(torch.cat([linear.weight for linear in linears], out=weight), requires_grad=False)
     biases = [linear.bias for linear in linears if linear.bias is not None]
     assert len(biases) in (0, len(linears)), len(biases)
     stacked.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None

@@ -1,0 +1,46 @@
+"""Memory in pages of 2 MiB, for what is large and lives long: weights, KV, activations.
+
+With pages of 4 KiB the first touch of each costs a fault, and matmuls that walk over hundreds of megabytes miss the
+address cache at every turn.
+"""
+
+import math
+import mmap
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+PAGE = 2**21
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the CPU; resident only where it has been written. Plain pages where that is all there is."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < PAGE:
+        return torch.empty(tuple(shape), dtype=dtype)
+    region = mmap.mmap(-1, -(size // -PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        region.madvise(mmap.MADV_HUGEPAGE)
+    except (AttributeError, OSError):  # not Linux, or a kernel built without them
+        pass
+    return torch.frombuffer(region, dtype=dtype, count=math.prod(shape)).view(tuple(shape))
+
+
+def moved(tensor: Tensor) -> Tensor:
+    """A copy in large pages."""
+    return empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+
+class Workspace:
+    """Buffers that every layer of every step writes anew; each is as large as the largest step needed."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[int, Tensor] = {}
+
+    def rows(self, count: int, width: int) -> Tensor:
+        """(count, width) in float32: the one buffer of that width."""
+        buffer = self._buffers.get(width)
+        if buffer is None or len(buffer) < count:
+            buffer = self._buffers[width] = empty((count, width), torch.float32)
+        return buffer[:count]
