@@ -1,22 +1,26 @@
 """Loads a model for serving, and refuses by name what the engine would compute wrongly."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from engine.attention import NAME, StepAttention
+from engine.attention import NAME
 from engine.device import Device
 from engine.errors import UserError
-from engine.kv_cache import KVCache
 from engine.model import ModelFiles, load_shape, weights_folder
+from engine.model_config import refuse
 from engine.model_shape import ModelShape
-from engine.scheduler_output import SchedulerOutput
+from engine.probe import probe
 
-PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+# Attention is called by name, though the class does not say so.
+CALLED_BY_NAME = {"biogpt", "stablelm"}
+# The decoder layers pass no argument on to attention.
+HEARS_NOTHING = {"nemotron", "stablelm"}
 
 
 class LoadedModel:
@@ -33,9 +37,18 @@ class LoadedModel:
         self._head._modules = dict(model._modules)
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
+        self._step: object = None
+        if model.config.model_type in HEARS_NOTHING:
+            for module in self.body.modules():
+                if "layer_idx" in vars(module):
+                    module.register_forward_pre_hook(self._tell, with_kwargs=True)
+
+    def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, named | {"step": self._step}
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, step: object) -> Tensor:
         """(rows, hidden_size) for packed rows; `step` reaches the attention function."""
+        self._step = step
         output = self.body(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, step=step)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -47,11 +60,23 @@ class LoadedModel:
         return logits.float()
 
 
+@dataclass
+class _Given(BaseModelOutputWithPastAndCrossAttentions):
+    """Has every field that some head passes on."""
+
+    router_logits: None = None
+
+
 class _GivenHidden(nn.Module):
     hidden: Tensor
 
-    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    @property
+    def decoder(self) -> "_GivenHidden":
+        """OPT's head calls its body's decoder."""
+        return self
+
+    def forward(self, *_: object, **__: object) -> _Given:
+        return _Given(last_hidden_state=self.hidden)
 
 
 def load_model(files: ModelFiles, device: Device) -> LoadedModel:
@@ -71,37 +96,15 @@ def load_model(files: ModelFiles, device: Device) -> LoadedModel:
     )
     model.to(device.name).eval().requires_grad_(False)
     loaded = LoadedModel(model, shape)
-    _probe(loaded, model, device, files.name)
+    probe(loaded, model, device, files.name)
     return loaded
 
 
-@torch.inference_mode()
-def _probe(loaded: LoadedModel, model: Any, device: Device, name: str) -> None:
-    """Holds the packed path to the model's own eager attention on a few tokens."""
-    rows = 8
-    tokens = torch.arange(rows, device=device.name) % loaded.shape.vocab_size
-    step = SchedulerOutput.causal_rows(rows)
-    dtype = getattr(torch, device.dtype)
-    cache = KVCache(loaded.shape.num_layers, loaded.shape.num_kv_heads, 0, loaded.shape.head_dim, dtype, device.name)
-    attention = StepAttention(step, cache, dtype, device.name)
-    ours = loaded.logits(loaded.hidden(tokens, torch.arange(rows, device=device.name), attention))
-    model.set_attn_implementation("eager")
-    theirs = model(input_ids=tokens[None], use_cache=False).logits[0].float()
-    model.set_attn_implementation(NAME)
-    worst = float((ours.softmax(-1) - theirs.softmax(-1)).abs().max())
-    if not worst < PROBE_TOLERANCE[device.dtype]:
-        raise UserError(
-            f"model.path: {name} ({model.config.model_type}) gives other probabilities in packed rows (by {worst:.1e})"
-        )
-
-
 def _refuse(config: Any, name: str) -> None:
-    """What this engine does not compute yet, by name, before any weight is read."""
+    """By name, before any weight is read."""
     kind = f"model.path: {name} ({config.model_type})"
-    if config.is_encoder_decoder:
-        raise UserError(f"{kind} has an encoder; only decoder-only models are served")
-    if other := set(getattr(config, "layer_types", None) or []) - {"full_attention"}:
-        raise UserError(f"{kind} has layers of type {', '.join(sorted(other))}, which are not built yet")
+    refuse({**config.to_dict(), **vars(config)}, kind)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if model_class is None or not getattr(model_class, "_supports_attention_backend", False):
+    by_name = getattr(model_class, "_supports_attention_backend", False) or config.model_type in CALLED_BY_NAME
+    if model_class is None or not by_name:
         raise UserError(f"{kind} takes no attention function by name, so it cannot be served")
