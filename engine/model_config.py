@@ -9,10 +9,10 @@ from engine.model_shape import ModelShape
 Config = Mapping[str, Any]
 
 ALIASES = {
-    "num_hidden_layers": ("n_layer", "n_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads", "attention_heads"),
     "hidden_size": ("n_embd", "d_model"),
-    "intermediate_size": ("n_inner", "ffn_dim"),
+    "intermediate_size": ("n_inner", "ffn_dim", "dff"),
     "max_position_embeddings": ("n_positions", "max_seq_len"),
 }
 
@@ -22,13 +22,18 @@ LAYER_REASONS = {
     "compressed_sparse_attention": "attention over compressed keys",
     "conv": "short convolutions",
     "heavily_compressed_attention": "attention over compressed keys",
-    "hybrid": "convolutions before attention",
+    "hybrid": "a state space or convolutions beside attention",
     "linear_attention": "linear attention",
     "mamba": "state-space layers",
     "recurrent": "recurrent layers",
 }
 LAYER_KEYS = ("layer_types", "layers_block_type", "block_types")
 STATE_SPACE_KEYS = ("state_size", "mamba_d_state", "ssm_cfg", "ssm_state_size", "mamba_d_conv")
+_ALIBI = "adds ALiBi to its scores, which is not served"
+_INDEX = "chooses the keys it reads by an index, which is not served"
+_RECURRENT = "is recurrent; only attention is served"
+_SHAPES = "has keys and values of different shapes in its layers, which is not served"
+_TWICE = "attends more than once in a layer, which is not served"
 # A key that holds anything but nothing, and what it says of the model.
 REASONS = {
     "is_encoder_decoder": "has an encoder; only decoder-only models are served",
@@ -37,14 +42,23 @@ REASONS = {
     "text_config": "wraps a text model; only text models themselves are served",
     "use_bidirectional_attention": "reads in both directions; only causal models are served",
     "num_kv_shared_layers": "has layers that share keys and values, which is not served",
-    "index_topk": "chooses the keys it reads by an index, which is not served",
-    "alibi": "adds ALiBi to its scores, which is not served",
+    "index_topk": _INDEX,
+    "alibi": _ALIBI,
 }
 TYPE_REASONS = {
-    "bloom": "adds ALiBi to its scores, which is not served",
-    "mpt": "adds ALiBi to its scores, which is not served",
-    "rwkv": "is recurrent; only attention is served",
-    "xlstm": "is recurrent; only attention is served",
+    "bloom": _ALIBI,
+    "diffllama": _TWICE,
+    "doge": "adds a mask of its own to attention, which is not served",
+    "gemma4_text": _SHAPES,
+    "gemma4_unified_text": _SHAPES,
+    "hrm_text": _TWICE,
+    "jetmoe": "has an attention head a selected expert, which is not served",
+    "longcat_flash": _TWICE,
+    "mimo_v2_flash": _SHAPES,
+    "minimax_m3_vl_text": _INDEX,
+    "mpt": _ALIBI,
+    "rwkv": _RECURRENT,
+    "xlstm": _RECURRENT,
 }
 
 
