@@ -94,6 +94,8 @@ def load_model(files: ModelFiles, device: Device) -> LoadedModel:
         trust_remote_code=False,
         local_files_only=True,
     )
+    if model.base_model is model:
+        raise UserError(f"model.path: {files.name} ({config.model_type}) has no body apart from its head")
     model.to(device.name).eval().requires_grad_(False)
     loaded = LoadedModel(model, shape)
     probe(loaded, model, device, files.name)

@@ -44,7 +44,8 @@ class ProbeAttention(StepAttention):
 def probe(loaded: Any, model: Any, device: Device, name: str) -> None:
     """Raises UserError where `loaded`, an `engine.load.LoadedModel`, gives other probabilities than `model`."""
     kind = f"model.path: {name} ({model.config.model_type})"
-    tokens = torch.arange(ROWS, device=device.name) % loaded.shape.vocab_size
+    # Not the first ids: padding is among them, and some models count positions by it.
+    tokens = (torch.arange(ROWS, device=device.name) + loaded.shape.vocab_size // 2) % loaded.shape.vocab_size
     positions = torch.arange(ROWS, device=device.name)
     attention = _attention(loaded.shape, device)
     with narrow_windows(model, WINDOW):

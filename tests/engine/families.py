@@ -73,6 +73,7 @@ SERVED = (
         "Beam", "beam", "sliding window, experts", **MIXED, **GROUPED, mlp_layer_types=["dense", "sparse", "sparse"]
     ),
     family("BERT (decoder)", "bert", "learned positions", is_decoder=True, **ALL_HEADS),
+    family("BERT generation", "bert-generation", "learned positions", is_decoder=True, **ALL_HEADS),
     family("BioGPT", "biogpt", "learned positions", **ALL_HEADS),
     family("BitNet", "bitnet"),
     family("Cohere", "cohere", "scaled logits"),
@@ -83,6 +84,7 @@ SERVED = (
     family("DeepSeek V2", "deepseek_v2", "latent attention, experts", **ROUTED, **LATENT),
     family("DeepSeek V3", "deepseek_v3", "latent attention, experts", **GROUPED, **LATENT),
     family("dots.1", "dots1", "sliding window, experts", **MIXED, **GROUPED),
+    family("ELECTRA (decoder)", "electra", "learned positions", is_decoder=True, **ALL_HEADS),
     family("Ernie 4.5", "ernie4_5"),
     family("Ernie 4.5 MoE", "ernie4_5_moe", "experts", **EXPERTS, moe_num_experts=4, moe_k=2),
     family("EXAONE 4", "exaone4", "sliding window", **MIXED),
@@ -108,6 +110,7 @@ SERVED = (
     family("GPT-BigCode", "gpt_bigcode", "learned positions, one KV head", **GPT),
     family("GPT-NeoX", "gpt_neox", "partial rotary", **ALL_HEADS),
     family("GPT-OSS", "gpt_oss", "sliding window, sinks, experts", **HEAD_16, **SLIDING, **LOCAL_EXPERTS),
+    family("GPT-SW3", "gpt-sw3", "learned positions", **GPT),
     family("Granite", "granite", "scaled logits", attention_multiplier=0.3, logits_scaling=2.0),
     family("Granite MoE", "granitemoe", "experts", **LOCAL_EXPERTS),
     family(
@@ -121,6 +124,8 @@ SERVED = (
     family("HunYuan MoE", "hunyuan_v1_moe", "experts", **HEAD_16, num_experts=4, moe_topk=2),
     family("Hy 3", "hy_v3", "experts", **EXPERTS),
     family("HyperCLOVA X", "hyperclovax"),
+    family("InternLM 3", "internlm3"),
+    family("IQuest Coder", "iquestcoder"),
     family("Jais 2", "jais2"),
     family("Kolibri 1", "kolibri1", "sliding window, experts", **MIXED, **EXPERTS, **HEAD_16),
     family("Laguna", "laguna", "sliding window, experts", **MIXED, **EXPERTS),
@@ -180,7 +185,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "qwen3_next",
     ),
     "a state space or convolutions beside attention": ("inkling_text", "zamba", "zamba2", "zaya"),
-    "short convolutions": ("lfm3",),
+    "short convolutions": ("lfm2", "lfm3"),
     "recurrent": ("recurrent_gemma", "rwkv", "xlstm"),
     "attention within chunks": ("llama4_text",),
     "adds ALiBi": ("bloom", "mpt"),
@@ -201,6 +206,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "has an encoder": ("bart", "mbart", "pegasus", "t5", "whisper"),
     "wraps a": ("emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "llama4", "mllama", "phi4_multimodal", "qwen2_vl"),
 }
+
+# Where a configuration of nothing but defaults would be served.
+REFUSED_CONFIG: dict[str, dict[str, Any]] = {"lfm2": {"full_attn_idxs": [2]}}
 
 
 def save_tiny(model_type: str, config: dict[str, Any], folder: Path) -> Any:

@@ -20,7 +20,7 @@ from engine.model import load_shape, resolve_model
 from engine.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
-from tests.engine.families import REFUSED, SERVED, Family, save_tiny
+from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, Family, save_tiny
 from tests.engine.models_table import README, models_table, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
@@ -30,7 +30,7 @@ BATCHED_TOKENS = 40
 FLOAT32: Dtype = "float32"
 
 
-def prompts(seed: int = 0, rows: int = 12) -> list[Request]:
+def prompts(seed: int = 0, rows: int = 10) -> list[Request]:
     """Text and label requests on a trie of three levels, one row in five without a stem."""
     draw = random.Random(seed)
 
@@ -43,7 +43,7 @@ def prompts(seed: int = 0, rows: int = 12) -> list[Request]:
     for row in range(rows):
         prompt = np.array(stems[row % 5] + tokens(1, 30), dtype=np.int32)
         labels = tuple(np.array(tokens(1, 4), dtype=np.int32) for _ in range(3)) if row % 2 else None
-        requests.append(Request(str(row), prompt, SamplingParams(max_tokens=draw.randint(1, 16)), labels))
+        requests.append(Request(str(row), prompt, SamplingParams(max_tokens=draw.randint(4, 16)), labels))
     return requests
 
 
@@ -102,7 +102,7 @@ def test_same_answers_as_transformers(family: Family, tmp_path: Path, heard: set
         if not nearly_equal(ours, others):
             oracle.assert_same(request, others)
     tokens = {token for output in shared.values() for token in output.token_ids or ()}
-    assert len(tokens) > 8, "a model that says one thing only shows nothing"
+    assert len(tokens) > 4, "a model that says one thing only shows nothing"
     assert heard == set(family.special) & {"sliding window", "soft-cap", "sinks"}
     experts = any("expert" in name for name, _ in model.named_modules())
     assert experts == ("experts" in family.special)
@@ -113,7 +113,7 @@ REFUSALS = [(name, reason) for reason, names in REFUSED.items() for name in name
 
 @pytest.mark.parametrize(("model_type", "reason"), REFUSALS, ids=[name for name, _ in REFUSALS])
 def test_refused_before_any_weight_is_read(model_type: str, reason: str, tmp_path: Path) -> None:
-    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    AutoConfig.for_model(model_type, **REFUSED_CONFIG.get(model_type, {})).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=reason) as refusal:
         load_model(resolve_model(str(tmp_path)), resolve_device(EngineConfig(dtype=FLOAT32)))
@@ -141,6 +141,7 @@ SMALL_GEMMA_4 = {
         ("doge", {}, "mask or bias of its own"),
         ("gemma4_text", SMALL_GEMMA_4, "has 2 KV heads of 32 in layer 1"),
         ("bert", {"is_decoder": False, "num_key_value_heads": None}, "gives other probabilities"),
+        ("roberta", {"is_decoder": True, "num_key_value_heads": None}, "gives other probabilities"),
     ],
 )
 def test_the_probe_refuses_what_no_name_does(
