@@ -1,19 +1,21 @@
 """The attention function that transformers' models call by name, over a step's packed rows."""
 
+from types import EllipsisType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from engine.errors import UserError
 from engine.kv_cache import KVCache
-from engine.scheduler_output import KVSegment, SchedulerOutput
-from kernels.attention import attend, merge_into
+from engine.scheduler_output import SchedulerOutput
+from engine.windows import StepReads
+from kernels.attention import add_sinks, attend, merge_into
 from kernels.row_attention import attend_rows
 
 NAME = "trunkline"
-UNBUILT = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class StepAttention:
@@ -23,33 +25,53 @@ class StepAttention:
         self.step = step
         self.cache = cache
         self.own_rows = torch.tensor([segment.row_start for segment in step.own], device=device)
-        spans = [[segment.kv_start for segment in step.own], [segment.kv_end for segment in step.own]]
-        self.own_spans = torch.tensor(spans, device=device)
+        self.reads = StepReads(step, dtype, device)
         # Decoded tokens are written one by one, so they go in one indexed copy; chunks are copied as they lie.
         single = [write for write in step.writes if write.row_end - write.row_start == 1]
         self.single_rows = torch.tensor([write.row_start for write in single], device=device)
         self.single_slots = torch.tensor([write.slot_start for write in single], device=device)
         self.long_writes = [write for write in step.writes if write.row_end - write.row_start > 1]
-        self.masks = [_tree_mask(labels.parents, dtype, device) for labels in step.labels]
 
-    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim)."""
-        step = self.step
+    def run(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        *,
+        window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim).
+
+        `window` and `softcap` are those of `engine.windows` and `kernels.soft_cap`; `sinks` (heads,) is one more logit.
+        """
+        reads = self.reads.within(window)
         self._write(layer, key, value)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]).transpose(0, 1)
         lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        for start, end in step.causal:
+        for start, end in reads.causal:
             rows = slice(start, end)
-            out[:, rows], lse[:, rows] = attend(query[:, rows], key[:, rows], value[:, rows], scale, causal=True)
-        for labels, mask in zip(step.labels, self.masks, strict=True):
-            rows = slice(labels.row_start, labels.row_start + len(labels.parents))
-            out[:, rows], lse[:, rows] = attend(query[:, rows], key[:, rows], value[:, rows], scale, mask=mask)
-        if step.own:
+            out[:, rows], lse[:, rows] = attend(
+                query[:, rows], key[:, rows], value[:, rows], scale, causal=True, softcap=softcap
+            )
+        for start, end, mask in reads.labels:
+            rows = slice(start, end)
+            out[:, rows], lse[:, rows] = attend(
+                query[:, rows], key[:, rows], value[:, rows], scale, mask=mask, softcap=softcap
+            )
+        if len(self.own_rows):
             cache = self.cache.keys[layer], self.cache.values[layer]
-            attend_rows(query, *cache, self.own_rows, self.own_spans, scale, out, lse)
-        for segment in step.context:
-            rows = slice(segment.row_start, segment.row_end)
-            merge_into(out[:, rows], lse[:, rows], *self._segment(layer, segment, query, key, value, scale))
+            attend_rows(query, *cache, self.own_rows, reads.own, scale, out, lse, softcap)
+        for segment, segment_mask in reads.context:
+            rows, span = slice(segment.row_start, segment.row_end), slice(segment.kv_start, segment.kv_end)
+            keys, values = (key, value) if segment.in_step else (self.cache.keys[layer], self.cache.values[layer])
+            part = attend(query[:, rows], keys[:, span], values[:, span], scale, mask=segment_mask, softcap=softcap)
+            merge_into(out[:, rows], lse[:, rows], *part)
+        if sinks is not None:
+            add_sinks(out, lse, sinks)
         return out.transpose(0, 1)
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
@@ -60,46 +82,47 @@ class StepAttention:
         if len(self.single_rows):
             self.cache.write(layer, self.single_slots, key[:, self.single_rows], value[:, self.single_rows])
 
-    def _segment(
-        self, layer: int, segment: KVSegment, query: Tensor, key: Tensor, value: Tensor, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        span = slice(segment.kv_start, segment.kv_end)
-        if not segment.in_step:
-            key, value = self.cache.keys[layer], self.cache.values[layer]
-        return attend(query[:, segment.row_start : segment.row_end], key[:, span], value[:, span], scale)
-
-
-def _tree_mask(parents: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    """(n, n): 0 where the row may read the column, itself or an ancestor; -inf elsewhere."""
-    mask = torch.full((len(parents), len(parents)), -torch.inf, dtype=dtype)
-    for index, parent in enumerate(parents):
-        if parent >= 0:
-            mask[index] = mask[parent]
-        mask[index, index] = 0
-    return mask.to(device)
-
 
 def attention_function(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,  # noqa: ARG001  # never made: the step says what a row may read
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     *,
     step: StepAttention,
+    sliding_window: int | EllipsisType | None = ...,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature: query (1, heads, rows, dim), key and value (1, kv_heads, rows, dim).
 
-    Raises UserError for an argument that would change the result and is not built yet.
+    Raises UserError for an argument that would change the result and is not served.
     """
-    for argument in UNBUILT:
-        if extra.get(argument) is not None:
-            raise UserError(f"{type(module).__name__} asks for {argument}, which is not built yet")
+    # transformers makes no mask for an attention function of ours: the step says what a row may read.
+    if attention_mask is not None or extra.get("position_bias") is not None:
+        raise UserError("adds a mask or bias of its own to attention, which is not served")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return step.run(layer, query[0], key[0], value[0], scale)[None], None
+    window = _window(module) if isinstance(sliding_window, EllipsisType) else sliding_window
+    dim, value_dim = key.shape[-1], value.shape[-1]
+    if value_dim < dim:
+        value = F.pad(value, (0, dim - value_dim))
+    out = step.run(layer, query[0], key[0], value[0], scale, window=window, softcap=softcap, sinks=s_aux)
+    return out[None, ..., :value_dim], None
+
+
+def _window(module: nn.Module) -> int | None:
+    """Of an attention that has a window but does not pass it on (Qwen2-MoE, PhiMoE); the probe holds it to eager."""
+    values = vars(module)
+    if "sliding_window" not in values:
+        values = vars(values["config"]) if "config" in values else {}
+        if values.get("layer_types"):
+            return None
+    window: int | None = values.get("sliding_window")
+    return window
 
 
 AttentionInterface.register(NAME, attention_function)

@@ -25,7 +25,7 @@ FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 def fuse_layers(model: Any, device: str) -> int:
     """Swaps the layers that it knows, in place; returns how many. The weights are moved, not held twice."""
-    layers = model.base_model.layers
+    layers = getattr(model.base_model, "layers", ())
     if device != "cpu" or model.dtype != torch.float32 or not openmp.available():
         return 0
     workspace = Workspace()
@@ -48,7 +48,6 @@ class FusedLayer(nn.Module):
         self.attention = attention
         self.scaling: float = attention.scaling
         self.head_dim: int = attention.head_dim
-        self.window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
@@ -77,7 +76,6 @@ class FusedLayer(nn.Module):
             None,
             self.scaling,
             step=arguments["step"],
-            sliding_window=self.window,
         )
         _add_linear(hidden, attended.reshape(len(hidden), -1), self.out)
         _add_linear(hidden, silu_mul(self._linear(self._norm(hidden, self.post_norm), self.gate_up)), self.down)

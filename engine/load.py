@@ -1,24 +1,27 @@
 """Loads a model for serving, and refuses by name what the engine would compute wrongly."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from engine.attention import NAME, StepAttention
+from engine.attention import NAME
 from engine.device import Device
 from engine.errors import UserError
 from engine.fused_layer import fuse_layers
-from engine.kv_cache import KVCache
 from engine.model import ModelFiles, load_shape, weights_folder
+from engine.model_config import refuse
 from engine.model_shape import ModelShape
-from engine.scheduler_output import SchedulerOutput
+from engine.probe import eager_logits, probe
 
-PROBE_ROWS = 8
-PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+# Attention is called by name, though the class does not say so.
+CALLED_BY_NAME = {"biogpt", "stablelm"}
+# The decoder layers pass no argument on to attention.
+HEARS_NOTHING = {"nemotron", "stablelm"}
 
 
 class LoadedModel:
@@ -35,9 +38,18 @@ class LoadedModel:
         self._head._modules = dict(model._modules)
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
+        self._step: object = None
+        if model.config.model_type in HEARS_NOTHING:
+            for module in self.body.modules():
+                if "layer_idx" in vars(module):
+                    module.register_forward_pre_hook(self._tell, with_kwargs=True)
+
+    def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, named | {"step": self._step}
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, step: object) -> Tensor:
         """(rows, hidden_size) for packed rows; `step` reaches the attention function."""
+        self._step = step
         output = self.body(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, step=step)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -49,11 +61,23 @@ class LoadedModel:
         return logits.float()
 
 
+@dataclass
+class _Given(BaseModelOutputWithPastAndCrossAttentions):
+    """Has every field that some head passes on."""
+
+    router_logits: None = None
+
+
 class _GivenHidden(nn.Module):
     hidden: Tensor
 
-    def forward(self, *_: object, **__: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+    @property
+    def decoder(self) -> "_GivenHidden":
+        """OPT's head calls its body's decoder."""
+        return self
+
+    def forward(self, *_: object, **__: object) -> _Given:
+        return _Given(last_hidden_state=self.hidden)
 
 
 def load_model(files: ModelFiles, device: Device) -> LoadedModel:
@@ -71,49 +95,22 @@ def load_model(files: ModelFiles, device: Device) -> LoadedModel:
         trust_remote_code=False,
         local_files_only=True,
     )
+    if model.base_model is model:
+        raise UserError(f"model.path: {files.name} ({config.model_type}) has no body apart from its head")
     model.to(device.name).eval().requires_grad_(False)
-    expected = _eager_logits(model, device)
+    kind = f"model.path: {files.name} ({config.model_type})"
+    expected = eager_logits(model, shape.vocab_size, device)
     fuse_layers(model, device.name)
     loaded = LoadedModel(model, shape)
-    _probe(loaded, expected, device, f"{files.name} ({config.model_type})")
+    probe(loaded, expected, model, device, kind)
     return loaded
 
 
-def _probe_tokens(vocab_size: int, device: Device) -> Tensor:
-    return torch.arange(PROBE_ROWS, device=device.name) % vocab_size
-
-
-@torch.inference_mode()
-def _eager_logits(model: Any, device: Device) -> Tensor:
-    """What the model's own code says of a few tokens: (rows, vocab_size) in float32."""
-    model.set_attn_implementation("eager")
-    tokens = _probe_tokens(model.config.vocab_size, device)
-    logits: Tensor = model(input_ids=tokens[None], use_cache=False).logits[0].float()
-    model.set_attn_implementation(NAME)
-    return logits
-
-
-@torch.inference_mode()
-def _probe(loaded: LoadedModel, expected: Tensor, device: Device, name: str) -> None:
-    """Holds the packed path to the model's own eager attention on a few tokens."""
-    shape, dtype = loaded.shape, getattr(torch, device.dtype)
-    step = SchedulerOutput.causal_rows(PROBE_ROWS)
-    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, dtype, device.name)
-    attention = StepAttention(step, cache, dtype, device.name)
-    tokens = _probe_tokens(shape.vocab_size, device)
-    logits = loaded.logits(loaded.hidden(tokens, torch.arange(PROBE_ROWS, device=device.name), attention))
-    worst = float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
-    if not worst < PROBE_TOLERANCE[device.dtype]:
-        raise UserError(f"model.path: {name} gives other probabilities in packed rows (by {worst:.1e})")
-
-
 def _refuse(config: Any, name: str) -> None:
-    """What this engine does not compute yet, by name, before any weight is read."""
+    """By name, before any weight is read."""
     kind = f"model.path: {name} ({config.model_type})"
-    if config.is_encoder_decoder:
-        raise UserError(f"{kind} has an encoder; only decoder-only models are served")
-    if other := set(getattr(config, "layer_types", None) or []) - {"full_attention"}:
-        raise UserError(f"{kind} has layers of type {', '.join(sorted(other))}, which are not built yet")
+    refuse({**config.to_dict(), **vars(config)}, kind)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    if model_class is None or not getattr(model_class, "_supports_attention_backend", False):
+    by_name = getattr(model_class, "_supports_attention_backend", False) or config.model_type in CALLED_BY_NAME
+    if model_class is None or not by_name:
         raise UserError(f"{kind} takes no attention function by name, so it cannot be served")

@@ -17,6 +17,7 @@ from shutil import rmtree
 from typing import Any
 
 from engine.errors import UserError
+from engine.model_config import refuse, shape_of
 from engine.model_shape import ModelShape
 
 EMBEDDED = "embedded"
@@ -152,30 +153,16 @@ def weights_folder(model: ModelFiles) -> Path:
 
 
 def load_shape(model: ModelFiles) -> ModelShape:
-    """Raises UserError for a configuration that is no decoder-only language model's."""
+    """Raises UserError for a configuration that is not served, or that lacks a size."""
     folder = tokenizer_folder(model)
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    refuse(config, f"model.path: {model.name} ({config.get('model_type')})")
     try:
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        eos = generation.get("eos_token_id", config.get("eos_token_id"))
-        return ModelShape(
-            num_layers=int(config["num_hidden_layers"]),
-            hidden_size=hidden,
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            intermediate_size=int(config.get("moe_intermediate_size") or config["intermediate_size"]),
-            vocab_size=int(config["vocab_size"]),
-            max_model_len=int(config["max_position_embeddings"]),
-            eos_token_ids=tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]),
-            experts_per_token=int(config.get("num_experts_per_tok") or 1),
-        )
+        return shape_of(config, generation)
     except KeyError as missing:
         raise UserError(
-            f"model.path: {folder / 'config.json'} has no {missing}; model type "
-            f"{config.get('model_type')!r} is not a decoder-only model that can be served"
+            f"model.path: {folder / 'config.json'} ({config.get('model_type')}) has no {missing}, which planning needs"
         ) from None
 
 

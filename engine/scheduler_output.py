@@ -21,15 +21,17 @@ class KVWrite:
 
 @dataclass(frozen=True, slots=True)
 class KVSegment:
-    """Rows `[row_start, row_end)` attend to all KV of `[kv_start, kv_end)`.
+    """Rows `[row_start, row_end)` attend to all KV of `[kv_start, kv_end)`, as far as a layer's window reaches.
 
-    These are slots of the cache, or rows of this very step if `in_step`.
+    These are slots of the cache, or rows of this very step if `in_step`. `position` is the first one's place in its
+    prompt; the others follow it one by one.
     """
 
     row_start: int
     row_end: int
     kv_start: int
     kv_end: int
+    position: int
     in_step: bool = False
 
 

@@ -64,11 +64,10 @@ class _Builder:
         if row_start == self.row:
             return
         if node.transient:
-            self.context.append(KVSegment(row_start, self.row, *self._step_rows[node], in_step=True))
+            self.context.append(KVSegment(row_start, self.row, *self._step_rows[node], node.start, in_step=True))
             return
         assert node.table is not None
-        for first, last in node.table.slots(0, node.num_tokens):
-            self.context.append(KVSegment(row_start, self.row, first, last))
+        self.context += _segments(row_start, self.row, node.table.slots(0, node.num_tokens), node.start)
 
     def chunk(self, chunk: Chunk) -> None:
         node, start = chunk.node, self.row
@@ -84,7 +83,7 @@ class _Builder:
             for first, last in node.table.slots(chunk.first, chunk.last):
                 self.writes.append(KVWrite(row, row + last - first, first))
                 row += last - first
-            self.context += [KVSegment(start, self.row, *slots) for slots in node.table.slots(0, chunk.first)]
+            self.context += _segments(start, self.row, node.table.slots(0, chunk.first), node.start)
         for sequence in chunk.asked:
             self.ask(sequence, self.row - 1)
         for sequence in chunk.asked:
@@ -123,7 +122,7 @@ class _Builder:
         self.below(node.chain[:-1])
         self.tokens.append(int(node.token_ids[-1]))
         self.positions.append(node.start + node.num_tokens - 1)
-        self._own_row(node.table.slots(0, node.num_tokens))
+        self._own_row(node.table.slots(0, node.num_tokens), node.start)
         self.ask(sequence, self.row - 1)
         self.label_rows(sequence)
 
@@ -132,22 +131,31 @@ class _Builder:
         if sequence.is_tail:
             assert node.table is not None
             self.below(node.chain[:-1])
-            slots = node.table.slots(0, node.num_tokens + count)
+            slots, position = node.table.slots(0, node.num_tokens + count), node.start
         else:
             assert sequence.table is not None
             self.below(node.chain)
-            slots = sequence.table.slots(0, count)
+            slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
         self.writes.append(KVWrite(self.row, self.row + 1, slots[-1][1] - 1))
         self.tokens.append(sequence.token_ids[-1])
         self.positions.append(sequence.num_prompt_tokens + count - 1)
-        self._own_row(slots)
+        self._own_row(slots, position)
         self.samples.append(SampleRow(self.row - 1, sequence.key))
 
-    def _own_row(self, slots: list[tuple[int, int]]) -> None:
+    def _own_row(self, slots: list[tuple[int, int]], position: int) -> None:
         """The row just laid reads `slots`: the run that ends with its own KV, and as context any run before it."""
-        row = self.row - 1
-        self.own.append(KVSegment(row, row + 1, *slots[-1]))
-        self.context += [KVSegment(row, row + 1, *rest) for rest in slots[:-1]]
+        *rest, own = _segments(self.row - 1, self.row, slots, position)
+        self.own.append(own)
+        self.context += rest
+
+
+def _segments(row_start: int, row_end: int, slots: list[tuple[int, int]], position: int) -> list[KVSegment]:
+    """One segment a run of slots; the first holds the token at `position`."""
+    segments = []
+    for first, last in slots:
+        segments.append(KVSegment(row_start, row_end, first, last, position))
+        position += last - first
+    return segments
 
 
 def build_output(step: Step) -> SchedulerOutput:

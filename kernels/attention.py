@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.soft_cap import attend_soft_capped
+
 # With few rows, the query heads that share a KV head are stacked as rows of one head, so that each key is read
 # once for all of them; with many rows the copy that this takes costs more than it saves.
 MAX_STACKED_ROWS = 256
@@ -17,13 +19,23 @@ _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One state: `out` (heads, rows, dim) in the query's dtype, `lse` (heads, rows) in float32.
 
     query (heads, rows, dim); key, value (kv_heads, length, dim) with length > 0 and heads a multiple of kv_heads.
-    `causal` takes rows == length. `mask` (rows, length) is added to the scaled scores.
+    `causal` takes rows == length. `mask` (rows, length) is added to the scaled (and capped) scores; it is finite
+    (`masked_score`) where a row may see nothing at all, whose state then weighs nothing in a merge.
     """
+    if softcap is not None:
+        return attend_soft_capped(query, key, value, scale, softcap, causal=causal, mask=mask)
     if query.device.type != "cpu":
         return attend_reference(query, key, value, scale, causal=causal, mask=mask)
     rows, kv_heads = query.shape[1], key.shape[0]
@@ -36,7 +48,12 @@ def attend(
 
 
 def attend_each(
-    query: Tensor, keys: Tensor, values: Tensor, spans: Sequence[tuple[int, int]], scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    spans: Sequence[tuple[int, int]],
+    scale: float,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One state a row: row i of `query` (heads, rows, dim) attends to slots `[start, end)` = `spans[i]`.
 
@@ -44,9 +61,9 @@ def attend_each(
     costs is the number of torch calls, so each row takes three: two views and the attention itself.
     """
     kv_heads, slots, dim = keys.shape
-    if query.device.type != "cpu":
+    if query.device.type != "cpu" or softcap is not None:
         states = [
-            attend_reference(query[:, row : row + 1], keys[:, start:end], values[:, start:end], scale)
+            attend(query[:, row : row + 1], keys[:, start:end], values[:, start:end], scale, softcap=softcap)
             for row, (start, end) in enumerate(spans)
         ]
         return torch.cat([out for out, _ in states], 1), torch.cat([lse for _, lse in states], 1)
@@ -73,12 +90,34 @@ def merge_into(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -
     torch.logaddexp(lse, other_lse, out=lse)
 
 
+def add_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> None:
+    """Adds one logit a head, `sinks` (heads,), to the softmax's denominator of a whole state, in place.
+
+    It is a merge with a state whose value is zero (GPT-OSS; Xiao et al., arXiv 2309.17453).
+    """
+    out.mul_(torch.sigmoid(lse - sinks[:, None]).to(out.dtype)[..., None])
+
+
+def masked_score(dtype: torch.dtype) -> float:
+    """What a mask holds where nothing is read: so low that no score counts beside it, yet finite."""
+    return torch.finfo(dtype).min / 2
+
+
 def attend_reference(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, *, causal: bool = False, mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    *,
+    causal: bool = False,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attend` by its definition, in float32, on any device: the twin that every faster path is held to."""
     groups = query.shape[0] // key.shape[0]
     scores = query.float() @ key.float().repeat_interleave(groups, 0).transpose(1, 2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores + mask
     if causal:

@@ -14,7 +14,15 @@ from kernels.openmp import Loop, exp, float32_at, float32_of, int64_at, share, w
 
 
 def attend_rows(
-    query: Tensor, keys: Tensor, values: Tensor, rows: Tensor, spans: Tensor, scale: float, out: Tensor, lse: Tensor
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rows: Tensor,
+    spans: Tensor,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    softcap: float | None = None,
 ) -> None:
     """Row `rows[i]` of `query` attends to slots `[spans[0, i], spans[1, i])`; its state goes into `out` and `lse`.
 
@@ -23,8 +31,10 @@ def attend_rows(
     """
     heads, _, dim = query.shape
     kv_heads = len(keys)
-    if query.dtype != torch.float32 or query.device.type != "cpu" or not openmp.available():
-        out[:, rows], lse[:, rows] = attend_each(query[:, rows], keys, values, list(zip(*spans.tolist(), strict=True)), scale)
+    plain = query.dtype == torch.float32 and query.device.type == "cpu" and softcap is None
+    if not plain or not openmp.available():
+        pairs = list(zip(*spans.tolist(), strict=True))
+        out[:, rows], lse[:, rows] = attend_each(query[:, rows], keys, values, pairs, scale, softcap)
         return
     longest = int((spans[1] - spans[0]).max())
     strides = (query.stride(1), query.stride(0), keys.stride(0), out.stride(1), out.stride(0), lse.stride(0))

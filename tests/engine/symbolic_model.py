@@ -52,6 +52,7 @@ class SymbolicModel:
             seen: list[int | None] = []
             for segment in (s for s in step.context if s.row_start <= row < s.row_end):
                 source = rows if segment.in_step else self.slots
+                assert self._position(source[segment.kv_start]) == segment.position
                 seen += source[segment.kv_start : segment.kv_end]
             if row in causal:
                 seen += rows[causal[row] : row]
@@ -61,6 +62,8 @@ class SymbolicModel:
                     seen.append(rows[labels.row_start + index])
             else:
                 segment = own[row]
+                before = segment.kv_end - segment.kv_start - 1
+                assert segment.position == positions[row] - before
                 slot = pending[row].slot_start if row in pending else segment.kv_end - 1
                 assert slot == segment.kv_end - 1 or row in pending
                 seen += [self.slots[s] for s in range(segment.kv_start, segment.kv_end) if s != slot]
@@ -70,6 +73,10 @@ class SymbolicModel:
             if row in pending:
                 self.slots[pending[row].slot_start + row - pending[row].row_start] = rows[-1]
         return rows
+
+    def _position(self, entry: int | None) -> int:
+        assert entry is not None, "read a slot that was never written"
+        return self.depths[entry]
 
     def _chain(self, seen: list[int | None]) -> int:
         entries = sorted((self.depths[entry], entry) for entry in seen if entry is not None)
