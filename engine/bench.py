@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from engine.build import build_engine
-from engine.config import ADMISSION, ORDER, SHARING, Dtype, EngineConfig
+from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.device import resolve_device
 from engine.engine import Engine
 from engine.errors import UserError
@@ -27,8 +27,6 @@ from engine.plan import Plan
 from engine.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.workload import read_workload
-
-QUANTIZATIONS = ("none",)
 
 
 def plan_requests(engine: Engine, requests: list[Request], config: EngineConfig) -> Plan:
@@ -75,12 +73,13 @@ def bench(
     outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
 ) -> None:
     """Time the engine on WORKLOAD."""
-    choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATIONS)]
+    choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATION)]
     choices += [("--sharing", sharing, SHARING), ("--order", order, ORDER), ("--admission", admission, ADMISSION)]
     for option, value, allowed in choices:
         _one_of(option, value, allowed)
     config = EngineConfig(
         dtype=dtype,  # type: ignore[arg-type]
+        quantization=quantization,  # type: ignore[arg-type]
         kv_cache_memory=int(kv_gib * 2**30),
         max_num_batched_tokens=max_num_batched_tokens,
         sharing=sharing,  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ def build_engine(model: ModelFiles, config: EngineConfig, *, detokenize: bool = 
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
             _keep_freed_memory()
-        return ModelRunner(load_model(model, device), config, device)
+        return ModelRunner(load_model(model, device, config.quantization), config, device)
 
     return Engine(load, config, load_tokenizer(model) if detokenize else None)
 
