@@ -19,8 +19,9 @@ from engine.quantize import quantize_linears
 from engine.scheduler_output import SchedulerOutput
 
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-# A last bit of attention moves an activation to the next of its 255 steps.
-INT8_PROBE_TOLERANCE = 2e-2
+# A last bit of attention moves an activation to the next of its 255 steps: 7e-2 on SmolLM2-135M. The path is held to
+# the tolerance above before the weights are quantised; this one finds linear layers that are broken.
+INT8_PROBE_TOLERANCE = 0.25
 
 
 class LoadedModel:
@@ -75,11 +76,10 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
     )
     model.to(device.name).eval().requires_grad_(False)
     loaded = LoadedModel(model, shape)
-    tolerance = PROBE_TOLERANCE[device.dtype]
+    _probe(loaded, model, device, files.name, PROBE_TOLERANCE[device.dtype])
     if quantization == "int8":
         quantize_linears(model)
-        tolerance = max(tolerance, INT8_PROBE_TOLERANCE)
-    _probe(loaded, model, device, files.name, tolerance)
+        _probe(loaded, model, device, files.name, INT8_PROBE_TOLERANCE)
     return loaded
 
 
