@@ -17,35 +17,15 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from engine.batch import plan_requests, run_plan
 from engine.build import build_engine
-from engine.config import ADMISSION, ORDER, SHARING, Dtype, EngineConfig
+from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.device import resolve_device
-from engine.engine import Engine
 from engine.errors import UserError
 from engine.model import resolve_model
-from engine.plan import Plan
-from engine.planner import make_plan, shard_work
-from engine.request import Request, RequestOutput
+from engine.request import RequestOutput
+from engine.trace import TraceWriter
 from engine.workload import read_workload
-
-QUANTIZATIONS = ("none",)
-
-
-def plan_requests(engine: Engine, requests: list[Request], config: EngineConfig) -> Plan:
-    device = engine.runner.device
-    return make_plan(
-        requests,
-        engine.runner.model.shape,
-        config,
-        dtype_bytes=device.dtype_bytes,
-        flops_per_second=device.flops_per_second,
-    )
-
-
-def run_plan(engine: Engine, plan: Plan, requests: list[Request]) -> list[RequestOutput]:
-    """All shards at once: the engine's own order decides."""
-    futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
-    return [output for future in futures for output in future.result()]
 
 
 def answers(outputs: list[RequestOutput]) -> dict[str, Any]:
@@ -72,15 +52,17 @@ def bench(
     order: str = "ratio",
     admission: str = "memory",
     max_num_batched_tokens: int = EngineConfig().max_num_batched_tokens,
+    trace: Annotated[Path | None, typer.Option(help="Write a JSON line for each of the engine's steps.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
 ) -> None:
     """Time the engine on WORKLOAD."""
-    choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATIONS)]
+    choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATION)]
     choices += [("--sharing", sharing, SHARING), ("--order", order, ORDER), ("--admission", admission, ADMISSION)]
     for option, value, allowed in choices:
         _one_of(option, value, allowed)
     config = EngineConfig(
         dtype=dtype,  # type: ignore[arg-type]
+        quantization=quantization,  # type: ignore[arg-type]
         kv_cache_memory=int(kv_gib * 2**30),
         max_num_batched_tokens=max_num_batched_tokens,
         sharing=sharing,  # type: ignore[arg-type]
@@ -89,11 +71,12 @@ def bench(
     )
     requests = read_workload(workload)
     started = time.perf_counter()
-    engine = build_engine(resolve_model(model), config, detokenize=False)
+    on_step = None if trace is None else TraceWriter(trace)
+    engine = build_engine(resolve_model(model), config, detokenize=False, on_step=on_step)
     load_seconds = time.perf_counter() - started
 
     started = time.perf_counter()
-    plan = plan_requests(engine, requests, config)
+    plan = plan_requests(engine, requests)
     results = run_plan(engine, plan, requests)
     seconds = time.perf_counter() - started
     counters = engine.counters()

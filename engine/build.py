@@ -12,22 +12,25 @@ from engine.load import load_model
 from engine.model import ModelFiles
 from engine.model_runner import ModelRunner
 from engine.tokenizer import load_tokenizer
+from engine.trace import OnStep
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
-def build_engine(model: ModelFiles, config: EngineConfig, *, detokenize: bool = True) -> Engine:
+def build_engine(
+    model: ModelFiles, config: EngineConfig, *, detokenize: bool = True, on_step: OnStep | None = None
+) -> Engine:
     """Raises UserError for a model or device that cannot be served."""
     device = resolve_device(config)
 
     def load() -> ModelRunner:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
-        return ModelRunner(load_model(model, device), config, device)
+        return ModelRunner(load_model(model, device, config.quantization), config, device)
 
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
-    return Engine(load, config, load_tokenizer(model) if detokenize else None)
+    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step)
 
 
 def _keep_freed_memory() -> None:

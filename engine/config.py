@@ -7,15 +7,18 @@ Sharing = Literal["none", "batchllm", "single_level", "multi_level"]
 Order = Literal["fcfs", "ratio"]
 Admission = Literal["memory", "count"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 ORDER: tuple[str, ...] = get_args(Order)
 ADMISSION: tuple[str, ...] = get_args(Admission)
+QUANTIZATION: tuple[str, ...] = get_args(Quantization)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything that decides how, never what, an engine computes (but `dtype`).
+    """Everything that decides how, never what, an engine computes (but `dtype` and
+    `quantization`).
 
     `kv_cache_memory` is in bytes; `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
     are resolved by `engine.device`. `max_num_seqs` bounds `admission="count"` alone.
@@ -23,6 +26,7 @@ class EngineConfig:
 
     device: str = "auto"
     dtype: Dtype = "auto"
+    quantization: Quantization = "none"
     kv_cache_memory: int = 2 * 2**30
     block_size: int = 16
     max_model_len: int = 0

@@ -29,7 +29,7 @@ class Device:
 
 
 def resolve_device(config: EngineConfig) -> Device:
-    """Raises UserError for a device that this machine lacks, or an unknown dtype."""
+    """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there."""
     if config.dtype not in ("auto", *DTYPE_BYTES):
         raise UserError(f"model.dtype: {config.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
@@ -41,6 +41,8 @@ def resolve_device(config: EngineConfig) -> Device:
     index = int(config.device.partition(":")[2] or 0)
     if index >= _cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {_cuda_devices()} of them")
+    if config.quantization == "int8":
+        raise UserError("model.quantization: int8 is not built for cuda yet; take none, or engine.device: cpu")
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     return Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
 

@@ -4,7 +4,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from queue import SimpleQueue
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +23,7 @@ from engine.plan import ShardWork
 from engine.request import RequestOutput
 from engine.scheduler import Sampled, Scheduler
 from engine.scheduler_output import SchedulerOutput
+from engine.trace import OnStep, StepTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,10 +68,12 @@ class Engine:
         load: Callable[[], ModelRunner],
         config: EngineConfig,
         tokenizer: "PreTrainedTokenizerFast | None" = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        """Waits for `load`, and raises what it raises."""
+        """Waits for `load`, and raises what it raises. `on_step` is told of each step, in the engine's thread."""
         self.config = config
         self.tokenizer = tokenizer
+        self.on_step = on_step
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._open: dict[int, _Submission] = {}
@@ -151,11 +156,19 @@ class Engine:
             submission.future.set_result([])
 
     def _step(self) -> None:
+        times = [perf_counter()]
         step = self.scheduler.schedule()
+        times.append(perf_counter())
+        held = self.scheduler.num_running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
         hidden = self.runner.hidden(step)
+        times.append(perf_counter())
         sampled = self._sample(step, hidden)
         self._score(step, hidden)
+        times.append(perf_counter())
         finished = self.scheduler.update(step, sampled)
+        times.append(perf_counter())
+        if self.on_step is not None:
+            self.on_step(_trace(self._counters.steps, step, held, times))
         counters = self._counters
         self._counters = replace(
             counters,
@@ -215,3 +228,21 @@ class Engine:
             submission.future.set_exception(error)
         self._open.clear()
         self._states.clear()
+
+
+def _trace(number: int, step: SchedulerOutput, held: tuple[int, int, int], times: list[float]) -> StepTrace:
+    """`held` were running, unfinished and KV bytes behind the scheduling; `times` are of the step's five ends."""
+    running, unfinished, kv_bytes = held
+    scheduled, computed, sampled, updated = (1000 * (after - before) for before, after in pairwise(times))
+    return StepTrace(
+        step=number,
+        prefill_tokens=step.num_prefill_tokens,
+        decode_tokens=step.num_decode_tokens,
+        label_tokens=step.num_label_tokens,
+        running=running,
+        waiting=unfinished - running,
+        kv_bytes=kv_bytes,
+        schedule_ms=scheduled + updated,
+        model_ms=computed,
+        sample_ms=sampled,
+    )

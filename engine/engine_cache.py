@@ -5,16 +5,19 @@ every worker.
 """
 
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
 from engine.model import ModelFiles
+from engine.trace import TraceWriter
 
 if TYPE_CHECKING:
     from engine.engine import Engine
 
 _engines: dict[tuple[str, EngineConfig], "Engine"] = {}
 _lock = threading.Lock()
+_trace: TraceWriter | None = None
 
 
 def get_engine(model: ModelFiles, config: EngineConfig) -> "Engine":
@@ -27,8 +30,18 @@ def get_engine(model: ModelFiles, config: EngineConfig) -> "Engine":
     with _lock:
         engine = _engines.get((model.fingerprint, config))
         if engine is None or engine.dead:
-            engine = _engines[model.fingerprint, config] = build_engine(model, config)
+            engine = _engines[model.fingerprint, config] = build_engine(model, config, on_step=_trace)
         return engine
+
+
+def trace_steps(path: Path) -> None:
+    """Every engine that this process loads from now on writes a line a step into `path`.
+
+    Raises UserError where the file cannot be written.
+    """
+    global _trace
+    with _lock:
+        _trace = TraceWriter(path)
 
 
 def close_engines() -> None:

@@ -14,10 +14,13 @@ from transformers.activations import SiLUActivation
 from engine.attention import attention_function
 from engine import huge_pages
 from engine.huge_pages import Workspace
+from engine.quantize import Int8Linear
 from kernels import openmp
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
 from kernels.silu_mul import silu_mul
+
+Linear = nn.Linear | Int8Linear
 
 # Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
 FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -35,7 +38,7 @@ def fuse_layers(model: Any, device: str) -> int:
     return len(known)
 
 
-def _is_known(layer: nn.Module) -> bool:
+def _is_known(layer: Any) -> bool:
     return type(layer).__name__ in FUSED and isinstance(layer.mlp.act_fn, SiLUActivation)
 
 
@@ -51,9 +54,9 @@ class FusedLayer(nn.Module):
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = _stack(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up = _stack(mlp.gate_proj, mlp.up_proj)
-        self.out, self.down = _stack(attention.o_proj), _stack(mlp.down_proj)
+        self.qkv = _stacked(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = _stacked(mlp.gate_proj, mlp.up_proj)
+        self.out, self.down = _stacked(attention.o_proj), _stacked(mlp.down_proj)
         self.workspace = workspace
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -63,7 +66,7 @@ class FusedLayer(nn.Module):
     ) -> Tensor:
         """hidden_states (1, rows, hidden_size), which is overwritten and returned."""
         hidden = hidden_states[0]
-        qkv = self._linear(self._norm(hidden, self.input_norm), self.qkv)
+        qkv = self._into(self.qkv, self._norm(hidden, self.input_norm))
         cos, sin = position_embeddings
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
         heads = qkv.view(len(qkv), -1, self.head_dim).transpose(0, 1)[None]
@@ -77,34 +80,41 @@ class FusedLayer(nn.Module):
             self.scaling,
             step=arguments["step"],
         )
-        _add_linear(hidden, attended.reshape(len(hidden), -1), self.out)
-        _add_linear(hidden, silu_mul(self._linear(self._norm(hidden, self.post_norm), self.gate_up)), self.down)
+        self._add(self.out, attended.reshape(len(hidden), -1), hidden)
+        self._add(self.down, silu_mul(self._into(self.gate_up, self._norm(hidden, self.post_norm))), hidden)
         return hidden_states
 
     def _norm(self, x: Tensor, norm: Any) -> Tensor:
-        return rms_norm(x, norm.weight, norm.variance_epsilon, self.workspace.rows(*x.shape))
+        return rms_norm(x, norm.weight, norm.variance_epsilon, self.workspace.rows("norm", *x.shape))
 
-    def _linear(self, x: Tensor, linear: nn.Linear) -> Tensor:
-        out = self.workspace.rows(len(x), linear.out_features)
+    def _into(self, linear: Linear, x: Tensor) -> Tensor:
+        """linear(x), in the workspace."""
+        out = self.workspace.rows("linear", len(x), linear.out_features)
+        if isinstance(linear, Int8Linear):
+            return linear.into(x, out)
         torch.mm(x, linear.weight.t(), out=out)
+        return out if linear.bias is None else out.add_(linear.bias)
+
+    def _add(self, linear: Linear, x: Tensor, hidden: Tensor) -> None:
+        """hidden += linear(x), the sum inside the matmul where that can be."""
+        if isinstance(linear, Int8Linear):
+            # x may lie in the same buffer: it has been quantised, so copied, before the product is written.
+            hidden += self._into(linear, x)
+            return
+        hidden.addmm_(x, linear.weight.t())
         if linear.bias is not None:
-            out += linear.bias
-        return out
+            hidden += linear.bias
 
 
-def _add_linear(hidden: Tensor, x: Tensor, linear: nn.Linear) -> None:
-    """hidden += linear(x), the sum inside the matmul."""
-    hidden.addmm_(x, linear.weight.t())
-    if linear.bias is not None:
-        hidden += linear.bias
-
-
-def _stack(*linears: nn.Linear) -> nn.Linear:
-    """One linear whose output is all of theirs, side by side."""
-    stacked = nn.Linear(linears[0].in_features, sum(linear.out_features for linear in linears), device="meta")
-    weight = huge_pages.empty((stacked.out_features, stacked.in_features), linears[0].weight.dtype)
-    stacked.weight = nn.Parameter(torch.cat([linear.weight for linear in linears], out=weight), requires_grad=False)
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    assert len(biases) in (0, len(linears)), len(biases)
-    stacked.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
+def _stacked(*layers: Linear) -> Linear:
+    """One linear layer whose output is all of theirs, side by side; its weights are in large pages."""
+    if all(isinstance(layer, Int8Linear) for layer in layers):
+        return Int8Linear.stacked([layer for layer in layers if isinstance(layer, Int8Linear)])
+    stacked = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), device="meta")
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    out = huge_pages.empty((stacked.out_features, stacked.in_features), weights[0].dtype)
+    stacked.weight = nn.Parameter(torch.cat(weights, out=out), requires_grad=False)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    assert len(biases) in (0, len(layers)), len(biases)
+    stacked.register_parameter("bias", nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None)
     return stacked

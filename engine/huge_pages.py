@@ -36,11 +36,11 @@ class Workspace:
     """Buffers that every layer of every step writes anew; each is as large as the largest step needed."""
 
     def __init__(self) -> None:
-        self._buffers: dict[int, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
 
-    def rows(self, count: int, width: int) -> Tensor:
-        """(count, width) in float32: the one buffer of that width."""
-        buffer = self._buffers.get(width)
-        if buffer is None or len(buffer) < count:
-            buffer = self._buffers[width] = empty((count, width), torch.float32)
-        return buffer[:count]
+    def rows(self, use: str, count: int, width: int) -> Tensor:
+        """(count, width) in float32, contiguous: the one buffer for this use."""
+        buffer = self._buffers.get(use)
+        if buffer is None or buffer.numel() < count * width:
+            buffer = self._buffers[use] = empty((count * width,), torch.float32)
+        return buffer[: count * width].view(count, width)

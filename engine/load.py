@@ -10,13 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from engine.attention import NAME
+from engine.config import Quantization
 from engine.device import Device
 from engine.errors import UserError
 from engine.fused_layer import fuse_layers
 from engine.model import ModelFiles, load_shape, weights_folder
 from engine.model_config import refuse
 from engine.model_shape import ModelShape
-from engine.probe import eager_logits, probe
+from engine.probe import INT8_TOLERANCE, TOLERANCE, eager_logits, probe
+from engine.quantize import quantize_linears
 
 # Attention is called by name, though the class does not say so.
 CALLED_BY_NAME = {"biogpt", "stablelm"}
@@ -80,7 +82,7 @@ class _GivenHidden(nn.Module):
         return _Given(last_hidden_state=self.hidden)
 
 
-def load_model(files: ModelFiles, device: Device) -> LoadedModel:
+def load_model(files: ModelFiles, device: Device, quantization: Quantization = "none") -> LoadedModel:
     """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly."""
     shape = load_shape(files)
     folder = weights_folder(files)
@@ -100,9 +102,13 @@ def load_model(files: ModelFiles, device: Device) -> LoadedModel:
     model.to(device.name).eval().requires_grad_(False)
     kind = f"model.path: {files.name} ({config.model_type})"
     expected = eager_logits(model, shape.vocab_size, device)
+    if quantization == "int8":
+        probe(LoadedModel(model, shape), expected, model, device, kind, TOLERANCE[device.dtype])
+        quantize_linears(model)
+        expected = eager_logits(model, shape.vocab_size, device)
     fuse_layers(model, device.name)
     loaded = LoadedModel(model, shape)
-    probe(loaded, expected, model, device, kind)
+    probe(loaded, expected, model, device, kind, INT8_TOLERANCE if quantization == "int8" else TOLERANCE[device.dtype])
     return loaded
 
 

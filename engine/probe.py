@@ -16,6 +16,9 @@ from engine.scheduler_output import SchedulerOutput
 
 ROWS = 8
 WINDOW = 3
+# A last bit of attention moves an activation to the next of its 255 steps: 7e-2 on SmolLM2-135M. This finds linear
+# layers that are broken; the path itself is held to the tolerance below before the weights are quantised.
+INT8_TOLERANCE = 0.25
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
@@ -51,7 +54,7 @@ def eager_logits(model: Any, vocab_size: int, device: Device) -> Tensor:
 
 
 @torch.inference_mode()
-def probe(loaded: Any, expected: Tensor, model: Any, device: Device, kind: str) -> None:
+def probe(loaded: Any, expected: Tensor, model: Any, device: Device, kind: str, tolerance: float) -> None:
     """Raises UserError where `loaded`, an `engine.load.LoadedModel` of `model`, gives other probabilities than
     `expected`, which is `eager_logits` of the model as it was loaded.
     """
@@ -65,7 +68,7 @@ def probe(loaded: Any, expected: Tensor, model: Any, device: Device, kind: str) 
     if len(attention.layers) < loaded.shape.num_layers:
         raise UserError(f"{kind} has layers that do not attend, which are not served")
     worst = float((ours.softmax(-1) - expected.softmax(-1)).abs().max())
-    if not worst < TOLERANCE[device.dtype]:
+    if not worst < tolerance:
         raise UserError(f"{kind} gives other probabilities in packed rows (by {worst:.1e})")
 
 

@@ -45,6 +45,11 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
         self._next_key = 0
 
+    @property
+    def num_running(self) -> int:
+        """Sequences that decode."""
+        return len(self._running)
+
     def has_work(self) -> bool:
         return bool(self.sequences)
 

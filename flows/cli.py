@@ -42,6 +42,9 @@ def score(
     output: Output = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
     settings: Settings = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
+    ] = None,
 ) -> None:
     """Score every row that has no result yet. Killed at any time, the same command continues."""
     loaded = _load(job, output, settings)
@@ -50,7 +53,7 @@ def score(
     check_job(loaded)
     from flows.run_job import run_job
 
-    run_job(loaded, retry_failed=retry_failed)
+    run_job(loaded, retry_failed=retry_failed, trace=trace)
 
 
 @app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")
@@ -60,6 +63,21 @@ def plan(job: JobFile, output: Output = None, settings: Settings = None) -> None
     from tasks.dry_run import plan_job
 
     typer.echo(str(plan_job(loaded)))
+
+
+@app.command(epilog="Example: [bold]trunkline drift examples/classify.yaml --set model.quantization=int8[/bold]")
+def drift(
+    job: JobFile,
+    rows: Annotated[int, typer.Option(help="How many rows to score, spread over the table.")] = 200,
+    settings: Settings = None,
+) -> None:
+    """Score a sample in full precision and in the job's, and show how far the answers move. Nothing is written."""
+    loaded = _load(job, None, settings)
+    from rich.console import Console
+
+    from flows.show_drift import show_drift
+
+    show_drift(loaded, rows, Console())
 
 
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')

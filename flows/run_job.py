@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import psutil
@@ -11,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from engine.engine_cache import trace_steps
 from engine.errors import UserError
 from engine.model import resolve_model
 from flows.model_loading import LoadingEngine
@@ -21,7 +23,7 @@ from flows.terminal_text import as_text
 from tasks.job import ScoringJob
 
 
-def run_job(job: ScoringJob, *, retry_failed: bool) -> NoReturn:
+def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process.
 
     Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 130 where the user stopped it.
@@ -29,6 +31,8 @@ def run_job(job: ScoringJob, *, retry_failed: bool) -> NoReturn:
     messages = Console(stderr=True)
     code = 0
     try:
+        if trace is not None:
+            trace_steps(trace)
         _run(job, retry_failed, messages)
     except KeyboardInterrupt:
         code = _say(messages, "stopped; what was committed stays, and the same command continues", 130)

@@ -8,6 +8,7 @@ FROM read_json({records}, format = 'newline_delimited', columns = {{
     model: 'VARCHAR',
     model_fingerprint: 'VARCHAR',
     dtype: 'VARCHAR',
+    quantization: 'VARCHAR',
     device: 'VARCHAR',
     retry_failed: 'BOOLEAN',
     version: 'VARCHAR',

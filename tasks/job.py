@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 
-from engine.config import Admission, Dtype, EngineConfig, Order, Sharing
+from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
 from tasks.job_part import Name, Part, exactly_one
 from tasks.sampling import Sampling
 
@@ -154,6 +154,7 @@ class Task(Part):
 class Model(Part):
     path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
     dtype: Dtype = "auto"
+    quantization: Quantization = Field(default="none", description="int8: 8-bit weights and activations.")
 
 
 class EngineLimits(Part):
@@ -194,4 +195,4 @@ class ScoringJob(Part):
         return Path(self.output or f"runs/{self.name}").expanduser().absolute()
 
     def engine_config(self) -> EngineConfig:
-        return EngineConfig(dtype=self.model.dtype, **self.engine.model_dump())
+        return EngineConfig(dtype=self.model.dtype, quantization=self.model.quantization, **self.engine.model_dump())

@@ -9,12 +9,13 @@ from tasks.run import FORMAT, Run
 
 
 class RequestHasher:
-    """Model weights, dtype, task and sampling parameters are the same for all requests of a run."""
+    """Model weights, dtype, quantization, task and sampling parameters are the same for all requests of a run."""
 
     def __init__(self, run: Run) -> None:
         job = run.job
         sampling = job.sampling.model_dump(mode="json", exclude={"max_tokens"}) if job.task.type == "generate" else None
-        decisive = [FORMAT, run.model.fingerprint, run.device.dtype, job.task.type, sampling]
+        precision = [run.device.dtype, job.model.quantization]
+        decisive = [FORMAT, run.model.fingerprint, *precision, job.task.type, sampling]
         self._base = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
         # Draws without a seed differ from row to row, so such rows are never one request.
         self._by_row = job.task.type == "generate" and job.sampling.temperature > 0 and job.sampling.seed is None

@@ -147,6 +147,7 @@ def _new_record(run: Run) -> RunRecord:
         started_at=_now(),
         name=run.job.name,
         dtype=run.device.dtype,
+        quantization=run.config.quantization,
         device=run.device.label,
     )
 

@@ -37,6 +37,7 @@ class RunRecord:
     retry_failed: bool
     version: str
     started_at: str
+    quantization: str = "none"
     ended_at: str | None = None
     seconds: float | None = None
     plan_id: str | None = None

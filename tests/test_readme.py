@@ -32,6 +32,7 @@ WORKLOADS = (
     f"python -m engine.workload {GENERATE} > generate.jsonl",
     f"python -m engine.workload {CHOICE} > choice.jsonl",
 )
+TRACE = "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 HERE = (
     "make demo",
     "make summaries",
@@ -39,6 +40,7 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    "trunkline drift examples/classify.yaml --rows 200 --set model.quantization=int8",
     'trunkline sql "select label, count(*) as n from results group by label order by n desc"',
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
     'trunkline sql "select custom_id, label_probs from results" --format csv',
@@ -47,6 +49,8 @@ HERE = (
     *WORKLOADS,
     "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl",
     "python -m engine.bench --kv-gib 4 --model embedded choice.jsonl",
+    TRACE,
+    "python -m engine.plot_trace trace.jsonl trace.svg",
 )
 SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
 
@@ -94,7 +98,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
         [sys.executable, "-m", "examples.packages", "--packages", "3"], cwd=folder, env=environment(folder), check=True
     )
     (folder / "tiny-model").symlink_to(tiny_model)
-    for command in ("make demo", *WORKLOADS):
+    for command in ("make demo", *WORKLOADS, TRACE):
         run(folder, command)
     return folder
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine import bench
+from engine.trace import read_trace
 from tests.engine.test_workload import write
 
 KEYS = {
@@ -39,14 +40,16 @@ def test_the_last_line_is_the_report(
 ) -> None:
     shape = ["--groups", "2", "--degree", "3", "--prefix", "40", "--distinct", "5"]
     workload = write(tmp_path, "generate", *shape, "--output", "4")
-    answers = tmp_path / "answers.json"
-    run(monkeypatch, str(workload), "--model", str(tiny_model), "--kv-gib", "0.01", "--outputs", str(answers))
+    answers, trace = tmp_path / "answers.json", tmp_path / "trace.jsonl"
+    written = ["--outputs", str(answers), "--trace", str(trace)]
+    run(monkeypatch, str(workload), "--model", str(tiny_model), "--kv-gib", "0.01", *written)
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report.keys() >= KEYS
     assert (report["rows"], report["prompt_tokens"], report["computed_prompt_tokens"]) == (6, 270, 110)
     assert report["generated_tokens"] == 24
     assert report["saved_fraction"] == report["ideal_saved_fraction"] == pytest.approx(160 / 270, abs=1e-4)
     assert 0 < report["peak_kv_bytes"] <= 0.01 * 2**30
+    assert len(read_trace(trace)) == report["steps"]
     tokens = json.loads(answers.read_text())
     assert sorted(map(int, tokens)) == list(range(6))
     assert all(len(ids) == 4 for ids in tokens.values())
@@ -66,7 +69,7 @@ def test_continuations_give_logprob_and_greediness(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--quantization", "int8"), ("--sharing", "lru"), ("--dtype", "fp8"), ("--order", "random")]
+    ("option", "value"), [("--quantization", "int4"), ("--sharing", "lru"), ("--dtype", "fp8"), ("--order", "random")]
 )
 def test_what_is_not_built_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str

@@ -106,7 +106,7 @@ def test_help_and_version_need_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["score", "plan", "sql"])
+@pytest.mark.parametrize("command", ["score", "plan", "drift", "sql"])
 def test_every_command_shows_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

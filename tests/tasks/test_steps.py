@@ -94,6 +94,7 @@ def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeEngi
         {"sampling": {"max_tokens": 5, "temperature": 1, "seed": 1}},
         {"sampling": {"max_tokens": 5, "stop": "a"}},
         {"model": {"path": "other"}},
+        {"model": "int8"},
         {"prompt": {"template": "{{ text }}."}},
     ],
 )
@@ -102,7 +103,9 @@ def test_another_request_is_never_answered_by_an_older_result(
 ) -> None:
     job = job_of(rows("one"), task=GENERATE, sampling={"max_tokens": 5})
     run_steps(job)
-    if "model" in changes:
+    if changes.get("model") == "int8":
+        changes = {"model": {"path": job.model.path, "quantization": "int8"}}
+    elif "model" in changes:
         other = job.output_folder.parent / "other"
         other.mkdir()
         (other / "config.json").write_bytes((job.output_folder.parent / "model" / "config.json").read_bytes())
@@ -212,6 +215,7 @@ def test_run_records(job_of: JobMaker) -> None:
     )
     assert (third["committed_before"], third["pending"], third["scored"]) == (2, 0, 0)
     assert [run["sequence"] for run in (first, second, third)] == [1, 2, 3]
+    assert [run["quantization"] for run in (first, second, third)] == ["none"] * 3
 
 
 def test_prefix_savings_are_of_the_shards_that_a_run_committed(job_of: JobMaker) -> None:

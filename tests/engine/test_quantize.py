@@ -1,0 +1,123 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import engine.device
+from engine.build import build_engine
+from engine.config import EngineConfig
+from engine.device import resolve_device
+from engine.engine import Engine
+from engine.errors import UserError
+from engine.model import resolve_model
+from engine.planner import make_plan, shard_work
+from engine.quantize import Int8Linear, quantize_linears, quantize_rows
+from engine.request import Request, RequestOutput
+
+
+def spread(rows: int, features: int) -> Tensor:
+    """Rows of very different magnitudes."""
+    return torch.randn(rows, features) * torch.logspace(-3, 3, rows)[:, None]
+
+
+@pytest.mark.parametrize(("rows", "features"), [(1, 1), (63, 100), (111, 64)])
+def test_a_row_is_within_half_a_step(rows: int, features: int) -> None:
+    torch.manual_seed(0)
+    values = spread(rows, features)
+    quantized, scales = quantize_rows(values)
+    assert quantized.dtype == torch.int8
+    assert quantized.abs().amax(-1).tolist() == [127] * rows
+    assert ((quantized.double() * scales.double() - values.double()).abs() <= scales.double() * 0.50001).all()
+
+
+def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
+    linear = Int8Linear(nn.Linear(4, 3, bias=False))
+    assert linear(torch.zeros(2, 4)).tolist() == [[0.0] * 3] * 2
+    rows = torch.ones(3, 4)
+    rows[1, 2], rows[2, 0] = torch.nan, torch.inf
+    assert torch.isfinite(linear(rows)).all(-1).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(0, 64, 64), (1, 64, 63), (63, 100, 111), (17, 576, 192)])
+def test_the_layer_is_its_definition_in_float64(rows: int, inner: int, outer: int, bias: bool) -> None:
+    torch.manual_seed(1)
+    linear = nn.Linear(inner, outer, bias=bias)
+    values = spread(rows, inner)
+    got = Int8Linear(linear)(values[None])[0].double()
+    (weight, weight_scales), (activations, scales) = quantize_rows(linear.weight.detach()), quantize_rows(values)
+    wanted = activations.double() @ weight.double().t() * scales.double() * weight_scales.double().t()
+    exact = values.double() @ linear.weight.detach().double().t()
+    if linear.bias is not None:
+        wanted, exact = wanted + linear.bias.double(), exact + linear.bias.double()
+    assert ((got - wanted).abs() <= 1e-6 * (wanted.abs() + 1)).all()
+    # Each factor is off by at most half its step.
+    step, weight_step = scales.double() / 2, weight_scales.double().t() / 2
+    bound = step * linear.weight.double().abs().sum(-1) + values.double().abs().sum(-1, keepdim=True) * weight_step
+    assert ((got - exact).abs() <= 1.001 * (bound + inner * step * weight_step) + 1e-6).all()
+
+
+def test_bfloat16_goes_in_and_comes_out() -> None:
+    torch.manual_seed(2)
+    linear, rows = nn.Linear(32, 16).bfloat16().requires_grad_(False), torch.randn(5, 32).bfloat16()
+    got = Int8Linear(linear)(rows)
+    assert got.dtype == torch.bfloat16
+    assert float((got - linear(rows)).abs().max()) < 0.05
+
+
+def test_a_body_without_linear_layers_is_refused() -> None:
+    class Bare(nn.Module):
+        base_model = nn.Sequential(nn.LayerNorm(3))
+
+    with pytest.raises(UserError, match="no linear layer"):
+        quantize_linears(Bare())
+
+
+def test_cuda_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.device, "_cuda_devices", lambda: 1)
+    with pytest.raises(UserError, match="not built for cuda yet"):
+        resolve_device(EngineConfig(device="cuda", quantization="int8"))
+    assert resolve_device(EngineConfig(device="cpu", quantization="int8")).name == "cpu"
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def int8_engine(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """Loading it is a test: the probe holds it to the model's own attention over the same weights."""
+    config = EngineConfig(dtype=request.param, quantization="int8", kv_cache_memory=2**24)
+    built = build_engine(resolve_model(str(tiny_model)), config, detokenize=False)
+    yield built
+    built.close()
+
+
+def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engine) -> None:
+    model = int8_engine.runner.model
+    kinds = [type(module) for module in model.body.modules() if isinstance(module, nn.Linear | Int8Linear)]
+    assert set(kinds) == {Int8Linear}
+    assert type(model._head.lm_head) is nn.Linear
+    assert model.body.get_input_embeddings().weight.is_floating_point()
+
+
+def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
+    """A row's scale is its own, so what else runs in a step changes no answer but by attention's last bits."""
+    stem = np.arange(300, 340, dtype=np.int32)
+    labels = (np.array([5], dtype=np.int32), np.array([7, 8], dtype=np.int32))
+    prompts = [np.append(stem, np.int32(tail)) for tail in (11, 12, 13)]
+    requests = [Request(str(i), prompt, labels=labels) for i, prompt in enumerate(prompts)]
+
+    def run(sharing: str) -> dict[str, RequestOutput]:
+        config = EngineConfig(sharing=sharing, kv_cache_memory=2**24)  # type: ignore[arg-type]
+        shape = int8_engine.runner.model.shape
+        plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
+        outputs = int8_engine.submit(shard_work(plan, plan.shards[0], requests)).result(timeout=60)
+        return {output.request_id: output for output in outputs}
+
+    shared, alone = run("multi_level"), run("none")
+    for name in "012":
+        assert shared[name].label_scores is not None
+        assert alone[name].label_scores is not None
+        pairs = zip(shared[name].label_scores, alone[name].label_scores, strict=True)
+        limit = 1e-2 if int8_engine.runner.dtype == torch.float32 else 0.5
+        assert all(abs(a.logprob - b.logprob) < limit for a, b in pairs)
