@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from engine.attention import attention_function
 from engine import huge_pages
+from engine.attention import attention_function
 from engine.huge_pages import Workspace
 from engine.quantize import Int8Linear
 from kernels import openmp
@@ -28,7 +28,7 @@ FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 def fuse_layers(model: Any, device: str) -> int:
     """Swaps the layers that it knows, in place; returns how many. The weights are moved, not held twice."""
-    layers = getattr(model.base_model, "layers", ())
+    layers: Any = getattr(model.base_model, "layers", [])
     if device != "cpu" or model.dtype != torch.float32 or not openmp.available():
         return 0
     workspace = Workspace()
@@ -61,16 +61,14 @@ class FusedLayer(nn.Module):
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
-    def forward(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **arguments: Any
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **arguments: Any) -> Tensor:
         """hidden_states (1, rows, hidden_size), which is overwritten and returned."""
         hidden = hidden_states[0]
         qkv = self._into(self.qkv, self._norm(hidden, self.input_norm))
         cos, sin = position_embeddings
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
         heads = qkv.view(len(qkv), -1, self.head_dim).transpose(0, 1)[None]
-        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         attended, _ = attention_function(
             self.attention,
             query,

@@ -7,6 +7,7 @@ address cache at every turn.
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,15 +16,14 @@ PAGE = 2**21
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor on the CPU; resident only where it has been written. Plain pages where that is all there is."""
+    """An uninitialised tensor on the CPU, resident only where it has been written."""
     size = math.prod(shape) * dtype.itemsize
     if size < PAGE:
         return torch.empty(tuple(shape), dtype=dtype)
     region = mmap.mmap(-1, -(size // -PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
+    # Elsewhere than on Linux, and on a kernel built without them, the pages are the usual ones.
+    with suppress(AttributeError, OSError):
         region.madvise(mmap.MADV_HUGEPAGE)
-    except (AttributeError, OSError):  # not Linux, or a kernel built without them
-        pass
     return torch.frombuffer(region, dtype=dtype, count=math.prod(shape)).view(tuple(shape))
 
 

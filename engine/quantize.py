@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from kernels.int8_rows import multiply, quantize_rows
 
+
 class Int8Linear(nn.Module):
     """`nn.Linear` with a scale for each output channel's weights and one for each row of activations.
 

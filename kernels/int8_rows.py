@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import openmp
-from kernels.openmp import Loop, float32_at, int8_at, int32_at, share, words
+from kernels.openmp import Loop, as_float32, float32_at, int8_at, int32_at, share, words
 
 INT8_MAX = 127
 
@@ -51,17 +51,18 @@ def _compiles(values: Tensor) -> bool:
 def _quantize_rows(arguments: Any) -> None:
     a = words(arguments, 6)
     rows, size, stride = a[3], a[4], a[5]
-    values, quantized, scales = float32_at(a[0], rows * stride), int8_at(a[1], rows * size), float32_at(a[2], rows)
+    values, bits = float32_at(a[0], rows * stride), int32_at(a[0], rows * stride)
+    quantized, scales = int8_at(a[1], rows * size), float32_at(a[2], rows)
     first, last = share(rows)
     for row in range(first, last):
-        source = values[row * stride : row * stride + size]
+        source, source_bits = values[row * stride : row * stride + size], bits[row * stride : row * stride + size]
         target = quantized[row * size : (row + 1) * size]
-        largest, total = np.float32(0), np.float32(0)
+        # Magnitudes compare as their bits do, and what is not finite is above all that is.
+        most = np.int32(0)
         for i in range(size):
-            largest = max(largest, abs(source[i]))
-            total += source[i] * np.float32(0)
-        # NaN and infinity do not show in a maximum; zero times them is NaN.
-        scales[row] = largest / np.float32(127) + total
+            most = max(most, source_bits[i] & np.int32(0x7FFFFFFF))
+        largest = as_float32(most)
+        scales[row] = largest / np.float32(127)
         step = np.float32(127) / max(largest, np.float32(1e-37))
         for i in range(size):
             target[i] = np.int8(np.rint(source[i] * step))

@@ -1,11 +1,11 @@
 """Runs compiled loops on torch's own OpenMP threads.
 
-numba compiles the loops, but its threads are a second pool that fights torch's for the cores: torch's workers spin for
-a while after each operation. libgomp starts a team by `GOMP_parallel(function, argument, threads, flags)`, which is what
-compilers emit for `#pragma omp parallel`, so a loop that is handed to it runs on the very threads that torch waits with.
+numba compiles the loops, but its threads are a second pool that fights torch's for the cores: torch's workers spin
+for a while after each operation. libgomp starts a team by `GOMP_parallel(function, argument, threads, flags)`, which
+is what compilers emit for `#pragma omp parallel`, so a loop that is handed to it runs on torch's own threads.
 
-A loop gets one array of 64-bit words: addresses of tensors, integers, and the bits of floats. It finds its share of the
-work by `share(count)`.
+A loop gets one array of 64-bit words: addresses of tensors, integers, and the bits of floats. It finds its share of
+the work by `share(count)`.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ def available() -> bool:
 
 
 class Loop:
-    """A compiled loop: called with tensors (their addresses), integers and floats. Nothing checks shapes but the caller."""
+    """A compiled loop: called with tensors (their addresses), integers and floats; the caller answers for shapes."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
@@ -156,7 +156,7 @@ def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
 
 
 _as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
-_as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
+as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
 
 
 @njit(inline="always", error_model="numpy")
@@ -180,4 +180,4 @@ def exp(x: Any) -> Any:
     tail = tail * rest + float32(1.6666665459e-1)
     tail = tail * rest + float32(5.0000001201e-1)
     value = tail * rest * rest + rest + float32(1.0)
-    return value * _as_float32(types.int32((types.int32(power) + types.int32(127)) << types.int32(23)))
+    return value * as_float32(types.int32((types.int32(power) + types.int32(127)) << types.int32(23)))

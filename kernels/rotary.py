@@ -22,7 +22,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
     """`rotate` by its definition."""
-    part = x[:, : heads * cos.shape[1]].view(len(x), heads, -1)
+    part = x[:, : heads * cos.shape[1]].view(len(x), heads, cos.shape[1])
     low, high = part.chunk(2, dim=-1)
     part.copy_(part * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None])
 

@@ -1,0 +1,65 @@
+"""The swapped layers against the ones that transformers wrote."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import engine.attention
+from engine.attention import StepAttention
+from engine.fused_layer import FusedLayer, fuse_layers
+from engine.kv_cache import KVCache
+from engine.quantize import quantize_linears
+from engine.scheduler_output import SchedulerOutput
+
+ROWS = 50
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 60,
+    "intermediate_size": 100,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 20,
+    "initializer_range": 0.2,
+}
+MODELS = {
+    "Llama": (LlamaForCausalLM, LlamaConfig(**SIZES)),
+    "Llama with biases": (LlamaForCausalLM, LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)),
+    "Mistral with a window": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=7)),
+    "Qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZES)),
+}
+
+
+def hidden(model: Any) -> torch.Tensor:
+    cache = KVCache(2, 2, 0, 20, torch.float32, "cpu")
+    step = StepAttention(SchedulerOutput.causal_rows(ROWS), cache, torch.float32, "cpu")
+    rows = torch.arange(ROWS)[None]
+    with torch.inference_mode():
+        return model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
+def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
+    torch.manual_seed(0)
+    model_class, config = MODELS[name]
+    model: Any = model_class(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    model.set_attn_implementation(engine.attention.NAME)
+    if quantized:
+        quantize_linears(model)
+    wanted = hidden(model)
+    assert fuse_layers(model, "cpu") == 2
+    assert {type(layer) for layer in model.model.layers} == {FusedLayer}
+    # In 8 bits, a last bit of a sum moves an activation to the next of its 255 steps.
+    assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
+
+
+def test_what_is_not_known_stays_as_it_is() -> None:
+    other = LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu"))
+    assert fuse_layers(other, "cpu") == 0
+    assert fuse_layers(LlamaForCausalLM(MODELS["Llama"][1]).bfloat16(), "cpu") == 0
+    assert fuse_layers(LlamaForCausalLM(MODELS["Llama"][1]), "cuda:0") == 0
