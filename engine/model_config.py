@@ -111,9 +111,10 @@ def _max_model_len(config: Config) -> int:
     """longrope turns all positions another way once one is beyond the original context: rows would not be alike."""
     longest = int(_find(config, "max_position_embeddings"))
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if "longrope" in (rope.get("rope_type"), rope.get("type")):
-        original = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
-        return min(longest, int(original or longest))
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if "longrope" in (part.get("rope_type"), part.get("type")):
+            original = part.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+            longest = min(longest, int(original or longest))
     return longest
 
 
@@ -127,7 +128,7 @@ def _kv_heads(config: Config, heads: int) -> int:
 
 
 def _head_dim(config: Config, default: int) -> int:
-    """Of keys, or of values if those are larger: the smaller are padded."""
+    """Of keys; shorter values are padded to it."""
     if config.get("kv_lora_rank"):
-        return max(int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"]), int(config["v_head_dim"]))
+        return int(config["qk_nope_head_dim"]) + int(config["qk_rope_head_dim"])
     return int(config.get("head_dim") or default)

@@ -6,7 +6,8 @@ torch's flash attention cannot cap, so the scores exist here, a bounded block of
 import torch
 from torch import Tensor
 
-MAX_SCORES_BYTES = 64 * 2**20
+# Scores that stay in a core's own cache: 1,024 rows over 3,072 keys take 99 ms with 2 MiB, 218 ms with 64 MiB.
+MAX_SCORES_BYTES = 2 * 2**20
 
 
 def attend_soft_capped(
@@ -42,7 +43,10 @@ def attend_soft_capped(
             scores.masked_fill_(later, -torch.inf)
         if mask is not None:
             scores += mask[block]
-        lse[:, :, block] = denominator = scores.logsumexp(-1)
-        weights = scores.sub_(denominator[..., None]).exp_().flatten(1, 2)
-        out[:, :, block] = torch.bmm(weights, values[:, :seen]).view(*scores.shape[:3], dim).to(out.dtype)
+        pivot = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(pivot).exp_()
+        total = weights.sum(-1, keepdim=True)
+        lse[:, :, block] = (pivot + total.log())[..., 0]
+        sums = torch.bmm(weights.flatten(1, 2), values[:, :seen]).view(*weights.shape[:3], dim)
+        out[:, :, block] = sums.div_(total).to(out.dtype)
     return out.view(heads, rows, dim), lse.view(heads, rows)

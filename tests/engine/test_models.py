@@ -17,10 +17,11 @@ from engine.device import resolve_device
 from engine.errors import UserError
 from engine.load import load_model
 from engine.model import load_shape, resolve_model
+from engine.model_config import shape_of
 from engine.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
-from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, Family, save_tiny
+from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
 from tests.engine.models_table import README, models_table, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
@@ -164,11 +165,13 @@ def test_the_probe_sees_a_window_that_attention_does_not_hear_of(
         load(tmp_path)
 
 
-def test_longrope_stays_within_the_context_that_turns_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_layer", [False, True], ids=["one for all layers", "one a layer type"])
+def test_longrope_stays_within_the_context_that_turns_alike(by_layer: bool) -> None:
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 64, "rope_theta": 1e4, **factors}
-    save_tiny("phi3", {"rope_parameters": rope, "original_max_position_embeddings": 64}, tmp_path)
-    assert load_shape(resolve_model(str(tmp_path))).max_model_len == 64
+    config = SIZES | {"rope_parameters": {"full_attention": rope} if by_layer else rope}
+    assert shape_of(config, {}).max_model_len == 64
+    assert shape_of(SIZES, {}).max_model_len == 256
 
 
 def test_the_readme_says_what_is_tested() -> None:
