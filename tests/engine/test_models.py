@@ -25,9 +25,9 @@ from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family
 from tests.engine.models_table import README, models_table, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
-# The longest request has 126 tokens: one and a half of them, so that requests wait for each other's KV.
-KV_TOKENS = 240
-BATCHED_TOKENS = 40
+# The longest request has 126 tokens: two and a half of them, so that requests wait for each other's KV.
+KV_TOKENS = 320
+BATCHED_TOKENS = 64
 FLOAT32: Dtype = "float32"
 
 
