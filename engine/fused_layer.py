@@ -16,6 +16,7 @@ from engine.attention import attention_function
 from engine.huge_pages import Workspace
 from engine.quantize import Int8Linear
 from kernels import openmp
+from kernels.int8_rows import quantize_rows, silu_mul_quantize
 from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
 from kernels.silu_mul import silu_mul
@@ -79,15 +80,28 @@ class FusedLayer(nn.Module):
             step=arguments["step"],
         )
         self._add(self.out, attended.reshape(len(hidden), -1), hidden)
-        self._add(self.down, silu_mul(self._into(self.gate_up, self._norm(hidden, self.post_norm))), hidden)
+        self._mlp(self._norm(hidden, self.post_norm), hidden)
         return hidden_states
 
     def _norm(self, x: Tensor, norm: Any) -> Tensor:
         return rms_norm(x, norm.weight, norm.variance_epsilon, self.workspace.rows("norm", *x.shape))
 
+    def _mlp(self, x: Tensor, hidden: Tensor) -> None:
+        """hidden += down(silu(gate(x)) * up(x))."""
+        gate_up, down = self.gate_up, self.down
+        if isinstance(gate_up, Int8Linear) and isinstance(down, Int8Linear) and gate_up.bias is None:
+            sums, scales = gate_up.sums(x, self._room(gate_up, len(x)).view(torch.int32))
+            gated = silu_mul_quantize(sums, scales, gate_up.weight_scales)
+            down.add(*gated, self._room(down, len(x)).view(torch.int32), hidden)
+        else:
+            self._add(down, silu_mul(self._into(gate_up, x)), hidden)
+
+    def _room(self, linear: Linear, rows: int) -> Tensor:
+        return self.workspace.rows("linear", rows, linear.out_features)
+
     def _into(self, linear: Linear, x: Tensor) -> Tensor:
         """linear(x), in the workspace."""
-        out = self.workspace.rows("linear", len(x), linear.out_features)
+        out = self._room(linear, len(x))
         if isinstance(linear, Int8Linear):
             return linear.into(x, out)
         torch.mm(x, linear.weight.t(), out=out)
@@ -97,7 +111,7 @@ class FusedLayer(nn.Module):
         """hidden += linear(x), the sum inside the matmul where that can be."""
         if isinstance(linear, Int8Linear):
             # x may lie in the same buffer: it has been quantised, so copied, before the product is written.
-            hidden += self._into(linear, x)
+            linear.add(*quantize_rows(x), self._room(linear, len(x)).view(torch.int32), hidden)
             return
         hidden.addmm_(x, linear.weight.t())
         if linear.bias is not None:

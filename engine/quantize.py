@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from kernels.int8_rows import multiply, quantize_rows
+from kernels.int8_rows import add_product, multiply, quantize_rows
 
 
 class Int8Linear(nn.Module):
@@ -38,6 +38,17 @@ class Int8Linear(nn.Module):
         """out = the layer of `rows` (n, in_features); out (n, out_features) in float32, contiguous."""
         multiply(*quantize_rows(rows), self.weight, self.weight_scales, out)
         return out if self.bias is None else out.add_(self.bias)
+
+    def sums(self, rows: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """The exact products before scales and bias, in `room` (n, out_features) of int32, and the rows' scales."""
+        quantized, scales = quantize_rows(rows)
+        return torch._int_mm(quantized, self.weight.t(), out=room), scales
+
+    def add(self, quantized: Tensor, scales: Tensor, room: Tensor, out: Tensor) -> None:
+        """out += the layer of rows that are quantised already; `room` is (n, out_features) of int32."""
+        add_product(quantized, scales, self.weight, self.weight_scales, room, out)
+        if self.bias is not None:
+            out += self.bias
 
     @classmethod
     def stacked(cls, layers: "Sequence[Int8Linear]") -> "Int8Linear":

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kernels import openmp
-from kernels.openmp import Loop, as_float32, float32_at, int8_at, int32_at, share, words
+from kernels.openmp import Loop, as_float32, exp, float32_at, int8_at, int32_at, share, words
+from kernels.silu_mul import silu_mul_reference
 
 INT8_MAX = 127
 
@@ -34,13 +35,39 @@ def quantize_rows_reference(values: Tensor) -> tuple[Tensor, Tensor]:
     return quantized.nan_to_num(0.0).clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales
 
 
+def silu_mul_quantize(sums: Tensor, scales: Tensor, weight_scales: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of silu(gate) * up, from the products that gate and up still are.
+
+    sums (rows, 2 n) in int32, gate first; scales (rows, 1); weight_scales (2 n,).
+    """
+    rows, size = len(sums), sums.shape[1] // 2
+    if not openmp.available() or sums.device.type != "cpu":
+        gate_up = sums.float().mul_(scales).mul_(weight_scales)
+        return quantize_rows_reference(silu_mul_reference(gate_up))
+    quantized, out_scales = torch.empty((rows, size), dtype=torch.int8), torch.empty(rows, 1)
+    _silu_loop(sums, scales, weight_scales, quantized, out_scales, rows, size)
+    return quantized, out_scales
+
+
 def multiply(quantized: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, out: Tensor) -> Tensor:
     """out (rows, n) in float32 = quantized (rows, k) @ weight (n, k)^T, exact in int32, times both sides' scales."""
     sums = torch._int_mm(quantized, weight.t(), out=out.view(torch.int32))
     if not _compiles(out):
         return out.copy_(sums.float().mul_(scales).mul_(weight_scales))
-    _scale_loop(sums, scales, weight_scales, *out.shape)
+    _scale_loop(sums, scales, weight_scales, out, *out.shape, 0)
     return out
+
+
+def add_product(
+    quantized: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, sums: Tensor, out: Tensor
+) -> None:
+    """out += what `multiply` gives; `sums` (rows, n) in int32 is room for the exact products."""
+    torch._int_mm(quantized, weight.t(), out=sums)
+    if not _compiles(out):
+        out += sums.float().mul_(scales).mul_(weight_scales)
+    else:
+        assert out.is_contiguous()
+        _scale_loop(sums, scales, weight_scales, out, *out.shape, 1)
 
 
 def _compiles(values: Tensor) -> bool:
@@ -68,18 +95,49 @@ def _quantize_rows(arguments: Any) -> None:
             target[i] = np.int8(np.rint(source[i] * step))
 
 
+def _silu_mul_quantize(arguments: Any) -> None:
+    a = words(arguments, 7)
+    rows, size = a[5], a[6]
+    sums, scales, weight_scales = int32_at(a[0], rows * size * 2), float32_at(a[1], rows), float32_at(a[2], 2 * size)
+    quantized, out_scales = int8_at(a[3], rows * size), float32_at(a[4], rows)
+    product = np.empty(size, np.float32)
+    bits = product.view(np.int32)
+    first, last = share(rows)
+    for row in range(first, last):
+        scale = scales[row]
+        gate, up = sums[row * 2 * size : row * 2 * size + size], sums[row * 2 * size + size : (row + 1) * 2 * size]
+        gate_scales, up_scales = weight_scales[:size], weight_scales[size:]
+        for i in range(size):
+            opened = np.float32(gate[i]) * (scale * gate_scales[i])
+            product[i] = opened / (np.float32(1) + exp(-opened)) * (np.float32(up[i]) * (scale * up_scales[i]))
+        most = np.int32(0)
+        for i in range(size):
+            most = max(most, bits[i] & np.int32(0x7FFFFFFF))
+        largest = as_float32(most)
+        out_scales[row] = largest / np.float32(127)
+        step = np.float32(127) / max(largest, np.float32(1e-37))
+        target = quantized[row * size : (row + 1) * size]
+        for i in range(size):
+            target[i] = np.int8(np.rint(product[i] * step))
+
+
 def _scale(arguments: Any) -> None:
-    a = words(arguments, 5)
-    rows, size = a[3], a[4]
-    sums, out = int32_at(a[0], rows * size), float32_at(a[0], rows * size)
+    a = words(arguments, 7)
+    rows, size, adds = a[4], a[5], a[6]
+    sums, out = int32_at(a[0], rows * size), float32_at(a[3], rows * size)
     scales, weight_scales = float32_at(a[1], rows), float32_at(a[2], size)
     first, last = share(rows)
     for row in range(first, last):
         scale = scales[row]
         at = row * size
-        for i in range(size):
-            out[at + i] = np.float32(sums[at + i]) * (scale * weight_scales[i])
+        if adds:
+            for i in range(size):
+                out[at + i] += np.float32(sums[at + i]) * (scale * weight_scales[i])
+        else:
+            for i in range(size):
+                out[at + i] = np.float32(sums[at + i]) * (scale * weight_scales[i])
 
 
 _quantize_loop = Loop(_quantize_rows)
+_silu_loop = Loop(_silu_mul_quantize)
 _scale_loop = Loop(_scale)

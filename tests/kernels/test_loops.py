@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels import openmp
 from kernels.attention import attend_reference
-from kernels.int8_rows import multiply, quantize_rows, quantize_rows_reference
+from kernels.int8_rows import add_product, multiply, quantize_rows, quantize_rows_reference, silu_mul_quantize
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rotary import rotate, rotate_reference
 from kernels.row_attention import attend_rows
@@ -84,6 +84,22 @@ def test_multiply(rows: int, inner: int, outer: int) -> None:
     out = multiply(left, scales, weight, weight_scales[:, 0], torch.full((rows, outer), torch.nan))
     wanted = left.double() @ weight.double().t() * scales.double() * weight_scales.double().t()
     assert worst(out.double(), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("rows", "size"), SIZES[2:])
+def test_silu_mul_quantize_and_add_product(rows: int, size: int) -> None:
+    sums, scales = torch.randint(-9000, 9000, (rows, 2 * size), dtype=torch.int32), torch.rand(rows, 1) * 1e-2
+    weight_scales = torch.rand(2 * size)
+    got, got_scales = silu_mul_quantize(sums, scales, weight_scales)
+    wanted, wanted_scales = quantize_rows_reference(silu_mul_reference(sums.float() * scales * weight_scales))
+    assert worst(got_scales, wanted_scales) <= 1e-6 * float(wanted_scales.max())
+    assert worst(got.int(), wanted.int()) <= 1
+    before, weight = torch.randn(rows, 48), torch.randint(-127, 128, (48, size), dtype=torch.int8)
+    out, room = before.clone(), torch.empty(rows, 48, dtype=torch.int32)
+    add_product(got, got_scales, weight, weight_scales[:48].repeat(48)[:48].contiguous(), room, out)
+    scaled = weight_scales[:48].repeat(48)[:48].double()
+    product = got.double() @ weight.double().t() * got_scales.double() * scaled
+    assert worst(out.double(), before.double() + product) <= 1e-5 * (1 + float(product.abs().max()))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 60), (8, 1, 128), (3, 1, 5)])
