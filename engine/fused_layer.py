@@ -91,7 +91,7 @@ class FusedLayer(nn.Module):
         gate_up, down = self.gate_up, self.down
         if isinstance(gate_up, Int8Linear) and isinstance(down, Int8Linear) and gate_up.bias is None:
             sums, scales = gate_up.sums(x, self._room(gate_up, len(x)).view(torch.int32))
-            gated = silu_mul_quantize(sums, scales, gate_up.weight_scales)
+            gated = silu_mul_quantize(sums, scales, gate_up.weight_scales, down.factors)
             down.add(*gated, self._room(down, len(x)).view(torch.int32), hidden)
         else:
             self._add(down, silu_mul(self._into(gate_up, x)), hidden)
@@ -111,7 +111,7 @@ class FusedLayer(nn.Module):
         """hidden += linear(x), the sum inside the matmul where that can be."""
         if isinstance(linear, Int8Linear):
             # x may lie in the same buffer: it has been quantised, so copied, before the product is written.
-            linear.add(*quantize_rows(x), self._room(linear, len(x)).view(torch.int32), hidden)
+            linear.add(*quantize_rows(x, linear.factors), self._room(linear, len(x)).view(torch.int32), hidden)
             return
         hidden.addmm_(x, linear.weight.t())
         if linear.bias is not None:

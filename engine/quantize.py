@@ -1,7 +1,16 @@
-"""Linear layers with 8-bit weights and dynamic 8-bit activations: `quantization="int8"`."""
+"""Linear layers with 8-bit weights and dynamic 8-bit activations: `quantization="int8"`.
+
+A few channels of a language model's activations are far larger than the rest, and would leave the rest few of a row's
+255 steps. So each input channel is divided by the square root of the largest magnitude seen in it, and the weights are
+multiplied by that (SmoothQuant, arXiv 2211.10438, with a strength of a half and the activations' side alone, so that
+layers with one input stay alike). The magnitudes are those of random tokens: what a model answers follows from the
+model, not from the job.
+"""
 
 import copy
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +18,28 @@ from torch import Tensor, nn
 from engine.errors import UserError
 from kernels.int8_rows import add_product, multiply, quantize_rows
 
+CALIBRATION_SHAPE = (2, 256)
+
 
 class Int8Linear(nn.Module):
     """`nn.Linear` with a scale for each output channel's weights and one for each row of activations.
 
-    The products are summed exactly in int32; scales and bias are applied in float32.
+    `factors` (in_features,) multiply the activations first; the weights are divided by them. The products are summed
+    exactly in int32; scales and bias are applied in float32.
     """
 
+    factors: Tensor
     weight: Tensor
     weight_scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, magnitudes: Tensor | None = None) -> None:
+        """`magnitudes` (in_features,): the largest that each input channel has been seen with."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scales = quantize_rows(linear.weight.detach())
+        stretch = torch.ones(self.in_features) if magnitudes is None else _stretch(magnitudes)
+        weight, scales = quantize_rows(linear.weight.detach(), stretch)
+        self.register_buffer("factors", 1 / stretch)
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scales", scales[:, 0])
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
@@ -36,12 +52,12 @@ class Int8Linear(nn.Module):
 
     def into(self, rows: Tensor, out: Tensor) -> Tensor:
         """out = the layer of `rows` (n, in_features); out (n, out_features) in float32, contiguous."""
-        multiply(*quantize_rows(rows), self.weight, self.weight_scales, out)
+        multiply(*quantize_rows(rows, self.factors), self.weight, self.weight_scales, out)
         return out if self.bias is None else out.add_(self.bias)
 
     def sums(self, rows: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         """The exact products before scales and bias, in `room` (n, out_features) of int32, and the rows' scales."""
-        quantized, scales = quantize_rows(rows)
+        quantized, scales = quantize_rows(rows, self.factors)
         return torch._int_mm(quantized, self.weight.t(), out=room), scales
 
     def add(self, quantized: Tensor, scales: Tensor, room: Tensor, out: Tensor) -> None:
@@ -52,7 +68,8 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def stacked(cls, layers: "Sequence[Int8Linear]") -> "Int8Linear":
-        """One layer whose output is all of theirs, side by side."""
+        """One layer whose output is all of theirs, side by side; they have one input."""
+        assert all(torch.equal(layer.factors, layers[0].factors) for layer in layers)
         stacked = copy.copy(layers[0])
         stacked._buffers = dict(layers[0]._buffers)
         stacked.out_features = sum(layer.out_features for layer in layers)
@@ -62,15 +79,43 @@ class Int8Linear(nn.Module):
         return stacked
 
 
-def quantize_linears(model: nn.Module) -> int:
+def quantize_linears(model: Any) -> int:
     """Replaces every `nn.Linear` below the model's body, in place; embeddings and head stay. Returns how many.
 
     Raises UserError for a model whose body holds no `nn.Linear`.
     """
-    body: nn.Module = model.base_model  # type: ignore[assignment]
+    body = model.base_model
     found = [(path, module) for path, module in body.named_modules() if isinstance(module, nn.Linear)]
     if not found:
         raise UserError("model.quantization: int8 finds no linear layer in this model; take quantization: none")
+    magnitudes = _magnitudes(model, dict(found))
     for path, linear in found:
-        body.set_submodule(path, Int8Linear(linear))
+        body.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))
     return len(found)
+
+
+def _stretch(magnitudes: Tensor) -> Tensor:
+    """Square roots; a channel that was hardly used stays within reason."""
+    return magnitudes.clamp_min(1e-3 * float(magnitudes.mean()) + 1e-12).sqrt()
+
+
+@torch.inference_mode()
+def _magnitudes(model: Any, linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
+    """The largest magnitude in each input channel of each layer, over random tokens; a layer they miss is left out."""
+    seen: dict[str, Tensor] = {}
+
+    def look(path: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        largest = inputs[0].detach().float().abs().flatten(0, -2)
+        if len(largest):
+            before = seen.get(path)
+            seen[path] = largest.amax(0) if before is None else torch.maximum(before, largest.amax(0))
+
+    hooks = [linear.register_forward_pre_hook(partial(look, path)) for path, linear in linears.items()]
+    draw = torch.Generator().manual_seed(0)
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    model(input_ids=torch.randint(model.config.vocab_size, CALIBRATION_SHAPE, generator=draw), use_cache=False)
+    model.set_attn_implementation(implementation)
+    for hook in hooks:
+        hook.remove()
+    return seen

@@ -41,6 +41,17 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
     assert torch.isfinite(linear(rows)).all(-1).tolist() == [True, False, False]
 
 
+def test_magnitudes_leave_small_channels_their_steps() -> None:
+    """One input channel a thousand times the rest, as language models have them."""
+    torch.manual_seed(2)
+    linear, values = nn.Linear(64, 64, bias=False), torch.randn(200, 64)
+    values[:, 5] *= 1000
+    linear.weight.data[:, 5] /= 1000
+    exact = values @ linear.weight.detach().t()
+    plain, smooth = Int8Linear(linear), Int8Linear(linear, values.abs().amax(0))
+    assert float((smooth(values) - exact).abs().mean()) < float((plain(values) - exact).abs().mean()) / 10
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(0, 64, 64), (1, 64, 63), (63, 100, 111), (17, 576, 192)])
 def test_the_layer_is_its_definition_in_float64(rows: int, inner: int, outer: int, bias: bool) -> None:
