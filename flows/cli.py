@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from engine.config import ADMISSION, ORDER, SHARING
 from engine.errors import UserError
 from flows.sql_format import Format
 
@@ -34,6 +35,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
 ]
+SharingPolicy = Annotated[
+    str | None, typer.Option("--sharing", metavar="|".join(SHARING), help="Short for --set engine.sharing=…")
+]
+OrderPolicy = Annotated[
+    str | None, typer.Option("--order", metavar="|".join(ORDER), help="Short for --set engine.order=…")
+]
+AdmissionPolicy = Annotated[
+    str | None, typer.Option("--admission", metavar="|".join(ADMISSION), help="Short for --set engine.admission=…")
+]
 
 
 @app.command(epilog="Example: [bold]trunkline score examples/classify.yaml --set engine.kv_cache_memory=1GiB[/bold]")
@@ -45,9 +55,12 @@ def score(
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
     ] = None,
+    sharing: SharingPolicy = None,
+    order: OrderPolicy = None,
+    admission: AdmissionPolicy = None,
 ) -> None:
     """Score every row that has no result yet. Killed at any time, the same command continues."""
-    loaded = _load(job, output, settings)
+    loaded = _load(job, output, settings, sharing=sharing, order=order, admission=admission)
     from tasks.check import check_job
 
     check_job(loaded)
@@ -57,9 +70,16 @@ def score(
 
 
 @app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")
-def plan(job: JobFile, output: Output = None, settings: Settings = None) -> None:
+def plan(
+    job: JobFile,
+    output: Output = None,
+    settings: Settings = None,
+    sharing: SharingPolicy = None,
+    order: OrderPolicy = None,
+    admission: AdmissionPolicy = None,
+) -> None:
     """Show what a job would cost: rows, tokens before and after sharing, memory, time. No model is loaded."""
-    loaded = _load(job, output, settings)
+    loaded = _load(job, output, settings, sharing=sharing, order=order, admission=admission)
     from tasks.dry_run import plan_job
 
     typer.echo(str(plan_job(loaded)))
@@ -103,12 +123,13 @@ def version() -> None:
     typer.echo(installed("trunkline"))
 
 
-def _load(job: Path, output: Path | None, settings: list[str] | None) -> "ScoringJob":
+def _load(job: Path, output: Path | None, settings: list[str] | None, **policies: str | None) -> "ScoringJob":
     from tasks.job_file import load_job
 
     overrides: dict[str, object] = dict(map(_setting, settings or ()))
     if output is not None:
         overrides["output"] = str(output)
+    overrides |= {f"engine.{key}": value for key, value in policies.items() if value is not None}
     return load_job(job, overrides)
 
 

@@ -93,6 +93,56 @@ def test_wrong_arguments_are_one_line(
     assert printed.err.count("\n") == 1
 
 
+def test_policies_are_options_of_plan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_job_file: Path
+) -> None:
+    def computed(*options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(small_job_file), *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        [line] = [line for line in capsys.readouterr().out.splitlines() if "computed tokens" in line]
+        return line
+
+    shared, alone = computed(), computed("--sharing", "none")
+    assert "0.0% saved" in alone
+    assert "0.0% saved" not in shared
+    assert computed("--sharing", "none", "--order", "fcfs", "--admission", "count") == alone
+    assert computed("--set", "engine.sharing=none", "--sharing", "multi_level") == shared
+
+
+@pytest.mark.usefixtures("no_flow")
+@pytest.mark.parametrize("command", ["score", "plan"])
+@pytest.mark.parametrize("option", ["sharing", "order", "admission"])
+def test_an_unknown_policy_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_job_file: Path,
+    command: str,
+    option: str,
+) -> None:
+    assert run(monkeypatch, command, str(small_job_file), f"--{option}", "best") == 2
+    printed = capsys.readouterr().err
+    assert f"engine.{option}: " in printed
+    assert printed.count("\n") == 1
+
+
+def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_job_file: Path, tmp_path: Path) -> None:
+    import flows.run_job
+
+    asked: list[tuple[Any, Any]] = []
+
+    def note(job: Any, *, retry_failed: bool, trace: Path | None) -> None:
+        asked.append((job.engine, trace))
+
+    monkeypatch.setattr(flows.run_job, "run_job", note)
+    options = ["--sharing", "batchllm", "--order", "fcfs", "--admission", "count", "--trace", str(tmp_path / "t")]
+    assert run(monkeypatch, "score", str(small_job_file), *options) == 0
+    [(limits, trace)] = asked
+    assert (limits.sharing, limits.order, limits.admission) == ("batchllm", "fcfs", "count")
+    assert trace == tmp_path / "t"
+
+
 def test_help_and_version_need_nothing_heavy() -> None:
     program = (
         "import sys\nfrom flows import cli\n"

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from engine import ablation
+from engine.ablation import Timed, combinations, markdown
+from engine.config import EngineConfig
+from tests.engine.test_workload import write
+
+
+def test_every_combination_once() -> None:
+    configs = combinations(EngineConfig())
+    assert len(set(configs)) == len(configs) == 16
+    assert EngineConfig(sharing="batchllm", order="ratio", admission="memory") in configs
+
+
+def test_the_table_gives_the_median_and_the_spread() -> None:
+    config = EngineConfig(sharing="batchllm", order="fcfs", admission="count")
+    runs = [Timed(3.0, 1200, 2**20), Timed(1.0, 1200, 3 * 2**20), Timed(1.5, 1200, 2**20)]
+    last = markdown([config], [runs]).splitlines()[-1]
+    assert last == "| batchllm | fcfs | count | 1.50 (1.00-3.00) | 1,200 | 3.0 |"
+
+
+def test_sharing_computes_less(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["--groups", "2", "--degree", "3", "--prefix", "40", "--distinct", "5"]
+    ablation.ablation(write(tmp_path, "generate", *shape, "--output", "2"), str(tiny_model), 0.01)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 16
+    computed = {(sharing, int(tokens)) for sharing, _, _, _, tokens, _ in rows}
+    # The paper's rules share whole blocks of 16 tokens: 32 of a prefix of 40.
+    assert computed == {("none", 270), ("batchllm", 2 * 32 + 6 * 13), ("single_level", 110), ("multi_level", 110)}
