@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +68,19 @@ class Loop:
 
 
 def _compile(function: Callable[..., None]) -> Any:
-    """From numba's cache on disk, or now: about a second, once.
+    """From numba's cache on disk, or now: about a second, once; at every start where no folder can be written.
 
     numba knows a compiled loop by its own file; what it takes from this one is told by the folder's name.
     """
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder, config.CACHE_DIR = config.CACHE_DIR, str(base / "trunkline" / "loops" / source)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline")
+    compiled = partial(cfunc, types.void(types.CPointer(types.int64)), fastmath=FASTMATH, error_model="numpy")
+    folder, config.CACHE_DIR = config.CACHE_DIR, str(home / "loops" / source)
     try:
-        signature = types.void(types.CPointer(types.int64))
-        return cfunc(signature, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+        return compiled(cache=True)(function)
+    except (OSError, RuntimeError):  # numba raises the second where it finds no folder for its cache
+        return compiled()(function)
     finally:
         config.CACHE_DIR = folder
 
