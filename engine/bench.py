@@ -3,7 +3,9 @@
     python -m engine.bench WORKLOAD --model DIR [--kv-gib 4] [--dtype float32] [--sharing multi_level] ...
 
 `engine.workload` writes and describes the lines. `seconds` covers planning and running; loading is apart, as
-`load_seconds`.
+`load_seconds`. `ceiling_fraction` is the time that the plan's matmul and attention FLOPs would take at
+`matmul_flops_per_second`, which float32 matmuls reach right after the run, over the time taken (CPU only).
+`other_rss_bytes` is the peak resident memory beside weights and used KV.
 """
 
 import json
@@ -20,8 +22,8 @@ import typer
 from engine.batch import plan_requests, run_plan
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
-from engine.device import resolve_device
 from engine.errors import UserError
+from engine.matmul_rate import measure_apart
 from engine.model import resolve_model
 from engine.request import RequestOutput
 from engine.trace import TraceWriter
@@ -80,7 +82,14 @@ def bench(
     results = run_plan(engine, plan, requests)
     seconds = time.perf_counter() - started
     counters = engine.counters()
+    device, shape = engine.runner.device, engine.runner.model.shape
+    weight_bytes = engine.runner.model.weight_bytes
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     engine.close()
+    rate = None
+    if device.name == "cpu":
+        rate = measure_apart(shape.hidden_size, shape.intermediate_size, device.cores)
+    flops = plan.summary.expected_seconds * device.flops_per_second
     failed = [result for result in results if result.finish_reason == "error"]
     if failed:
         raise UserError(
@@ -100,10 +109,13 @@ def bench(
         "saved_fraction": round(1 - counters.computed_prompt_tokens / prompt_tokens, 4),
         "ideal_saved_fraction": round(plan.summary.ideal_saved_fraction, 4),
         "peak_kv_bytes": counters.peak_kv_bytes,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "dtype": resolve_device(config).dtype,
+        "peak_rss_bytes": peak_rss_bytes,
+        "other_rss_bytes": peak_rss_bytes - weight_bytes - counters.peak_kv_bytes,
+        "matmul_flops_per_second": rate,
+        "ceiling_fraction": None if rate is None else round(flops / rate / seconds, 4),
+        "dtype": device.dtype,
         "quantization": quantization,
-        "device": f"{resolve_device(config).label}, {platform.machine()}",
+        "device": f"{device.label}, {platform.machine()}",
         "version": version("trunkline"),
         "torch": version("torch"),
         "steps": counters.steps,

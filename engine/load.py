@@ -49,6 +49,12 @@ class LoadedModel:
     def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return arguments, named | {"step": self._step}
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters and buffers, tied ones once."""
+        held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters()]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+
     def hidden(self, input_ids: Tensor, position_ids: Tensor, step: object) -> Tensor:
         """(rows, hidden_size) for packed rows; `step` reaches the attention function."""
         self._step = step

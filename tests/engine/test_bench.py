@@ -19,6 +19,9 @@ KEYS = {
     "ideal_saved_fraction",
     "peak_kv_bytes",
     "peak_rss_bytes",
+    "other_rss_bytes",
+    "matmul_flops_per_second",
+    "ceiling_fraction",
     "dtype",
     "quantization",
     "device",
@@ -49,6 +52,9 @@ def test_the_last_line_is_the_report(
     assert report["generated_tokens"] == 24
     assert report["saved_fraction"] == report["ideal_saved_fraction"] == pytest.approx(160 / 270, abs=1e-4)
     assert 0 < report["peak_kv_bytes"] <= 0.01 * 2**30
+    assert 0 < report["ceiling_fraction"] < 1
+    assert report["matmul_flops_per_second"] > 1e8
+    assert 0 < report["other_rss_bytes"] < report["peak_rss_bytes"]
     assert len(read_trace(trace)) == report["steps"]
     tokens = json.loads(answers.read_text())
     assert sorted(map(int, tokens)) == list(range(6))
