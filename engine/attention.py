@@ -3,6 +3,7 @@
 from types import EllipsisType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,26 +12,23 @@ from transformers import AttentionInterface
 from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
-from engine.windows import StepReads
-from kernels.attention import add_sinks, attend, merge_into
-from kernels.row_attention import attend_rows
+from kernels.attention import segment_attention
+from kernels.attention_plan import plan_attention
+from kernels.kv_write import write_kv
+from kernels.prefix_attention import prefix_attention, prefix_attention_takes
 
 NAME = "trunkline"
 
 
 class StepAttention:
-    """One step's attention: made once a step, run once a layer. Holds what all layers share."""
+    """One step's attention: planned once a step, run once a layer."""
 
-    def __init__(self, step: SchedulerOutput, cache: KVCache, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, step: SchedulerOutput, cache: KVCache, device: str) -> None:
         self.step = step
         self.cache = cache
-        self.own_rows = torch.tensor([segment.row_start for segment in step.own], device=device)
-        self.reads = StepReads(step, dtype, device)
-        # Decoded tokens are written one by one, so they go in one indexed copy; chunks are copied as they lie.
-        single = [write for write in step.writes if write.row_end - write.row_start == 1]
-        self.single_rows = torch.tensor([write.row_start for write in single], device=device)
-        self.single_slots = torch.tensor([write.slot_start for write in single], device=device)
-        self.long_writes = [write for write in step.writes if write.row_end - write.row_start > 1]
+        self.slots = torch.from_numpy(step.slot_mapping).to(device)
+        segments = np.array(step.segments, dtype=np.int64).reshape(-1, 6)
+        self.plan = plan_attention(step.position_ids, segments, cache.num_kv_heads, torch.get_num_threads())
 
     def run(
         self,
@@ -43,44 +41,29 @@ class StepAttention:
         window: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim).
 
-        `window` and `softcap` are those of `engine.windows` and `kernels.soft_cap`; `sinks` (heads,) is one more logit.
+        A row reads no more than `window` tokens, itself included; scores are capped by `softcap`; `sinks` (heads,) is
+        one more logit. `out`, if given, is written and returned; it may be of another dtype than the query.
         """
-        reads = self.reads.within(window)
-        self._write(layer, key, value)
-        out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]).transpose(0, 1)
-        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        for start, end in reads.causal:
-            rows = slice(start, end)
-            out[:, rows], lse[:, rows] = attend(
-                query[:, rows], key[:, rows], value[:, rows], scale, causal=True, softcap=softcap
-            )
-        for start, end, mask in reads.labels:
-            rows = slice(start, end)
-            out[:, rows], lse[:, rows] = attend(
-                query[:, rows], key[:, rows], value[:, rows], scale, mask=mask, softcap=softcap
-            )
-        if len(self.own_rows):
-            cache = self.cache.keys[layer], self.cache.values[layer]
-            attend_rows(query, *cache, self.own_rows, reads.own, scale, out, lse, softcap)
-        for segment, segment_mask in reads.context:
-            rows, span = slice(segment.row_start, segment.row_end), slice(segment.kv_start, segment.kv_end)
-            keys, values = (key, value) if segment.in_step else (self.cache.keys[layer], self.cache.values[layer])
-            part = attend(query[:, rows], keys[:, span], values[:, span], scale, mask=segment_mask, softcap=softcap)
-            merge_into(out[:, rows], lse[:, rows], *part)
-        if sinks is not None:
-            add_sinks(out, lse, sinks)
-        return out.transpose(0, 1)
-
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        for write in self.long_writes:
-            rows = slice(write.row_start, write.row_end)
-            slots = slice(write.slot_start, write.slot_start + write.row_end - write.row_start)
-            self.cache.write(layer, slots, key[:, rows], value[:, rows])
-        if len(self.single_rows):
-            self.cache.write(layer, self.single_slots, key[:, self.single_rows], value[:, self.single_rows])
+        kept, own = (self.cache.keys[layer], self.cache.values[layer]), self.cache.own(query.shape[1])
+        write_kv((key, value), self.slots, kept, own)
+        out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]) if out is None else out
+        attend = prefix_attention if prefix_attention_takes(query, kept[0]) else segment_attention
+        sinks = sinks if sinks is None else sinks.float().contiguous()
+        return attend(
+            self.plan,
+            query.transpose(0, 1),
+            kept,
+            own,
+            scale,
+            out,
+            window=window or 0,
+            softcap=softcap or 0.0,
+            sinks=sinks,
+        )
 
 
 def attention_function(
@@ -106,7 +89,7 @@ def attention_function(
         raise UserError("adds a mask or bias of its own to attention, which is not served")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    window = _window(module) if isinstance(sliding_window, EllipsisType) else sliding_window
+    window = window_of(module) if isinstance(sliding_window, EllipsisType) else sliding_window
     dim, value_dim = key.shape[-1], value.shape[-1]
     if value_dim < dim:
         value = F.pad(value, (0, dim - value_dim))
@@ -114,7 +97,7 @@ def attention_function(
     return out[None, ..., :value_dim], None
 
 
-def _window(module: nn.Module) -> int | None:
+def window_of(module: nn.Module) -> int | None:
     """Of an attention that has a window but does not pass it on (Qwen2-MoE, PhiMoE); the probe holds it to eager."""
     values = vars(module)
     if "sliding_window" not in values:

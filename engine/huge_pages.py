@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 PAGE = 2**21
+# A matmul takes several rows at once, and may read behind the last.
+SPARE_ROWS = 16
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -38,9 +40,10 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def rows(self, use: str, count: int, width: int) -> Tensor:
-        """(count, width) in float32, contiguous: the one buffer for this use."""
+    def rows(self, use: str, count: int, width: int, dtype: torch.dtype) -> Tensor:
+        """(count, width), contiguous, with readable memory behind it: the one buffer for this use."""
+        size = (count + SPARE_ROWS) * width * dtype.itemsize
         buffer = self._buffers.get(use)
-        if buffer is None or buffer.numel() < count * width:
-            buffer = self._buffers[use] = empty((count * width,), torch.float32)
-        return buffer[: count * width].view(count, width)
+        if buffer is None or buffer.nbytes < size:
+            buffer = self._buffers[use] = empty((size,), torch.uint8)
+        return buffer[: count * width * dtype.itemsize].view(dtype).view(count, width)

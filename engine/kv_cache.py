@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 class KVCache:
-    """One (kv_heads, slots, head_dim) tensor a layer for keys and one for values.
+    """One (kv_heads, slots, head_dim) tensor a layer for keys and one for values, and room for a step's own rows.
 
-    A slot range is contiguous within a head, so that attention reads it in place. Pages are touched, and so
-    resident, only once they are written.
+    A slot range is contiguous within a head, so that attention reads it in place. Pages are touched, and so resident,
+    only once they are written. `own` is one pair for all layers: each overwrites what the one before it left.
     """
 
     def __init__(
@@ -17,7 +17,23 @@ class KVCache:
         shape = (num_kv_heads, num_slots, head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self._own = self._rows(0)
 
-    def write(self, layer: int, slots: slice | Tensor, keys: Tensor, values: Tensor) -> None:
-        self.keys[layer][:, slots] = keys
-        self.values[layer][:, slots] = values
+    @property
+    def num_kv_heads(self) -> int:
+        return self.keys[0].shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys[0].dtype
+
+    def own(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (kv_heads, at least `rows`, head_dim) that last for a layer."""
+        if self._own[0].shape[1] < rows:
+            self._own = self._rows(rows)
+        return self._own
+
+    def _rows(self, count: int) -> tuple[Tensor, Tensor]:
+        kv_heads, _, head_dim = self.keys[0].shape
+        keys, values = self.keys[0].new_empty(2, kv_heads, count, head_dim)
+        return keys, values

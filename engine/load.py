@@ -13,11 +13,11 @@ from engine.attention import NAME
 from engine.config import Quantization
 from engine.device import Device
 from engine.errors import UserError
-from engine.fused_layer import fuse_layers
+from engine.fused_layer import can_fuse, fuse_layers
 from engine.model import ModelFiles, load_shape, weights_folder
 from engine.model_config import refuse
 from engine.model_shape import ModelShape
-from engine.probe import INT8_TOLERANCE, TOLERANCE, eager_logits, probe
+from engine.probe import NARROW_TOLERANCE, TOLERANCE, eager_logits, probe
 from engine.quantize import quantize_linears
 
 # Attention is called by name, though the class does not say so.
@@ -91,13 +91,14 @@ class _GivenHidden(nn.Module):
 def load_model(files: ModelFiles, device: Device, quantization: Quantization = "none") -> LoadedModel:
     """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly."""
     shape = load_shape(files)
+    dtype = "float32" if quantization == "int8" else device.dtype  # 8 bits are made from all that there are
     folder = weights_folder(files)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _refuse(config, files.name)
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
-        dtype=getattr(torch, device.dtype),
+        dtype=getattr(torch, dtype),
         attn_implementation=NAME,
         use_safetensors=True,
         trust_remote_code=False,
@@ -107,14 +108,21 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         raise UserError(f"model.path: {files.name} ({config.model_type}) has no body apart from its head")
     model.to(device.name).eval().requires_grad_(False)
     kind = f"model.path: {files.name} ({config.model_type})"
-    expected = eager_logits(model, shape.vocab_size, device)
-    if quantization == "int8":
-        probe(LoadedModel(model, shape), expected, model, device, kind, TOLERANCE[device.dtype])
-        quantize_linears(model)
+    if quantization == "int8" or (device.dtype == "bfloat16" and can_fuse(model)):
+        # Held to the model's own code in float32 first; how much fewer bits then change is bounded loosely.
+        model.float()
         expected = eager_logits(model, shape.vocab_size, device)
-    fuse_layers(model, device.name)
+        probe(LoadedModel(model, shape), expected, model, device, kind, "float32")
+        if quantization == "int8":
+            quantize_linears(model)
+        else:
+            model.bfloat16()
+        tolerance = NARROW_TOLERANCE
+    else:
+        expected, tolerance = eager_logits(model, shape.vocab_size, device), TOLERANCE[device.dtype]
+    fuse_layers(model, getattr(torch, device.dtype))
     loaded = LoadedModel(model, shape)
-    probe(loaded, expected, model, device, kind, INT8_TOLERANCE if quantization == "int8" else TOLERANCE[device.dtype])
+    probe(loaded, expected, model, device, kind, device.dtype, tolerance)
     return loaded
 
 

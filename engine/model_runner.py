@@ -23,7 +23,6 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
         self.model = model
         self.device = device
-        self.dtype: torch.dtype = getattr(torch, device.dtype)
         shape = model.shape
         self.num_blocks = num_kv_blocks(shape, config, device.dtype_bytes)
         self.block_bytes = shape.kv_bytes_per_token(device.dtype_bytes) * config.block_size
@@ -32,14 +31,14 @@ class ModelRunner:
             shape.num_kv_heads,
             self.num_blocks * config.block_size,
             shape.head_dim,
-            self.dtype,
+            getattr(torch, device.dtype),
             device.name,
         )
 
     @torch.inference_mode()
     def hidden(self, step: SchedulerOutput) -> Tensor:
         """(rows, hidden_size) of the step's rows; their KV is in the cache when this returns."""
-        attention = StepAttention(step, self.cache, self.dtype, self.device.name)
+        attention = StepAttention(step, self.cache, self.device.name)
         input_ids = torch.from_numpy(step.input_ids).to(self.device.name)
         position_ids = torch.from_numpy(step.position_ids).to(self.device.name)
         return self.model.hidden(input_ids, position_ids, attention)

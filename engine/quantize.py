@@ -7,8 +7,6 @@ layers with one input stay alike). The magnitudes are those of random tokens: wh
 model, not from the job.
 """
 
-import copy
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from kernels.int8_rows import add_product, multiply, quantize_rows
+from kernels.int8_rows import quantize_rows
 
 CALIBRATION_SHAPE = (2, 256)
 
@@ -25,7 +23,7 @@ class Int8Linear(nn.Module):
     """`nn.Linear` with a scale for each output channel's weights and one for each row of activations.
 
     `factors` (in_features,) multiply the activations first; the weights are divided by them. The products are summed
-    exactly in int32; scales and bias are applied in float32.
+    exactly in int32; scales and bias are applied in float32. On the CPU `engine.projection` takes its place.
     """
 
     factors: Tensor
@@ -41,42 +39,15 @@ class Int8Linear(nn.Module):
         weight, scales = quantize_rows(linear.weight.detach(), stretch)
         self.register_buffer("factors", 1 / stretch)
         self.register_buffer("weight", weight)
-        self.register_buffer("weight_scales", scales[:, 0])
+        self.register_buffer("weight_scales", scales)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), in the dtype that comes in."""
-        flat = rows.reshape(-1, self.in_features)
-        out = self.into(flat, torch.empty(len(flat), self.out_features, device=rows.device))
+        quantized, scales = quantize_rows(rows.reshape(-1, self.in_features), self.factors)
+        out = torch._int_mm(quantized, self.weight.t()).float() * scales[:, None] * self.weight_scales
+        out = out if self.bias is None else out + self.bias
         return out.to(rows.dtype).reshape(*rows.shape[:-1], self.out_features)
-
-    def into(self, rows: Tensor, out: Tensor) -> Tensor:
-        """out = the layer of `rows` (n, in_features); out (n, out_features) in float32, contiguous."""
-        multiply(*quantize_rows(rows, self.factors), self.weight, self.weight_scales, out)
-        return out if self.bias is None else out.add_(self.bias)
-
-    def sums(self, rows: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-        """The exact products before scales and bias, in `room` (n, out_features) of int32, and the rows' scales."""
-        quantized, scales = quantize_rows(rows, self.factors)
-        return torch._int_mm(quantized, self.weight.t(), out=room), scales
-
-    def add(self, quantized: Tensor, scales: Tensor, room: Tensor, out: Tensor) -> None:
-        """out += the layer of rows that are quantised already; `room` is (n, out_features) of int32."""
-        add_product(quantized, scales, self.weight, self.weight_scales, room, out)
-        if self.bias is not None:
-            out += self.bias
-
-    @classmethod
-    def stacked(cls, layers: "Sequence[Int8Linear]") -> "Int8Linear":
-        """One layer whose output is all of theirs, side by side; they have one input."""
-        assert all(torch.equal(layer.factors, layers[0].factors) for layer in layers)
-        stacked = copy.copy(layers[0])
-        stacked._buffers = dict(layers[0]._buffers)
-        stacked.out_features = sum(layer.out_features for layer in layers)
-        for name in ("weight", "weight_scales", "bias"):
-            parts = [getattr(layer, name) for layer in layers]
-            setattr(stacked, name, None if parts[0] is None else torch.cat(parts))
-        return stacked
 
 
 def quantize_linears(model: Any) -> int:

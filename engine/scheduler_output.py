@@ -5,26 +5,17 @@ contiguous: a node's KV is then read once for all of them.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class KVWrite:
-    """Rows `[row_start, row_end)` leave their KV in the slots from `slot_start` on."""
-
-    row_start: int
-    row_end: int
-    slot_start: int
-
-
-@dataclass(frozen=True, slots=True)
-class KVSegment:
-    """Rows `[row_start, row_end)` attend to all KV of `[kv_start, kv_end)`, as far as a layer's window reaches.
+class KVSegment(NamedTuple):
+    """Rows `[row_start, row_end)` attend to the KV of `[kv_start, kv_end)`: each to what is not behind it.
 
     These are slots of the cache, or rows of this very step if `in_step`. `position` is the first one's place in its
-    prompt; the others follow it one by one.
+    prompt; the others follow it one by one. A layer's window cuts what is too far before a row.
     """
 
     row_start: int
@@ -33,14 +24,6 @@ class KVSegment:
     kv_end: int
     position: int
     in_step: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRows:
-    """Label tokens from row `row_start` on: each attends to itself and to its ancestors (`parents`, -1: none)."""
-
-    row_start: int
-    parents: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +46,15 @@ class ScoreRow:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SchedulerOutput:
-    """Every row has exactly one *own* part (`causal`, `labels` or `own`); `context` parts are merged into it."""
+    """The segments that a row is in hold each token of its context, and itself, once.
+
+    `slot_mapping` says where each row's KV is kept; -1 where no later step reads it.
+    """
 
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
-    writes: tuple[KVWrite, ...]
-    causal: tuple[tuple[int, int], ...]
-    labels: tuple[LabelRows, ...]
-    own: tuple[KVSegment, ...]
-    context: tuple[KVSegment, ...]
+    slot_mapping: NDArray[np.int64]
+    segments: tuple[KVSegment, ...]
     samples: tuple[SampleRow, ...]
     scores: tuple[ScoreRow, ...]
     num_prefill_tokens: int
@@ -86,4 +69,5 @@ class SchedulerOutput:
     def causal_rows(cls, rows: int) -> "SchedulerOutput":
         """One sequence of `rows` tokens that leaves no KV: a step for probes and warm-ups."""
         ids = np.arange(rows, dtype=np.int64)
-        return cls(ids, ids, (), ((0, rows),), (), (), (), (), (), rows, 0, 0)
+        segment = KVSegment(0, rows, 0, rows, 0, in_step=True)
+        return cls(ids, ids, np.full(rows, -1, dtype=np.int64), (segment,), (), (), rows, 0, 0)

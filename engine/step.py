@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.scheduler_output import KVSegment, KVWrite, LabelRows, SampleRow, SchedulerOutput, ScoreRow
+from engine.scheduler_output import KVSegment, SampleRow, SchedulerOutput, ScoreRow
 from engine.sequence import NodeKey, NodeState, Sequence
 
 
@@ -31,21 +31,17 @@ class Step:
 
 
 class _Builder:
-    """Lays items down row by row, in depth-first order, and closes each node's segment behind its last row."""
+    """Lays items down row by row, in depth-first order, and closes each node's segments behind its last row."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.positions: list[int] = []
-        self.writes: list[KVWrite] = []
-        self.causal: list[tuple[int, int]] = []
-        self.labels: list[LabelRows] = []
-        self.own: list[KVSegment] = []
-        self.context: list[KVSegment] = []
+        self.slots: list[int] = []
+        self.segments: list[KVSegment] = []
         self.samples: list[SampleRow] = []
         self.scores: list[ScoreRow] = []
         self.num_label_tokens = 0
         self._open: list[tuple[NodeState, int]] = []
-        self._step_rows: dict[NodeState, tuple[int, int]] = {}
 
     @property
     def row(self) -> int:
@@ -61,29 +57,33 @@ class _Builder:
         self._open += [(node, self.row) for node in chain[shared:]]
 
     def _close(self, node: NodeState, row_start: int) -> None:
+        """A transient node is this step's own rows, the first of which opened it."""
         if row_start == self.row:
             return
         if node.transient:
-            self.context.append(KVSegment(row_start, self.row, *self._step_rows[node], node.start, in_step=True))
+            row_end = row_start + node.num_tokens
+            self.segments.append(KVSegment(row_start, self.row, row_start, row_end, node.start, in_step=True))
             return
         assert node.table is not None
-        self.context += _segments(row_start, self.row, node.table.slots(0, node.num_tokens), node.start)
+        self._reads(row_start, node.table.slots(0, node.computed), node.start)
+
+    def _reads(self, row_start: int, slots: list[tuple[int, int]], position: int) -> None:
+        """Rows from `row_start` on read `slots`, a segment a run; the first holds the token at `position`."""
+        for first, last in slots:
+            self.segments.append(KVSegment(row_start, self.row, first, last, position))
+            position += last - first
 
     def chunk(self, chunk: Chunk) -> None:
-        node, start = chunk.node, self.row
-        self.below(node.chain[:-1])
+        node = chunk.node
+        self.below(node.chain)
         self.tokens += node.token_ids[chunk.first : chunk.last].tolist()
         self.positions += range(node.start + chunk.first, node.start + chunk.last)
-        self.causal.append((start, self.row))
         if node.transient:
-            self._step_rows[node] = (start, self.row)
+            self.slots += [-1] * (chunk.last - chunk.first)
         else:
             assert node.table is not None
-            row = start
             for first, last in node.table.slots(chunk.first, chunk.last):
-                self.writes.append(KVWrite(row, row + last - first, first))
-                row += last - first
-            self.context += _segments(start, self.row, node.table.slots(0, chunk.first), node.start)
+                self.slots += range(first, last)
         for sequence in chunk.asked:
             self.ask(sequence, self.row - 1)
         for sequence in chunk.asked:
@@ -103,26 +103,35 @@ class _Builder:
         self.scores.append(ScoreRow(row, sequence.key, tokens, labels))
 
     def label_rows(self, sequence: Sequence) -> None:
+        """Each label token reads the prompt, and its ancestors and itself in as few runs as they lie in."""
         tree = sequence.label_tree
         if tree is None or not tree.token_ids:
             return
         self.below(sequence.node.chain)
-        start = self.row
+        start, position = self.row, sequence.num_prompt_tokens
         self.tokens += tree.token_ids
-        self.positions += [sequence.num_prompt_tokens + depth for depth in tree.depths]
-        self.labels.append(LabelRows(start, tree.parents))
+        self.positions += [position + depth for depth in tree.depths]
+        self.slots += [-1] * len(tree.token_ids)
         self.num_label_tokens += len(tree.token_ids)
         for index in range(len(tree.token_ids)):
-            self.score(sequence, start + index, index)
+            row = start + index
+            last = index
+            while last >= 0:
+                first = last
+                while tree.parents[first] == first - 1 and first > 0:
+                    first -= 1
+                at = position + tree.depths[first]
+                self.segments.append(KVSegment(row, row + 1, start + first, start + last + 1, at, in_step=True))
+                last = tree.parents[first]
+            self.score(sequence, row, index)
 
     def ask_again(self, sequence: Sequence) -> None:
         """The prompt's last token once more, over KV that holds it already."""
         node = sequence.node
-        assert node.table is not None
-        self.below(node.chain[:-1])
+        self.below(node.chain)
         self.tokens.append(int(node.token_ids[-1]))
         self.positions.append(node.start + node.num_tokens - 1)
-        self._own_row(node.table.slots(0, node.num_tokens), node.start)
+        self.slots.append(-1)
         self.ask(sequence, self.row - 1)
         self.label_rows(sequence)
 
@@ -136,26 +145,11 @@ class _Builder:
             assert sequence.table is not None
             self.below(node.chain)
             slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
-        self.writes.append(KVWrite(self.row, self.row + 1, slots[-1][1] - 1))
         self.tokens.append(sequence.token_ids[-1])
         self.positions.append(sequence.num_prompt_tokens + count - 1)
-        self._own_row(slots, position)
+        self.slots.append(slots[-1][1] - 1)
+        self._reads(self.row - 1, slots, position)
         self.samples.append(SampleRow(self.row - 1, sequence.key))
-
-    def _own_row(self, slots: list[tuple[int, int]], position: int) -> None:
-        """The row just laid reads `slots`: the run that ends with its own KV, and as context any run before it."""
-        *rest, own = _segments(self.row - 1, self.row, slots, position)
-        self.own.append(own)
-        self.context += rest
-
-
-def _segments(row_start: int, row_end: int, slots: list[tuple[int, int]], position: int) -> list[KVSegment]:
-    """One segment a run of slots; the first holds the token at `position`."""
-    segments = []
-    for first, last in slots:
-        segments.append(KVSegment(row_start, row_end, first, last, position))
-        position += last - first
-    return segments
 
 
 def build_output(step: Step) -> SchedulerOutput:
@@ -176,11 +170,8 @@ def build_output(step: Step) -> SchedulerOutput:
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
         position_ids=np.array(builder.positions, dtype=np.int64),
-        writes=tuple(builder.writes),
-        causal=tuple(builder.causal),
-        labels=tuple(builder.labels),
-        own=tuple(builder.own),
-        context=tuple(builder.context),
+        slot_mapping=np.array(builder.slots, dtype=np.int64),
+        segments=tuple(builder.segments),
         samples=tuple(builder.samples),
         scores=tuple(builder.scores),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks) + len(step.asked_again),

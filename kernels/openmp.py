@@ -70,9 +70,10 @@ class Loop:
 def _compile(function: Callable[..., None]) -> Any:
     """From numba's cache on disk, or now: about a second, once; at every start where no folder can be written.
 
-    numba knows a compiled loop by its own file; what it takes from this one is told by the folder's name.
+    numba knows a compiled loop by its own file; what it takes from others is told by the folder's name.
     """
-    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:12]
+    shared = sorted(Path(__file__).parent.glob("*.py"))
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in shared)).hexdigest()[:12]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline")
     compiled = partial(cfunc, types.void(types.CPointer(types.int64)), fastmath=FASTMATH, error_model="numpy")
@@ -119,6 +120,7 @@ _float32_pointer = _pointer_to(types.float32)
 _int64_pointer = _pointer_to(types.int64)
 _int32_pointer = _pointer_to(types.int32)
 _int8_pointer = _pointer_to(types.int8)
+_uint16_pointer = _pointer_to(types.uint16)
 
 
 @njit(inline="always", error_model="numpy")
@@ -147,6 +149,31 @@ def int8_at(word: int, count: int) -> Any:
     return carray(_int8_pointer(word), (count,))
 
 
+@njit(inline="always", error_model="numpy")
+def uint16_at(word: int, count: int) -> Any:
+    """bfloat16 numbers, as numba has no such type: see `wide` and `narrow`."""
+    return carray(_uint16_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def lines_of(count: int) -> Any:
+    """`count` float32 of scratch that begin on a cache line, and the array that keeps them alive."""
+    room = np.empty(count + 16, np.float32)
+    skipped = (-room.ctypes.data // 4) % 16
+    return room[skipped : skipped + count]
+
+
+@intrinsic
+def next_of(typing_context: Any, word: Any) -> Any:  # noqa: ARG001
+    """Adds one to the integer at the address, for all threads at once; returns what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        pointer = builder.inttoptr(arguments[0], ir.PointerType(ir.IntType(64)))
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
 def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
     @intrinsic
     def cast(typing_context: Any, value: Any) -> Any:  # noqa: ARG001
@@ -160,6 +187,20 @@ def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
 
 _as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
 as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
+bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
+
+
+@njit(inline="always", error_model="numpy")
+def wide(bits: Any) -> Any:
+    """The float32 of a bfloat16."""
+    return as_float32(types.int32(bits) << types.int32(16))
+
+
+@njit(inline="always", error_model="numpy")
+def narrow(x: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, ties to even; what is not finite stays so."""
+    bits = bits_of(x)
+    return (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
 
 
 @njit(inline="always", error_model="numpy")

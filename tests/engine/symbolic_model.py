@@ -41,38 +41,38 @@ class SymbolicModel:
 
     def run(self, step: SchedulerOutput) -> list[int]:
         """Each row's entry. Raises AssertionError where a row sees too little, too much, or stale KV."""
-        rows: list[int] = []
         tokens, positions = step.input_ids.tolist(), step.position_ids.tolist()
-        pending = {row: write for write in step.writes for row in range(write.row_start, write.row_end)}
-        causal = {row: start for start, end in step.causal for row in range(start, end)}
-        trees = {labels.row_start + i: (labels, i) for labels in step.labels for i in range(len(labels.parents))}
-        own = {segment.row_start: segment for segment in step.own}
-        assert len(causal) + len(trees) + len(own) == step.num_scheduled_tokens
+        rows: list[int] = []
         for row, token in enumerate(tokens):
             seen: list[int | None] = []
-            for segment in (s for s in step.context if s.row_start <= row < s.row_end):
+            itself = 0
+            for segment in (s for s in step.segments if s.row_start <= row < s.row_end):
                 source = rows if segment.in_step else self.slots
-                assert self._position(source[segment.kv_start]) == segment.position
-                seen += source[segment.kv_start : segment.kv_end]
-            if row in causal:
-                seen += rows[causal[row] : row]
-            elif row in trees:
-                labels, index = trees[row]
-                while (index := labels.parents[index]) >= 0:
-                    seen.append(rows[labels.row_start + index])
-            else:
-                segment = own[row]
-                before = segment.kv_end - segment.kv_start - 1
-                assert segment.position == positions[row] - before
-                slot = pending[row].slot_start if row in pending else segment.kv_end - 1
-                assert slot == segment.kv_end - 1 or row in pending
-                seen += [self.slots[s] for s in range(segment.kv_start, segment.kv_end) if s != slot]
+                # What is not behind the row; the row itself is not known yet.
+                count = min(segment.kv_end - segment.kv_start, positions[row] - segment.position + 1)
+                last = segment.kv_start + count
+                if segment.position + count - 1 == positions[row]:
+                    itself += 1
+                    last -= 1
+                    assert last == (row if segment.in_step else self._slot(step, row, last)), (row, segment)
+                if last > segment.kv_start:
+                    assert self._position(source[segment.kv_start]) == segment.position
+                seen += source[segment.kv_start : last]
+            assert itself == 1, (row, itself)
             chain = self._chain(seen)
             rows.append(self.extend(chain, token))
             assert self.depths[rows[-1]] == positions[row], (row, positions[row], self.depths[rows[-1]])
-            if row in pending:
-                self.slots[pending[row].slot_start + row - pending[row].row_start] = rows[-1]
+            if step.slot_mapping[row] >= 0:
+                self.slots[step.slot_mapping[row]] = rows[-1]
         return rows
+
+    def _slot(self, step: SchedulerOutput, row: int, read: int) -> int:
+        """Where the row's own KV is: written now, or by the step that computed it first."""
+        kept = int(step.slot_mapping[row])
+        if kept >= 0:
+            return kept
+        assert self._position(self.slots[read]) == step.position_ids[row]
+        return read
 
     def _position(self, entry: int | None) -> int:
         assert entry is not None, "read a slot that was never written"

@@ -34,7 +34,7 @@ MODELS = {
 
 def hidden(model: Any) -> torch.Tensor:
     cache = KVCache(2, 2, 0, 20, torch.float32, "cpu")
-    step = StepAttention(SchedulerOutput.causal_rows(ROWS), cache, torch.float32, "cpu")
+    step = StepAttention(SchedulerOutput.causal_rows(ROWS), cache, "cpu")
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
         return model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
@@ -52,14 +52,29 @@ def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
     if quantized:
         quantize_linears(model)
     wanted = hidden(model)
-    assert fuse_layers(model, "cpu") == 2
+    assert fuse_layers(model, torch.float32) == 2
     assert {type(layer) for layer in model.model.layers} == {FusedLayer}
     # In 8 bits, a last bit of a sum moves an activation to the next of its 255 steps.
     assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
 
 
+def test_bfloat16_rounds_less_than_the_layer_that_it_replaces() -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(MODELS["Llama"][1]).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.2)
+    model.set_attn_implementation(engine.attention.NAME)
+    model.bfloat16()
+    plain = hidden(model).float()
+    exact = hidden(model.float())
+    model.bfloat16()
+    assert fuse_layers(model, torch.bfloat16) == 2
+    got = hidden(model)
+    assert got.dtype == torch.float32
+    assert float((got - exact).square().mean()) < float((plain - exact).square().mean()) / 1.5
+
+
 def test_what_is_not_known_stays_as_it_is() -> None:
     other = LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu"))
-    assert fuse_layers(other, "cpu") == 0
-    assert fuse_layers(LlamaForCausalLM(MODELS["Llama"][1]).bfloat16(), "cpu") == 0
-    assert fuse_layers(LlamaForCausalLM(MODELS["Llama"][1]), "cuda:0") == 0
+    assert fuse_layers(other, torch.float32) == 0
+    assert fuse_layers(LlamaForCausalLM(MODELS["Llama"][1]).half(), torch.float16) == 0

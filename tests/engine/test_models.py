@@ -160,7 +160,7 @@ def test_the_probe_sees_a_window_that_attention_does_not_hear_of(
     """Though the window of 2,000 is longer than any probe."""
     save_tiny("phimoe", {"sliding_window": 2000, "num_local_experts": 4}, tmp_path)
     load(tmp_path)
-    monkeypatch.setattr(engine.attention, "_window", lambda _: None)
+    monkeypatch.setattr(engine.attention, "window_of", lambda _: None)
     with pytest.raises(UserError, match="gives other probabilities"):
         load(tmp_path)
 

@@ -14,6 +14,7 @@ from engine.engine import Engine
 from engine.errors import UserError
 from engine.model import resolve_model
 from engine.planner import make_plan, shard_work
+from engine.projection import Projection
 from engine.quantize import Int8Linear, quantize_linears, quantize_rows
 from engine.request import Request, RequestOutput
 
@@ -30,7 +31,8 @@ def test_a_row_is_within_half_a_step(rows: int, features: int) -> None:
     quantized, scales = quantize_rows(values)
     assert quantized.dtype == torch.int8
     assert quantized.abs().amax(-1).tolist() == [127] * rows
-    assert ((quantized.double() * scales.double() - values.double()).abs() <= scales.double() * 0.50001).all()
+    steps = scales.double()[:, None]
+    assert ((quantized.double() * steps - values.double()).abs() <= steps * 0.50001).all()
 
 
 def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
@@ -60,13 +62,14 @@ def test_the_layer_is_its_definition_in_float64(rows: int, inner: int, outer: in
     values = spread(rows, inner)
     got = Int8Linear(linear)(values[None])[0].double()
     (weight, weight_scales), (activations, scales) = quantize_rows(linear.weight.detach()), quantize_rows(values)
-    wanted = activations.double() @ weight.double().t() * scales.double() * weight_scales.double().t()
+    scales, weight_scales = scales.double()[:, None], weight_scales.double()
+    wanted = activations.double() @ weight.double().t() * scales * weight_scales
     exact = values.double() @ linear.weight.detach().double().t()
     if linear.bias is not None:
         wanted, exact = wanted + linear.bias.double(), exact + linear.bias.double()
     assert ((got - wanted).abs() <= 1e-6 * (wanted.abs() + 1)).all()
     # Each factor is off by at most half its step.
-    step, weight_step = scales.double() / 2, weight_scales.double().t() / 2
+    step, weight_step = scales / 2, weight_scales / 2
     bound = step * linear.weight.double().abs().sum(-1) + values.double().abs().sum(-1, keepdim=True) * weight_step
     assert ((got - exact).abs() <= 1.001 * (bound + inner * step * weight_step) + 1e-6).all()
 
@@ -105,9 +108,12 @@ def int8_engine(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[En
 
 def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engine) -> None:
     model = int8_engine.runner.model
-    kinds = [type(module) for module in model.body.modules() if isinstance(module, nn.Linear | Int8Linear)]
-    assert set(kinds) == {Int8Linear}
-    assert type(model._head.lm_head) is nn.Linear
+    kinds = {type(module) for module in model.body.modules() if isinstance(module, nn.Linear | Int8Linear | Projection)}
+    assert kinds in ({Int8Linear}, {Projection})
+    packed = {module.panels.dtype for module in model.body.modules() if isinstance(module, Projection)}
+    assert packed <= {torch.int8}
+    head = model._head.lm_head
+    assert (head.panels if isinstance(head, Projection) else head.weight).dtype == int8_engine.runner.cache.dtype
     assert model.body.get_input_embeddings().weight.is_floating_point()
 
 
@@ -130,5 +136,5 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
         assert shared[name].label_scores is not None
         assert alone[name].label_scores is not None
         pairs = zip(shared[name].label_scores, alone[name].label_scores, strict=True)
-        limit = 1e-2 if int8_engine.runner.dtype == torch.float32 else 0.5
+        limit = 1e-2 if int8_engine.runner.cache.dtype == torch.float32 else 0.5
         assert all(abs(a.logprob - b.logprob) < limit for a, b in pairs)

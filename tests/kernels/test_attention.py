@@ -1,87 +1,199 @@
+"""Both attentions over segments, compiled and in torch, against a row-by-row definition in float64."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import soft_cap
-from kernels.attention import (
-    MAX_STACKED_ROWS,
-    add_sinks,
-    attend,
-    attend_each,
-    attend_reference,
-    masked_score,
-    merge_into,
-)
+from kernels import openmp
+from kernels.attention import attend, merge_into, segment_attention
+from kernels.attention_plan import MAX_ROWS, AttentionPlan, plan_attention
+from kernels.prefix_attention import prefix_attention, prefix_attention_takes
 
+COMPILED = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
+# (heads, kv_heads, dim)
 SHAPES = [
-    pytest.param(heads, kv_heads, rows, length, dim, id=f"h{heads}kv{kv_heads}-{rows}x{length}-d{dim}")
-    for heads, kv_heads, rows, length, dim in [
-        (1, 1, 1, 1, 64),
-        (9, 3, 1, 250, 64),
-        (9, 3, 63, 111, 64),
-        (8, 1, 7, 33, 60),
-        (4, 4, 17, 5, 100),
-        (32, 8, 5, 129, 128),
-        (6, 2, MAX_STACKED_ROWS + 1, 65, 80),
-    ]
+    pytest.param(shape, id="h{}kv{}-d{}".format(*shape))
+    for shape in [(1, 1, 64), (9, 3, 64), (8, 1, 60), (4, 4, 100), (32, 8, 128), (6, 2, 80), (20, 1, 6), (71, 1, 16)]
+]
+DTYPES = [
+    pytest.param((torch.float32, torch.float32, 1e-5), id="f32"),
+    pytest.param((torch.float32, torch.bfloat16, 2e-2), id="f32 over bf16"),
+    pytest.param((torch.bfloat16, torch.bfloat16, 2e-2), id="bf16"),
 ]
 
 
-def draw(heads: int, kv_heads: int, rows: int, length: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    torch.manual_seed(rows * length)
-    # Slices of larger NaN-filled tensors: what lies beyond the slice must never be read.
-    tensors = []
-    for count, size in ((heads, rows), (kv_heads, length), (kv_heads, length)):
-        whole = torch.full((count, size + 6, dim), torch.nan, dtype=dtype)
-        whole[:, 3:-3] = torch.randn(count, size, dim)
-        tensors.append(whole[:, 3:-3])
-    return tuple(tensors)
+@dataclass(frozen=True)
+class Drawn:
+    plan: AttentionPlan
+    query: Tensor
+    cache: tuple[Tensor, Tensor]
+    own: tuple[Tensor, Tensor]
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "rows", "length", "dim"), SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
+def draw(
+    positions: list[int], segments: list[tuple[int, ...]], shape: tuple[int, int, int], dtypes: tuple[Any, ...]
+) -> Drawn:
+    """Queries, keys and values; what no segment reads is NaN."""
+    heads, kv_heads, dim = shape
+    query_dtype, kv_dtype, _ = dtypes
+    torch.manual_seed(len(positions) * dim)
+    table = np.array(segments, dtype=np.int64).reshape(-1, 6)
+    plan = plan_attention(np.array(positions, dtype=np.int64), table, kv_heads, 2)
+    query = torch.randn(len(positions), heads * dim + 3).to(query_dtype)[:, : heads * dim].view(-1, heads, dim)
+    kept: list[list[Tensor]] = [[], []]
+    for in_step in (0, 1):
+        slots = max((int(end) for _, _, _, end, _, where in table if where == in_step), default=0)
+        for _ in range(2):
+            whole = torch.full((kv_heads, slots + 5, dim), torch.nan, dtype=kv_dtype)
+            for _, _, start, end, _, where in table:
+                if where == in_step:
+                    whole[:, start:end] = torch.randn(kv_heads, end - start, dim)
+            kept[in_step].append(whole)
+    return Drawn(plan, query, (kept[0][0], kept[0][1]), (kept[1][0], kept[1][1]))
+
+
+def by_definition(
+    drawn: Drawn, scale: float, *, window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None
+) -> Tensor:
+    rows, heads, _ = drawn.query.shape
+    kv_heads = len(drawn.cache[0])
+    out = torch.empty(drawn.query.shape, dtype=torch.float64)
+    for row in range(rows):
+        keys, values = [], []
+        for row_start, row_end, kv_start, kv_end, position, in_step in drawn.plan.segments.tolist():
+            behind = int(drawn.plan.positions[row]) - np.arange(position, position + kv_end - kv_start)
+            read = (behind >= 0) & (behind < (window or np.inf)) & (row_start <= row < row_end)
+            source = drawn.own if in_step else drawn.cache
+            for kept, made in zip((keys, values), source, strict=True):
+                kept.append(made[:, kv_start:kv_end][:, torch.from_numpy(read)])
+        key, value = torch.cat(keys, 1).double(), torch.cat(values, 1).double()
+        query = drawn.query[row].double().view(kv_heads, heads // kv_heads, -1)
+        scores = query @ key.transpose(1, 2) * scale
+        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.double().view(kv_heads, -1, 1)], dim=-1)
+        weights = scores.softmax(-1)[..., : key.shape[1]]
+        out[row] = (weights @ value).view(heads, -1)
+    return out
+
+
+def both(drawn: Drawn, scale: float, **limits: Any) -> list[Tensor]:
+    assert prefix_attention_takes(drawn.query, drawn.cache[0])
+    made = []
+    for attend_all in (prefix_attention, segment_attention):
+        out = torch.full(drawn.query.shape, torch.nan, dtype=drawn.query.dtype)
+        made.append(attend_all(drawn.plan, drawn.query, drawn.cache, drawn.own, scale, out, **limits))
+    return made
+
+
+# Two prompts' chunks below one prefix of two runs, a row that decodes, and one that reads a single token of its own.
+POSITIONS = [*range(150, 190), *range(150, 161), 170, 150]
+SEGMENTS = [
+    (0, 53, 7, 107, 0, 0),
+    (0, 53, 300, 350, 100, 0),
+    (0, 40, 0, 40, 150, 1),
+    (40, 51, 120, 131, 150, 0),
+    (51, 52, 400, 421, 150, 0),
+    (52, 53, 52, 53, 150, 1),
+]
+
+
+@COMPILED
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 30, 165])
+@pytest.mark.parametrize(("softcap", "sunk"), [(0.0, False), (2.0, True)], ids=["plain", "capped, sinks"])
 def test_equals_its_definition(
-    heads: int, kv_heads: int, rows: int, length: int, dim: int, dtype: torch.dtype, tolerance: float
+    shape: tuple[int, int, int], dtypes: tuple[Any, ...], window: int, softcap: float, sunk: bool
 ) -> None:
-    query, key, value = draw(heads, kv_heads, rows, length, dim, dtype)
-    out, lse = attend(query, key, value, dim**-0.5)
-    want_out, want_lse = attend_reference(query, key, value, dim**-0.5)
-    assert out.dtype == dtype
-    assert lse.dtype == torch.float32
-    assert float((out - want_out).abs().max()) < tolerance
-    assert float((lse - want_lse).abs().max()) < tolerance
+    drawn = draw(POSITIONS, SEGMENTS, shape, dtypes)
+    limits = {"window": window, "softcap": softcap, "sinks": torch.randn(shape[0]) if sunk else None}
+    wanted = by_definition(drawn, 0.2, **limits)
+    for got in both(drawn, 0.2, **limits):
+        assert got.dtype == drawn.query.dtype
+        assert float((got.double() - wanted).abs().max()) < dtypes[2]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 63, 300])
-def test_causal_and_masked_equal_their_definition(rows: int) -> None:
-    query, key, value = draw(6, 2, rows, rows, 64, torch.float32)
-    mask = torch.full((rows, rows), -torch.inf).triu(1)
-    want_out, want_lse = attend_reference(query, key, value, 0.1, causal=True)
-    for out, lse in (attend(query, key, value, 0.1, causal=True), attend(query, key, value, 0.1, mask=mask)):
-        assert float((out - want_out).abs().max()) < 2e-5
-        assert float((lse - want_lse).abs().max()) < 2e-5
+@COMPILED
+@pytest.mark.parametrize("levels", [1, 17])
+@pytest.mark.parametrize("rows", [1, 63, MAX_ROWS + 1, 300])
+def test_any_number_of_levels_and_rows(levels: int, rows: int) -> None:
+    """Each level is read by fewer rows than the one above it."""
+    bounds = np.linspace(0, rows - 1, levels, dtype=int).tolist()
+    segments = [(start, rows, 20 * i, 20 * i + 7 + i % 3, 0, 0) for i, start in enumerate(bounds)]
+    drawn = draw([50] * rows, segments, (6, 2, 64), DTYPES[0].values[0])
+    wanted = by_definition(drawn, 0.125)
+    for got in both(drawn, 0.125):
+        assert float((got.double() - wanted).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 60), (8, 1, 128)])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
-def test_each_row_reads_its_own_span(heads: int, kv_heads: int, dim: int, dtype: torch.dtype, tolerance: float) -> None:
-    spans = [(0, 1), (1, 40), (400, 512), (40, 357)]
-    torch.manual_seed(heads)
-    query = torch.randn(heads, len(spans), dim, dtype=dtype)
-    keys, values = (torch.full((kv_heads, 600, dim), torch.nan, dtype=dtype) for _ in range(2))
-    for start, end in spans:
-        keys[:, start:end], values[:, start:end] = torch.randn(2, kv_heads, end - start, dim, dtype=dtype)
-    out, lse = attend_each(query, keys, values, spans, 0.125)
-    for row, (start, end) in enumerate(spans):
-        want = attend_reference(query[:, row : row + 1], keys[:, start:end], values[:, start:end], 0.125)
-        assert float((out[:, row : row + 1] - want[0]).abs().max()) < tolerance
-        assert float((lse[:, row : row + 1] - want[1]).abs().max()) < tolerance
+@COMPILED
+@settings(max_examples=60)
+@given(st.data())
+def test_drawn_trees(data: Any) -> None:
+    """A forest of segments over rows, nested as a scheduler nests them, then a causal part of each row's own."""
+    rows = data.draw(st.integers(1, 90))
+    shape = data.draw(st.sampled_from([(9, 3, 64), (4, 4, 10), (5, 1, 32)]))
+    dtypes = data.draw(st.sampled_from([param.values[0] for param in DTYPES]))
+    segments, depth, slot = [], [0] * rows, 0
+    for _ in range(data.draw(st.integers(0, 6))):
+        start = data.draw(st.integers(0, rows - 1))
+        end, length = data.draw(st.integers(start + 1, rows)), data.draw(st.integers(1, 150))
+        segments.append((start, end, slot, slot + length, 0, 0))
+        slot += length
+        depth[start:end] = [max(depth[start:end]) + length] * (end - start)
+    positions = [200 * 6 + row for row in range(rows)]
+    segments.append((0, rows, 0, rows, 200 * 6, 1))
+    window = data.draw(st.sampled_from([0, 1, 40, 200 * 6]))
+    drawn = draw(positions, segments, shape, dtypes)
+    wanted = by_definition(drawn, 0.2, window=window)
+    for got in both(drawn, 0.2, window=window):
+        assert float((got.double() - wanted).abs().max()) < dtypes[2]
+
+
+@COMPILED
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_row_that_is_not_finite_stays_alone(kind: torch.dtype) -> None:
+    """Its own row turns to NaN, in all of its heads of that KV head; rows beside it in a vector do not."""
+    drawn = draw([30] * 20, [(0, 20, 0, 30, 0, 0)], (3, 1, 64), (torch.float32, kind, 0))
+    drawn.query[7] = torch.nan
+    for got in both(drawn, 0.2):
+        assert torch.isfinite(got).flatten(1).all(1).tolist() == [row != 7 for row in range(20)]
+
+
+@COMPILED
+def test_large_scores_do_not_overflow() -> None:
+    drawn = draw([63] * 5, [(0, 5, 0, 64, 0, 0)], (2, 1, 64), (torch.float32, torch.float32, 0))
+    drawn.query.mul_(1e4)
+    wanted = by_definition(drawn, 1.0)
+    for got in both(drawn, 1.0):
+        assert float((got.double() - wanted).abs().max()) < 2e-2
+
+
+def test_tiles_cover_all_rows_and_end_where_segments_do() -> None:
+    segments = np.array([(0, 16, 0, 9, 0, 0), (16, 45, 9, 20, 0, 0), (3, 4, 30, 31, 9, 0)], dtype=np.int64)
+    plan = plan_attention(np.full(45, 40), segments, 3, 2)
+    assert plan.tiles.tolist() == [0, 16, 45]
+    assert plan.tile_offsets.tolist() == [0, 2, 3]
+    assert plan.tile_segments.tolist() == [0, 2, 1]
+    for rows in (1, 15, 16, 17, 64, 1000):
+        tiles = plan_attention(np.zeros(rows, dtype=np.int64), np.zeros((0, 6), dtype=np.int64), 3, 2).tiles
+        assert tiles[0] == 0
+        assert tiles[-1] == rows
+        assert all(0 < size <= MAX_ROWS for size in np.diff(tiles))
 
 
 @pytest.mark.parametrize("cut", [1, 50, 110])
 def test_merged_halves_equal_the_whole(cut: int) -> None:
-    query, key, value = draw(9, 3, 20, 111, 64, torch.float32)
-    whole_out, whole_lse = attend_reference(query, key, value, 0.125)
+    torch.manual_seed(cut)
+    query, key, value = torch.randn(9, 20, 64), torch.randn(3, 111, 64), torch.randn(3, 111, 64)
+    whole_out, whole_lse = attend(query, key, value, 0.125, mask=torch.zeros(20, 111))
     out, lse = (state.clone() for state in attend(query, key[:, :cut], value[:, :cut], 0.125))
     merge_into(out, lse, *attend(query, key[:, cut:], value[:, cut:], 0.125))
     assert float((out - whole_out).abs().max()) < 2e-5
@@ -91,100 +203,6 @@ def test_merged_halves_equal_the_whole(cut: int) -> None:
 def test_merge_keeps_a_state_that_outweighs_the_other_beyond_float32() -> None:
     out, lse = torch.ones(1, 1, 4), torch.full((1, 1), 1e4)
     merge_into(out, lse, torch.full((1, 1, 4), 9.0), torch.full((1, 1), -1e4))
+    merge_into(out, lse, torch.full((1, 1, 4), 9.0), torch.full((1, 1), -torch.inf))
     assert torch.equal(out, torch.ones(1, 1, 4))
     assert torch.equal(lse, torch.full((1, 1), 1e4))
-
-
-def by_hand(query: Tensor, key: Tensor, value: Tensor, scale: float, *, window: int, sinks: Tensor) -> Tensor:
-    """Row by row and head by head, in float64: row i stands at the position of the last key of its own."""
-    heads, rows, _ = query.shape
-    out = torch.empty(query.shape, dtype=torch.float64)
-    for head in range(heads):
-        keys, values = (tensor[head * key.shape[0] // heads].double() for tensor in (key, value))
-        for row in range(rows):
-            position = key.shape[1] - rows + row
-            near = slice(max(position - window + 1, 0), position + 1)
-            scores = torch.cat([keys[near] @ query[head, row].double() * scale, sinks[head : head + 1].double()])
-            out[head, row] = scores.softmax(0)[:-1] @ values[near]
-    return out
-
-
-@pytest.mark.parametrize("window", [1, 7, 63, 111, 500])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
-def test_a_window_over_two_pieces_with_sinks_by_hand(window: int, dtype: torch.dtype, tolerance: float) -> None:
-    """63 rows behind 48 shared keys: some windows let rows see nothing of what is shared."""
-    query, key, value = draw(6, 2, 63, 111, 60, dtype)
-    sinks = torch.randn(6)
-    far = torch.arange(48, 111)[:, None] - torch.arange(111)
-    mask = torch.zeros(63, 111, dtype=dtype).masked_fill_((far >= window) | (far < 0), masked_score(dtype))
-    out, lse = (state.clone() for state in attend(query, key[:, 48:], value[:, 48:], 0.125, mask=mask[:, 48:]))
-    merge_into(out, lse, *attend(query, key[:, :48], value[:, :48], 0.125, mask=mask[:, :48]))
-    add_sinks(out, lse, sinks)
-    assert float((out - by_hand(query, key, value, 0.125, window=window, sinks=sinks)).abs().max()) < tolerance
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_a_row_that_sees_nothing_weighs_nothing(dtype: torch.dtype, softcap: float | None) -> None:
-    query, key, value = draw(6, 2, 17, 65, 64, dtype)
-    out, lse = (state.clone() for state in attend(query, key, value, 0.125))
-    before = out.clone(), lse.clone()
-    mask = torch.zeros(17, 65, dtype=dtype)
-    mask[3] = mask[16] = masked_score(dtype)
-    merge_into(out, lse, *attend(query, 2 * key, 3 * value, 0.125, mask=mask, softcap=softcap))
-    for row in range(17):
-        same = torch.equal(out[:, row], before[0][:, row]) and torch.equal(lse[:, row], before[1][:, row])
-        assert same == (row in (3, 16)), row
-    assert bool(out.isfinite().all() and lse.isfinite().all())
-
-
-@pytest.mark.parametrize(("heads", "kv_heads", "rows", "length", "dim"), SHAPES)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)], ids=["f32", "bf16"])
-@pytest.mark.parametrize(
-    "block_bytes", [soft_cap.MAX_SCORES_BYTES, 3 * 4 * 9 * 250, 1], ids=["whole", "blocks", "rows"]
-)
-def test_soft_capped_equals_its_definition(
-    heads: int,
-    kv_heads: int,
-    rows: int,
-    length: int,
-    dim: int,
-    dtype: torch.dtype,
-    tolerance: float,
-    block_bytes: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(soft_cap, "MAX_SCORES_BYTES", block_bytes)
-    query, key, value = draw(heads, kv_heads, rows, length, dim, dtype)
-    mask = torch.randn(rows, length, dtype=dtype)
-    out, lse = attend(query, key, value, 0.5, mask=mask, softcap=3.0)
-    want_out, want_lse = attend_reference(query, key, value, 0.5, mask=mask, softcap=3.0)
-    assert out.dtype == dtype
-    assert lse.dtype == torch.float32
-    assert float((out - want_out).abs().max()) < tolerance
-    assert float((lse - want_lse).abs().max()) < tolerance
-    if length > 1:
-        uncapped, _ = attend_reference(query, key, value, 0.5, mask=mask)
-        assert float((uncapped - want_out).abs().max()) > tolerance
-
-
-@pytest.mark.parametrize("rows", [1, 2, 63, 300])
-@pytest.mark.parametrize("block_bytes", [soft_cap.MAX_SCORES_BYTES, 4 * 6 * 300 * 7], ids=["whole", "blocks"])
-def test_soft_capped_and_causal(rows: int, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soft_cap, "MAX_SCORES_BYTES", block_bytes)
-    query, key, value = draw(6, 2, rows, rows, 64, torch.float32)
-    out, lse = attend(query, key, value, 0.3, causal=True, softcap=2.0)
-    want_out, want_lse = attend_reference(query, key, value, 0.3, causal=True, softcap=2.0)
-    assert float((out - want_out).abs().max()) < 2e-5
-    assert float((lse - want_lse).abs().max()) < 2e-5
-
-
-def test_soft_capped_rows_read_their_own_span() -> None:
-    spans = [(0, 1), (1, 40), (400, 512), (40, 357)]
-    query, keys, values = draw(9, 3, len(spans), 512, 60, torch.float32)
-    out, lse = attend_each(query, keys, values, spans, 0.5, 3.0)
-    for row, (start, end) in enumerate(spans):
-        rows = slice(row, row + 1)
-        want = attend_reference(query[:, rows], keys[:, start:end], values[:, start:end], 0.5, softcap=3.0)
-        assert float((out[:, rows] - want[0]).abs().max()) < 2e-5
-        assert float((lse[:, rows] - want[1]).abs().max()) < 2e-5

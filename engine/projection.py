@@ -1,0 +1,75 @@
+"""Linear layers packed for `kernels.matmul`: what takes the place of `nn.Linear` and `Int8Linear` on the CPU."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine import huge_pages
+from engine.quantize import Int8Linear
+from kernels import matmul, openmp
+from kernels.int8_rows import byte_rows
+
+Linear = nn.Linear | Int8Linear
+
+
+def can_pack(layer: Any) -> bool:
+    """Whether `Projection` takes it here."""
+    if not isinstance(layer, Linear) or layer.weight.device.type != "cpu" or not openmp.available():
+        return False
+    whole_words = layer.weight.dtype == torch.int8 or layer.in_features * layer.weight.dtype.itemsize % 4 == 0
+    return whole_words and matmul.available(layer.weight.dtype)
+
+
+class Projection(nn.Module):
+    """One or more linear layers of one input, their outputs side by side; its weights are in large pages.
+
+    Products are exact or in float32, whatever the weights' dtype. `takes` is the dtype that rows come in.
+    """
+
+    factors: Tensor | None
+
+    def __init__(self, *layers: Linear, gated: bool = False, dtype: torch.dtype | None = None) -> None:
+        """`gated`: of two layers, the gate and the up of a gated MLP; what comes out is silu(gate) * up.
+
+        `dtype` is the weights', if it is to be another than they have.
+        """
+        super().__init__()
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        assert len(biases) in (0, len(layers)), len(biases)
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        weight = weight if dtype is None else weight.to(dtype)
+        bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        quantized = [layer for layer in layers if isinstance(layer, Int8Linear)]
+        assert len(quantized) in (0, len(layers)), len(quantized)
+        scales = torch.cat([layer.weight_scales for layer in quantized]) if quantized else None
+        assert all(torch.equal(layer.factors, quantized[0].factors) for layer in quantized)
+        panels = matmul.pack(weight, gated=gated, bias=bias, scales=scales)
+        self.panels = replace(panels, words=huge_pages.moved(panels.words))
+        for name in ("words", "bias", "scales", "offsets"):
+            self.register_buffer(name, getattr(self.panels, name))
+        self.register_buffer("factors", quantized[0].factors if quantized else None)
+        self.takes = torch.float32 if quantized else weight.dtype
+        self.in_features = weight.shape[1]
+        self.out_features = len(weight) // (2 if gated else 1)
+
+    def into(self, rows: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
+        """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=."""
+        if self.factors is None:
+            return matmul.matmul(rows, self.panels, out, add=add)
+        quantized, scales = byte_rows(rows, self.factors)
+        return matmul.matmul(quantized, self.panels, out, add=add, row_scales=scales)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(..., in_features) in any dtype to (..., out_features) in float32."""
+        flat = rows.reshape(-1, self.in_features).to(self.takes)
+        out = self.into(flat, torch.empty(len(flat), self.out_features))
+        return out.reshape(*rows.shape[:-1], self.out_features)
+
+
+def pack_head(model: Any, dtype: torch.dtype) -> None:
+    """The head's weights in `dtype`, its logits in float32."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and can_pack(head):
+        model.set_output_embeddings(Projection(head, dtype=dtype))

@@ -1,0 +1,104 @@
+"""A block of keys against a few vectors of queries: scores, softmax, sums, all in a core's own cache."""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from kernels.openmp import FASTMATH, exp
+from kernels.product import ROWS, product
+from kernels.softmax import LOWEST, highest, weights
+from kernels.vectors import WIDTH
+
+# Keys whose scores exist at one time: with their values they stay in a core's own cache.
+KEYS = 128
+LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
+
+
+def make_block(vectors: int) -> Any:
+    """A block of keys against 1, 2 or 3 vectors of queries: scores, softmax, sums."""
+    lanes, taken = WIDTH * vectors, ROWS[vectors]
+    scores, scores_pairs = product(taken, vectors, "float32"), product(taken, vectors, "pairs")
+    score, score_pairs = product(1, vectors, "float32"), product(1, vectors, "pairs")
+    sums, sums_pairs = product(taken, vectors, "float32", adds=True), product(taken, vectors, "pairs", adds=True)
+    sum_, sum_pairs = product(1, vectors, "float32", adds=True), product(1, vectors, "pairs", adds=True)
+    highest_, highest_masked = highest(vectors, masked=False), highest(vectors, masked=True)
+    weights_, weights_pairs = weights(vectors, pairs=False), weights(vectors, pairs=True)
+
+    @njit(error_model="numpy", fastmath=FASTMATH)
+    def block(
+        pairs: int,
+        count: int,
+        dim: int,
+        lane: int,
+        stride: int,
+        keys: int,
+        values: int,
+        masked: int,
+        first_key: Any,
+        factor: Any,
+        softcap: Any,
+        buffers: Any,
+    ) -> None:
+        """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on."""
+        queries, totals, best, total, room, packed, factors, lower, upper = buffers
+        at, into = queries.ctypes.data + 4 * lane, room.ctypes.data
+        if pairs:
+            step = dim // 2
+            full = count // taken * taken
+            for j in range(0, full, taken):
+                scores_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
+            for j in range(full, count):
+                score_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
+        else:
+            full = count // taken * taken
+            for j in range(0, full, taken):
+                scores(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
+            for j in range(full, count):
+                score(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
+        if softcap > np.float32(0):
+            for i in range(count * lanes):
+                x = room[i] * factor
+                size = exp(-abs(x))
+                share = (np.float32(1) - size) / (np.float32(1) + size)
+                room[i] = softcap * (share if x > np.float32(0) else -share)
+            factor = np.float32(LOG2E)
+        even = count + count % 2 if pairs else count
+        room[count * lanes : even * lanes] = np.float32(LOWEST)
+        pivots, part = factors[lanes:], factors[2 * lanes :]
+        low, high = lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
+        if masked:
+            highest_masked(into, count, pivots.ctypes.data, first_key, low, high)
+        else:
+            highest_(into, count, pivots.ctypes.data, first_key, low, high)
+        for i in range(lanes):
+            pivot = pivots[i] * factor
+            pivot = best[lane + i] if pivot < best[lane + i] else pivot
+            reads = upper[lane + i] > 0  # a lane that reads nothing here keeps its sums, and its weights vanish
+            factors[i] = exp((best[lane + i] - pivot) * np.float32(LN2)) if reads else np.float32(1)
+            pivots[i] = pivot if reads else np.float32(-LOWEST)
+            best[lane + i] = pivot if reads else best[lane + i]
+        if pairs:
+            weights_pairs(into, even, factor, pivots.ctypes.data, part.ctypes.data)
+        else:
+            weights_(into, count, factor, pivots.ctypes.data, part.ctypes.data)
+        for i in range(lanes):
+            total[lane + i] = total[lane + i] * factors[i] + part[i]
+        target, corrections = totals.ctypes.data + 4 * lane, factors.ctypes.data
+        source = packed.ctypes.data if pairs else values
+        steps = (count + 1) // 2 if pairs else count
+        full = dim // taken * taken
+        for d in range(0, full, taken):
+            c = target + 4 * d * stride
+            if pairs:
+                sums_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
+            else:
+                sums(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
+        for d in range(full, dim):
+            c = target + 4 * d * stride
+            if pairs:
+                sum_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
+            else:
+                sum_(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
+
+    return block

@@ -1,0 +1,70 @@
+"""Puts a step's keys and values where attention reads them: in slots of the cache, or in the step's own rows."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels import openmp
+from kernels.openmp import Loop, float32_at, int64_at, narrow, share, uint16_at, words
+
+KVPair = tuple[Tensor, Tensor]
+
+
+def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
+    """Keys and values `made` (kv_heads, rows, dim), of row r, go to slot `slots[r]` of `cache`, or to row r of `own`.
+
+    slots (rows,) in int64, -1 for a row that is read in this step alone. cache, own (kv_heads, slots, dim) of one
+    dtype.
+    """
+    key, value = made
+    kinds = {(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)}
+    compiled = key.device.type == "cpu" and (key.dtype, cache[0].dtype) in kinds and openmp.available()
+    if not compiled or key.stride(2) != 1 or key.stride() != value.stride():
+        write_kv_reference(made, slots, cache, own)
+        return
+    kv_heads, rows, dim = key.shape
+    for target in (*cache, *own):
+        assert target.stride()[1:] == (dim, 1), target.stride()
+    strides = (key.stride(1), key.stride(0), cache[0].stride(0), own[0].stride(0))
+    is_narrow = int(cache[0].dtype == torch.bfloat16), int(key.dtype == torch.bfloat16)
+    _loop(*made, slots, *cache, *own, rows, kv_heads, dim, *strides, *is_narrow)
+
+
+def write_kv_reference(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
+    """`write_kv` by its definition."""
+    kept, passing = torch.nonzero(slots >= 0)[:, 0], torch.nonzero(slots < 0)[:, 0]
+    for source, target, aside in zip(made, cache, own, strict=True):
+        target[:, slots[kept]] = source[:, kept].to(target.dtype)
+        aside[:, passing] = source[:, passing].to(aside.dtype)
+
+
+def _write(arguments: Any) -> None:
+    a = words(arguments, 16)
+    rows, kv_heads, dim, row_stride, head_stride, cache_head, own_head = a[7], a[8], a[9], a[10], a[11], a[12], a[13]
+    to_narrow, from_narrow = a[14], a[15]
+    slots = int64_at(a[2], rows)
+    first, last = share(rows)
+    for row in range(first, last):
+        kept = slots[row] >= 0
+        for head in range(kv_heads):
+            start = row * row_stride + head * head_stride
+            to = head * cache_head + slots[row] * dim if kept else head * own_head + row * dim
+            for which in range(2):
+                source, target = a[which], a[3 + which] if kept else a[5 + which]
+                if from_narrow:
+                    halves_in, halves = uint16_at(source + 2 * start, dim), uint16_at(target + 2 * to, dim)
+                    for i in range(dim):
+                        halves[i] = halves_in[i]
+                elif to_narrow:
+                    floats, halves = float32_at(source + 4 * start, dim), uint16_at(target + 2 * to, dim)
+                    for i in range(dim):
+                        halves[i] = np.uint16(narrow(floats[i]))
+                else:
+                    floats, kept_floats = float32_at(source + 4 * start, dim), float32_at(target + 4 * to, dim)
+                    for i in range(dim):
+                        kept_floats[i] = floats[i]
+
+
+_loop = Loop(_write)

@@ -1,0 +1,146 @@
+"""LLVM's vectors for numba, which has none: the few instructions that attention's inner loops are written in.
+
+All memory is in words of 4 bytes; addresses are 64-bit integers. A word is a float32, or a pair of bfloat16 or four
+bytes that are neighbours along the dimension that a product sums over.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# Floats in a vector. A processor with narrower registers takes several for one.
+WIDTH = 16
+_FEATURES = binding.get_host_cpu_features()
+WIDE_REGISTERS = bool(_FEATURES.get("avx512f", False))
+NATIVE_BFLOAT16 = bool(_FEATURES.get("avx512bf16", False))
+# Four products of bytes summed in one instruction; where there is none, 8 bits are left to torch.
+NATIVE_BYTES = bool(_FEATURES.get("avx512vnni", False))
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+WORD, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS, WORDS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(WORD, WIDTH)
+_PAIRS = ir.VectorType(_BFloat(), 2 * WIDTH)
+
+
+def floats(value: float) -> Any:
+    return ir.Constant(FLOATS, [value] * WIDTH)
+
+
+def integers(value: int) -> Any:
+    return ir.Constant(WORDS, [value] * WIDTH)
+
+
+class Vectors:
+    """Emits instructions at the builder's place."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+
+    def address(self, base: Any, words: Any) -> Any:
+        return self.builder.add(base, self.builder.shl(words, LONG(2)))
+
+    def load(self, kind: Any, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, ir.PointerType(kind)), align=4)
+
+    def store(self, value: Any, address: Any) -> None:
+        self.builder.store(value, self.builder.inttoptr(address, ir.PointerType(value.type)), align=4)
+
+    def splat(self, value: Any) -> Any:
+        vector = ir.VectorType(value.type, WIDTH)
+        one = self.builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(WORD, 0))
+        return self.builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), integers(0))
+
+    def call(self, name: str, result: Any, *operands: Any) -> Any:
+        kind = ir.FunctionType(result, [operand.type for operand in operands])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
+
+    def multiply_add(self, x: Any, y: Any, total: Any) -> Any:
+        return self.call(f"llvm.fma.v{WIDTH}f32", FLOATS, x, y, total)
+
+    def greater(self, x: Any, y: Any) -> Any:
+        """The greater one; `y` where either is NaN."""
+        return self.builder.select(self.builder.fcmp_ordered(">", x, y), x, y)
+
+    def operand(self, words: Any, kind: str) -> tuple[Any, ...]:
+        """Words as `multiply` takes them: pairs are widened where no instruction multiplies both halves."""
+        if kind != "pairs":
+            return (words,)
+        if NATIVE_BFLOAT16:
+            return (self.builder.bitcast(words, _PAIRS),)
+        low = self.builder.shl(words, integers(16))
+        high = self.builder.and_(words, integers(-65536))
+        return self.builder.bitcast(low, FLOATS), self.builder.bitcast(high, FLOATS)
+
+    def multiply(self, left: tuple[Any, ...], right: tuple[Any, ...], total: Any, kind: str) -> Any:
+        """total + left * right; `bytes` are unsigned on the left and signed on the right, their total int32."""
+        if kind == "bytes":
+            return self.call("llvm.x86.avx512.vpdpbusd.512", WORDS, total, left[0], right[0])
+        if kind == "pairs" and NATIVE_BFLOAT16:
+            return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, left[0], right[0])
+        for x, y in zip(left, right, strict=True):
+            total = self.multiply_add(x, y, total)
+        return total
+
+    def loop(self, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+        """`count` times, at least once, `values = body(step, values)` from `starts` on; returns the last values."""
+        builder = self.builder
+        before, inside, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("done")
+        builder.branch(inside)
+        builder.position_at_end(inside)
+        step = self._phi(LONG(0), before)
+        values = [self._phi(start, before) for start in starts]
+        results = body(step, values)
+        following = builder.add(step, LONG(1))
+        for phi, result in zip([step, *values], [following, *results], strict=True):
+            phi.add_incoming(result, builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+        builder.position_at_end(after)
+        return results
+
+    def _phi(self, start: Any, block: Any) -> Any:
+        phi = self.builder.phi(start.type)
+        phi.add_incoming(start, block)
+        return phi
+
+
+@intrinsic
+def interleave(_: Any, low: Any, high: Any, out: Any, vectors: Any) -> Any:
+    """For numba: words from bfloat16 at `low` (their lower halves) and at `high`, `vectors` vectors of them."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        low, high, out, count = arguments
+        emit, halves = Vectors(builder), ir.VectorType(ir.IntType(16), WIDTH)
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            at = builder.mul(index, LONG(2 * WIDTH))
+            left, right = (
+                builder.zext(
+                    builder.load(builder.inttoptr(builder.add(base, at), ir.PointerType(halves)), align=2), WORDS
+                )
+                for base in (low, high)
+            )
+            word = builder.or_(left, builder.shl(right, integers(16)))
+            emit.store(word, builder.add(out, builder.mul(index, LONG(4 * WIDTH))))
+            return []
+
+        emit.loop(count, [], step)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
