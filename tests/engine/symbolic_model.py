@@ -50,6 +50,8 @@ class SymbolicModel:
                 source = rows if segment.in_step else self.slots
                 # What is not behind the row; the row itself is not known yet.
                 count = min(segment.kv_end - segment.kv_start, positions[row] - segment.position + 1)
+                if count <= 0:
+                    continue
                 last = segment.kv_start + count
                 if segment.position + count - 1 == positions[row]:
                     itself += 1
