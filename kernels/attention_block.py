@@ -15,6 +15,16 @@ KEYS = 128
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 
+@njit(error_model="numpy", fastmath=FASTMATH)
+def cap(scores: Any, count: int, factor: Any, softcap: Any) -> None:
+    """Scores become softcap * tanh(score * factor / 2), in place: tanh(x / 2) = (1 - e^-x) / (1 + e^-x)."""
+    for i in range(count):
+        x = scores[i] * factor
+        size = exp(-abs(x))
+        share = (np.float32(1) - size) / (np.float32(1) + size)
+        scores[i] = softcap * (share if x > np.float32(0) else -share)
+
+
 def make_block(vectors: int) -> Any:
     """A block of keys against 1, 2 or 3 vectors of queries: scores, softmax, sums."""
     lanes, taken = WIDTH * vectors, ROWS[vectors]
@@ -41,7 +51,7 @@ def make_block(vectors: int) -> Any:
         buffers: Any,
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on."""
-        queries, totals, best, total, room, packed, factors, lower, upper = buffers
+        queries, totals, best, total, room, packed, factors, lower, upper = buffers[:9]
         at, into = queries.ctypes.data + 4 * lane, room.ctypes.data
         if pairs:
             step = dim // 2
@@ -57,11 +67,7 @@ def make_block(vectors: int) -> Any:
             for j in range(full, count):
                 score(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
         if softcap > np.float32(0):
-            for i in range(count * lanes):
-                x = room[i] * factor
-                size = exp(-abs(x))
-                share = (np.float32(1) - size) / (np.float32(1) + size)
-                room[i] = softcap * (share if x > np.float32(0) else -share)
+            cap(room, count * lanes, factor, softcap)
             factor = np.float32(LOG2E)
         even = count + count % 2 if pairs else count
         room[count * lanes : even * lanes] = np.float32(LOWEST)

@@ -15,10 +15,12 @@ from numba import njit
 from torch import Tensor
 
 from kernels import openmp
-from kernels.attention_block import KEYS, LOG2E, make_block
+from kernels.attention_block import KEYS, LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.openmp import (
+    FASTMATH,
     Loop,
+    exp,
     float32_at,
     float32_of,
     int32_at,
@@ -27,9 +29,9 @@ from kernels.openmp import (
     narrow,
     next_of,
     uint16_at,
-    wide,
     words,
 )
+from kernels.row_block import CHUNK, MAX_QUERIES, row_block
 from kernels.vectors import WIDTH, interleave
 
 _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
@@ -114,33 +116,33 @@ def _pack_queries(
     dim: int,
     stride: int,
     pairs: int,
+    by_lane: Any,
     queries: Any,
 ) -> None:
-    """Queries become lanes: queries[d, lane] in float32, or words of two neighbours along d."""
-    as_words = int32_at(queries.ctypes.data, dim * stride)
-    for r in range(rows):
-        for g in range(group):
-            lane = r * group + g
-            start = (row + r) * row_stride + (head * group + g) * head_stride
-            if is_narrow:
-                source = uint16_at(query + 2 * start, dim)
-                if pairs:
-                    for d in range(0, dim, 2):
-                        as_words[d // 2 * stride + lane] = np.int32(source[d]) | (
-                            np.int32(source[d + 1]) << np.int32(16)
-                        )
-                else:
-                    for d in range(dim):
-                        queries[d * stride + lane] = wide(source[d])
+    """Queries in the keys' dtype: by_lane[lane, word] as they lie, queries[word, lane] as lanes of vectors."""
+    count = dim // 2 if pairs else dim
+    words_in = int32_at(by_lane.ctypes.data, rows * group * count)
+    words_out = int32_at(queries.ctypes.data, count * stride)
+    for lane in range(rows * group):
+        start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
+        made, halves = (
+            by_lane[lane * count : (lane + 1) * count],
+            uint16_at(by_lane.ctypes.data + 4 * lane * count, dim),
+        )
+        if is_narrow:
+            source = uint16_at(query + 2 * start, dim)
+            for d in range(dim):
+                halves[d] = source[d]
+        else:
+            floats = float32_at(query + 4 * start, dim)
+            if pairs:
+                for d in range(dim):
+                    halves[d] = np.uint16(narrow(floats[d]))
             else:
-                floats = float32_at(query + 4 * start, dim)
-                if pairs:
-                    for d in range(0, dim, 2):
-                        low, high = narrow(floats[d]), narrow(floats[d + 1])
-                        as_words[d // 2 * stride + lane] = (low & np.int32(0xFFFF)) | (high << np.int32(16))
-                else:
-                    for d in range(dim):
-                        queries[d * stride + lane] = floats[d]
+                for d in range(dim):
+                    made[d] = floats[d]
+        for word in range(count):
+            words_out[word * stride + lane] = words_in[lane * count + word]
 
 
 @njit(error_model="numpy")
@@ -188,6 +190,47 @@ def _write(
                 floats = float32_at(out + 4 * start, dim)
                 for d in range(dim):
                     floats[d] = totals[d * stride + lane] * factor
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _own_segment(
+    segment: Any,
+    row: int,
+    rows: int,
+    group: int,
+    positions: Any,
+    window: int,
+    keys: int,
+    values: int,
+    pairs: int,
+    dim: int,
+    stride: int,
+    factor: Any,
+    softcap: Any,
+    buffers: Any,
+) -> None:
+    """`_segment` for few queries: row by row, then merged into their lanes."""
+    totals, best, total, room, by_lane, means, tops, parts = buffers[1:5] + buffers[9:]
+    size = (2 if pairs else 4) * dim
+    for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
+        position = positions[row + r] - segment[4]
+        stop = min(position + 1, segment[3] - segment[2])
+        start = max(position - window + 1, 0) if window else np.int64(0)
+        for first in range(0, group, MAX_QUERIES):
+            count, lane = min(MAX_QUERIES, group - first), r * group + first
+            tops[:], parts[:], means[:] = np.float32(-1e30), np.float32(0), np.float32(0)
+            for key in range(start, stop, KEYS):
+                at, here, query = key * size, min(KEYS, stop - key), by_lane.ctypes.data + lane * size
+                row_block(
+                    pairs, count, query, dim, keys + at, values + at, here, factor, softcap, room, means, tops, parts
+                )
+            for q in range(count):
+                pivot = max(best[lane + q], tops[q])
+                kept, added = exp((best[lane + q] - pivot) * np.float32(LN2)), exp((tops[q] - pivot) * np.float32(LN2))
+                best[lane + q], total[lane + q] = pivot, total[lane + q] * kept + parts[q] * added
+                for d in range(dim):
+                    at = d * stride + lane + q
+                    totals[at] = totals[at] * kept + means[q * dim + d] * added
 
 
 @njit(error_model="numpy")
@@ -276,11 +319,12 @@ def _attend(arguments: Any) -> None:
     for tile in range(num_tiles):
         most = np.maximum(most, tiles[tile + 1] - tiles[tile])
     stride = -(most * group // -WIDTH) * WIDTH
-    queries, totals = lines_of(dim * stride), lines_of(dim * stride)
+    queries, totals, by_lane = lines_of(dim * stride), lines_of(dim * stride), lines_of(dim * stride)
     room, packed = lines_of((KEYS + 1) * 3 * WIDTH), lines_of(-(KEYS // -2) * dim)
     best, total, factors = lines_of(stride), lines_of(stride), lines_of(9 * WIDTH)
     lower, upper = np.empty(stride, np.int32), np.empty(stride, np.int32)
-    buffers = (queries, totals, best, total, room, packed, factors, lower, upper)
+    few = lines_of(MAX_QUERIES * dim), np.empty(MAX_QUERIES, np.float32), np.empty(MAX_QUERIES, np.float32)
+    buffers = (queries, totals, best, total, room, packed, factors, lower, upper, by_lane, *few)
     queries[:] = np.float32(0)
     while True:
         unit = next_of(a[12])
@@ -288,7 +332,8 @@ def _attend(arguments: Any) -> None:
             break
         tile, head = unit // kv_heads, unit % kv_heads
         row, rows = tiles[tile], tiles[tile + 1] - tiles[tile]
-        _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, group, dim, stride, pairs, queries)
+        lanes_of = (group, dim, stride, pairs, by_lane, queries)
+        _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
         totals[:] = np.float32(0)
         for lane in range(stride):
             best[lane], total[lane] = np.float32(-1e30), np.float32(0)
@@ -302,7 +347,11 @@ def _attend(arguments: Any) -> None:
             start = size * (head * (own_head if own else cache_head) + segment[2] * dim)
             k, v = (own_keys, own_values) if own else (cache_keys, cache_values)
             shape = (pairs, dim, stride, factor, softcap, buffers)
-            _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
+            readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
+            if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
+                _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
+            else:
+                _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
         _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total)
 
 

@@ -36,7 +36,8 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 WORD, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(WORD, WIDTH)
-_PAIRS = ir.VectorType(_BFloat(), 2 * WIDTH)
+BFLOAT = _BFloat()
+_PAIRS = ir.VectorType(BFLOAT, 2 * WIDTH)
 
 
 def floats(value: float) -> Any:
