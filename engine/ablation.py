@@ -9,7 +9,6 @@ down slows all of them. Without sharing there are no groups to order, but decode
 
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,12 +17,12 @@ from typing import Annotated
 
 import typer
 
-from engine.batch import plan_requests, run_plan
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
 from engine.errors import UserError
 from engine.model import ModelFiles, resolve_model
 from engine.request import Request
+from engine.timed_run import time_run
 from engine.workload import read_workload
 
 
@@ -48,16 +47,11 @@ def time_once(model: ModelFiles, config: EngineConfig, requests: list[Request]) 
     """Planning and running; loading is not counted. Raises UserError where a row fails."""
     engine = build_engine(model, config, detokenize=False)
     try:
-        started = time.perf_counter()
-        outputs = run_plan(engine, plan_requests(engine, requests), requests)
-        seconds = time.perf_counter() - started
+        run = time_run(engine, requests)
         counters = engine.counters()
     finally:
         engine.close()
-    failed = [output for output in outputs if output.finish_reason == "error"]
-    if failed:
-        raise UserError(f"{len(failed)} rows failed, the first {failed[0].request_id}: {failed[0].error_message}")
-    return Timed(seconds, counters.computed_prompt_tokens, counters.peak_kv_bytes)
+    return Timed(run.seconds, counters.computed_prompt_tokens, counters.peak_kv_bytes)
 
 
 def markdown(configs: Sequence[EngineConfig], runs: Sequence[Sequence[Timed]]) -> str:
