@@ -74,7 +74,7 @@ def ablation(
 ) -> None:
     """Time WORKLOAD under each combination of policies."""
     requests, files = read_workload(workload), resolve_model(model)
-    configs = combinations(EngineConfig(kv_cache_memory=int(kv_gib * 2**30)))
+    configs = combinations(EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0))
     runs: list[list[Timed]] = [[] for _ in configs]
     for _ in range(rounds):
         for config, timed in zip(configs, runs, strict=True):

@@ -53,7 +53,7 @@ def bench(
     sharing: str = "multi_level",
     order: str = "ratio",
     admission: str = "memory",
-    max_num_batched_tokens: int = EngineConfig().max_num_batched_tokens,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=0, help="Of a step; 0: measured, then cached.")] = 0,
     trace: Annotated[Path | None, typer.Option(help="Write a JSON line for each of the engine's steps.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
 ) -> None:
@@ -110,6 +110,7 @@ def bench(
         "device": f"{device.label}, {platform.machine()}",
         "version": version("trunkline"),
         "torch": version("torch"),
+        "max_num_batched_tokens": engine.config.max_num_batched_tokens,
         "steps": counters.steps,
     }
     print(json.dumps(report))

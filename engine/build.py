@@ -11,6 +11,7 @@ from engine.engine import Engine
 from engine.load import load_model
 from engine.model import ModelFiles
 from engine.model_runner import ModelRunner
+from engine.step_budget import engine_config
 from engine.tokenizer import load_tokenizer
 from engine.trace import OnStep
 
@@ -23,14 +24,15 @@ def build_engine(
     """Raises UserError for a model or device that cannot be served."""
     device = resolve_device(config)
 
-    def load() -> ModelRunner:
+    def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
-        return ModelRunner(load_model(model, device, config.quantization), config, device)
+        runner = ModelRunner(load_model(model, device, config.quantization), config, device)
+        return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
-    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step)
+    return Engine(load, load_tokenizer(model) if detokenize else None, on_step)
 
 
 def _keep_freed_memory() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from engine.plan import PlanSummary, Shard
+from engine.step_budget import planning_config
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job import ScoringJob
@@ -46,7 +47,8 @@ def plan_job(job: ScoringJob) -> PlanReport:
         run = make_run(job, folder)
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
-        plan = plan_requests(run, pq.read_table(found.folder / PENDING))
+        config = planning_config(run.model, run.config, run.device)
+        plan = plan_requests(run, pq.read_table(found.folder / PENDING), config)
     return PlanReport(
         rows=found.rows,
         rejected=found.rejected,
