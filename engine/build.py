@@ -9,7 +9,8 @@ from engine.config import EngineConfig
 from engine.device import resolve_device
 from engine.engine import Engine
 from engine.load import load_model
-from engine.model import ModelFiles
+from engine.memory import memory_need, refuse_too_large
+from engine.model import ModelFiles, load_shape
 from engine.model_runner import ModelRunner
 from engine.step_budget import engine_config
 from engine.tokenizer import load_tokenizer
@@ -21,8 +22,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 def build_engine(
     model: ModelFiles, config: EngineConfig, *, detokenize: bool = True, on_step: OnStep | None = None
 ) -> Engine:
-    """Raises UserError for a model or device that cannot be served."""
+    """Raises UserError for a model or device that cannot be served, or for more memory than there is."""
     device = resolve_device(config)
+    refuse_too_large(memory_need(model, load_shape(model), config, device), config, device)
 
     def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
