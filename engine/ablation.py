@@ -1,10 +1,11 @@
-"""Times a workload under each combination of sharing, order and admission, as a Markdown table.
+"""Times workloads under sets of policies, as Markdown tables.
 
-    python -m engine.ablation WORKLOAD --model embedded --rounds 3
+    python -m engine.ablation WORKLOAD... --model embedded --rounds 3 [--every]
 
-`batchllm`, `ratio`, `memory` is the paper's own set of rules (arXiv 2412.03594) on this engine. Every combination has
-an engine of its own, loaded anew each round; rounds go over all combinations in turn, so that a machine that slows
-down slows all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
+The default sets are ours, ours with each policy switched off alone, nothing at all, and the paper's own set of rules
+(arXiv 2412.03594: `batchllm`, `ratio`, `memory`) on this engine; `--every` runs all combinations. One set has one
+engine, loaded anew for each workload and round; rounds go over all sets in turn, so that a machine that slows down slows
+all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
 """
 
 import statistics
@@ -22,7 +23,7 @@ from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
 from engine.errors import UserError
 from engine.model import ModelFiles, resolve_model
 from engine.request import Request
-from engine.timed_run import time_run
+from engine.timed_run import precise, time_run
 from engine.workload import read_workload
 
 
@@ -33,6 +34,19 @@ class Timed:
     seconds: float
     computed_tokens: int
     peak_kv_bytes: int
+
+
+def switched_off(base: EngineConfig) -> list[EngineConfig]:
+    """All policies; each one off alone; all of them off; the published set."""
+    return [
+        replace(base, sharing="multi_level", order="ratio", admission="memory"),
+        replace(base, sharing="single_level", order="ratio", admission="memory"),
+        replace(base, sharing="none", order="ratio", admission="memory"),
+        replace(base, sharing="multi_level", order="fcfs", admission="memory"),
+        replace(base, sharing="multi_level", order="ratio", admission="count"),
+        replace(base, sharing="none", order="fcfs", admission="count"),
+        replace(base, sharing="batchllm", order="ratio", admission="memory"),
+    ]
 
 
 def combinations(base: EngineConfig) -> list[EngineConfig]:
@@ -67,19 +81,24 @@ def markdown(configs: Sequence[EngineConfig], runs: Sequence[Sequence[Timed]]) -
 
 
 def ablation(
-    workload: Path,
+    workloads: list[Path],
     model: Annotated[str, typer.Option(help="A folder with safetensors, a .gguf file, or 'embedded'.")] = "embedded",
     kv_gib: float = 4.0,
     rounds: Annotated[int, typer.Option(min=1)] = 1,
+    precision: str = "float32",
+    every: Annotated[bool, typer.Option("--every", help="All combinations of policies.")] = False,
 ) -> None:
-    """Time WORKLOAD under each combination of policies."""
-    requests, files = read_workload(workload), resolve_model(model)
-    configs = combinations(EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0))
-    runs: list[list[Timed]] = [[] for _ in configs]
-    for _ in range(rounds):
-        for config, timed in zip(configs, runs, strict=True):
-            timed.append(time_once(files, config, requests))
-    typer.echo(markdown(configs, runs))
+    """Time each of WORKLOADS under sets of policies."""
+    files = resolve_model(model)
+    base = precise(EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0), precision)
+    configs = combinations(base) if every else switched_off(base)
+    for workload in workloads:
+        requests = read_workload(workload)
+        runs: list[list[Timed]] = [[] for _ in configs]
+        for _ in range(rounds):
+            for config, timed in zip(configs, runs, strict=True):
+                timed.append(time_once(files, config, requests))
+        typer.echo(f"{workload.stem}, {precision}\n\n{markdown(configs, runs)}\n")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import torch
 from engine.config import EngineConfig
 from engine.device import resolve_device
 from engine.engine import Engine
+from engine.huge_pages import leave_files
 from engine.load import load_model
 from engine.memory import memory_need, refuse_too_large
 from engine.model import ModelFiles, load_shape
@@ -29,7 +30,9 @@ def build_engine(
     def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
-        runner = ModelRunner(load_model(model, device, config.quantization), config, device)
+        loaded = load_model(model, device, config.quantization)
+        leave_files([loaded.body])
+        runner = ModelRunner(loaded, config, device)
         return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":
