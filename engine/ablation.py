@@ -4,8 +4,8 @@
 
 The default sets are ours, ours with each policy switched off alone, nothing at all, and the paper's own set of rules
 (arXiv 2412.03594: `batchllm`, `ratio`, `memory`) on this engine; `--every` runs all combinations. One set has one
-engine, loaded anew for each workload and round; rounds go over all sets in turn, so that a machine that slows down slows
-all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
+engine, loaded anew for each workload and round; rounds go over all sets in turn, so that a machine that slows down
+slows all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
 """
 
 import statistics

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +30,6 @@ from examples.peers.table import markdown
 ROOT = Path(__file__).parents[2]
 # The slowest that is known takes eight minutes a batch, of which one process times two.
 LIMIT_SECONDS = 3600.0
-
-Start = Callable[[list[str], dict[str, str], Path], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +88,13 @@ def start(arguments: list[str], variables: dict[str, str], folder: Path) -> list
     return [line for line in lines if "seconds" in line]
 
 
-def measure(turn: Turn, folder: Path, run: Start = start) -> list[Measurement]:
+def measure(turn: Turn, folder: Path) -> list[Measurement]:
     """Raises UserError where the process fails, or answers another number of batches than were asked for."""
     ours = turn.side == OURS
     if not ours:
         install(PEERS[turn.side], folder)
     # A peer must not find our modules: transformers takes the folder `kernels` for the distribution of that name.
-    reports = run(command(turn, folder), environment(), ROOT if ours else folder)
+    reports = start(command(turn, folder), environment(), ROOT if ours else folder)
     if len(reports) != len(turn.variants):
         raise UserError(f"{turn.side} on {turn.shape.name}: {len(reports)} results for {len(turn.variants)} batches")
     at = datetime.now(UTC).isoformat(timespec="seconds")
