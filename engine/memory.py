@@ -83,8 +83,9 @@ def _num_params(files: ModelFiles, shape: ModelShape) -> int:
 
 def _params_in(file: Path) -> int:
     """0 for a file that is no safetensors: loading says what is wrong with it."""
-    with file.open("rb") as source, suppress(ValueError, OverflowError, KeyError, TypeError, AttributeError):
-        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+    with file.open("rb") as source, suppress(ValueError, KeyError, TypeError, AttributeError):
+        length = int.from_bytes(source.read(8), "little")
+        header = json.loads(source.read(min(length, file.stat().st_size)))
         return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     return 0
 
