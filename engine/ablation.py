@@ -1,11 +1,12 @@
 """Times workloads under sets of policies, as Markdown tables.
 
-    python -m engine.ablation WORKLOAD... --model embedded --rounds 3 [--every]
+    python -m engine.ablation [WORKLOAD...] --model embedded --rounds 3 [--every]
 
-The default sets are ours, ours with each policy switched off alone, nothing at all, and the paper's own set of rules
-(arXiv 2412.03594: `batchllm`, `ratio`, `memory`) on this engine; `--every` runs all combinations. One set has one
-engine, loaded anew for each workload and round; rounds go over all sets in turn, so that a machine that slows down
-slows all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
+Without a file the workloads are `engine.bench_set`'s, which take some minutes a round. The default sets are ours,
+ours with each policy switched off alone, nothing at all, and the paper's own set of rules (arXiv 2412.03594:
+`batchllm`, `ratio`, `memory`) on this engine; `--every` runs all combinations. One set has one engine, loaded anew
+for each workload and round; rounds go over all sets in turn, so that a machine that slows down slows all of them.
+Without sharing there are no groups to order, but decode and prompt lengths still order rows.
 """
 
 import statistics
@@ -18,13 +19,14 @@ from typing import Annotated
 
 import typer
 
+from engine.bench_set import WORKLOADS
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
 from engine.errors import UserError
 from engine.model import ModelFiles, resolve_model
 from engine.request import Request
 from engine.timed_run import precise, time_run
-from engine.workload import read_workload
+from engine.workload import read_workload, to_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +82,40 @@ def markdown(configs: Sequence[EngineConfig], runs: Sequence[Sequence[Timed]]) -
     return "\n".join(lines)
 
 
+def summary(configs: Sequence[EngineConfig], medians: dict[str, list[float]]) -> str:
+    """Seconds of all workloads side by side: `medians[workload][i]` is of `configs[i]`."""
+    heads = ["sharing", "order", "admission", *medians]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for at, config in enumerate(configs):
+        seconds = [f"{of[at]:.2f}" for of in medians.values()]
+        lines.append("| " + " | ".join([config.sharing, config.order, config.admission, *seconds]) + " |")
+    return "\n".join(lines)
+
+
 def ablation(
-    workloads: list[Path],
+    workloads: Annotated[list[Path] | None, typer.Argument(help="JSON lines as `engine.workload` writes them.")] = None,
     model: Annotated[str, typer.Option(help="A folder with safetensors, a .gguf file, or 'embedded'.")] = "embedded",
     kv_gib: float = 4.0,
     rounds: Annotated[int, typer.Option(min=1)] = 1,
     precision: str = "float32",
     every: Annotated[bool, typer.Option("--every", help="All combinations of policies.")] = False,
 ) -> None:
-    """Time each of WORKLOADS under sets of policies."""
+    """Time each of WORKLOADS under sets of policies; seconds of all of them side by side come last."""
     files = resolve_model(model)
     base = precise(EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0), precision)
     configs = combinations(base) if every else switched_off(base)
-    for workload in workloads:
-        requests = read_workload(workload)
+    named = {file.stem: read_workload(file) for file in workloads or ()}
+    named = named or {name: list(map(to_request, rows())) for name, rows in WORKLOADS.items()}
+    medians: dict[str, list[float]] = {}
+    for name, requests in named.items():
         runs: list[list[Timed]] = [[] for _ in configs]
         for _ in range(rounds):
             for config, timed in zip(configs, runs, strict=True):
                 timed.append(time_once(files, config, requests))
-        typer.echo(f"{workload.stem}, {precision}\n\n{markdown(configs, runs)}\n")
+        medians[name] = [statistics.median(one.seconds for one in timed) for timed in runs]
+        typer.echo(f"{name}, {precision}\n\n{markdown(configs, runs)}\n")
+    if len(named) > 1:
+        typer.echo(summary(configs, medians))
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ SIZES = (128, 256, 512, 1024, 2048)
 CLOSE = 0.03
 ROUNDS = 2
 # No size is begun after this time.
-LIMIT_SECONDS = 1.5
+LIMIT_SECONDS = 1.0
 # Layers are alike, so a few of them stand for all; too few would stay in a core's cache and make few rows look good.
 LAYERS = 4
 # Rows attend to those of their own piece alone, so that attention costs each row the same whatever the step's size.

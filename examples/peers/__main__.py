@@ -2,10 +2,10 @@
 
     python -m examples.peers --only tree --rounds 1 --budget-minutes 60
 
-Every measurement is a process of its own that loads, warms up and times one batch. In a workload's first round our
-precisions run, then each peer in all of its variants; the fastest of these is the one that takes turns with us in
-later rounds, its first time included. What is measured lies in FOLDER/results.jsonl and is not measured again: a run
-that was cut off continues, and to begin anew the file is removed. Results on standard output, progress on the other.
+Every measurement is a process of its own that loads, warms up and times one batch. In the first round our precisions
+run, then each peer in all of its variants; the fastest of these is the one that takes turns with us in later rounds,
+its first time included. What is measured lies in FOLDER/results.jsonl and is not measured again: a run that was cut
+off continues, and to begin anew the file is removed. Results on standard output, progress on the other.
 """
 
 import json
@@ -44,8 +44,8 @@ class Turn:
 
 def turns(shapes: list[Shape], precisions: list[str], rounds: int, journal: Journal) -> Iterator[Turn]:
     """What is not measured yet, in order. The journal is asked turn by turn: the first round decides what follows."""
-    for shape in shapes:
-        for number in range(1, rounds + 1):
+    for number in range(1, rounds + 1):
+        for shape in shapes:
             yield from _round(shape, precisions, number, journal)
 
 
@@ -125,7 +125,7 @@ def run_turns(
             for measurement in measure(turn, folder):
                 journal.add(measurement)
                 typer.echo(f"  {measurement.variant}: {measurement.seconds:.1f} s", err=True)
-        except UserError as problem:
+        except (UserError, subprocess.CalledProcessError) as problem:
             failures.append(what)
             typer.echo(f"  failed: {problem}", err=True)
     return failures

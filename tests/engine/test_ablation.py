@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from engine import ablation
 from engine.ablation import Timed, combinations, markdown, switched_off
 from engine.config import EngineConfig
+from engine.workload import generate
 from tests.engine.test_workload import write
 
 
@@ -43,3 +45,16 @@ def test_sharing_computes_less(tiny_model: Path, tmp_path: Path, capsys: pytest.
     computed = {(sharing, int(tokens)) for sharing, _, _, _, tokens, _ in rows}
     # The paper's rules share whole blocks of 16 tokens: 32 of a prefix of 40.
     assert computed == {("none", 270), ("batchllm", 2 * 32 + 6 * 13), ("single_level", 110), ("multi_level", 110)}
+
+
+def test_without_a_file_the_small_set_runs_and_is_summed_up(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {name: partial(generate, groups=2, degree=2, prefix=20, distinct=3, output=1) for name in ("one", "two")}
+    monkeypatch.setattr(ablation, "WORKLOADS", small)
+    ablation.ablation(model=str(tiny_model), kv_gib=0.01)
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line for line in lines if line.endswith(", float32")] == ["one, float32", "two, float32"]
+    last = lines[-len(switched_off(EngineConfig())) - 2 :]
+    assert last[0] == "| sharing | order | admission | one | two |"
+    assert last[2].startswith("| multi_level | ratio | memory | ")
