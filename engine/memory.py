@@ -36,7 +36,7 @@ class MemoryNeed:
 
     def __str__(self) -> str:
         parts = f"{_gib(self.weights)} weights, {_gib(self.kv_cache)} KV"
-        return f"{_gib(self.total)}: {parts}, {_gib(self.activations + self.logits)} activations and logits"
+        return f"{_gib(self.total)} ({parts}, {_gib(self.activations + self.logits)} activations and logits)"
 
 
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
@@ -62,8 +62,8 @@ def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> 
     held = machine_memory()
     if need.total > held:
         room = held - need.total + config.kv_cache_memory
-        cure = f"at most {room // 2**20:,}MiB of KV fit" if room > 0 else "the model itself does not fit"
-        raise UserError(f"engine.kv_cache_memory: {need} are needed, but this machine has {_gib(held)}; {cure}")
+        cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
+        raise UserError(f"engine.kv_cache_memory: {need} needed, but this machine has {_gib(held)}; {cure}")
 
 
 def machine_memory() -> int:
