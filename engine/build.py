@@ -8,9 +8,12 @@ import torch
 from engine.config import EngineConfig
 from engine.device import resolve_device
 from engine.engine import Engine
+from engine.huge_pages import leave_files
 from engine.load import load_model
-from engine.model import ModelFiles
+from engine.memory import memory_need, refuse_too_large
+from engine.model import ModelFiles, load_shape
 from engine.model_runner import ModelRunner
+from engine.step_budget import engine_config
 from engine.tokenizer import load_tokenizer
 from engine.trace import OnStep
 
@@ -20,17 +23,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 def build_engine(
     model: ModelFiles, config: EngineConfig, *, detokenize: bool = True, on_step: OnStep | None = None
 ) -> Engine:
-    """Raises UserError for a model or device that cannot be served."""
+    """Raises UserError for a model or device that cannot be served, or for more memory than there is."""
     device = resolve_device(config)
+    refuse_too_large(memory_need(model, load_shape(model), config, device), config, device)
 
-    def load() -> ModelRunner:
+    def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
-        return ModelRunner(load_model(model, device, config.quantization), config, device)
+        loaded = load_model(model, device, config.quantization)
+        leave_files([loaded.body])
+        runner = ModelRunner(loaded, config, device)
+        return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
-    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step)
+    return Engine(load, load_tokenizer(model) if detokenize else None, on_step)
 
 
 def _keep_freed_memory() -> None:

@@ -14,6 +14,8 @@ ORDER: tuple[str, ...] = get_args(Order)
 ADMISSION: tuple[str, ...] = get_args(Admission)
 QUANTIZATION: tuple[str, ...] = get_args(Quantization)
 
+DEFAULT_STEP_TOKENS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -21,7 +23,8 @@ class EngineConfig:
     `quantization`).
 
     `kv_cache_memory` is in bytes; `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
-    are resolved by `engine.device`. `max_num_seqs` bounds `admission="count"` alone.
+    are resolved by `engine.device`. `max_num_batched_tokens` 0 is resolved by `engine.step_budget`, before anything is
+    planned or scheduled. `max_num_seqs` bounds `admission="count"` alone.
     """
 
     device: str = "auto"
@@ -30,7 +33,7 @@ class EngineConfig:
     kv_cache_memory: int = 2 * 2**30
     block_size: int = 16
     max_model_len: int = 0
-    max_num_batched_tokens: int = 1024
+    max_num_batched_tokens: int = DEFAULT_STEP_TOKENS
     sharing: Sharing = "multi_level"
     order: Order = "ratio"
     admission: Admission = "memory"

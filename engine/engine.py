@@ -60,18 +60,20 @@ class Engine:
     """
 
     runner: ModelRunner
+    config: EngineConfig
     pool: BlockPool
     scheduler: Scheduler
 
     def __init__(
         self,
-        load: Callable[[], ModelRunner],
-        config: EngineConfig,
+        load: Callable[[], tuple[ModelRunner, EngineConfig]],
         tokenizer: "PreTrainedTokenizerFast | None" = None,
         on_step: OnStep | None = None,
     ) -> None:
-        """Waits for `load`, and raises what it raises. `on_step` is told of each step, in the engine's thread."""
-        self.config = config
+        """Waits for `load`, which settles what its limits leave open, and raises what it raises.
+
+        `on_step` is told of each step, in the engine's thread.
+        """
         self.tokenizer = tokenizer
         self.on_step = on_step
         self._counters = EngineCounters()
@@ -109,11 +111,11 @@ class Engine:
             self._inbox.put(None)
         self._thread.join()
 
-    def _main(self, load: Callable[[], ModelRunner], loaded: "Future[None]") -> None:
+    def _main(self, load: Callable[[], tuple[ModelRunner, EngineConfig]], loaded: "Future[None]") -> None:
         # OpenMP keeps a pool for every thread that computes, and makes all of them sleep instead of spin once they
         # are more than the cores: with a model loaded by another thread, steps took 1.6 times as long.
         try:
-            self.runner = load()
+            self.runner, self.config = load()
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
             self.scheduler = Scheduler(self.config, self.pool, limit)

@@ -18,6 +18,7 @@ def peak_kv_blocks(forest: Forest, work: Work, config: EngineConfig, num_blocks:
     is spent. A request is admitted when the blocks of its missing nodes and of its whole decode are free; a node is
     freed with the last request below it. Exact where no prompts are equal: the scheduler asks equal ones together.
     """
+    assert config.max_num_batched_tokens > 0, "the step's tokens are settled before"
     replay = _Replay(forest, work, config, num_blocks)
     for place, node in enumerate(replay.node_of):
         replay.run(place, node)

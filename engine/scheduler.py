@@ -33,6 +33,7 @@ class Scheduler:
     """Holds every submitted request from `add` until `update` returns it as finished, each once."""
 
     def __init__(self, config: EngineConfig, pool: BlockPool, max_model_len: int) -> None:
+        assert config.max_num_batched_tokens > 0, "the step's tokens are settled before"
         self.config = config
         self.pool = pool
         self.max_model_len = max_model_len

@@ -26,8 +26,19 @@ from engine.sampling_params import SamplingParams
 FIRST_TOKEN = 100
 
 Count = Annotated[int, typer.Option(min=0)]
+Rows = list[dict[str, Any]]
 
-app = typer.Typer(add_completion=False, help="Write a shared-prefix workload as JSON lines to standard output.")
+
+def _write(rows: Rows) -> None:
+    for row in rows:
+        typer.echo(json.dumps(row))
+
+
+app = typer.Typer(
+    add_completion=False,
+    help="Write a shared-prefix workload as JSON lines to standard output.",
+    result_callback=_write,
+)
 
 
 def read_workload(file: Path) -> list[Request]:
@@ -35,28 +46,29 @@ def read_workload(file: Path) -> list[Request]:
     requests = []
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         try:
-            row = json.loads(line)
-            labels = row.get("continuations")
-            requests.append(
-                Request(
-                    request_id=row["id"],
-                    prompt_token_ids=np.array(row["prompt_token_ids"], dtype=np.int32),
-                    params=SamplingParams(max_tokens=row.get("max_tokens", 1), ignore_eos=True),
-                    labels=None if labels is None else tuple(np.array(label, dtype=np.int32) for label in labels),
-                )
-            )
+            requests.append(to_request(json.loads(line)))
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise UserError(f"{file}:{number}: not a workload line ({problem!r})") from None
     return requests
 
 
+def to_request(row: dict[str, Any]) -> Request:
+    labels = row.get("continuations")
+    return Request(
+        request_id=row["id"],
+        prompt_token_ids=np.array(row["prompt_token_ids"], dtype=np.int32),
+        params=SamplingParams(max_tokens=row.get("max_tokens", 1), ignore_eos=True),
+        labels=None if labels is None else tuple(np.array(label, dtype=np.int32) for label in labels),
+    )
+
+
 @app.command()
 def generate(
     groups: Count, degree: Count, prefix: Count, distinct: Count, output: Count, seed: Count = 0, vocab: Count = 49_000
-) -> None:
+) -> Rows:
     """`groups` prefixes of `prefix` tokens, each before `degree` prompts of `distinct` tokens more."""
     draw = Tokens(seed, vocab)
-    _write(draw, grouped(draw, groups, degree, prefix, distinct), {"max_tokens": output})
+    return _shuffled(draw, grouped(draw, groups, degree, prefix, distinct), {"max_tokens": output})
 
 
 @app.command()
@@ -69,11 +81,11 @@ def choice(
     label_tokens: Count = 1,
     seed: Count = 0,
     vocab: Count = 49_000,
-) -> None:
+) -> Rows:
     """As `generate`; the same `labels` continuations of `label_tokens` tokens are asked of each prompt."""
     draw = Tokens(seed, vocab)
     prompts = grouped(draw, groups, degree, prefix, distinct)
-    _write(draw, prompts, {"continuations": [draw(label_tokens) for _ in range(labels)]})
+    return _shuffled(draw, prompts, {"continuations": [draw(label_tokens) for _ in range(labels)]})
 
 
 @app.command()
@@ -86,12 +98,12 @@ def tree(
     output: Count,
     seed: Count = 0,
     vocab: Count = 49_000,
-) -> None:
+) -> Rows:
     """One instruction, `documents` documents behind it, `rows` rows behind each document."""
     draw = Tokens(seed, vocab)
     root = draw(instruction)
     stems = [root + draw(document) for _ in range(documents)]
-    _write(draw, [stem + draw(row) for stem in stems for _ in range(rows)], {"max_tokens": output})
+    return _shuffled(draw, [stem + draw(row) for stem in stems for _ in range(rows)], {"max_tokens": output})
 
 
 class Tokens:
@@ -111,10 +123,10 @@ def grouped(draw: Tokens, groups: int, degree: int, prefix: int, distinct: int) 
     return [stem + draw(distinct) for stem in stems for _ in range(degree)]
 
 
-def _write(draw: Tokens, prompts: Iterable[list[int]], asked: dict[str, Any]) -> None:
+def _shuffled(draw: Tokens, prompts: Iterable[list[int]], asked: dict[str, Any]) -> Rows:
     lines = list(prompts)
-    for index, at in enumerate(draw.rng.permutation(len(lines))):
-        typer.echo(json.dumps({"id": str(index), "prompt_token_ids": lines[at]} | asked))
+    places = draw.rng.permutation(len(lines))
+    return [{"id": str(index), "prompt_token_ids": lines[at]} | asked for index, at in enumerate(places)]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from engine.memory import MemoryNeed, memory_need
 from engine.plan import PlanSummary, Shard
+from engine.step_budget import planning_config
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job import ScoringJob
@@ -27,6 +29,7 @@ class PlanReport:
     plan: PlanSummary
     shards: tuple[Shard, ...]
     text: str
+    memory: MemoryNeed
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -34,6 +37,7 @@ class PlanReport:
             f"rows              {self.rows:>14,}   {self.rejected:,} cannot be scored",
             f"unique requests   {self.unique:>14,}   {self.committed:,} have an answer already",
             self.text,
+            f"  memory at most  {self.memory}",
         ]
         return "\n".join(lines)
 
@@ -46,7 +50,8 @@ def plan_job(job: ScoringJob) -> PlanReport:
         run = make_run(job, folder)
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
-        plan = plan_requests(run, pq.read_table(found.folder / PENDING))
+        config = planning_config(run.model, run.config, run.device)
+        plan = plan_requests(run, pq.read_table(found.folder / PENDING), config)
     return PlanReport(
         rows=found.rows,
         rejected=found.rejected,
@@ -56,5 +61,6 @@ def plan_job(job: ScoringJob) -> PlanReport:
         plan=plan.summary,
         shards=plan.shards,
         text=str(plan),
+        memory=memory_need(run.model, run.shape, config, run.device),
         notes=extracted.notes,
     )

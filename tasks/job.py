@@ -80,6 +80,11 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return labels
 
 
+def _auto_is_zero(value: object) -> object:
+    return 0 if value == "auto" else value
+
+
+StepTokens = Annotated[int, BeforeValidator(_auto_is_zero, json_schema_input_type=int | Literal["auto"])]
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
 Kept = Annotated[
     dict[Name, Name],
@@ -161,7 +166,11 @@ class EngineLimits(Part):
     """How the engine computes: never what, but for `max_model_len`."""
 
     kv_cache_memory: Size = Field(default=EngineConfig().kv_cache_memory, ge=2**20)
-    max_num_batched_tokens: int = Field(default=EngineConfig().max_num_batched_tokens, ge=1)
+    max_num_batched_tokens: StepTokens = Field(
+        default=0,
+        ge=0,
+        description="Tokens of a step; auto (or 0): where this machine's matmuls saturate, measured once.",
+    )
     max_model_len: int = Field(default=0, ge=0)
     block_size: int = Field(default=EngineConfig().block_size, ge=1)
     max_num_seqs: int = Field(default=EngineConfig().max_num_seqs, ge=1)

@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from engine.config import EngineConfig
+from engine.engine_cache import get_engine
 from engine.plan import Plan, PlanSummary, PrefixNode
 from engine.planner import make_plan
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from engine.step_budget import known_step_tokens
 from tasks.commit import open_private
 from tasks.deduplicate import PENDING, Deduplicated
 from tasks.failpoint import failpoint
@@ -60,7 +63,7 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
     pending = pq.read_table(deduplicated.folder / PENDING)
-    plan = plan_requests(run, pending)
+    plan = plan_requests(run, pending, _limits(run) if pending.num_rows else run.config)
     planned = _describe(run, deduplicated, plan)
     staged = run.folder.staged(planned.plan_id)
     staged.mkdir(mode=0o700)
@@ -71,14 +74,22 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
     return planned
 
 
-def plan_requests(run: Run, pending: pa.Table) -> Plan:
-    """`pending` as `deduplicate` writes it."""
+def _limits(run: Run) -> EngineConfig:
+    """The engine's own: a step's tokens that nobody knows yet are measured when it loads, so the plan waits for it."""
+    tokens = known_step_tokens(run.model, run.config, run.device)
+    if tokens is None:
+        return get_engine(run.model, run.config).config
+    return replace(run.config, max_num_batched_tokens=tokens)
+
+
+def plan_requests(run: Run, pending: pa.Table, config: EngineConfig) -> Plan:
+    """`pending` as `deduplicate` writes it; `config` is the run's, with a step's tokens settled."""
     if pending.num_rows == 0:
         return _empty_plan(run)
     return make_plan(
         list(_requests(pending, run)),
         run.shape,
-        run.config,
+        config,
         dtype_bytes=run.device.dtype_bytes,
         flops_per_second=run.device.flops_per_second,
         shard_seconds=run.job.shard_seconds,

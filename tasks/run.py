@@ -13,6 +13,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.device import Device, resolve_device
 from engine.errors import UserError
+from engine.memory import memory_need, refuse_too_large
 from engine.model import ModelFiles, load_shape, resolve_model
 from engine.model_shape import ModelShape, max_request_tokens
 from tasks.commit import disk_errors
@@ -69,11 +70,13 @@ class Run:
 
 
 def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_failed: bool = False) -> Run:
-    """Raises UserError for a model or a device that is not there."""
+    """Raises UserError for a model or a device that is not there, or for more memory than the machine has."""
     model = resolve_model(job.model.path)
     shape = load_shape(model)
     device = resolve_device(job.engine_config())
-    run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, job.engine_config())
+    config = job.engine_config()
+    refuse_too_large(memory_need(model, shape, config, device), config, device)
+    run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
     return run

@@ -22,6 +22,8 @@ ELSEWHERE = {
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
+    "make bench": "tests/engine/test_bench_set.py",
+    "make bench-peers": "tests/engine/test_bench_set.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
 }
 # Run here as they stand, in a folder with the example's tables about three packages and jobs on the tiny model; the
@@ -137,6 +139,6 @@ def test_the_command_works_as_it_stands(project: Path, command: str) -> None:
 
 def test_the_commands_of_contributing_are_targets() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     assert {line[1] for line in named} <= targets

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.config import EngineConfig
 from engine.errors import EngineDeadError
 from engine.plan import ShardWork
 from engine.request import LabelScore, Request, RequestOutput
@@ -72,6 +73,8 @@ class FakeEngine:
 
     A prompt that holds `BAD_WORD` is an error while `heals` is False.
     """
+
+    config = EngineConfig()
 
     def __init__(self, *, heals: bool = False, deaths: int = 0) -> None:
         self.heals = heals

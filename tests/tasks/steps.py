@@ -9,6 +9,7 @@ import pytest
 import tasks.check
 import tasks.extract
 import tasks.infer
+import tasks.plan
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import Extracted, extract_rows
 from tasks.infer import infer_shard
@@ -27,7 +28,8 @@ SELECT * EXCLUDE (run_id) FROM (SELECT * FROM results UNION ALL BY NAME SELECT *
 
 
 def use_fakes(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, tokenizer: ByteTokenizer | None = None) -> None:
-    monkeypatch.setattr(tasks.infer, "get_engine", lambda *_: engine)
+    for module in (tasks.infer, tasks.plan):
+        monkeypatch.setattr(module, "get_engine", lambda *_: engine)
     for module in (tasks.extract, tasks.check):
         monkeypatch.setattr(module, "load_tokenizer", lambda *_: tokenizer or ByteTokenizer())
 

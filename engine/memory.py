@@ -1,0 +1,94 @@
+"""The memory that an engine will need, worked out before any of it is taken."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import psutil
+
+from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.device import Device
+from engine.errors import UserError
+from engine.model import ModelFiles
+from engine.model_shape import ModelShape
+
+# Rows whose logits exist at one time, and how many copies of them: logits, log-probabilities, a draw's scratch.
+HEAD_ROWS, LOGITS_COPIES = 256, 3
+# A leaf that nothing reads again may overshoot the step's tokens by less than as many.
+OVERSHOOT = 2
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes. `weights` while they are loaded: quantising holds both precisions for a moment."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.logits
+
+    def __str__(self) -> str:
+        parts = f"{_gib(self.weights)} weights, {_gib(self.kv_cache)} KV"
+        return f"{_gib(self.total)} ({parts}, {_gib(self.activations + self.logits)} activations and logits)"
+
+
+def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
+    """For a model on `device`; activations are those of one layer, which the next one's replace."""
+    weights = _num_params(files, shape) * device.dtype_bytes
+    if config.quantization == "int8":
+        weights += shape.matmul_params
+    heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+    row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
+    step_tokens = OVERSHOOT * (config.max_num_batched_tokens or DEFAULT_STEP_TOKENS)
+    return MemoryNeed(
+        weights=weights,
+        kv_cache=config.kv_cache_memory,
+        activations=step_tokens * row * device.dtype_bytes,
+        logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
+    )
+
+
+def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> None:
+    """Raises UserError where this machine has less memory than an engine on its processors would take."""
+    if device.name != "cpu":
+        return  # a GPU's allocator refuses at once, when the cache is made
+    held = machine_memory()
+    if need.total > held:
+        room = held - need.total + config.kv_cache_memory
+        cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
+        raise UserError(f"engine.kv_cache_memory: {need} needed, but this machine has {_gib(held)}; {cure}")
+
+
+def machine_memory() -> int:
+    """Bytes that this process may take: all of the machine's, or what its control group allows."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    return total
+
+
+def _num_params(files: ModelFiles, shape: ModelShape) -> int:
+    """As the headers of the safetensors say; of a GGUF file, which packs them, as the sizes say."""
+    if files.gguf_file is not None:
+        return shape.matmul_params + shape.head_params
+    return sum(map(_params_in, sorted(files.folder.glob("*.safetensors"))))
+
+
+def _params_in(file: Path) -> int:
+    """0 for a file that is no safetensors: loading says what is wrong with it."""
+    with file.open("rb") as source, suppress(ValueError, KeyError, TypeError, AttributeError):
+        length = int.from_bytes(source.read(8), "little")
+        header = json.loads(source.read(min(length, file.stat().st_size)))
+        return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return 0
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

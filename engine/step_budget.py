@@ -1,0 +1,141 @@
+"""How many tokens a step takes where the job does not say: measured once on this machine, then read from the cache.
+
+A step's matmuls read all weights, so few rows waste memory's bandwidth; past some size more rows gain nothing, but hold
+more activations and keep rows that decode waiting. The smallest size within `CLOSE` of the best rate is taken.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.device import Device
+from engine.model import ModelFiles, cache_dir, publish_file
+from engine.scheduler_output import KVSegment, SchedulerOutput
+
+if TYPE_CHECKING:
+    from engine.model_runner import ModelRunner
+
+SIZES = (128, 256, 512, 1024, 2048)
+CLOSE = 0.03
+ROUNDS = 2
+# No size is begun after this time.
+LIMIT_SECONDS = 1.0
+# Layers are alike, so a few of them stand for all; too few would stay in a core's cache and make few rows look good.
+LAYERS = 4
+# Rows attend to those of their own piece alone, so that attention costs each row the same whatever the step's size.
+PIECE = 128
+
+
+def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -> int | None:
+    """What the job says, else what was measured here before; None where neither is there."""
+    if config.max_num_batched_tokens:
+        return config.max_num_batched_tokens
+    note = _note(model, config, device)
+    try:
+        return int(json.loads(note.read_text())["max_num_batched_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def planning_config(model: ModelFiles, config: EngineConfig, device: Device) -> EngineConfig:
+    """For a plan without an engine: the default where nothing is known."""
+    tokens = known_step_tokens(model, config, device) or DEFAULT_STEP_TOKENS
+    return replace(config, max_num_batched_tokens=tokens)
+
+
+def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner") -> EngineConfig:
+    """`config` with a number: known, or else measured on the loaded model, and kept if the cache takes it."""
+    tokens = known_step_tokens(model, config, runner.device)
+    if tokens is None:
+        rates = measure(runner)
+        tokens = smallest_good(rates)
+        # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
+        if len(rates) == len(SIZES):
+            seen = {"max_num_batched_tokens": tokens, "tokens_per_second": rates}
+            with suppress(OSError):
+                publish_file(_note(model, config, runner.device), json.dumps(seen))
+    return replace(config, max_num_batched_tokens=tokens)
+
+
+def measure(runner: "ModelRunner") -> dict[int, float]:
+    """Tokens a second at each step size that the time allowed; a forward of a few layers, no KV left behind."""
+    piece = min(PIECE, runner.model.shape.max_model_len)
+
+    def seconds(size: int) -> float:
+        step = _independent_rows(size, piece)
+        started = time.perf_counter()
+        runner.hidden(step)[-1, -1].item()  # a GPU is done only when a value is there
+        return time.perf_counter() - started
+
+    with _few_layers(runner.model.body, runner.model.shape.num_layers):
+        seconds(SIZES[0])  # pays for what is built once
+        return best_rates(seconds)
+
+
+def best_rates(seconds: Callable[[int], float]) -> dict[int, float]:
+    """The best of `ROUNDS` at each size; rounds go over all sizes in turn, so that a slow moment hits no size alone."""
+    best: dict[int, float] = {}
+    spent = 0.0
+    for _ in range(ROUNDS):
+        for size in SIZES:
+            if spent > LIMIT_SECONDS:
+                return best
+            took = seconds(size)
+            spent += took
+            best[size] = max(best.get(size, 0.0), size / took)
+    return best
+
+
+def smallest_good(rates: dict[int, float]) -> int:
+    """The smallest size within `CLOSE` of the best rate; the default where not all sizes were tried."""
+    if len(rates) < len(SIZES):
+        return DEFAULT_STEP_TOKENS
+    good = [size for size, rate in rates.items() if rate >= (1 - CLOSE) * max(rates.values())]
+    return min(good)
+
+
+def _independent_rows(size: int, piece: int) -> SchedulerOutput:
+    """`size` rows as sequences of `piece` tokens."""
+    positions = np.arange(size, dtype=np.int64) % piece
+    ends = [(start, min(start + piece, size)) for start in range(0, size, piece)]
+    segments = tuple(KVSegment(start, end, start, end, 0, in_step=True) for start, end in ends)
+    return replace(SchedulerOutput.causal_rows(size), position_ids=positions, segments=segments, input_ids=positions)
+
+
+@contextmanager
+def _few_layers(body: Any, num_layers: int) -> Iterator[None]:
+    """The body with its first `LAYERS` layers, for a while; whole where its layers are not found."""
+    layers = getattr(body, "layers", ())
+    if len(layers) != num_layers:
+        yield
+        return
+    body.layers = layers[:LAYERS]
+    try:
+        yield
+    finally:
+        body.layers = layers
+
+
+def _note(model: ModelFiles, config: EngineConfig, device: Device) -> Path:
+    """The cache's file for all that decides the rates."""
+    identity = (model.fingerprint, device.dtype, config.quantization, device.label, version("torch"), _processor())
+    return cache_dir() / "step-tokens" / f"{sha256(repr(identity).encode()).hexdigest()[:32]}.json"
+
+
+def _processor() -> str:
+    """The processor's name; a home folder may be shared by machines."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,72 @@
+"""The memory that is worked out beforehand, and the refusal of more than there is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine import memory
+from engine.build import build_engine
+from engine.config import EngineConfig
+from engine.device import resolve_device
+from engine.errors import UserError
+from engine.memory import machine_memory, memory_need, refuse_too_large
+from engine.model import load_shape, resolve_model
+
+CONFIG = EngineConfig(device="cpu", dtype="float32", kv_cache_memory=2**22)
+
+
+def test_weights_are_those_that_are_loaded(tiny_model: Path) -> None:
+    files = resolve_model(str(tiny_model))
+    need = memory_need(files, load_shape(files), CONFIG, resolve_device(CONFIG))
+    engine = build_engine(files, CONFIG, detokenize=False)
+    engine.close()
+    assert need.weights == pytest.approx(engine.runner.model.weight_bytes, rel=0.01)
+    assert need.kv_cache == 2**22
+    assert need.total == need.weights + need.kv_cache + need.activations + need.logits
+
+
+def test_precision_and_step_decide_the_size(tiny_model: Path) -> None:
+    files = resolve_model(str(tiny_model))
+    shape = load_shape(files)
+
+    def of(config: EngineConfig) -> memory.MemoryNeed:
+        return memory_need(files, shape, config, resolve_device(config))
+
+    full, half = of(CONFIG), of(replace(CONFIG, dtype="bfloat16"))
+    assert (half.weights, half.activations) == (full.weights // 2, full.activations // 2)
+    assert of(replace(CONFIG, quantization="int8")).weights == full.weights + shape.matmul_params
+    assert of(replace(CONFIG, max_num_batched_tokens=2048)).activations == 2 * full.activations
+
+
+def test_more_than_the_machine_has_is_refused_before_weights_are_read(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = resolve_model(str(tiny_model))
+    config = replace(CONFIG, kv_cache_memory=2**50)
+    monkeypatch.delattr("engine.build.load_model")
+    message = r"^engine\.kv_cache_memory: .* 1048576\.00 GiB KV, .*; take at most [0-9]+MiB$"
+    with pytest.raises(UserError, match=message):
+        build_engine(files, config)
+
+
+def test_what_fits_beside_the_model_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(CONFIG)
+    need = memory_need(files, load_shape(files), CONFIG, device)
+    monkeypatch.setattr(memory, "machine_memory", lambda: need.total)
+    refuse_too_large(need, CONFIG, device)
+    monkeypatch.setattr(memory, "machine_memory", lambda: need.total - 2**20)
+    with pytest.raises(UserError, match="take at most 3MiB"):
+        refuse_too_large(need, CONFIG, device)
+    monkeypatch.setattr(memory, "machine_memory", lambda: need.weights)
+    with pytest.raises(UserError, match="the model itself does not fit"):
+        refuse_too_large(need, CONFIG, device)
+
+
+def test_a_control_group_may_allow_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = machine_memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
+    for said, allowed in (("max", whole), (str(2**20), 2**20), (str(2**60), whole)):
+        limit.write_text(said)
+        assert machine_memory() == allowed

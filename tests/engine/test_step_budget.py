@@ -1,0 +1,116 @@
+"""A step's tokens: chosen from rates, measured once, the same for plan and engine."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine import step_budget
+from engine.build import build_engine
+from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.device import resolve_device
+from engine.model import load_shape, resolve_model
+from engine.planner import make_plan
+from engine.request import Request
+from engine.step_budget import SIZES, best_rates, known_step_tokens, planning_config, smallest_good
+
+OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("per_second", "chosen"),
+    [
+        ((100, 200, 300, 301, 302), 512),
+        ((100, 200, 300, 400, 500), 2048),
+        ((500, 400, 300, 200, 100), 128),
+        ((100, 97.1, 96.9, 99, 100), 128),
+    ],
+    ids=["flat", "rising", "falling", "close"],
+)
+def test_the_smallest_that_is_close_to_the_best(per_second: tuple[float, ...], chosen: int) -> None:
+    assert smallest_good(dict(zip(SIZES, per_second, strict=True))) == chosen
+
+
+def test_a_measurement_that_was_cut_short_decides_nothing() -> None:
+    rates = best_rates(lambda _: step_budget.LIMIT_SECONDS)
+    assert list(rates) == [SIZES[0], SIZES[1]]
+    assert smallest_good(rates) == DEFAULT_STEP_TOKENS
+
+
+def test_each_size_keeps_its_best_round() -> None:
+    taken = iter([0.01] * len(SIZES) + [0.02, 0.005] + [0.02] * (len(SIZES) - 2))
+    rates = best_rates(lambda _: next(taken))
+    assert rates == {size: size / (0.005 if size == SIZES[1] else 0.01) for size in SIZES}
+
+
+def test_measured_once_and_then_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    assert known_step_tokens(files, OPEN, device) is None
+    assert planning_config(files, OPEN, device).max_num_batched_tokens == DEFAULT_STEP_TOKENS
+    monkeypatch.setattr(step_budget, "LIMIT_SECONDS", 60.0)
+    first = build_engine(files, OPEN, detokenize=False)
+    first.close()
+    chosen = first.config.max_num_batched_tokens
+    assert chosen in SIZES
+    assert first.scheduler.config == first.config == planning_config(files, OPEN, device)
+    assert len(first.runner.model.body.layers) == first.runner.model.shape.num_layers
+
+    monkeypatch.delattr(step_budget, "measure")
+    second = build_engine(files, OPEN, detokenize=False)
+    second.close()
+    assert second.config.max_num_batched_tokens == chosen
+
+
+def test_another_precision_is_another_measurement(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    step_budget.publish_file(step_budget._note(files, OPEN, device), json.dumps({"max_num_batched_tokens": 512}))
+    assert known_step_tokens(files, OPEN, device) == 512
+    assert known_step_tokens(files, replace(OPEN, quantization="int8"), device) is None
+    assert known_step_tokens(files, OPEN, replace(device, label="cpu (64 cores)")) is None
+
+
+def test_what_the_job_says_comes_first(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = replace(OPEN, max_num_batched_tokens=77)
+    monkeypatch.delattr(step_budget, "measure")
+    engine = build_engine(resolve_model(str(tiny_model)), said, detokenize=False)
+    engine.close()
+    assert engine.config.max_num_batched_tokens == engine.scheduler.config.max_num_batched_tokens == 77
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = resolve_model(str(tiny_model))
+    (tmp_path / "cache" / "step-tokens").write_text("a file in the folder's place")
+    monkeypatch.setattr(step_budget, "LIMIT_SECONDS", 60.0)
+    engine = build_engine(files, OPEN, detokenize=False)
+    engine.close()
+    assert engine.config.max_num_batched_tokens in SIZES
+
+
+def test_names_of_plans_and_shards_do_not_follow_it(tiny_model: Path) -> None:
+    shape = load_shape(resolve_model(str(tiny_model)))
+    draw = np.random.default_rng(0)
+    prompts = [np.append(np.full(40, row // 4), draw.integers(0, 99, 5)).astype(np.int32) for row in range(40)]
+    requests = [Request(str(row), prompt) for row, prompt in enumerate(prompts)]
+    plans = [
+        make_plan(
+            requests,
+            shape,
+            replace(OPEN, max_num_batched_tokens=tokens),
+            dtype_bytes=4,
+            flops_per_second=1e6,
+            shard_seconds=20.0,
+        )
+        for tokens in (16, 1024)
+    ]
+    assert len(plans[0].shards) > 1
+    assert plans[0].plan_id == plans[1].plan_id
+    assert plans[0].shards == plans[1].shards

@@ -1,0 +1,213 @@
+"""`make bench-peers`, with processes that take no time: whose turn it is, what is kept, what the table says."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from examples.peers import __main__ as peers
+from examples.peers import environments
+from examples.peers.journal import Journal
+from examples.peers.shapes import SHAPES
+
+PRECISIONS = ["float32", "int8"]
+SECONDS = {"float32": 20.0, "int8": 5.0, "bfloat16 sorted": 40.0, "float32 sorted": 10.0}
+OUR_REPORT = {
+    "ceiling_fraction": 0.5,
+    "saved_fraction": 0.75,
+    "peak_kv_bytes": 2**30,
+    "other_rss_bytes": 2**29,
+    "version": "0.1.0",
+    "torch": "2",
+    "device": "cpu",
+}
+
+
+class Machine:
+    """Stands for the processes; keeps what was started."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.broken: str | None = None
+
+    def start(self, arguments: list[str], variables: dict[str, str], folder: Path) -> list[dict[str, Any]]:
+        text = " ".join(arguments)
+        assert int(variables["OMP_NUM_THREADS"]) == len(variables["VLLM_CPU_OMP_THREADS_BIND"].split(","))
+        self.started.append(text)
+        if self.broken is not None and self.broken in text:
+            raise peers.UserError("no memory")
+        dtype = arguments[arguments.index("--dtype") + 1]
+        if "engine.bench" in text:
+            name = "int8" if "int8" in arguments else dtype
+            return [OUR_REPORT | {"seconds": SECONDS[name], "load_seconds": 1.0}]
+        assert "PYTHONPATH" not in variables
+        orders = [value for option, value in pairwise(arguments) if option == "--order"]
+        seconds = [SECONDS.get(f"{dtype} {order}", 50.0) for order in orders]
+        return [{"seconds": one, "load_seconds": 90.0, "version": "peer 1"} for one in seconds]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr(peers, "start", machine.start)
+    monkeypatch.setattr(peers, "install", lambda *_: None)
+    monkeypatch.setattr(peers, "write_model", lambda folder: folder / "model")
+    monkeypatch.setattr(peers, "write_workload", lambda shape, folder: folder / f"{shape.name}.jsonl")
+    return machine
+
+
+def compare(folder: Path, **options: Any) -> None:
+    peers.compare(
+        **{"only": ["tree"], "precision": PRECISIONS, "rounds": 3, "budget_minutes": 5.0} | options, folder=folder
+    )
+
+
+def test_sides_take_turns_and_the_peer_keeps_its_best(machine: Machine, tmp_path: Path) -> None:
+    compare(tmp_path)
+    sides = ["us" if "engine.bench" in text else text.partition("--dtype ")[2] for text in machine.started]
+    first = ["us", "us", *(f"{dtype} --order shuffled --order sorted" for dtype in ("bfloat16", "float32"))]
+    assert sides == first + 2 * ["us", "us", "float32 --order sorted"]
+
+
+def test_what_is_measured_is_not_measured_again(machine: Machine, tmp_path: Path) -> None:
+    compare(tmp_path, rounds=1)
+    assert len(machine.started) == 4
+    compare(tmp_path, rounds=2)
+    assert len(machine.started) == 4 + 3
+    compare(tmp_path, rounds=2)
+    assert len(machine.started) == 4 + 3
+    compare(tmp_path, rounds=2, only=["unshared"])
+    assert len(machine.started) == 4 + 3 + 7
+
+
+def test_nothing_is_started_when_the_time_is_up(machine: Machine, tmp_path: Path) -> None:
+    compare(tmp_path, budget_minutes=0.0)
+    assert not machine.started
+
+
+def test_a_failure_is_told_and_stops_no_other(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.broken = "--quantization int8"
+    with pytest.raises(typer.Exit):
+        compare(tmp_path, rounds=1)
+    assert "1 failed: tree, round 1: trunkline, int8" in capsys.readouterr().err
+    machine.broken = None
+    compare(tmp_path, rounds=1)
+    assert len(machine.started) == 4 + 1
+    kept = Counter(one.side for one in Journal(tmp_path / "results.jsonl"))
+    assert kept == {"trunkline": 2, "vllm": 4}
+
+
+def test_the_table_says_losses_too(machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("| tree --instruction 1000"))
+    assert "10.0 (10.0-10.0), float32 sorted" in row
+    assert "**0.50x**, 20.0 (20.0-20.0)" in row
+    assert "**2.00x**, 5.0 (5.0-5.0)" in row
+    assert "| tree | float32 | 0.50 | 75.0% | 1.00 | 0.50 | 1.0 |" in lines
+    assert "| tree | vllm | bfloat16 sorted | 40.0 |" in lines
+
+
+def test_choice_has_both_peers(machine: Machine, tmp_path: Path) -> None:
+    compare(tmp_path, only=["choice"], rounds=1)
+    assert [Path(text.split()[1]).name for text in machine.started[2:]] == ["run_vllm.py"] * 2 + ["run_lm_eval.py"] * 2
+    assert ["--kv-gib 4.0" in text for text in machine.started] == [True] * 4 + [False] * 2
+
+
+def test_an_unknown_workload_is_named(machine: Machine, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="'forest' is not one of long-output"):
+        compare(tmp_path, only=["forest"])
+
+
+def test_every_shape_has_a_name_of_its_own() -> None:
+    assert len({shape.name for shape in SHAPES}) == len({shape.label for shape in SHAPES}) == 6
+
+
+FAKE_VLLM = """
+from types import SimpleNamespace
+import json, os
+__version__ = "0"
+class SamplingParams(SimpleNamespace):
+    pass
+class LLM:
+    def __init__(self, model, **options):
+        self.log = [["load", model, options]]
+    def reset_prefix_cache(self):
+        self.log.append(["reset"])
+        return True
+    def generate(self, prompts, params, use_tqdm):
+        every = params if isinstance(params, list) else [params] * len(prompts)
+        self.log.append(["generate", [p["prompt_token_ids"] for p in prompts], [vars(one) for one in every]])
+        open(os.environ["LOG"], "w").write(json.dumps(self.log))
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * one.max_tokens)]) for one in every]
+"""
+FAKE_HFLM = """
+import json, os
+class HFLM:
+    def __init__(self, **options):
+        self.log = [options]
+    def _loglikelihood_tokens(self, requests, disable_tqdm):
+        self.log.append(requests)
+        open(os.environ["LOG"], "w").write(json.dumps(self.log))
+        return [(0.0, True)] * len(requests)
+"""
+
+
+def run(runner: str, tmp_path: Path, rows: list[dict[str, Any]], *options: str) -> tuple[list[Any], list[Any]]:
+    """What a runner printed, and what it asked of a library that stands for the real one."""
+    (tmp_path / "vllm.py").write_text(FAKE_VLLM)
+    (tmp_path / "lm_eval" / "models").mkdir(parents=True)
+    (tmp_path / "lm_eval" / "__init__.py").write_text('__version__ = "0"')
+    (tmp_path / "lm_eval" / "models" / "huggingface.py").write_text(FAKE_HFLM)
+    workload = tmp_path / "w.jsonl"
+    workload.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, str(environments.HERE / runner), "MODEL", str(workload), *options]
+    variables = {"PYTHONPATH": str(tmp_path), "LOG": str(tmp_path / "log.json")}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()], json.loads((tmp_path / "log.json").read_text())
+
+
+VLLM = ("--dtype", "bfloat16", "--kv-gib", "0.5", "--order", "shuffled", "--order", "sorted")
+
+
+def test_vllm_generates_in_both_orders_on_an_empty_cache(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt_token_ids": ids, "max_tokens": 3} for i, ids in enumerate([[2, 9], [1, 9]])]
+    reports, log = run("run_vllm.py", tmp_path, rows, *VLLM)
+    assert [(one["order"], one["rows"], one["generated_tokens"]) for one in reports] == [
+        ("shuffled", 2, 6),
+        ("sorted", 2, 6),
+    ]
+    assert (log[0][2]["dtype"], log[0][2]["kv_cache_memory_bytes"]) == ("bfloat16", 2**29)
+    assert [entry[0] for entry in log] == ["load", "generate", *("reset", "generate") * 2]
+    assert [log[3][1], log[5][1]] == [[[2, 9], [1, 9]], [[1, 9], [2, 9]]]
+    assert all(one["ignore_eos"] and one["temperature"] == 0 for one in log[3][2])
+
+
+@pytest.mark.parametrize(
+    ("labels", "prompts", "key"),
+    [([[5], [6]], [[1]], "logprob_token_ids"), ([[5, 7], [6]], [[1, 5, 7], [1, 6]], "prompt_logprobs")],
+    ids=["one-token", "longer"],
+)
+def test_vllm_scores_labels(tmp_path: Path, labels: list[list[int]], prompts: list[list[int]], key: str) -> None:
+    rows = [{"id": "0", "prompt_token_ids": [1], "continuations": labels}]
+    reports, log = run("run_vllm.py", tmp_path, rows, *VLLM[:6])
+    assert reports[0]["generated_tokens"] == 0
+    assert log[-1][1] == prompts
+    assert all(key in params for params in log[-1][2])
+
+
+def test_lm_eval_scores_every_label_behind_its_prompt(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "prompt_token_ids": [i], "continuations": [[5], [6, 7]]} for i in range(2)]
+    reports, log = run("run_lm_eval.py", tmp_path, rows, "--dtype", "float32", "--order", "shuffled")
+    assert [(one["order"], one["rows"], one["version"]) for one in reports] == [("shuffled", 2, "lm-eval 0")]
+    assert log[0]["dtype"] == "float32"
+    assert [len(batch) for batch in log[1:]] == [1, 4]
+    assert [request[1:] for request in log[2]] == [[[0], [5]], [[0], [6, 7]], [[1], [5]], [[1], [6, 7]]]
