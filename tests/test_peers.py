@@ -1,19 +1,19 @@
 """`make bench-peers`, with processes that take no time: whose turn it is, what is kept, what the table says."""
 
 import json
-import subprocess
 import sys
 from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
+from engine.errors import UserError
 from examples.peers import __main__ as peers
 from examples.peers import environments
 from examples.peers.journal import Journal
+from examples.peers.process import PeerProcess
 from examples.peers.shapes import SHAPES
 
 PRECISIONS = ["float32", "int8"]
@@ -35,27 +35,53 @@ class Machine:
     def __init__(self) -> None:
         self.started: list[str] = []
         self.broken: str | None = None
+        self.batches: list[str] = []
+        self.ended = 0
 
-    def start(self, arguments: list[str], variables: dict[str, str], folder: Path) -> list[dict[str, Any]]:
+    def run_once(self, arguments: list[str], variables: dict[str, str], folder: Path) -> dict[str, Any]:
+        """Ours."""
+        text = self._start(arguments, variables)
+        dtype = arguments[arguments.index("--dtype") + 1]
+        self.batches.append(f"us {text.partition('--dtype ')[2]}")
+        name = "int8" if "int8" in arguments else dtype
+        return OUR_REPORT | {"seconds": SECONDS[name], "load_seconds": 1.0}
+
+    def process(self, arguments: list[str], variables: dict[str, str], folder: Path) -> "Loaded":
+        assert "PYTHONPATH" not in variables
+        self._start(arguments, variables)
+        return Loaded(self, arguments[arguments.index("--dtype") + 1])
+
+    def _start(self, arguments: list[str], variables: dict[str, str]) -> str:
         text = " ".join(arguments)
         assert int(variables["OMP_NUM_THREADS"]) == len(variables["VLLM_CPU_OMP_THREADS_BIND"].split(","))
         self.started.append(text)
         if self.broken is not None and self.broken in text:
             raise peers.UserError("no memory")
-        dtype = arguments[arguments.index("--dtype") + 1]
-        if "engine.bench" in text:
-            name = "int8" if "int8" in arguments else dtype
-            return [OUR_REPORT | {"seconds": SECONDS[name], "load_seconds": 1.0}]
-        assert "PYTHONPATH" not in variables
-        orders = [value for option, value in pairwise(arguments) if option == "--order"]
-        seconds = [SECONDS.get(f"{dtype} {order}", 50.0) for order in orders]
-        return [{"seconds": one, "load_seconds": 90.0, "version": "peer 1"} for one in seconds]
+        return text
+
+
+class Loaded:
+    """A peer's process."""
+
+    def __init__(self, machine: Machine, dtype: str) -> None:
+        self.machine, self.dtype = machine, dtype
+
+    def ask(self, workload: Path, order: str) -> dict[str, Any]:
+        self.machine.batches.append(f"{self.dtype} {order}")
+        return {"seconds": SECONDS.get(f"{self.dtype} {order}", 50.0), "load_seconds": 90.0, "version": "peer 1"}
+
+    def __enter__(self) -> "Loaded":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.machine.ended += 1
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(peers, "start", machine.start)
+    monkeypatch.setattr(peers, "run_once", machine.run_once)
+    monkeypatch.setattr(peers, "PeerProcess", machine.process)
     monkeypatch.setattr(peers, "install", lambda *_: None)
     monkeypatch.setattr(peers, "write_model", lambda folder: folder / "model")
     monkeypatch.setattr(peers, "write_workload", lambda shape, folder: folder / f"{shape.name}.jsonl")
@@ -70,20 +96,23 @@ def compare(folder: Path, **options: Any) -> None:
 
 def test_sides_take_turns_and_the_peer_keeps_its_best(machine: Machine, tmp_path: Path) -> None:
     compare(tmp_path)
-    sides = ["us" if "engine.bench" in text else text.partition("--dtype ")[2] for text in machine.started]
-    first = ["us", "us", *(f"{dtype} --order shuffled --order sorted" for dtype in ("bfloat16", "float32"))]
-    assert sides == first + 2 * ["us", "us", "float32 --order sorted"]
+    ours = ["us float32 --quantization none", "us float32 --quantization int8"]
+    tried = [f"{dtype} {order}" for dtype in ("bfloat16", "float32") for order in ("shuffled", "sorted")]
+    assert machine.batches == ours + tried + 2 * [*ours, "float32 sorted"]
+    # A peer is loaded once for each dtype.
+    assert len(machine.started) == 3 * 2 + 2
+    assert machine.ended == 2
 
 
 def test_what_is_measured_is_not_measured_again(machine: Machine, tmp_path: Path) -> None:
     compare(tmp_path, rounds=1)
-    assert len(machine.started) == 4
+    assert len(machine.batches) == 6
     compare(tmp_path, rounds=2)
-    assert len(machine.started) == 4 + 3
+    assert len(machine.batches) == 6 + 3
     compare(tmp_path, rounds=2)
-    assert len(machine.started) == 4 + 3
+    assert len(machine.batches) == 6 + 3
     compare(tmp_path, rounds=2, only=["unshared"])
-    assert len(machine.started) == 4 + 3 + 7
+    assert len(machine.batches) == 6 + 3 + 9
 
 
 def test_nothing_is_started_when_the_time_is_up(machine: Machine, tmp_path: Path) -> None:
@@ -99,8 +128,9 @@ def test_a_failure_is_told_and_stops_no_other(
         compare(tmp_path, rounds=1)
     assert "1 failed: tree, round 1: trunkline, int8" in capsys.readouterr().err
     machine.broken = None
+    assert len(machine.batches) == 5
     compare(tmp_path, rounds=1)
-    assert len(machine.started) == 4 + 1
+    assert len(machine.batches) == 5 + 1
     kept = Counter(one.side for one in Journal(tmp_path / "results.jsonl"))
     assert kept == {"trunkline": 2, "vllm": 4}
 
@@ -119,6 +149,7 @@ def test_the_table_says_losses_too(machine: Machine, tmp_path: Path, capsys: pyt
 def test_choice_has_both_peers(machine: Machine, tmp_path: Path) -> None:
     compare(tmp_path, only=["choice"], rounds=1)
     assert [Path(text.split()[1]).name for text in machine.started[2:]] == ["run_vllm.py"] * 2 + ["run_lm_eval.py"] * 2
+    assert len(machine.batches) == 2 + 4 + 2
     assert ["--kv-gib 4.0" in text for text in machine.started] == [True] * 4 + [False] * 2
 
 
@@ -161,26 +192,38 @@ class HFLM:
 """
 
 
-def run(runner: str, tmp_path: Path, rows: list[dict[str, Any]], *options: str) -> tuple[list[Any], list[Any]]:
-    """What a runner printed, and what it asked of a library that stands for the real one."""
+def run(
+    runner: str, tmp_path: Path, rows: list[dict[str, Any]], orders: list[str], *options: str
+) -> tuple[list[Any], list[Any]]:
+    """What a runner answered, and what it asked of a library that stands for the real one."""
     (tmp_path / "vllm.py").write_text(FAKE_VLLM)
     (tmp_path / "lm_eval" / "models").mkdir(parents=True)
     (tmp_path / "lm_eval" / "__init__.py").write_text('__version__ = "0"')
     (tmp_path / "lm_eval" / "models" / "huggingface.py").write_text(FAKE_HFLM)
     workload = tmp_path / "w.jsonl"
     workload.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, str(environments.HERE / runner), "MODEL", str(workload), *options]
+    command = [sys.executable, str(environments.HERE / runner), "MODEL", *options]
     variables = {"PYTHONPATH": str(tmp_path), "LOG": str(tmp_path / "log.json")}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()], json.loads((tmp_path / "log.json").read_text())
+    with PeerProcess(command, variables, tmp_path) as process:
+        reports = [process.ask(workload, order) for order in orders]
+    return reports, json.loads((tmp_path / "log.json").read_text())
 
 
-VLLM = ("--dtype", "bfloat16", "--kv-gib", "0.5", "--order", "shuffled", "--order", "sorted")
+def test_a_process_that_ends_says_why(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no memory')"]
+    with (
+        PeerProcess(command, {}, tmp_path) as process,
+        pytest.raises(UserError, match="ended with 1:\nno memory"),
+    ):
+        process.ask(tmp_path / "w.jsonl", "shuffled")
+
+
+VLLM = ("--dtype", "bfloat16", "--kv-gib", "0.5")
 
 
 def test_vllm_generates_in_both_orders_on_an_empty_cache(tmp_path: Path) -> None:
     rows = [{"id": str(i), "prompt_token_ids": ids, "max_tokens": 3} for i, ids in enumerate([[2, 9], [1, 9]])]
-    reports, log = run("run_vllm.py", tmp_path, rows, *VLLM)
+    reports, log = run("run_vllm.py", tmp_path, rows, ["shuffled", "sorted"], *VLLM)
     assert [(one["order"], one["rows"], one["generated_tokens"]) for one in reports] == [
         ("shuffled", 2, 6),
         ("sorted", 2, 6),
@@ -198,7 +241,7 @@ def test_vllm_generates_in_both_orders_on_an_empty_cache(tmp_path: Path) -> None
 )
 def test_vllm_scores_labels(tmp_path: Path, labels: list[list[int]], prompts: list[list[int]], key: str) -> None:
     rows = [{"id": "0", "prompt_token_ids": [1], "continuations": labels}]
-    reports, log = run("run_vllm.py", tmp_path, rows, *VLLM[:6])
+    reports, log = run("run_vllm.py", tmp_path, rows, ["shuffled"], *VLLM)
     assert reports[0]["generated_tokens"] == 0
     assert log[-1][1] == prompts
     assert all(key in params for params in log[-1][2])
@@ -206,7 +249,7 @@ def test_vllm_scores_labels(tmp_path: Path, labels: list[list[int]], prompts: li
 
 def test_lm_eval_scores_every_label_behind_its_prompt(tmp_path: Path) -> None:
     rows = [{"id": str(i), "prompt_token_ids": [i], "continuations": [[5], [6, 7]]} for i in range(2)]
-    reports, log = run("run_lm_eval.py", tmp_path, rows, "--dtype", "float32", "--order", "shuffled")
+    reports, log = run("run_lm_eval.py", tmp_path, rows, ["shuffled"], "--dtype", "float32")
     assert [(one["order"], one["rows"], one["version"]) for one in reports] == [("shuffled", 2, "lm-eval 0")]
     assert log[0]["dtype"] == "float32"
     assert [len(batch) for batch in log[1:]] == [1, 4]

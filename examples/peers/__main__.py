@@ -2,17 +2,18 @@
 
     python -m examples.peers --only tree --rounds 1 --budget-minutes 60
 
-Every measurement is a process of its own that loads, warms up and times one batch. In the first round our precisions
-run, then each peer in all of its variants; the fastest of these is the one that takes turns with us in later rounds,
-its first time included. What is measured lies in FOLDER/results.jsonl and is not measured again: a run that was cut
-off continues, and to begin anew the file is removed. Results on standard output, progress on the other.
+A measurement of ours is a process of its own; a peer, which takes minutes to start, stays loaded and idle between its
+turns, and begins each on an empty prefix cache. In the first round our precisions run, then each peer in all of its
+variants; the fastest of these is the one that takes turns with us in later rounds, its first time included. What is
+measured lies in FOLDER/results.jsonl and is not measured again: a run that was cut off continues, and to begin anew the
+file is removed. Results on standard output, progress on the other.
 """
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,22 +25,21 @@ from engine.errors import UserError
 from engine.timed_run import PRECISIONS
 from examples.peers.environments import PEERS, environment, install, write_model
 from examples.peers.journal import OURS, Journal, Measurement
+from examples.peers.process import PeerProcess, run_once
 from examples.peers.shapes import SHAPES, Shape, write_workload
 from examples.peers.table import markdown
 
 ROOT = Path(__file__).parents[2]
-# The slowest that is known takes eight minutes a batch, of which one process times two.
-LIMIT_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One process: a side, and the variants that it measures."""
+    """A batch of one side: its precision, or the peer's dtype and order."""
 
     shape: Shape
     round: int
     side: str
-    variants: tuple[str, ...]
+    variant: str
 
 
 def turns(shapes: list[Shape], precisions: list[str], rounds: int, journal: Journal) -> Iterator[Turn]:
@@ -52,56 +52,60 @@ def turns(shapes: list[Shape], precisions: list[str], rounds: int, journal: Jour
 def _round(shape: Shape, precisions: list[str], number: int, journal: Journal) -> Iterator[Turn]:
     for precision in precisions:
         if not journal.has(shape, number, OURS, precision):
-            yield Turn(shape, number, OURS, (precision,))
+            yield Turn(shape, number, OURS, precision)
     for peer in shape.peers:
         best = journal.best_variant(shape, peer)
         tried = [f"{dtype} {order}" for dtype, order in PEERS[peer].variants] if number == 1 else [best] if best else []
-        missing = [one for one in tried if not journal.has(shape, number, peer, one)]
-        for dtype in dict.fromkeys(one.partition(" ")[0] for one in missing):
-            yield Turn(shape, number, peer, tuple(one for one in missing if one.partition(" ")[0] == dtype))
+        for variant in tried:
+            if not journal.has(shape, number, peer, variant):
+                yield Turn(shape, number, peer, variant)
 
 
-def command(turn: Turn, folder: Path) -> list[str]:
-    workload, model = write_workload(turn.shape, folder / "workloads"), write_model(folder)
-    kv = ["--kv-gib", str(turn.shape.kv_gib)]
-    if turn.side == OURS:
-        dtype, quantization = PRECISIONS[turn.variants[0]]
-        ours = [sys.executable, "-m", "engine.bench", str(workload), "--model", str(model), *kv]
-        return [*ours, "--dtype", dtype, "--quantization", quantization]
-    peer = PEERS[turn.side]
-    theirs = [str(peer.python(folder)), str(peer.runner), str(model), str(workload), *(kv if peer.takes_kv else [])]
-    theirs += ["--dtype", turn.variants[0].partition(" ")[0]]
-    return theirs + [part for variant in turn.variants for part in ("--order", variant.partition(" ")[2])]
+class Sides:
+    """Measures turns; keeps the peers' processes until the end."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._peers: dict[tuple[str, ...], PeerProcess] = {}
 
-def start(arguments: list[str], variables: dict[str, str], folder: Path) -> list[dict[str, Any]]:
-    """The reports that a process printed, a line each. Raises UserError with the end of what it said if it fails."""
-    try:
-        done = subprocess.run(
-            arguments, env=variables, cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as problem:
-        raise UserError(f"{arguments[0]}: {problem}") from None
-    if done.returncode:
-        raise UserError(f"{' '.join(arguments)} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"')]
-    return [line for line in lines if "seconds" in line]
+    def __enter__(self) -> "Sides":
+        return self
 
+    def __exit__(self, *details: Any) -> None:
+        self._stack.__exit__(*details)
 
-def measure(turn: Turn, folder: Path) -> list[Measurement]:
-    """Raises UserError where the process fails, or answers another number of batches than were asked for."""
-    ours = turn.side == OURS
-    if not ours:
-        install(PEERS[turn.side], folder)
-    # A peer must not find our modules: transformers takes the folder `kernels` for the distribution of that name.
-    reports = start(command(turn, folder), environment(), ROOT if ours else folder)
-    if len(reports) != len(turn.variants):
-        raise UserError(f"{turn.side} on {turn.shape.name}: {len(reports)} results for {len(turn.variants)} batches")
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return [
-        Measurement(turn.shape.label, turn.round, turn.side, variant, at, _revision(), report)
-        for variant, report in zip(turn.variants, reports, strict=True)
-    ]
+    def measure(self, turn: Turn) -> Measurement:
+        """Raises UserError where the process fails."""
+        workload = write_workload(turn.shape, self.folder / "workloads")
+        if turn.side == OURS:
+            report = run_once(self._ours(turn, workload), environment(), ROOT)
+        else:
+            report = self._peer(turn).ask(workload, turn.variant.partition(" ")[2])
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return Measurement(turn.shape.label, turn.round, turn.side, turn.variant, at, _revision(), report)
+
+    def _ours(self, turn: Turn, workload: Path) -> list[str]:
+        dtype, quantization = PRECISIONS[turn.variant]
+        ours = [sys.executable, "-m", "engine.bench", str(workload), "--model", str(write_model(self.folder))]
+        return [*ours, "--kv-gib", str(turn.shape.kv_gib), "--dtype", dtype, "--quantization", quantization]
+
+    def _peer(self, turn: Turn) -> PeerProcess:
+        peer, dtype = PEERS[turn.side], turn.variant.partition(" ")[0]
+        kv = ("--kv-gib", str(turn.shape.kv_gib)) if peer.takes_kv else ()
+        if (turn.side, dtype, *kv) not in self._peers:
+            install(peer, self.folder)
+            arguments = [
+                str(peer.python(self.folder)),
+                str(peer.runner),
+                str(write_model(self.folder)),
+                "--dtype",
+                dtype,
+            ]
+            # A peer must not find our modules: transformers takes `kernels` for the distribution of that name.
+            process = self._stack.enter_context(PeerProcess([*arguments, *kv], environment(), self.folder))
+            self._peers[turn.side, dtype, *kv] = process
+        return self._peers[turn.side, dtype, *kv]
 
 
 def _revision() -> str:
@@ -115,19 +119,19 @@ def run_turns(
 ) -> list[str]:
     """Measures until all is there or the time is up; returns what failed. A failure does not stop the others."""
     failures = []
-    for turn in turns(shapes, precisions, rounds, journal):
-        if time.monotonic() > deadline:
-            typer.echo("the time is up; the same command continues", err=True)
-            break
-        what = f"{turn.shape.name}, round {turn.round}: {turn.side}, {' and '.join(turn.variants)}"
-        typer.echo(what, err=True)
-        try:
-            for measurement in measure(turn, folder):
+    with Sides(folder) as sides:
+        for turn in turns(shapes, precisions, rounds, journal):
+            if time.monotonic() > deadline:
+                typer.echo("the time is up; the same command continues", err=True)
+                break
+            what = f"{turn.shape.name}, round {turn.round}: {turn.side}, {turn.variant}"
+            try:
+                measurement = sides.measure(turn)
                 journal.add(measurement)
-                typer.echo(f"  {measurement.variant}: {measurement.seconds:.1f} s", err=True)
-        except (UserError, subprocess.CalledProcessError) as problem:
-            failures.append(what)
-            typer.echo(f"  failed: {problem}", err=True)
+                typer.echo(f"{what}: {measurement.seconds:.1f} s", err=True)
+            except (UserError, subprocess.CalledProcessError) as problem:
+                failures.append(what)
+                typer.echo(f"{what} failed: {problem}", err=True)
     return failures
 
 

@@ -1,8 +1,9 @@
-"""Times a workload on vLLM: run by the interpreter that vLLM is installed for; a JSON line for each timed batch.
+"""Times workloads on vLLM: run by the interpreter that vLLM is installed for.
 
-    python run_vllm.py MODEL WORKLOAD --dtype bfloat16 --kv-gib 4 --order shuffled --order sorted
+    echo '{"workload": "tree.jsonl", "order": "sorted"}' | python run_vllm.py MODEL --dtype bfloat16 --kv-gib 4
 
-Loading and a warm-up come first and are not timed. Every order starts on an empty prefix cache. A label of one token
+Loads once, then answers each line of standard input with a JSON line. Loading and a warm-up come first and are not
+timed. Every batch starts on an empty prefix cache. A label of one token
 is asked as the first generated token's log-probability, a longer one as the prompt's own log-probabilities: vLLM's
 two ways to score what is given.
 """
@@ -38,16 +39,13 @@ def asked(rows: list[dict[str, Any]], sampling: Any) -> list[tuple[list[int], An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("workload", type=Path)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--kv-gib", type=float, required=True)
-    parser.add_argument("--order", action="append", choices=("shuffled", "sorted"), required=True)
     parser.add_argument("--max-model-len", type=int, default=8192)
     options = parser.parse_args()
 
     import vllm
 
-    rows = [json.loads(line) for line in options.workload.read_text().splitlines()]
     started = time.perf_counter()
     model = vllm.LLM(
         options.model,
@@ -60,7 +58,9 @@ def main() -> None:
     load_seconds = time.perf_counter() - started
     warm_up = vllm.SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, detokenize=False)
     model.generate([{"prompt_token_ids": list(WARM_UP_TOKENS)}] * 4, warm_up, use_tqdm=False)
-    for order in options.order:
+    for line in sys.stdin:
+        batch = json.loads(line)
+        order, rows = batch["order"], [json.loads(row) for row in Path(batch["workload"]).read_text().splitlines()]
         if not model.reset_prefix_cache():
             sys.exit("vLLM's prefix cache could not be emptied")
         in_order = sorted(rows, key=lambda row: row["prompt_token_ids"]) if order == "sorted" else rows
