@@ -35,7 +35,7 @@ test: $(STAMP) ## All tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 parity: $(STAMP) ## Hold every row of the example to transformers
-	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/test_example_parity.py
+	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rP tests/test_example_parity.py
 
 bench: $(STAMP) ## Time the engine on a fixed set of small workloads; under five minutes
 	$(BIN)/python -m engine.bench_set $(FLAGS)

@@ -7,6 +7,7 @@ import torch
 
 from engine.config import EngineConfig
 from engine.device import resolve_device
+from engine.device_turn import DeviceTurn
 from engine.engine import Engine
 from engine.huge_pages import leave_files
 from engine.load import load_model
@@ -23,7 +24,24 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 def build_engine(
     model: ModelFiles, config: EngineConfig, *, detokenize: bool = True, on_step: OnStep | None = None
 ) -> Engine:
-    """Raises UserError for a model or device that cannot be served, or for more memory than there is."""
+    """A loaded engine, whoever else uses the device.
+
+    Raises UserError for a model or device that cannot be served, or for more memory than there is.
+    """
+    engine = start_engine(model, config, detokenize=detokenize, on_step=on_step)
+    engine.wait_until_loaded()
+    return engine
+
+
+def start_engine(
+    model: ModelFiles,
+    config: EngineConfig,
+    *,
+    detokenize: bool = True,
+    on_step: OnStep | None = None,
+    turn: DeviceTurn | None = None,
+) -> Engine:
+    """An engine that waits for its device's turn and loads. Raises UserError for a device, a tokenizer or memory."""
     device = resolve_device(config)
     refuse_too_large(memory_need(model, load_shape(model), config, device), config, device)
 
@@ -37,7 +55,7 @@ def build_engine(
 
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
-    return Engine(load, load_tokenizer(model) if detokenize else None, on_step)
+    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step, turn)
 
 
 def _keep_freed_memory() -> None:

@@ -1,6 +1,7 @@
 """The one place that chooses device, dtype and attention backend."""
 
 import os
+import sys
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
@@ -11,6 +12,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # What a core's float32 matmul sustains in a whole forward pass; replaced by a measured rate when one is known.
 CPU_FLOPS_PER_CORE = 70e9
 CUDA_FLOPS = 100e12
+# Without one of them (NVIDIA's, AMD's, Windows' own) torch sees no GPU on Linux.
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ def resolve_device(config: EngineConfig) -> Device:
 
 
 def _cuda_devices() -> int:
+    if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
+        return 0  # torch takes seconds to say the same
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

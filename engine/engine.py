@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from engine import sampler
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
-from engine.errors import EngineDeadError
+from engine.device_turn import DeviceTurn
+from engine.errors import EngineClosedError, EngineDeadError
 from engine.model_runner import ModelRunner
 from engine.model_shape import max_model_len
 from engine.output_processor import OutputState, error_output
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 OnOutput = Callable[[RequestOutput], None]
+
+# An engine without work keeps the device this long: a run's next shard may be on its way.
+KEEP_TURN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,8 @@ class _Submission:
 class Engine:
     """`submit` from any thread; one thread of the engine's own does the work, loading the model included.
 
-    A failure in a step kills the engine: all its shards fail with EngineDeadError, and so does every later call.
+    A failure in a step kills the engine: all its shards fail with EngineDeadError, and so does every later call;
+    after `close` it is EngineClosedError.
     """
 
     runner: ModelRunner
@@ -67,15 +72,19 @@ class Engine:
     def __init__(
         self,
         load: Callable[[], tuple[ModelRunner, EngineConfig]],
+        config: EngineConfig,
         tokenizer: "PreTrainedTokenizerFast | None" = None,
         on_step: OnStep | None = None,
+        turn: DeviceTurn | None = None,
     ) -> None:
-        """Waits for `load`, which settles what its limits leave open, and raises what it raises.
+        """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
 
-        `on_step` is told of each step, in the engine's thread.
+        `load` settles what `config` leaves open.
         """
+        self.config = config
         self.tokenizer = tokenizer
         self.on_step = on_step
+        self._turn = turn or DeviceTurn()
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._open: dict[int, _Submission] = {}
@@ -83,21 +92,24 @@ class Engine:
         self._death: BaseException | None = None
         self._closing = False
         self._lock = threading.Lock()
-        loaded: Future[None] = Future()
-        self._thread = threading.Thread(target=self._main, args=(load, loaded), name="trunkline-engine", daemon=True)
+        self._loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, args=(load,), name="trunkline-engine", daemon=True)
         self._thread.start()
-        loaded.result()
 
     @property
     def dead(self) -> bool:
         return self._death is not None or self._closing
+
+    def wait_until_loaded(self) -> None:
+        """Raises what `load` raised, and EngineClosedError where the engine was closed first."""
+        self._loaded.result()
 
     def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
         """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
         future: Future[list[RequestOutput]] = Future()
         with self._lock:
             if self.dead:
-                raise EngineDeadError(f"the engine is gone: {self._death or 'closed'}")
+                raise self._error()
             self._inbox.put(_Submission(work, future, on_output))
         return future
 
@@ -111,19 +123,25 @@ class Engine:
             self._inbox.put(None)
         self._thread.join()
 
-    def _main(self, load: Callable[[], tuple[ModelRunner, EngineConfig]], loaded: "Future[None]") -> None:
+    def _main(self, load: Callable[[], tuple[ModelRunner, EngineConfig]]) -> None:
         # OpenMP keeps a pool for every thread that computes, and makes all of them sleep instead of spin once they
         # are more than the cores: with a model loaded by another thread, steps took 1.6 times as long.
         try:
+            self._take_turn()
+            if self._closing:
+                raise self._error()
             self.runner, self.config = load()
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
             self.scheduler = Scheduler(self.config, self.pool, limit)
         except BaseException as error:
-            loaded.set_exception(error)
-            return
-        loaded.set_result(None)
-        self._loop()
+            self._death = error
+            self._turn.give(self)
+            self._loaded.set_exception(error)
+        else:
+            self._loaded.set_result(None)
+            self._loop()
+            self._turn.give(self)
 
     def _loop(self) -> None:
         try:
@@ -138,11 +156,25 @@ class Engine:
 
     def _receive(self, *, block: bool) -> None:
         while block or not self._inbox.empty():
-            submission = self._inbox.get()
+            submission = self._wait() if block else self._inbox.get()
             block = False
             if submission is None:
                 return
             self._accept(submission)
+
+    def _wait(self) -> _Submission | None:
+        """The next submission; others get the device where none comes soon."""
+        try:
+            return self._inbox.get(timeout=KEEP_TURN_SECONDS)
+        except Empty:
+            self._turn.give(self)
+        submission = self._inbox.get()
+        if submission is not None:
+            self._take_turn()
+        return submission
+
+    def _take_turn(self) -> None:
+        self._turn.take(self, given_up=lambda: self._closing)
 
     def _accept(self, submission: _Submission) -> None:
         for place, sequence in enumerate(self.scheduler.add(submission.work)):
@@ -225,11 +257,16 @@ class Engine:
                 if submission is not None:
                     waiting.add(submission)
         for submission in waiting:
-            error = EngineDeadError(f"the engine died: {self._death!r}" if self._death else "the engine was closed")
-            error.__cause__ = self._death
-            submission.future.set_exception(error)
+            submission.future.set_exception(self._error())
         self._open.clear()
         self._states.clear()
+
+    def _error(self) -> EngineDeadError | EngineClosedError:
+        if self._death is None:
+            return EngineClosedError("the engine was closed")
+        error = EngineDeadError(f"the engine died: {self._death!r}")
+        error.__cause__ = self._death
+        return error
 
 
 def _trace(number: int, step: SchedulerOutput, held: tuple[int, int, int], times: list[float]) -> StepTrace:

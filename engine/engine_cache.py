@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
+from engine.device import resolve_device
+from engine.device_turn import turn_of
 from engine.model import ModelFiles
 from engine.trace import TraceWriter
 
@@ -23,15 +25,18 @@ _trace: TraceWriter | None = None
 def get_engine(model: ModelFiles, config: EngineConfig) -> "Engine":
     """The process's engine for this model and these limits, loaded if there is none that lives.
 
-    Raises UserError for a model that cannot be served.
+    Waits for the device's turn. Raises UserError for a model that cannot be served, and EngineClosedError where
+    `close_engines` was called meanwhile.
     """
-    from engine.build import build_engine  # torch and transformers load here, not with this module
+    from engine.build import start_engine  # torch and transformers load here, not with this module
 
     with _lock:
         engine = _engines.get((model.fingerprint, config))
         if engine is None or engine.dead:
-            engine = _engines[model.fingerprint, config] = build_engine(model, config, on_step=_trace)
-        return engine
+            turn = turn_of(resolve_device(config))
+            engine = _engines[model.fingerprint, config] = start_engine(model, config, on_step=_trace, turn=turn)
+    engine.wait_until_loaded()
+    return engine
 
 
 def trace_steps(path: Path) -> None:

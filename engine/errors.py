@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class EngineDeadError(RuntimeError):
     """The engine's loop ended; every shard it held must run again."""
+
+
+class EngineClosedError(RuntimeError):
+    """The engine was told to end: what it held is not to run again now."""

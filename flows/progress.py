@@ -24,13 +24,17 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A moment of a run. `seconds_left` is None until a speed is known."""
+    """A moment of a run. `seconds_left` is None until a speed is known.
+
+    `waiting_for` names the process that has the device.
+    """
 
     stage: str
     rows: int = 0
     rows_done: int = 0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
+    waiting_for: str | None = None
 
     @property
     def fraction(self) -> float:

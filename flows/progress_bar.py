@@ -8,13 +8,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as RichProgress
 
 from flows.progress import Progress, watch
+from flows.terminal_text import as_text
 
 
 @contextmanager
 def progress_bar(console: Console) -> Iterator[None]:
-    """Shows the runs of this process on `console` while the context is open; nothing where it is no terminal."""
+    """Shows the runs of this process on `console` while the context is open; where it is no terminal, only waits."""
     if not console.is_terminal:
-        yield
+        with watch(_Waits(console)):
+            yield
         return
     bar = RichProgress(
         SpinnerColumn(),
@@ -33,6 +35,19 @@ def progress_bar(console: Console) -> Iterator[None]:
         row = bar.add_task("starting", total=None, speed="", left="")
         with watch(lambda progress: _show(bar, row, progress)):
             yield
+
+
+class _Waits:
+    """Says once whom a run waits for."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: str | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.waiting_for not in (None, self._said):
+            self._said = progress.waiting_for
+            self._console.print(as_text(f"trunkline: waiting for {self._said}, which has the device"), soft_wrap=True)
 
 
 def _show(bar: RichProgress, row: TaskID, progress: Progress) -> None:

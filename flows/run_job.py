@@ -1,6 +1,7 @@
 """`trunkline score`: the flow under a progress bar, then what came out."""
 
 import atexit
+import logging
 import os
 import sys
 import time
@@ -14,38 +15,43 @@ from rich.table import Table
 
 from engine.engine_cache import trace_steps
 from engine.errors import UserError
-from engine.model import resolve_model
-from flows.model_loading import LoadingEngine
+from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
 from flows.score import ShardsFailedError, score
+from flows.stopping import stopping
 from flows.terminal_text import as_text
 from tasks.job import ScoringJob
+from tasks.transient import OUTSIDE
 
 
 def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process.
 
-    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 130 where the user stopped it.
+    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 128 + N where signal N stopped it.
     """
     messages = Console(stderr=True)
+    logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
+    end_orphans_with_me()
     code = 0
-    try:
-        if trace is not None:
-            trace_steps(trace)
-        _run(job, retry_failed, messages)
-    except KeyboardInterrupt:
-        code = _say(messages, "stopped; what was committed stays, and the same command continues", 130)
-    except ShardsFailedError as error:
-        code = _say(messages, str(error), 1)
-    except UserError as error:
-        code = _say(messages, str(error), 2)
+    with stopping(lambda signal: _stop(messages, signal)) as stop:
+        try:
+            if trace is not None:
+                trace_steps(trace)
+            _run(job, retry_failed, messages)
+        except KeyboardInterrupt:
+            stop()
+        except ShardsFailedError as error:
+            code = _say(messages, str(error), 1)
+        except UserError as error:
+            code = _say(messages, str(error), 2)
+        except OUTSIDE as error:
+            said = str(error).strip().partition("\n")[0]
+            code = _say(messages, f"{type(error).__name__}: {said}; the same command continues", 1)
     _leave(code)
 
 
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
-    # The model takes as long to load as Prefect to start; the flow then finds it loaded.
-    LoadingEngine(resolve_model(job.model.path), job.engine_config())
     with progress_bar(messages):
         report = score(job, retry_failed=retry_failed)
     print_report(report, Console(), time.time() - psutil.Process().create_time())
@@ -56,12 +62,20 @@ def _say(messages: Console, words: str, code: int) -> int:
     return code
 
 
+def _stop(messages: Console, signal: int) -> NoReturn:
+    """At once: Prefect's exit functions would wait for its server, which `flows.orphans` ends."""
+    messages.show_cursor()
+    _say(messages, "stopped; the same command continues", 128 + signal)
+    os._exit(128 + signal)
+
+
 def _leave(code: int) -> NoReturn:
-    """Ends the process after its exit functions, one of which stops Prefect's server.
+    """Ends the process after its exit functions, one of which stops Prefect's server; it gets its logs before.
 
     Taking the interpreter apart is left out: Prefect keeps DuckDB's module alive to the end, of which its binding
     complains over dozens of lines.
     """
+    logging.shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,12 +2,14 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from engine.engine_cache import close_engines
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.model_loading import LoadingEngine
@@ -48,12 +50,14 @@ def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
     """
     log = get_run_logger()
     with open_run(job, retry_failed) as run:
-        engine = LoadingEngine(run.model, run.config)
         tell(Progress("reading rows"))
         extracted = extract(run)
         _log_notes(log, extracted)
         tell(Progress("finding equal requests", extracted.rows))
         deduplicated = deduplicate(run, extracted)
+        engine = LoadingEngine(run.model, run.config)
+        if deduplicated.pending:
+            engine.start()
         tell(Progress("planning", extracted.rows))
         planned = plan(run, deduplicated)
         log.info(
@@ -64,9 +68,7 @@ def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
             f"{planned.committed:,}",
             planned.text,
         )
-        report = ShardRunner(run, planned, engine, log).run()
-        engine.join()
-        return report
+        return ShardRunner(run, planned, engine, log).run()
 
 
 class ShardsFailedError(RuntimeError):
@@ -98,11 +100,16 @@ class ShardRunner:
         self._done: list[ShardDone] = []
         self._failures: list[Exception] = []
         self._progress = Progress("scoring", planned.rows)
+        self._waited_for: str | None = None
 
     def run(self) -> RunReport:
         start = time.monotonic()
         try:
             run_window(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
+        except BaseException:
+            # Whoever stops the run does not want to wait for its shards.
+            close_engines()
+            raise
         finally:
             seconds = time.monotonic() - start
             tell(Progress("publishing", self._planned.rows, self._progress.rows_done))
@@ -151,6 +158,12 @@ class ShardRunner:
 
     def _tick(self) -> None:
         self._progress = self._meter.read(*self._engine.totals())
+        holder = self._engine.waiting_for
+        if holder is not None:
+            self._progress = replace(self._progress, stage=f"waiting for {holder}", waiting_for=holder)
+            if holder != self._waited_for:
+                self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
+        self._waited_for = holder
         tell(self._progress)
         self._page.progress(self._progress.fraction)
 

@@ -9,22 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import duckdb
+
 from engine.errors import UserError
 from tasks.failpoint import failpoint
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Says a full disk in one line; every other error passes."""
+    """Says a full disk in one line, whether Python or DuckDB met it; every other error passes."""
     try:
         yield
-    except OSError as problem:
-        if problem.errno not in _DISK_FULL:
+    except (OSError, duckdb.IOException) as problem:
+        # DuckDB's error has no number, but the system's words.
+        said = next((words for words in _DISK_FULL if words in str(problem)), None)
+        if said is None:
             raise
-        cure = "free some and run the same command again"
-        raise UserError(f"{folder}: no space left ({problem.strerror}); {cure}") from None
+        raise UserError(f"{folder}: no space left ({said}); free some and run the same command again") from None
 
 
 def open_private(path: Path) -> IO[bytes]:

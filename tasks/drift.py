@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
 from engine.device import resolve_device
+from engine.device_turn import turn_of
 from engine.errors import UserError
 from engine.model import ModelFiles
 from engine.request import Request, RequestOutput
@@ -146,10 +147,11 @@ def _sample(run: Run, rows: int) -> list[Request]:
 
 def _score(model: ModelFiles, config: EngineConfig, requests: list[Request]) -> list[RequestOutput]:
     from engine.batch import plan_requests, run_plan
-    from engine.build import build_engine
+    from engine.build import start_engine
 
-    engine = build_engine(model, config)
+    engine = start_engine(model, config, turn=turn_of(resolve_device(config)))
     try:
+        engine.wait_until_loaded()
         return run_plan(engine, plan_requests(engine, requests), requests)
     finally:
         engine.close()

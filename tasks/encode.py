@@ -12,7 +12,8 @@ from tasks.row_error import CONTEXT_OVERFLOW, RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_BATCH_CHARACTERS = 4_000_000
+# A token being encoded takes a hundred bytes and more.
+_BATCH_CHARACTERS = 500_000
 
 
 class Encoder:

@@ -1,4 +1,4 @@
-"""Named places where a test can make the process die or fail. Off unless `FAILPOINT` is set."""
+"""Named places where a test can make the process die, fail or hang. Off unless `FAILPOINT` is set."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ _lock = threading.Lock()
 def failpoint(name: str) -> None:
     """Acts at the n-th hit when the environment says `FAILPOINT=name:n:action`.
 
-    The name `*` counts the hits of every failpoint. Actions: `kill` (SIGKILL) and `error` (an I/O error).
+    The name `*` counts the hits of every failpoint. Actions: `kill` (SIGKILL), `error` (an I/O error) and `hang`.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
@@ -29,5 +29,7 @@ def _act(name: str, setting: str) -> None:
         reached = _hits == int(count)
     if reached and action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if reached and action == "hang":
+        threading.Event().wait()
     if reached and action == "error":
         raise OSError(errno.EIO, f"failpoint {name}")

@@ -1,9 +1,5 @@
 """The output folder's layout, and the lock that lets one run at a time change it."""
 
-import fcntl
-import json
-import os
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +8,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from engine.errors import UserError
+from engine.file_lock import HeldError, hold
 
 LOCK_NAME = ".lock"
 
@@ -74,13 +71,11 @@ class OutputFolder:
 
         Raises UserError that names the holder while another run has it.
         """
-        with open(self.root / LOCK_NAME, "r+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"output: {self.root} is in use by {_holder(file.read())}; wait, or end it") from None
-            _write_holder(file.fileno())
-            yield
+        try:
+            with hold(self.root / LOCK_NAME):
+                yield
+        except HeldError as held:
+            raise UserError(f"output: {self.root} is in use by {held}; wait, or end it") from None
 
     def sweep_staging(self) -> None:
         """Removes what killed runs left half written. Only the lock's holder may call it."""
@@ -89,18 +84,3 @@ class OutputFolder:
                 rmtree(entry)
             else:
                 entry.unlink()
-
-
-def _write_holder(descriptor: int) -> None:
-    content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, content, 0)
-
-
-def _holder(content: str) -> str:
-    """What the lock's file says of its holder; it may be in the middle of writing it."""
-    try:
-        holder = json.loads(content)
-        return f"process {holder['pid']} on {holder['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another run"

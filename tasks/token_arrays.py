@@ -30,9 +30,12 @@ def from_list_array(array: pa.Array) -> list[TokenIds]:
 
 
 def from_lists_array(array: pa.Array) -> list[tuple[TokenIds, ...]]:
+    """Equal rows are one object: most tables have few sets of labels."""
     inner = from_list_array(array.values)
     bounds = array.offsets.to_numpy().tolist()
-    return [tuple(inner[start:end]) for start, end in pairwise(bounds)]
+    rows = (tuple(inner[start:end]) for start, end in pairwise(bounds))
+    known: dict[tuple[bytes, ...], tuple[TokenIds, ...]] = {}
+    return [known.setdefault(tuple(ids.tobytes() for ids in row), row) for row in rows]
 
 
 def _offsets(rows: Sequence[Sequence[object] | TokenIds]) -> pa.Array:

@@ -3,7 +3,14 @@
 import errno
 from typing import Any
 
+import duckdb
+import httpx
+import pyarrow as pa
+
 from engine.errors import EngineDeadError
+
+# Disk, memory, network, device: the program is right, and another time it may work.
+OUTSIDE = (OSError, MemoryError, EngineDeadError, duckdb.Error, pa.ArrowException, httpx.HTTPError)
 
 _ERRNOS = frozenset(
     {
@@ -26,7 +33,7 @@ _ERRNOS = frozenset(
 
 def is_transient(problem: BaseException) -> bool:
     """True for a dead engine, a passing I/O error or a lost connection; a full disk or a bad value stays."""
-    if isinstance(problem, EngineDeadError | ConnectionError | TimeoutError) or _is_connection_error(problem):
+    if isinstance(problem, EngineDeadError | ConnectionError | TimeoutError | httpx.TransportError):
         return True
     return isinstance(problem, OSError) and problem.errno in _ERRNOS
 
@@ -35,9 +42,3 @@ def retry_transient(_task: Any, _task_run: Any, state: Any) -> bool:
     """Prefect's `retry_condition_fn`."""
     problem = state.data
     return isinstance(problem, BaseException) and is_transient(problem)
-
-
-def _is_connection_error(problem: BaseException) -> bool:
-    import httpx
-
-    return isinstance(problem, httpx.TransportError)

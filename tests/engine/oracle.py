@@ -55,17 +55,22 @@ class Oracle:
             scores.append(sum(float(logprobs[i, token]) for i, token in enumerate(label.tolist())))
         return scores
 
-    def assert_same(self, request: Request, output: RequestOutput) -> None:
-        """The same greedy tokens, up to a shown tie; the same label log-likelihoods, to the tolerance."""
+    def assert_same(self, request: Request, output: RequestOutput) -> float:
+        """The same greedy tokens, up to a shown tie; the same label log-likelihoods, to the tolerance.
+
+        Returns the largest difference between log-likelihoods; for text the tie's gap in logits, 0 without one.
+        """
         if request.labels is not None:
             assert output.label_scores is not None
-            for wanted, score in zip(self.loglikelihoods(request), output.label_scores, strict=True):
+            pairs = list(zip(self.loglikelihoods(request), output.label_scores, strict=True))
+            for wanted, score in pairs:
                 assert abs(wanted - score.logprob) < TOLERANCE, (request.request_id, wanted, score.logprob)
-            return
+            return max(abs(wanted - score.logprob) for wanted, score in pairs)
         greedy, got = self.generate(request), list(output.token_ids)
         if greedy == got:
-            return
+            return 0.0
         split = next(i for i, (a, b) in enumerate(zip(greedy, got, strict=False)) if a != b)
         logits = self.logits([*request.prompt_token_ids.tolist(), *greedy[:split]])[-1]
         gap = float(logits[greedy[split]] - logits[got[split]])
         assert abs(gap) < TIE, (request.request_id, split, greedy[split], got[split], gap)
+        return abs(gap)

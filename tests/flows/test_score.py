@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.errors import EngineDeadError, UserError
@@ -16,6 +17,7 @@ from flows import score as score_module
 from flows.progress import Progress, watch
 from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
+from flows.stopping import GRACE_SECONDS
 from tasks.infer import infer_shard
 from tasks.job_file import parse_job
 from tasks.query import query
@@ -35,7 +37,9 @@ def answer(job: dict[str, Any], sql: str) -> list[Any]:
         return rows
 
 
-def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str, Any]) -> None:
+def test_every_row_ends_once_and_a_second_run_scores_nothing(
+    monkeypatch: pytest.MonkeyPatch, small_job: dict[str, Any]
+) -> None:
     seen: list[Progress] = []
     with watch(seen.append):
         first = run(small_job)
@@ -47,6 +51,10 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str
     assert max(p.rows_done for p in seen) == 21
     assert len(answer(small_job, "select custom_id from results union select custom_id from errors")) == 21
 
+    def load(*_: object) -> None:
+        pytest.fail("the model was loaded for nothing")
+
+    monkeypatch.setattr("flows.model_loading.get_engine", load)
     second = run(small_job)
     assert second.scored_rows == 0
     assert second.published.labels == first.published.labels
@@ -159,33 +167,71 @@ def test_artifact_keys_are_what_prefect_takes() -> None:
     assert artifact_key("Package.Topics_2") == "trunkline-package-topics-2"
 
 
-def test_killed_in_the_middle_the_same_command_continues(
+class Command:
+    """`trunkline score` in a process of its own, with the ephemeral server, as a person runs it."""
+
+    def __init__(self, job_file: Path, folder: Path) -> None:
+        self._arguments = [sys.executable, "-m", "flows.cli", "score", str(job_file), "--set", "shard_seconds=0.000001"]
+        self._home = str(folder / "prefect")
+        self._environment = os.environ | {"PREFECT_HOME": self._home, "XDG_STATE_HOME": str(folder / "state")}
+        self._environment.pop("PREFECT_API_URL", None)
+        self._output = folder / "output.txt"
+
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+        with self._output.open("w") as file:
+            more = self._environment | environment
+            return subprocess.Popen(self._arguments, cwd=ROOT, env=more, stdout=file, stderr=file)
+
+    def run(self, **environment: str) -> int:
+        return self.start(**environment).wait(240)
+
+    @property
+    def printed(self) -> str:
+        return self._output.read_text()
+
+    def left_behind(self, seconds: float) -> list[str]:
+        """Processes of this command's that are still there after so long."""
+        deadline = time.monotonic() + seconds
+        while (found := [p for p in psutil.process_iter() if self._is_ours(p)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return [str(process) for process in found]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return bool(process.environ().get("PREFECT_HOME") == self._home)
+        except (psutil.Error, OSError):
+            return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_killed_and_stopped_in_the_middle_the_same_command_continues(
     small_job_file: Path, small_job: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A process of its own, with the ephemeral server, as a person runs it."""
-    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "XDG_STATE_HOME": str(tmp_path / "state")}
-    environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "flows.cli", "score", str(small_job_file), "--set", "shard_seconds=0.000001"]
+    manifests = Path(small_job["output"]) / "manifests"
+    command = Command(small_job_file, tmp_path)
+    assert command.run(FAILPOINT="infer.done:3:kill") == -signal.SIGKILL
+    assert command.left_behind(30) == []
+    done = len(list(manifests.glob("shard-*")))
+    assert done >= 3
 
-    def start(**more: str) -> tuple[int, str]:
-        output = tmp_path / "output.txt"
-        with output.open("w") as file:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=environment | more, stdout=file, stderr=file, start_new_session=True
-            )
-            try:
-                return process.wait(240), output.read_text()
-            finally:
-                # Prefect's own server outlives a flow that is killed.
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+    # A shard that hangs is what Prefect would wait for to the end.
+    process = command.start(FAILPOINT="infer.done:2:hang")
+    wait_for(lambda: len(list(manifests.glob("shard-*"))) >= done + 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(GRACE_SECONDS + 20) == 128 + signal.SIGTERM
+    assert command.printed == "trunkline: stopped; the same command continues\n"
+    assert command.left_behind(30) == []
 
-    assert start(FAILPOINT="infer.done:3:kill")[0] == -signal.SIGKILL
-    code, printed = start()
-    assert code == 0, printed
-    assert "21 (20 results, 1 errors)" in printed
+    assert command.run() == 0, command.printed
+    assert "21 (20 results, 1 errors)" in command.printed
     per_shard = answer(small_job, "select shard_id, count(*) as n from shards group by shard_id")
     assert all(row["n"] == 1 for row in per_shard)
     runs = answer(small_job, "select run_id, sum(requests)::int as n from shards group by run_id order by run_id")
-    assert len(runs) == 2
+    assert len(runs) == 3
     assert sum(row["n"] for row in runs) == 20
