@@ -71,7 +71,9 @@ class FusedLayer(nn.Module):
         self.qkv = Projection(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out = Projection(attention.o_proj)
         self.gate_up = Projection(mlp.gate_proj, mlp.up_proj, gated=True)
-        self.down = Projection(mlp.down_proj)
+        # Beside layers in 8 bits it is one that was left out: bfloat16 is far closer than they are.
+        narrow = torch.bfloat16 if self.gate_up.panels.dtype == torch.int8 else None
+        self.down = Projection(mlp.down_proj, dtype=narrow)
         self.workspace = workspace
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)

@@ -44,11 +44,11 @@ class Projection(nn.Module):
         quantized = [layer for layer in layers if isinstance(layer, Int8Linear)]
         assert len(quantized) in (0, len(layers)), len(quantized)
         scales = torch.cat([layer.weight_scales for layer in quantized]) if quantized else None
-        assert all(torch.equal(layer.factors, quantized[0].factors) for layer in quantized)
         panels = matmul.pack(weight, gated=gated, bias=bias, scales=scales)
         self.panels = replace(panels, words=huge_pages.moved(panels.words))
         for name in ("words", "bias", "scales", "offsets"):
             self.register_buffer(name, getattr(self.panels, name))
+        assert all(torch.equal(layer.factors, quantized[0].factors) for layer in quantized)
         self.register_buffer("factors", quantized[0].factors if quantized else None)
         self.takes = torch.float32 if quantized else weight.dtype
         self.in_features = weight.shape[1]

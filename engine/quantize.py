@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from kernels.int8_rows import quantize_rows
+from kernels.int8_rows import group_size, quantize_rows
 
 CALIBRATION_SHAPE = (2, 256)
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` with a scale for each output channel's weights and one for each row of activations.
+    """`nn.Linear` with a scale for each group of a channel's weights and one for each group of a row of activations.
 
-    `factors` (in_features,) multiply the activations first; the weights are divided by them. The products are summed
-    exactly in int32; scales and bias are applied in float32. On the CPU `engine.projection` takes its place.
+    `factors` (in_features,) multiply the activations first; the weights are divided by them. A group's products are
+    summed exactly in int32; scales and bias are applied in float32. On the CPU `engine.projection` takes its place.
     """
 
     factors: Tensor
@@ -45,18 +45,25 @@ class Int8Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), in the dtype that comes in."""
         quantized, scales = quantize_rows(rows.reshape(-1, self.in_features), self.factors)
-        out = torch._int_mm(quantized, self.weight.t()).float() * scales[:, None] * self.weight_scales
+        out = torch.zeros(len(quantized), self.out_features, device=rows.device)
+        group = group_size(self.in_features)
+        for index, start in enumerate(range(0, self.in_features, group)):
+            part = slice(start, start + group)
+            sums = torch._int_mm(quantized[:, part].contiguous(), self.weight[:, part].t()).float()
+            out += sums * scales[:, index : index + 1] * self.weight_scales[:, index]
         out = out if self.bias is None else out + self.bias
         return out.to(rows.dtype).reshape(*rows.shape[:-1], self.out_features)
 
 
 def quantize_linears(model: Any) -> int:
-    """Replaces every `nn.Linear` below the model's body, in place; embeddings and head stay. Returns how many.
+    """Replaces the `nn.Linear` layers below the model's body, in place; returns how many.
 
-    Raises UserError for a model whose body holds no `nn.Linear`.
+    Embeddings, head and what comes back from an MLP stay: its inputs are products, a few of them far above the rest,
+    and lost most of what 8 bits lost in all. Raises UserError for a model whose body holds no `nn.Linear`.
     """
-    body = model.base_model
-    found = [(path, module) for path, module in body.named_modules() if isinstance(module, nn.Linear)]
+    body, widest = model.base_model, model.config.hidden_size
+    linears = [(path, module) for path, module in body.named_modules() if isinstance(module, nn.Linear)]
+    found = [(path, module) for path, module in linears if module.in_features <= widest]
     if not found:
         raise UserError("model.quantization: int8 finds no linear layer in this model; take quantization: none")
     magnitudes = _magnitudes(model, dict(found))

@@ -13,20 +13,19 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.int8_rows import group_size
 from kernels.openmp import (
     FASTMATH,
     Loop,
-    bits_of,
     exp,
     float32_at,
-    int32_at,
     lines_of,
     narrow,
     next_of,
     uint16_at,
     words,
 )
-from kernels.product import ROWS, product
+from kernels.product import ROWS, byte_product, product
 from kernels.vectors import NATIVE_BYTES, WIDTH
 
 VECTORS = 3
@@ -44,9 +43,9 @@ class Panels:
     """Weights (outputs, inputs) of `dtype`, packed for `matmul`.
 
     words (panels, steps, 48) of 4 bytes: an input each in float32, two in bfloat16, four in int8. `gated`: the outputs
-    are gates, then as many ups, and a panel of gates is followed by the panel of their ups. A row a panel, or empty:
-    `bias`; in int8 `scales`, by which a column is multiplied, and `offsets` in int32, 128 times the sum of its
-    weights.
+    are gates, then as many ups, and a panel of gates is followed by the panel of their ups. bias (panels, 48) or
+    empty. In int8, of each group of `kernels.int8_rows`: scales (panels, groups, 48), by which a column's sum is
+    multiplied, and offsets (panels, groups, 48) in int32, -128 times the sum of its weights; else empty.
     """
 
     words: Tensor
@@ -64,17 +63,26 @@ class Panels:
 
 
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
-    """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
+    """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs, groups); `bias` (outputs,)."""
     outputs, inputs = weight.shape
     each = 4 // weight.dtype.itemsize
     padded = weight if inputs % each == 0 else functional.pad(weight, (0, -inputs % each))
     panels = _by_panel(padded, gated).view(-1, LANES, padded.shape[1])
     words_ = panels.contiguous().view(torch.int32).transpose(1, 2).contiguous()
     none = torch.empty(0)
-    sums = none if scales is None else _by_panel(128 * weight.sum(1, dtype=torch.int32), gated)
-    column_scales = none if scales is None else _by_panel(scales.float(), gated)
     column_bias = none if bias is None else _by_panel(bias.float(), gated)
+    column_scales = sums = none
+    if scales is not None:
+        group = group_size(inputs)
+        grouped = functional.pad(weight, (0, -inputs % group)).view(outputs, -1, group)
+        sums = _of_groups(-128 * grouped.sum(2, dtype=torch.int32), gated)
+        column_scales = _of_groups(scales.float(), gated)
     return Panels(words_, weight.dtype, outputs, inputs, gated, column_bias, column_scales, sums)
+
+
+def _of_groups(values: Tensor, gated: bool) -> Tensor:
+    """(outputs, groups) to (panels, groups, 48)."""
+    return _by_panel(values, gated).view(-1, LANES, values.shape[1]).transpose(1, 2).contiguous()
 
 
 def _by_panel(values: Tensor, gated: bool) -> Tensor:
@@ -98,15 +106,17 @@ def matmul(
     """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
 
     rows (n, inputs) in the weights' dtype, contiguous; in int8 they are bytes of which 128 means zero, with
-    `row_scales` (n,). `inputs` is even in bfloat16 and a multiple of 4 in bytes. out (n, outputs) in float32, or (n,
-    outputs / 2) in float32 or bfloat16.
+    `row_scales` (n, groups). `inputs` is even in bfloat16 and a multiple of 4 in bytes. out (n, outputs) in float32,
+    or (n, outputs / 2) in float32 or bfloat16.
     """
     count, steps = len(rows), weights.words.shape[1]
     assert rows.shape[1] * rows.dtype.itemsize == 4 * steps, (rows.shape, rows.dtype, steps)
     assert rows.is_contiguous()
     assert out.stride(1) == 1
     assert out.dtype == torch.float32 or weights.gated
-    rows = _with_room(rows, -(count // -_ROWS) * _ROWS)
+    roomy = -(count // -_ROWS) * _ROWS
+    rows = _with_room(rows, roomy)
+    row_scales = row_scales if row_scales is None else _with_room(row_scales, roomy)
     counter = np.zeros(1, dtype=np.int64)
     _loop(
         rows,
@@ -125,7 +135,8 @@ def matmul(
         _KINDS[weights.dtype],
         GATE if weights.gated else ADD if add else STORE,
         int(out.dtype == torch.bfloat16),
-        len(weights.bias),
+        weights.bias.numel(),
+        group_size(weights.inputs) // 4,
     )
     return out
 
@@ -140,9 +151,11 @@ def matmul_reference(
     row_scales: Tensor | None = None,
 ) -> Tensor:
     """`matmul` by its definition, in float32, from weights as they are packed; rows in 8 bits are signed."""
-    out = rows.float() @ weight.float().t()
     if scales is not None and row_scales is not None:
-        out = out * row_scales[:, None] * scales
+        group = group_size(rows.shape[1])
+        rows = rows.float() * row_scales.repeat_interleave(group, 1)[:, : rows.shape[1]]
+        weight = weight.float() * scales.repeat_interleave(group, 1)[:, : weight.shape[1]]
+    out = rows.float() @ weight.float().t()
     if bias is not None:
         out = out + bias
     if gated:
@@ -164,79 +177,60 @@ def _with_room(rows: Tensor, count: int) -> Tensor:
 _ROWS = ROWS[VECTORS]
 _floats, _pairs = product(_ROWS, VECTORS, "float32"), product(_ROWS, VECTORS, "pairs")
 _more_floats, _more_pairs = product(_ROWS, VECTORS, "float32", adds=True), product(_ROWS, VECTORS, "pairs", adds=True)
-_bytes = product(_ROWS, VECTORS, "bytes" if NATIVE_BYTES else "float32")
+_bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_ROWS, VECTORS, adds=True)
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
-def _tile(
-    kind: int,
-    rows: int,
-    count: int,
-    panels: int,
-    panel: int,
-    steps: int,
-    tile: Any,
-    row_scales: Any,
-    scales: Any,
-    offsets: Any,
-    bias: Any,
-    has_bias: int,
-    ones: Any,
-) -> None:
-    """tile (count rounded up, 48) = rows @ panel, scaled, with its bias."""
-    into, start_word = tile.ctypes.data, panels + 4 * panel * steps * LANES
+def _tile(pairs: int, rows: int, count: int, panel: int, steps: int, tile: Any, ones: Any) -> None:
+    """tile (count rounded up, 48) = rows @ panel, in float32 or pairs of bfloat16; rows and panel are addresses."""
+    into = tile.ctypes.data
     for row in range(0, count, _ROWS):
-        at, c = rows + 4 * row * steps, into + 4 * row * LANES
-        if kind == 2:
-            _bytes(at, steps, 1, start_word, LANES, steps, c, LANES, 0)
-            continue
+        c = into + 4 * row * LANES
         for start in range(0, steps, MAX_STEPS):
             part = min(MAX_STEPS, steps - start)
-            a, b = at + 4 * start, start_word + 4 * start * LANES
-            if start == 0 and kind == 0:
+            a, b = rows + 4 * (row * steps + start), panel + 4 * start * LANES
+            if start == 0 and not pairs:
                 _floats(a, steps, 1, b, LANES, part, c, LANES, 0)
             elif start == 0:
                 _pairs(a, steps, 1, b, LANES, part, c, LANES, 0)
-            elif kind == 0:
+            elif not pairs:
                 _more_floats(a, steps, 1, b, LANES, part, c, LANES, ones.ctypes.data)
             else:
                 _more_pairs(a, steps, 1, b, LANES, part, c, LANES, ones.ctypes.data)
-    if kind == 2:
-        low, factors = offsets[panel * LANES :], scales[panel * LANES :]
-        for row in range(count):
-            scale = row_scales[row]
-            for i in range(LANES):
-                at = row * LANES + i
-                tile[at] = np.float32(bits_of(tile[at]) - low[i]) * (scale * factors[i])
-    if has_bias:
-        more = bias[panel * LANES :]
-        for row in range(count):
-            for i in range(LANES):
-                tile[row * LANES + i] += more[i]
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _byte_tile(
+    rows: int, count: int, panel: int, steps: int, group: int, row_scales: int, scales: int, offsets: int, tile: Any
+) -> None:
+    """`_tile` of bytes: a group's sums are exact, and are scaled before they are added.
+
+    group is in steps; row_scales (rows, groups), scales and offsets (groups, 48) are addresses.
+    """
+    groups = -(steps // -group)
+    for row in range(0, count, _ROWS):
+        c, factors = tile.ctypes.data + 4 * row * LANES, row_scales + 4 * row * groups
+        for g in range(groups):
+            start = g * group
+            a, b, taken = rows + 4 * (row * steps + start), panel + 4 * start * LANES, min(group, steps - start)
+            low, columns = offsets + 4 * g * LANES, scales + 4 * g * LANES
+            if g == 0:
+                _bytes(a, steps, b, LANES, taken, c, LANES, low, columns, factors, groups)
+            else:
+                _more_bytes(a, steps, b, LANES, taken, c, LANES, low, columns, factors + 4 * g, groups)
 
 
 def _multiply(arguments: Any) -> None:
-    a = words(arguments, 17)
+    a = words(arguments, 18)
     rows, panels, out = a[0], a[1], a[2]
-    count, num_panels, steps, columns, out_row, kind, mode, is_narrow = (
-        a[8],
-        a[9],
-        a[10],
-        a[11],
-        a[12],
-        a[13],
-        a[14],
-        a[15],
-    )
-    size = num_panels * LANES
-    row_scales = float32_at(a[3], count if kind == 2 else 0)
-    scales, offsets = float32_at(a[4], size if kind == 2 else 0), int32_at(a[5], size if kind == 2 else 0)
-    has_bias = a[16]
-    bias = float32_at(a[6], has_bias)
-    tile, ups, ones = lines_of(TILE_ROWS * LANES), lines_of(TILE_ROWS * LANES), lines_of(LANES)
+    count, num_panels, steps, columns, out_row = a[8], a[9], a[10], a[11], a[12]
+    kind, mode, is_narrow, has_bias, group = a[13], a[14], a[15], a[16], a[17]
+    groups = -(steps // -group)
+    row_scales, scales, offsets, bias = a[3], a[4], a[5], float32_at(a[6], has_bias)
+    both, ones = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES)
     ones[:] = np.float32(1)
-    stride = 2 if mode == GATE else 1
-    across = num_panels // stride
+    gates = 2 if mode == GATE else 1
+    across = num_panels // gates
     while True:
         unit = next_of(a[7])
         if unit >= across * -(count // -UNIT_ROWS):
@@ -244,12 +238,24 @@ def _multiply(arguments: Any) -> None:
         panel, first = unit % across, unit // across * UNIT_ROWS
         width = min(LANES, columns - panel * LANES)
         for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
-            taken = min(TILE_ROWS, count - row)
-            at, factors = rows + 4 * row * steps, row_scales[row:]
-            _tile(kind, at, taken, panels, panel * stride, steps, tile, factors, scales, offsets, bias, has_bias, ones)
+            taken, at = min(TILE_ROWS, count - row), rows + 4 * row * steps
+            for part in range(gates):
+                which = panel * gates + part
+                tile, source = both[part * TILE_ROWS * LANES :], panels + 4 * which * steps * LANES
+                if kind == 2:
+                    place = 4 * which * groups * LANES
+                    factors = (row_scales + 4 * row * groups, scales + place, offsets + place)
+                    _byte_tile(at, taken, source, steps, group, *factors, tile)
+                else:
+                    _tile(kind, at, taken, source, steps, tile, ones)
+                if has_bias:
+                    more = bias[which * LANES : (which + 1) * LANES]
+                    for r in range(taken):
+                        line = tile[r * LANES : (r + 1) * LANES]
+                        for i in range(LANES):
+                            line[i] += more[i]
+            tile, ups = both[: TILE_ROWS * LANES], both[TILE_ROWS * LANES :]
             if mode == GATE:
-                panel_of_ups = panel * stride + 1
-                _tile(kind, at, taken, panels, panel_of_ups, steps, ups, factors, scales, offsets, bias, has_bias, ones)
                 for i in range(taken * LANES):
                     tile[i] = tile[i] / (np.float32(1) + exp(-tile[i])) * ups[i]
             for r in range(taken):
