@@ -22,7 +22,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Says a full disk in one line, whether Python or DuckDB met it; every other error passes."""
     try:
         yield
-    except (OSError, duckdb.IOException) as problem:
+    except (OSError, duckdb.Error) as problem:
         # DuckDB's error has no number, but the system's words.
         said = next((words for words in _DISK_FULL if words in str(problem)), None)
         if said is None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from engine.errors import EngineDeadError, UserError
 from flows import cli
 from flows.sql_format import Format, choose_format
+from tasks.job_file import parse_job
 
 HEAVY = ("torch", "transformers", "prefect", "duckdb", "pyarrow")
 
@@ -141,6 +143,52 @@ def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_j
     [(limits, trace)] = asked
     assert (limits.sharing, limits.order, limits.admission) == ("batchllm", "fcfs", "count")
     assert trace == tmp_path / "t"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(5, "Input/output error", "/data/part"), 1, "OSError: [Errno 5] Input/output error: '/data/part'; the"),
+        (EngineDeadError("the engine died: RuntimeError('no room')"), 1, "EngineDeadError: the engine died"),
+        (MemoryError(), 1, "MemoryError: "),
+        (UserError("source.id: is not there"), 2, "source.id: is not there"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_fails_outside_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_job: dict[str, Any],
+    error: Exception,
+    code: int,
+    said: str,
+) -> None:
+    import flows.run_job as module
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "_run", fail)
+    monkeypatch.setattr(module, "_leave", sys.exit)
+    monkeypatch.setattr(module, "end_orphans_with_me", lambda: None)
+    monkeypatch.setattr("logging.raiseExceptions", True)
+    with pytest.raises(SystemExit) as ended:
+        module.run_job(parse_job(small_job, "test"), retry_failed=False)
+    assert ended.value.code == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"trunkline: {said}")
+    assert printed.count("\n") == 1
+
+
+def test_planning_needs_no_torch(small_job_file: Path) -> None:
+    program = (
+        "import sys\nfrom flows import cli\n"
+        f"sys.argv = ['trunkline', 'plan', {str(small_job_file)!r}]\n"
+        "try: cli.main()\nexcept SystemExit as ended: assert not ended.code\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_help_and_version_need_nothing_heavy() -> None:

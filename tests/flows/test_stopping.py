@@ -15,6 +15,7 @@ import os, signal, sys, time
 import flows.stopping
 from flows.stopping import stopping
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
 flows.stopping.GRACE_SECONDS = float(sys.argv[1])
 with stopping(lambda number: os._exit(128 + number)) as stop:
     if {replaced}:

@@ -6,14 +6,15 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from engine.errors import UserError
-from tasks.commit import commit_file, open_private
+from tasks.commit import commit_file, disk_errors, open_private
 from tasks.failpoint import failpoint
 from tasks.job import ScoringJob
 from tasks.manifests import read_manifests, verify_manifests
@@ -190,19 +191,34 @@ def test_the_clock_may_jump(finished: ScoringJob, monkeypatch: pytest.MonkeyPatc
     runs = ask(finished.output_folder, "select run_id, sequence from runs")
     assert [run["sequence"] for run in runs] == [1, 2]
     assert [run["run_id"][:10] for run in runs] == ["run-000001", "run-000002"]
-    assert time.time() > 0
+
+
+FULL = r"no space left \(File too large\); free some and run the same command"
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file grows beyond `limit` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_that_duckdb_meets_is_the_same_line(tmp_path: Path) -> None:
+    with full_disk(2**16), pytest.raises(UserError, match=FULL), disk_errors(tmp_path):
+        duckdb.connect(str(tmp_path / "a.duckdb")).execute("CREATE TABLE t AS SELECT range AS i FROM range(1000000)")
+    with pytest.raises(duckdb.IOException), disk_errors(tmp_path):
+        duckdb.connect(str(tmp_path / "none" / "a.duckdb"))
 
 
 def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeEngine) -> None:
     job = job_of(ROWS, shard_seconds=1e-4)
     plan_alone(job, scored_shards=1)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"no space left \(File too large\); free some and run the same command"):
-            run_steps(job)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(2000), pytest.raises(UserError, match=FULL):
+        run_steps(job)
     _, published = run_steps(job)
     assert (published.results, published.missing) == (len(ROWS), 0)
     assert len(engine.scored) - len(set(engine.scored)) <= 1 * len(ROWS)
