@@ -61,11 +61,11 @@ def quantize_linears(model: Any) -> int:
     Embeddings, head and what comes back from an MLP stay: its inputs are products, a few of them far above the rest,
     and lost most of what 8 bits lost in all. Raises UserError for a model whose body holds no `nn.Linear`.
     """
-    body, widest = model.base_model, model.config.hidden_size
+    body = model.base_model
     linears = [(path, module) for path, module in body.named_modules() if isinstance(module, nn.Linear)]
-    found = [(path, module) for path, module in linears if module.in_features <= widest]
-    if not found:
+    if not linears:
         raise UserError("model.quantization: int8 finds no linear layer in this model; take quantization: none")
+    found = [(path, linear) for path, linear in linears if linear.in_features <= model.config.hidden_size]
     magnitudes = _magnitudes(model, dict(found))
     for path, linear in found:
         body.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))

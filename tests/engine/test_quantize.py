@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.device import resolve_device
 from engine.engine import Engine
 from engine.errors import UserError
+from engine.fused_layer import FusedLayer
 from engine.model import resolve_model
 from engine.planner import make_plan, shard_work
 from engine.projection import Projection
@@ -123,10 +124,11 @@ def int8_engine(tiny_model: Path, request: pytest.FixtureRequest) -> Iterator[En
 
 def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engine) -> None:
     model = int8_engine.runner.model
-    kinds = {type(module) for module in model.body.modules() if isinstance(module, nn.Linear | Int8Linear | Projection)}
-    assert kinds in ({Int8Linear}, {Projection})
-    packed = {module.panels.dtype for module in model.body.modules() if isinstance(module, Projection)}
-    assert packed <= {torch.int8}
+    layers = [module for module in model.body.modules() if isinstance(module, FusedLayer)]
+    assert len(layers) == 2
+    for layer in layers:
+        assert {layer.qkv.panels.dtype, layer.out.panels.dtype, layer.gate_up.panels.dtype} == {torch.int8}
+        assert layer.down.panels.dtype == torch.bfloat16
     head = model._head.lm_head
     assert (head.panels if isinstance(head, Projection) else head.weight).dtype == int8_engine.runner.cache.dtype
     assert model.body.get_input_embeddings().weight.is_floating_point()
