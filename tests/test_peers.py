@@ -90,7 +90,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def compare(folder: Path, **options: Any) -> None:
     peers.compare(
-        **{"only": ["tree"], "precision": PRECISIONS, "rounds": 3, "budget_minutes": 5.0} | options, folder=folder
+        **{"only": ["tree"], "precision": PRECISIONS, "variant": [], "rounds": 3, "budget_minutes": 5.0} | options,
+        folder=folder,
     )
 
 
@@ -102,6 +103,11 @@ def test_sides_take_turns_and_the_peer_keeps_its_best(machine: Machine, tmp_path
     # A peer is loaded once for each dtype.
     assert len(machine.started) == 3 * 2 + 2
     assert machine.ended == 2
+
+
+def test_only_the_variants_that_are_named_are_tried(machine: Machine, tmp_path: Path) -> None:
+    compare(tmp_path, rounds=1, variant=["bfloat16 sorted"])
+    assert machine.batches[2:] == ["bfloat16 sorted"]
 
 
 def test_what_is_measured_is_not_measured_again(machine: Machine, tmp_path: Path) -> None:

@@ -42,14 +42,16 @@ class Turn:
     variant: str
 
 
-def turns(shapes: list[Shape], precisions: list[str], rounds: int, journal: Journal) -> Iterator[Turn]:
+def turns(
+    shapes: list[Shape], precisions: list[str], variants: list[str], rounds: int, journal: Journal
+) -> Iterator[Turn]:
     """What is not measured yet, in order. The journal is asked turn by turn: the first round decides what follows."""
     for number in range(1, rounds + 1):
         for shape in shapes:
-            yield from _round(shape, precisions, number, journal)
+            yield from _round(shape, precisions, variants, number, journal)
 
 
-def _round(shape: Shape, precisions: list[str], number: int, journal: Journal) -> Iterator[Turn]:
+def _round(shape: Shape, precisions: list[str], variants: list[str], number: int, journal: Journal) -> Iterator[Turn]:
     for precision in precisions:
         if not journal.has(shape, number, OURS, precision):
             yield Turn(shape, number, OURS, precision)
@@ -57,7 +59,7 @@ def _round(shape: Shape, precisions: list[str], number: int, journal: Journal) -
         best = journal.best_variant(shape, peer)
         tried = [f"{dtype} {order}" for dtype, order in PEERS[peer].variants] if number == 1 else [best] if best else []
         for variant in tried:
-            if not journal.has(shape, number, peer, variant):
+            if variant in variants and not journal.has(shape, number, peer, variant):
                 yield Turn(shape, number, peer, variant)
 
 
@@ -115,12 +117,18 @@ def _revision() -> str:
 
 
 def run_turns(
-    shapes: list[Shape], precisions: list[str], rounds: int, journal: Journal, folder: Path, deadline: float
+    shapes: list[Shape],
+    precisions: list[str],
+    variants: list[str],
+    rounds: int,
+    journal: Journal,
+    folder: Path,
+    deadline: float,
 ) -> list[str]:
     """Measures until all is there or the time is up; returns what failed. A failure does not stop the others."""
     failures = []
     with Sides(folder) as sides:
-        for turn in turns(shapes, precisions, rounds, journal):
+        for turn in turns(shapes, precisions, variants, rounds, journal):
             if time.monotonic() > deadline:
                 typer.echo("the time is up; the same command continues", err=True)
                 break
@@ -145,6 +153,7 @@ def _chosen(names: list[str], known: list[str], option: str) -> list[str]:
 def compare(
     only: Annotated[list[str], typer.Option(help="Workloads; all of them where none is named.")] = [],  # noqa: B006
     precision: Annotated[list[str], typer.Option(help="Ours; all of them where none is named.")] = [],  # noqa: B006
+    variant: Annotated[list[str], typer.Option(help="Theirs, as 'bfloat16 sorted'; all where none is named.")] = [],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1)] = 3,
     budget_minutes: Annotated[float, typer.Option(min=0, help="Nothing is started after this time.")] = 24 * 60,
     folder: Annotated[Path, typer.Option(help="For environments, workloads, results.")] = ROOT / ".peers",
@@ -154,10 +163,12 @@ def compare(
     names = _chosen(only, [shape.name for shape in SHAPES], "--only")
     shapes = [shape for shape in SHAPES if shape.name in names]
     precisions = _chosen(precision, list(PRECISIONS), "--precision")
+    known = sorted({f"{dtype} {order}" for peer in PEERS.values() for dtype, order in peer.variants})
+    variants = _chosen(variant, known, "--variant")
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(folder / "results.jsonl")
-    failures = run_turns(shapes, precisions, rounds, journal, folder, deadline)
+    failures = run_turns(shapes, precisions, variants, rounds, journal, folder, deadline)
     text = markdown(journal, shapes, precisions)
     (folder / "results.md").write_text(text + "\n")
     typer.echo(text)
