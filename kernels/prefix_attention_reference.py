@@ -23,7 +23,7 @@ def prefix_shared_attention_reference(
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`out` (rows, heads, dim) in the query's dtype and `lse` (rows, heads) float32, the natural log of the denominator.
+    """`out` (rows, heads, dim) in the query's dtype; `lse` (rows, heads), the natural log of the denominator.
 
     query (rows, heads, dim); step_key, step_value (rows, kv_heads, dim), read by in-step segments; key_cache,
     value_cache (blocks, page, kv_heads, dim), whose slot s is entry s % page of block s // page. Keys and values may

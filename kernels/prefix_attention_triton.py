@@ -34,10 +34,8 @@ def _attend_blocks(
     window,
     factor,
     cap_factor,
-    key_block,
-    key_slot,
-    value_block,
-    value_slot,
+    block_stride,
+    slot_stride,
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -57,8 +55,9 @@ def _attend_blocks(
         else:
             page = tl.load(table + key // PAGE).to(tl.int64)
         slot = key % PAGE
-        k_ptrs = key_base + (page * key_block + slot * key_slot)[None, :] + d[:, None]
-        v_ptrs = value_base + (page * value_block + slot * value_slot)[:, None] + d[None, :]
+        place = page * block_stride + slot * slot_stride
+        k_ptrs = key_base + place[None, :] + d[:, None]
+        v_ptrs = value_base + place[:, None] + d[None, :]
         if MASKED:
             k = tl.load(k_ptrs, mask=inside[None, :] & (d[:, None] < DIM), other=0)
             v = tl.load(v_ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
@@ -120,19 +119,15 @@ def _attend_item(
     value_factor,
     query_row,
     query_head,
-    step_key_row,
-    step_key_head,
-    step_value_row,
-    step_value_head,
-    key_block,
-    key_slot,
-    key_head,
-    value_block,
-    value_slot,
-    value_head,
+    step_row,
+    step_head,
+    cache_block,
+    cache_slot,
+    cache_head,
     out_row,
     out_head,
     M: tl.constexpr,
+    ALWAYS_MASKED: tl.constexpr,
     KEYS: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -165,40 +160,42 @@ def _attend_item(
         end = tl.load(piece + 2)
         position = tl.load(piece + 3)
         flags = tl.load(piece + 4)
-        key_base = key_cache + kv_head.to(tl.int64) * key_head
-        value_base = value_cache + kv_head.to(tl.int64) * value_head
-        kb, ks, vb, vs = key_block, key_slot, value_block, value_slot
+        key_base = key_cache + kv_head.to(tl.int64) * cache_head
+        value_base = value_cache + kv_head.to(tl.int64) * cache_head
+        block_stride, slot_stride = cache_block, cache_slot
         if flags % 2 == 1:
-            key_base = step_key + kv_head.to(tl.int64) * step_key_head
-            value_base = step_value + kv_head.to(tl.int64) * step_value_head
-            kb, ks, vb, vs = step_key_row * PAGE, step_key_row, step_value_row * PAGE, step_value_row
-        if flags >= 2:
+            key_base = step_key + kv_head.to(tl.int64) * step_head
+            value_base = step_value + kv_head.to(tl.int64) * step_head
+            block_stride, slot_stride = step_row * PAGE, step_row
+        if ALWAYS_MASKED or flags >= 2:
             acc, top, total = _attend_blocks(
                 q, acc, top, total, row_position, key_base, value_base, table + first, start, end, position, window,
-                factor, cap_factor, kb, ks, vb, vs, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
+                factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
             )  # fmt: skip
         else:
             acc, top, total = _attend_blocks(
                 q, acc, top, total, row_position, key_base, value_base, table + first, start, end, position, window,
-                factor, cap_factor, kb, ks, vb, vs, KEYS, DIM, BLOCK_DIM, PAGE, False, CAPPED, FP8, PRECISION,
+                factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, False, CAPPED, FP8, PRECISION,
             )  # fmt: skip
-    if partial < 0:
-        if SINKS:
+    if SINKS:
+        if partial < 0:
             sink = tl.load(sinks + head, mask=real, other=0).to(tl.float32) * LOG2_E
             whole = tl.maximum(top, sink)
             total = total * tl.exp2(top - whole) + tl.exp2(sink - whole)
             acc = acc * tl.exp2(top - whole)[:, None]
             top = whole
-        result = acc * (value_factor / tl.where(total > 0, total, 1.0))[:, None]
-        denominator = tl.where(total > 0, (top + tl.log2(total)) / LOG2_E, float("-inf"))
+    # Rows that read nothing have a sum of 0 and a top of -inf: they give 0 and -inf, and no division by 0.
+    total = tl.where(total > 0, total, 1.0)
+    result = acc * (value_factor / total)[:, None]
+    denominator = top + tl.log2(total)
+    if partial < 0:
         target = out + (row * out_row + head * out_head)[:, None] + d[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=cell)
-        tl.store(lse + row * HEADS + head, denominator, mask=real)
+        tl.store(lse + row * HEADS + head, denominator / LOG2_E, mask=real)
     else:
-        result = acc * (value_factor / tl.where(total > 0, total, 1.0))[:, None]
         place = (partial + m // SLICE).to(tl.int64) * HEADS + head
         tl.store(partial_out + place[:, None] * DIM + d[None, :], result, mask=cell)
-        tl.store(partial_lse + place, top + tl.log2(total), mask=real)
+        tl.store(partial_lse + place, denominator, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_items", "window"])
@@ -225,16 +222,11 @@ def attend_kernel(
     softcap,
     query_row,
     query_head,
-    step_key_row,
-    step_key_head,
-    step_value_row,
-    step_value_head,
-    key_block,
-    key_slot,
-    key_head,
-    value_block,
-    value_slot,
-    value_head,
+    step_row,
+    step_head,
+    cache_block,
+    cache_slot,
+    cache_head,
     out_row,
     out_head,
     NARROW: tl.constexpr,
@@ -284,17 +276,17 @@ def attend_kernel(
         _attend_item(
             row_start, rows, piece_start, piece_end, partial, kv_head, slice_index, query, step_key, step_value,
             key_cache, value_cache, out, lse, partial_out, partial_lse, pieces, table, positions, sinks, window, factor,
-            cap_factor, value_factor, query_row, query_head, step_key_row, step_key_head, step_value_row,
-            step_value_head, key_block, key_slot, key_head, value_block, value_slot, value_head, out_row, out_head,
-            NARROW, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
+            cap_factor, value_factor, query_row, query_head, step_row, step_head, cache_block, cache_slot, cache_head,
+            out_row, out_head,
+            NARROW, True, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
         )  # fmt: skip
     if WIDE and (not NARROW or wide == 1):
         _attend_item(
             row_start, rows, piece_start, piece_end, partial, kv_head, slice_index, query, step_key, step_value,
             key_cache, value_cache, out, lse, partial_out, partial_lse, pieces, table, positions, sinks, window, factor,
-            cap_factor, value_factor, query_row, query_head, step_key_row, step_key_head, step_value_row,
-            step_value_head, key_block, key_slot, key_head, value_block, value_slot, value_head, out_row, out_head,
-            WIDE, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
+            cap_factor, value_factor, query_row, query_head, step_row, step_head, cache_block, cache_slot, cache_head,
+            out_row, out_head,
+            WIDE, False, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
         )  # fmt: skip
 
 
@@ -342,7 +334,8 @@ def merge_kernel(
         acc = acc * fade[:, None] + value * weight[:, None]
         total = total * fade + weight
         top = new_top
-    denominator = tl.where(total > 0, (top + tl.log2(total)) / LOG2_E, float("-inf"))
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    total = tl.where(total > 0, total, 1.0)
+    denominator = (top + tl.log2(total)) / LOG2_E
+    result = acc / total[:, None]
     tl.store(out + (row * out_row + head * out_head)[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=cell)
     tl.store(lse + row * HEADS + head, denominator, mask=real)

@@ -71,8 +71,8 @@ class PagedSegments:
     """Segments whose keys are found through a block table: key k lies in block `table[first + k // page]`.
 
     `first`, `start`, `end` and `position` are (segments,): keys `[start, end)` are counted from the first slot of the
-    first block, and key 0 would stand at `position`, which may be negative. In-step keys take blocks as well: the step's
-    rows in pieces of `page`, whose ids are the first ceil(rows / page) entries of the table.
+    first block, and key 0 would stand at `position`, which may be negative. In-step keys take blocks as well: the
+    step's rows in pieces of `page`, whose ids are the first ceil(rows / page) entries of the table.
     """
 
     row_start: Ints

@@ -8,6 +8,7 @@ thousand short ones stay whole, and the longest items come first, so that the de
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.segments import NO_WINDOW, Ints, Int32s, PagedSegments, Segments, paged, ranges
 
@@ -126,9 +127,10 @@ def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int)
     piece_tile = np.repeat(np.arange(len(tile_group)), repeats)
     piece_segment = segment[members[first_member[tile_group][piece_tile] + ranges(repeats)]]
     nearest, farthest = _span(positions, tile_start, tile_end)
-    which, pieces = _pieces(paging, piece_segment, nearest[piece_tile], farthest[piece_tile], tile.keys, window)
-    wide = (tile_end - tile_start > tile.narrow_rows).astype(np.int64)
-    return _Tiles(tile_start, tile_end, wide, piece_tile[which], pieces)
+    wide = tile_end - tile_start > tile.narrow_rows
+    spans = nearest[piece_tile], farthest[piece_tile]
+    which, pieces = _pieces(paging, piece_segment, *spans, wide[piece_tile], tile.keys, window)
+    return _Tiles(tile_start, tile_end, wide.astype(np.int64), piece_tile[which], pieces)
 
 
 def _span(positions: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
@@ -141,12 +143,19 @@ def _span(positions: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
 
 
 def _pieces(
-    paging: PagedSegments, segment: Ints, nearest: Ints, farthest: Ints, block: int, window: int
+    paging: PagedSegments,
+    segment: Ints,
+    nearest: Ints,
+    farthest: Ints,
+    wide: NDArray[np.bool_],
+    block: int,
+    window: int,
 ) -> tuple[Ints, Ints]:
     """For every (tile, segment): keys that no row reads cut off, then a masked, an unmasked and a masked piece.
 
     Rows of the tile stand at `nearest` to `farthest`. Blocks that all of the tile's rows read whole need no mask at
-    all; they are most of a prefix. Returns which pair each piece is from, and the pieces.
+    all; they are most of a prefix. Narrow tiles wait for memory, not for masks, and take one masked piece. Returns
+    which pair each piece is from, and the pieces.
     """
     position = paging.position[segment]
     start = np.maximum(paging.start[segment], nearest - window + 1 - position)
@@ -156,7 +165,7 @@ def _pieces(
     whole_start = start + -(-late // block) * block
     whole_end = np.minimum(end, nearest + 1 - position)
     whole_end = whole_start + (np.maximum(whole_end - whole_start, 0)) // block * block
-    none = whole_end == whole_start
+    none = (whole_end == whole_start) | ~wide
     whole_start, whole_end = np.where(none, start, whole_start), np.where(none, start, whole_end)
     starts = np.stack((start, whole_start, whole_end), 1)
     ends = np.stack((whole_start, whole_end, end), 1)

@@ -1,0 +1,311 @@
+"""The GPU path of attention over shared prefixes: `plan` once a step, `run` once a layer.
+
+`plan` makes every index tensor in one copy to the device; `run` launches two kernels, waits for nothing and can be
+captured in a CUDA graph.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.prefix_attention_triton import attend_kernel, merge_kernel
+from kernels.segments import NO_WINDOW, Int32s, Ints, Segments
+from kernels.split_plan import ITEM_FIELDS, PIECE_FIELDS, SplitPlan, TileShape, split_plan
+from kernels.tuning import AttentionConfig, attention_config, processors_of
+
+# Merging is a pass over float32 partials; this many heads a program fill its four warps at 128 dimensions.
+MERGE_HEADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What all steps of a model have in common; `page` is the cache's block size in tokens."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    page: int
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def slices(self) -> int:
+        """Programs a KV head: more than one where its query heads are too many for one tile."""
+        return -(-self.group // 64)
+
+    @property
+    def slice_heads(self) -> int:
+        return -(-self.group // self.slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Room for plans that a captured graph may see later: launches are this large, and programs past a plan's end stop.
+
+    `partials` are rows of partial results; `entries` of the block table.
+    """
+
+    items: int
+    pieces: int
+    entries: int
+    rows: int
+    partials: int
+
+
+@dataclass(slots=True, eq=False)
+class _Launch:
+    """One window's plan on the device: views of one buffer of 32-bit integers."""
+
+    num_items: Tensor
+    num_merges: Tensor
+    items: Tensor
+    pieces: Tensor
+    table: Tensor
+    positions: Tensor
+    merge_rows: Tensor
+    merge_starts: Tensor
+    merge_partials: Tensor
+    grid_items: int
+    grid_merges: int
+    narrow: bool
+    wide: bool
+
+
+@dataclass(slots=True, eq=False)
+class PrefixPlan:
+    """Made by `plan`; `launches` has one entry for each distinct window."""
+
+    shape: AttentionShape
+    config: AttentionConfig
+    launches: dict[int | None, _Launch]
+    partial_out: Tensor
+    partial_lse: Tensor
+    num_rows: int
+    _held: list[Tensor] = field(default_factory=list)  # pinned host memory, until its copy has surely run
+
+
+def plan(
+    segments: Segments,
+    row_positions: Ints,
+    shape: AttentionShape,
+    device: torch.device | str,
+    *,
+    windows: Sequence[int | None] = (None,),
+    config: AttentionConfig | None = None,
+    processors: int | None = None,
+    capacity: Capacity | None = None,
+    into: PrefixPlan | None = None,
+) -> PrefixPlan:
+    """Everything that layers share. With `into`, a plan of the same `capacity` and windows is overwritten in place.
+
+    Asserts that a plan fits its capacity. `config` and `processors` are the device's own if not given.
+    """
+    device = torch.device(device)
+    widest = _widest(segments) * shape.slice_heads
+    config = config or attention_config(device, shape.dim, widest)
+    tile = TileShape(max(config.narrow, _power_of_two(shape.slice_heads)), config.wide, config.keys, shape.slice_heads)
+    tile = TileShape(tile.narrow, max(tile.narrow, tile.wide), tile.keys, tile.heads)
+    split = {
+        window: split_plan(
+            segments,
+            row_positions,
+            shape.page,
+            tile,
+            window=window,
+            processors=(processors or processors_of(device)) * config.programs,
+            head_slices=shape.kv_heads * shape.slices,
+        )
+        for window in windows
+    }
+    if into is not None:
+        assert capacity is not None
+        assert (into.shape, into.config, set(into.launches)) == (shape, config, set(split)), "not the captured plan"
+        for window, launch in into.launches.items():
+            into._held = into._held[-len(split) :] + [_upload(split[window], capacity, device, launch)]
+        into.num_rows = len(row_positions)
+        return into
+    partials = capacity.partials if capacity else max((part.num_partials for part in split.values()), default=0)
+    made = PrefixPlan(
+        shape=shape,
+        config=config,
+        launches={},
+        partial_out=torch.empty((max(partials, 1), shape.heads, shape.dim), dtype=torch.float32, device=device),
+        partial_lse=torch.empty((max(partials, 1), shape.heads), dtype=torch.float32, device=device),
+        num_rows=len(row_positions),
+    )
+    for window, part in split.items():
+        made.launches[window] = _allocate(part, capacity, device)
+        made._held.append(_upload(part, capacity, device, made.launches[window]))
+    return made
+
+
+def run(
+    plan: PrefixPlan,
+    query: Tensor,
+    step_key: Tensor,
+    step_value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    key_scales: Tensor | None = None,
+    value_scales: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`prefix_shared_attention_reference` on the GPU, with the same arguments and results.
+
+    query (rows, heads, dim); step_key, step_value (rows, kv_heads, dim); key_cache, value_cache (blocks, page,
+    kv_heads, dim). Any strides, values as keys, but 1 for the last: a cache whose heads lie apart is a permuted view.
+    The step's keys have the cache's dtype, so that a token's KV is the same number wherever it is read. `scale` > 0.
+    """
+    shape, launch, config = plan.shape, plan.launches[window], plan.config
+    rows, heads, dim = query.shape
+    assert (heads, step_key.shape[1], dim) == (shape.heads, shape.kv_heads, shape.dim), (query.shape, step_key.shape)
+    assert key_cache.shape[1:] == (shape.page, shape.kv_heads, dim), key_cache.shape
+    assert scale > 0, scale
+    assert all(t.stride(-1) == 1 for t in (query, step_key, step_value, key_cache, value_cache)), "dim is not innermost"
+    assert step_key.stride() == step_value.stride(), (step_key.stride(), step_value.stride())
+    assert key_cache.stride() == value_cache.stride(), (key_cache.stride(), value_cache.stride())
+    assert step_key.dtype == step_value.dtype == key_cache.dtype == value_cache.dtype, (step_key.dtype, key_cache.dtype)
+    fp8 = key_cache.dtype == torch.float8_e4m3fn
+    if fp8:
+        assert key_scales is not None, "float8 keys and values come with scales"
+        assert value_scales is not None, "float8 keys and values come with scales"
+        step_key, step_value, key_cache, value_cache = (
+            t.view(torch.uint8) for t in (step_key, step_value, key_cache, value_cache)
+        )
+    if out is None:
+        out = torch.empty((rows, heads, dim), dtype=query.dtype, device=query.device)
+    lse = torch.empty((rows, heads), dtype=torch.float32, device=query.device)
+    narrow = max(config.narrow, _power_of_two(shape.slice_heads))
+    block_dim = max(_power_of_two(dim), 16)
+    if launch.grid_items:
+        attend_kernel[(launch.grid_items * shape.kv_heads * shape.slices,)](
+            query,
+            step_key,
+            step_value,
+            key_cache,
+            value_cache,
+            out,
+            lse,
+            plan.partial_out,
+            plan.partial_lse,
+            launch.items,
+            launch.pieces,
+            launch.table,
+            launch.positions,
+            sinks if sinks is not None else lse,
+            key_scales if key_scales is not None else lse,
+            value_scales if value_scales is not None else lse,
+            launch.num_items,
+            window or NO_WINDOW,
+            float(scale),
+            float(softcap or 0.0),
+            *query.stride()[:2],
+            *step_key.stride()[:2],
+            *key_cache.stride()[:3],
+            *out.stride()[:2],
+            NARROW=narrow if launch.narrow else 0,
+            WIDE=max(config.wide, narrow) if launch.wide else 0,
+            KEYS=config.keys,
+            HEADS=heads,
+            GROUP=shape.group,
+            SLICE=shape.slice_heads,
+            DIM=dim,
+            BLOCK_DIM=block_dim,
+            PAGE=shape.page,
+            CAPPED=softcap is not None,
+            SINKS=sinks is not None,
+            FP8=fp8,
+            PRECISION="ieee",
+            num_warps=config.num_warps,
+            num_stages=config.num_stages,
+        )
+    if launch.grid_merges:
+        merge_kernel[(launch.grid_merges, -(-heads // MERGE_HEADS))](
+            out,
+            lse,
+            plan.partial_out,
+            plan.partial_lse,
+            launch.merge_rows,
+            launch.merge_starts,
+            launch.merge_partials,
+            sinks if sinks is not None else lse,
+            launch.num_merges,
+            *out.stride()[:2],
+            HEADS=heads,
+            BLOCK_HEADS=MERGE_HEADS,
+            DIM=dim,
+            BLOCK_DIM=block_dim,
+            SINKS=sinks is not None,
+            num_warps=4,
+        )
+    return out, lse
+
+
+def _widest(segments: Segments) -> int:
+    return int((segments.row_end - segments.row_start).max(initial=1))
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _sizes(part: SplitPlan, capacity: Capacity | None) -> list[int]:
+    """Of each field of `_Launch` in the one buffer."""
+    if capacity is None:
+        merges, rows = len(part.merge_rows), part.num_rows
+        return [
+            1,
+            1,
+            part.items.size,
+            part.pieces.size,
+            len(part.table),
+            rows,
+            merges,
+            merges + 1,
+            len(part.merge_partials),
+        ]
+    items, pieces = capacity.items * ITEM_FIELDS, capacity.pieces * PIECE_FIELDS
+    return [1, 1, items, pieces, capacity.entries, capacity.rows, capacity.rows, capacity.rows + 1, capacity.partials]
+
+
+def _allocate(part: SplitPlan, capacity: Capacity | None, device: torch.device) -> _Launch:
+    sizes = _sizes(part, capacity)
+    buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+    narrow = bool((part.items[:, 5] == 0).any()) or capacity is not None
+    wide = bool((part.items[:, 5] == 1).any()) or capacity is not None
+    grid_items = capacity.items if capacity else len(part.items)
+    grid_merges = capacity.rows if capacity else len(part.merge_rows)
+    return _Launch(*torch.split(buffer, sizes), grid_items, grid_merges, narrow, wide)
+
+
+def _upload(part: SplitPlan, capacity: Capacity | None, device: torch.device, launch: _Launch) -> Tensor:
+    """One copy, from pinned memory, so that the host does not wait; returns that memory."""
+    arrays: list[Int32s] = [
+        np.array([len(part.items)], dtype=np.int32),
+        np.array([len(part.merge_rows)], dtype=np.int32),
+        part.items.reshape(-1),
+        part.pieces.reshape(-1),
+        part.table,
+        part.positions,
+        part.merge_rows,
+        part.merge_starts,
+        part.merge_partials,
+    ]
+    sizes = _sizes(part, capacity)
+    host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
+    for target, array, size in zip(torch.split(host, sizes), arrays, sizes, strict=True):
+        assert len(array) <= size, f"the plan needs {len(array)} where its capacity gives {size}"
+        target[: len(array)] = torch.from_numpy(array)
+    whole = torch.as_strided(launch.num_items, (len(host),), (1,))
+    whole.copy_(host, non_blocking=True)
+    return host
