@@ -47,22 +47,21 @@ def _attend_blocks(
 ):
     """One piece of keys: `acc` (M, BLOCK_DIM) and `total` (M,) are sums of 2^(score - top), in float32."""
     d = tl.arange(0, BLOCK_DIM)
-    for first in range(start, end, KEYS):
-        key = first + tl.arange(0, KEYS)
+    key = start + tl.arange(0, KEYS)
+    # Block ids come one turn of the loop ahead: a load whose address waits for another load is not pipelined as deep.
+    page = tl.load(table + key // PAGE, mask=key < end, other=0)
+    for _ in range(start, end, KEYS):
         inside = key < end
-        if MASKED:
-            page = tl.load(table + key // PAGE, mask=inside, other=0).to(tl.int64)
-        else:
-            page = tl.load(table + key // PAGE).to(tl.int64)
-        slot = key % PAGE
-        place = page * block_stride + slot * slot_stride
-        k_ptrs = key_base + place[None, :] + d[:, None]
+        place = page.to(tl.int64) * block_stride + key % PAGE * slot_stride
+        ahead = key + KEYS
+        page = tl.load(table + ahead // PAGE, mask=ahead < end, other=0)
+        k_ptrs = key_base + place[:, None] + d[None, :]
         v_ptrs = value_base + place[:, None] + d[None, :]
         if MASKED:
-            k = tl.load(k_ptrs, mask=inside[None, :] & (d[:, None] < DIM), other=0)
+            k = tl.load(k_ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
             v = tl.load(v_ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
         elif DIM != BLOCK_DIM:
-            k = tl.load(k_ptrs, mask=d[:, None] < DIM, other=0)
+            k = tl.load(k_ptrs, mask=d[None, :] < DIM, other=0)
             v = tl.load(v_ptrs, mask=d[None, :] < DIM, other=0)
         else:
             k = tl.load(k_ptrs)
@@ -70,7 +69,7 @@ def _attend_blocks(
         if FP8:
             k = from_e4m3(k, q.dtype)
             v = from_e4m3(v, q.dtype)
-        scores = tl.dot(q, k, input_precision=PRECISION)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if CAPPED:
             # tanh, by an exponential that saturates at both ends.
             scores = 1 - 2 / (1 + tl.exp2(scores * cap_factor))
@@ -88,6 +87,7 @@ def _attend_blocks(
         total = total * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         top = new_top
+        key = ahead
     return acc, top, total
 
 
@@ -154,29 +154,29 @@ def _attend_item(
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     for index in range(piece_start, piece_end):
-        piece = pieces + index * 5
-        first = tl.load(piece)
+        piece = pieces + index * 6
+        first = table + tl.load(piece)
         start = tl.load(piece + 1)
-        end = tl.load(piece + 2)
-        position = tl.load(piece + 3)
-        flags = tl.load(piece + 4)
+        whole = tl.load(piece + 2)
+        end = tl.load(piece + 3)
+        position = tl.load(piece + 4)
         key_base = key_cache + kv_head.to(tl.int64) * cache_head
         value_base = value_cache + kv_head.to(tl.int64) * cache_head
         block_stride, slot_stride = cache_block, cache_slot
-        if flags % 2 == 1:
+        if tl.load(piece + 5) == 1:
             key_base = step_key + kv_head.to(tl.int64) * step_head
             value_base = step_value + kv_head.to(tl.int64) * step_head
             block_stride, slot_stride = step_row * PAGE, step_row
-        if ALWAYS_MASKED or flags >= 2:
+        # One loop behind the other, not one or the other: two branches would not share their buffers.
+        if not ALWAYS_MASKED:
             acc, top, total = _attend_blocks(
-                q, acc, top, total, row_position, key_base, value_base, table + first, start, end, position, window,
-                factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
+                q, acc, top, total, row_position, key_base, value_base, first, start, whole, position, window, factor,
+                cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, False, CAPPED, FP8, PRECISION,
             )  # fmt: skip
-        else:
-            acc, top, total = _attend_blocks(
-                q, acc, top, total, row_position, key_base, value_base, table + first, start, end, position, window,
-                factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, False, CAPPED, FP8, PRECISION,
-            )  # fmt: skip
+        acc, top, total = _attend_blocks(
+            q, acc, top, total, row_position, key_base, value_base, first, whole, end, position, window, factor,
+            cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
+        )  # fmt: skip
     if SINKS:
         if partial < 0:
             sink = tl.load(sinks + head, mask=real, other=0).to(tl.float32) * LOG2_E

@@ -17,7 +17,7 @@ ITEM_OVERHEAD = 1.0
 # A block's cost differs little between tiles: both read the same keys, and reading is what takes the time in decode.
 CHUNKS = np.array([2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2**30])
 ITEM_FIELDS = 6  # row_start, rows, piece_start, piece_end, partial row (-1: the result itself), 1 if wide
-PIECE_FIELDS = 5  # first entry in the table, start, end, position of key 0, 1 if in step + 2 if masked
+PIECE_FIELDS = 6  # first entry in the table, start, end of whole blocks, end, position of key 0, 1 if in step
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,38 +151,39 @@ def _pieces(
     block: int,
     window: int,
 ) -> tuple[Ints, Ints]:
-    """For every (tile, segment): keys that no row reads cut off, then a masked, an unmasked and a masked piece.
+    """For every (tile, segment): the keys that any of its rows reads, unmasked blocks and then masked ones.
 
-    Rows of the tile stand at `nearest` to `farthest`. Blocks that all of the tile's rows read whole need no mask at
-    all; they are most of a prefix. Narrow tiles wait for memory, not for masks, and take one masked piece. Returns
-    which pair each piece is from, and the pieces.
+    Rows of the tile stand at `nearest` to `farthest`. Blocks that all of them read whole need no mask at all; they are
+    most of a prefix. What a window masks before them is a piece of its own. Narrow tiles wait for memory, not for
+    masks, and have all of theirs masked. Returns which pair each piece is from, and the pieces.
     """
     position = paging.position[segment]
     start = np.maximum(paging.start[segment], nearest - window + 1 - position)
     end = np.minimum(paging.end[segment], farthest + 1 - position)
-    # All rows read keys [whole_start, whole_end); the head before them is masked in whole blocks.
     late = np.maximum(farthest - window + 1 - position - start, 0)
     whole_start = start + -(-late // block) * block
     whole_end = np.minimum(end, nearest + 1 - position)
-    whole_end = whole_start + (np.maximum(whole_end - whole_start, 0)) // block * block
+    whole_end = whole_start + np.maximum(whole_end - whole_start, 0) // block * block
     none = (whole_end == whole_start) | ~wide
     whole_start, whole_end = np.where(none, start, whole_start), np.where(none, start, whole_end)
-    starts = np.stack((start, whole_start, whole_end), 1)
-    ends = np.stack((whole_start, whole_end, end), 1)
-    flags = paging.in_step[segment][:, None] + np.array([2, 0, 2])
-    first, base = paging.first[segment], position
-    pieces = np.stack(np.broadcast_arrays(first[:, None], starts, ends, base[:, None], flags), axis=2).reshape(
-        -1, PIECE_FIELDS
+    columns = (
+        paging.first[segment][:, None],
+        np.stack((start, whole_start), 1),
+        np.stack((start, whole_end), 1),
+        np.stack((whole_start, end), 1),
+        position[:, None],
+        paging.in_step[segment][:, None],
     )
-    keep = np.flatnonzero(pieces[:, 1] < pieces[:, 2])
-    return keep // 3, pieces[keep]
+    pieces = np.stack(np.broadcast_arrays(*columns), 2).reshape(-1, PIECE_FIELDS).astype(np.int64)
+    keep = np.flatnonzero(pieces[:, 1] < pieces[:, 3])
+    return keep // 2, pieces[keep]
 
 
 def _items(
     tiles: _Tiles, paging: PagedSegments, positions: Ints, tile: TileShape, processors: int, head_slices: int
 ) -> SplitPlan:
     num_rows, num_tiles = len(positions), len(tiles.row_start)
-    sizes = -(-(tiles.pieces[:, 2] - tiles.pieces[:, 1]) // tile.keys)
+    sizes = -(-(tiles.pieces[:, 3] - tiles.pieces[:, 1]) // tile.keys)
     blocks = np.bincount(tiles.piece_tile, weights=sizes, minlength=num_tiles).astype(np.int64)
     rows = tiles.row_end - tiles.row_start
     splits = _splits(blocks, rows * tile.heads, tile.keys, processors / head_slices)
@@ -202,7 +203,8 @@ def _items(
     pieces = tiles.pieces[parent]
     origin = pieces[:, 1].copy()
     pieces[:, 1] = origin + cut_start * tile.keys
-    pieces[:, 2] = np.minimum(origin + cut_end * tile.keys, pieces[:, 2])
+    pieces[:, 3] = np.minimum(origin + cut_end * tile.keys, pieces[:, 3])
+    pieces[:, 2] = np.clip(pieces[:, 2], pieces[:, 1], pieces[:, 3])
     item_tile = np.repeat(np.arange(num_tiles), splits)
     item_of_piece = (np.cumsum(splits) - splits)[tiles.piece_tile[parent]] + local
     num_pieces = np.bincount(item_of_piece, minlength=len(item_tile))
@@ -218,7 +220,7 @@ def _items(
     partial = np.where(direct, -1, np.cumsum(kept) - kept)
     merge = _merges(tiles.row_start[item_tile], partial, kept, cover)
     costs = np.bincount(
-        item_of_piece, weights=-(-(pieces[:, 2] - pieces[:, 1]) // tile.keys), minlength=len(item_tile)
+        item_of_piece, weights=-(-(pieces[:, 3] - pieces[:, 1]) // tile.keys), minlength=len(item_tile)
     ).astype(np.int64)
     columns = (tiles.row_start[item_tile], rows[item_tile], piece_end - num_pieces, piece_end, partial)
     items = np.stack((*columns, tiles.wide[item_tile]), 1)

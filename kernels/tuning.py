@@ -1,10 +1,7 @@
 """Tile shapes of the kernels for each architecture, with the reason for each, and what the devices can hold."""
 
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -44,31 +41,31 @@ LIMITS = {
 
 SAFE = AttentionConfig(16, 64, 32, 4, 1, 1, "any device: 32 keys and values of 256 dimensions in 16 bits are 32 KiB")
 
-# (largest head size, widest tile): the first whose head size is enough, and whose tile is no larger than the step
-# fills, or the smallest of them. `decode` tiles hold 16 rows of a group of 4 heads; `prefill` ones reuse keys twice as
-# often, for more registers.
+# By largest head size; of the candidates the first whose tile takes the step's widest segment, else the last. 64 rows
+# are 16 rows of a group of 4 heads, as in decoding; 128 rows reuse keys twice as often, as prefill wants, for more
+# registers. With one stage the next block of keys is not loaded ahead, with n stages n - 1 blocks are.
 ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
     "sm_80": {
         64: (
-            AttentionConfig(16, 64, 64, 4, 3, 2, "48 KiB of keys in flight hide the latency; two programs a processor"),
-            AttentionConfig(16, 128, 64, 4, 3, 2, "128 rows a warp group of 4: scores and sums fit its registers"),
+            AttentionConfig(16, 64, 64, 4, 3, 2, "32 KiB of keys and values in flight; several programs a processor"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "with 4 warps the 128 rows spill (40 bytes a thread)"),
         ),
         128: (
-            AttentionConfig(16, 64, 64, 4, 2, 2, "32 KiB a stage; 80 KiB let two programs share a processor"),
-            AttentionConfig(16, 128, 64, 8, 2, 1, "8 warps halve the 128 x 128 sums' registers a thread"),
+            AttentionConfig(16, 64, 32, 4, 4, 2, "three blocks of 16 KiB ahead, and room for a second program"),
+            AttentionConfig(16, 128, 32, 8, 3, 1, "blocks of 64 keys spill (24 bytes a thread)"),
         ),
-        256: (AttentionConfig(16, 64, 32, 8, 2, 1, "the 64 x 256 sums want 8 warps; 32 keys keep a stage at 32 KiB"),),
+        256: (AttentionConfig(16, 64, 32, 8, 3, 1, "the 64 x 256 sums take 8 warps; 32 keys are 32 KiB a block"),),
     },
     "sm_90": {
         64: (
-            AttentionConfig(16, 64, 64, 4, 3, 2, "a warp group's wgmma is 64 rows; two programs a processor overlap"),
+            AttentionConfig(16, 64, 64, 4, 4, 2, "a warp group's wgmma is 64 rows; two programs a processor overlap"),
             AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
         ),
         128: (
-            AttentionConfig(16, 64, 64, 4, 2, 1, "32 KiB a stage, one warp group"),
-            AttentionConfig(16, 128, 64, 8, 2, 1, "two warp groups of 64 rows read the same keys"),
+            AttentionConfig(16, 64, 64, 4, 3, 2, "one warp group; 112 KiB, so that two programs share a processor"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
         ),
-        256: (AttentionConfig(16, 64, 32, 4, 2, 1, "32 keys keep a stage at 32 KiB beside the 32 KiB of queries"),),
+        256: (AttentionConfig(16, 64, 32, 4, 3, 1, "32 keys keep a block at 32 KiB beside 32 KiB of queries"),),
     },
     "gfx942": {
         64: (

@@ -20,3 +20,23 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "empty", nan)
     yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def wide_sums() -> None:
+    """The interpreter keeps bfloat16 as 16 bits and multiplies those; matrix units take their values, and so do we."""
+    import numpy as np
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    dot = InterpreterBuilder.create_dot
+
+    def widened(handle: TensorHandle) -> TensorHandle:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, *rest):  # type: ignore[no-untyped-def]
+        return dot(self, widened(a), widened(b), *rest)
+
+    InterpreterBuilder.create_dot = create_dot
