@@ -1,17 +1,18 @@
 """What the compilers make of a kernel, with no device at hand: registers, spills, shared memory, matrix instructions.
 
-    python -m kernels.compile_report [sm_80 sm_90 gfx942]
+    python -m kernels.compile_report [sm_80] [sm_90] [gfx942] [128] [--json]
 
-prints a Markdown table of every configuration in `kernels.tuning`, with the occupancy that follows.
+prints a Markdown row for every configuration in `kernels.tuning` (of head size 128 alone), with the occupancy that
+follows, and for the other kernels.
 """
 
-import os
+import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import triton
@@ -19,7 +20,10 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.prefix_attention_triton import attend_kernel
+from kernels.kv_write_triton import ROWS, rope_write_kernel
+from kernels.prefix_attention import MERGE_HEADS
+from kernels.prefix_attention_triton import attend_kernel, merge_kernel
+from kernels.quantized_matmul_triton import STAGES, tile_of, w4a16_kernel, w8a8_kernel
 from kernels.tuning import ATTENTION, LIMITS, AttentionConfig
 
 TARGETS = {
@@ -125,31 +129,56 @@ def attention(
     return compile_for(arch, attend_kernel, all_types, constants, config.num_warps, config.num_stages)
 
 
-def rows(arch: str) -> Iterator[tuple[str, AttentionConfig, int, Compiled]]:
+def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
+    """The other kernels by name: warps, and what becomes of them, for 32 heads over 8 KV heads of 128 in bfloat16."""
+    floats = ("lse", "partial_out", "partial_lse", "sinks", "key_scales", "value_scales", "cos", "sin", "scales", "out")
+    ints = ("rows", "starts", "partials", "num_rows")
+    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(ints, "*i32") | {"slots": "*i64"}
+    bf16 = ("query", "key", "value", "turned", "step_key", "step_value", "key_cache", "value_cache", "x")
+    types |= dict.fromkeys(bf16, "*bf16") | {"codes": "*u8", "x_scales": "*fp32"}
+    sizes = {"rows": "i32", "outputs": "i32", "inputs": "i32"}
+    strides = {
+        n: "i32" for k in (merge_kernel, rope_write_kernel, w4a16_kernel) for n in k.arg_names if n.endswith(ALIGNED)
+    }
+    types |= strides
+    heads = {"HEADS": 32, "DIM": 128, "BLOCK_DIM": 128}
+    merge = heads | {"BLOCK_HEADS": MERGE_HEADS, "SINKS": False}
+    yield "merge", 4, compile_for(arch, merge_kernel, types | {"out": "*bf16"}, merge, 4, 1)
+    write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "ROWS": ROWS}
+    yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
+    for rows in (16, 64):
+        m, n, _ = tile_of(rows, 4096, 32, LIMITS[arch].processors)
+        tile = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}
+        yield f"W4A16, {rows} rows", 4, compile_for(arch, w4a16_kernel, types | sizes, tile, 4, STAGES)
+        int8 = types | sizes | {"x": "*i8", "codes": "*i8"}
+        yield f"W8A8, {rows} rows", 4, compile_for(arch, w8a8_kernel, int8, tile, 4, STAGES)
+
+
+def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:
+    """What was compiled, how it came out, and its warps: attention in the head sizes `dims`, or everything."""
     for dim, configs in ATTENTION[arch].items():
-        for config in configs:
-            yield arch, config, dim, attention(arch, config, dim)
+        for config in configs if not dims or dim in dims else ():
+            tile = f"{config.narrow}, {config.wide} x {config.keys}; {config.num_warps}, {config.num_stages}"
+            yield f"{arch} | {dim} | {tile}", attention(arch, config, dim), config.num_warps
+    for name, num_warps, made in () if dims else others(arch):
+        yield f"{arch} | {name} | {num_warps}", made, num_warps
 
 
-def table(arches: list[str]) -> str:
-    lines = [
-        "| for | head size | tile (narrow, wide x keys) | warps, stages | registers | spilled | shared KiB | programs "
-        "a processor | matrix instructions |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for arch in arches:
-        for _, config, dim, made in rows(arch):
-            tile = f"{config.narrow}, {config.wide} x {config.keys}"
-            matrix = ", ".join(f"{count} {name}" for name, count in made.matrix.items())
-            programs = made.programs_a_processor(arch, config.num_warps)
-            lines.append(
-                f"| {arch} | {dim} | {tile} | {config.num_warps}, {config.num_stages} | {made.registers} | "
-                f"{made.spilled} | {made.shared / 1024:g} | {programs} | {matrix} |"
-            )
-            sys.stderr.write(lines[-1] + "\n")
-    return "\n".join(lines)
+def main(arguments: Sequence[str]) -> None:
+    """A line a row: of the table, or of JSON with `--json`."""
+    dims = [int(word) for word in arguments if word.isdigit()]
+    for arch in [word for word in arguments if word in TARGETS] or TARGETS:
+        for name, made, num_warps in rows(arch, dims):
+            programs = made.programs_a_processor(arch, num_warps)
+            if "--json" in arguments:
+                line = json.dumps({"name": name, "arch": arch, "programs": programs} | asdict(made))
+            else:
+                matrix = ", ".join(f"{count} {kind}" for kind, count in made.matrix.items() if count)
+                cells = (name, made.registers, made.spilled, f"{made.shared / 1024:.3g}", programs, matrix)
+                line = f"| {' | '.join(str(cell) for cell in cells)} |"
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
-    print(table(sys.argv[1:] or list(TARGETS)))
+    main(sys.argv[1:])

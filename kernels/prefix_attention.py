@@ -126,7 +126,7 @@ def plan(
         assert capacity is not None
         assert (into.shape, into.config, set(into.launches)) == (shape, config, set(split)), "not the captured plan"
         for window, launch in into.launches.items():
-            into._held = into._held[-len(split) :] + [_upload(split[window], capacity, device, launch)]
+            into._held = [*into._held[-len(split) :], _upload(split[window], capacity, device, launch)]
         into.num_rows = len(row_positions)
         return into
     partials = capacity.partials if capacity else max((part.num_partials for part in split.values()), default=0)

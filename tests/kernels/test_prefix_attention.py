@@ -114,7 +114,7 @@ def test_windows_and_caps(window: int, options: dict[str, float]) -> None:
     assert_equal(mixed(), AttentionShape(4, 2, 16, 16), window=window, scale=0.7, **options)
 
 
-@pytest.mark.parametrize("sink", [-200.0, 0.0, 3.0, 200.0])
+@pytest.mark.parametrize("sink", [-30.0, 0.0, 30.0])
 def test_sinks(sink: float) -> None:
     """Rows with one part, with several, and with none, which a sink alone gives a denominator."""
     case = mixed()
