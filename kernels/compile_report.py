@@ -1,9 +1,9 @@
 """What the compilers make of a kernel, with no device at hand: registers, spills, shared memory, matrix instructions.
 
-    python -m kernels.compile_report [sm_80] [sm_90] [gfx942] [128] [--json]
+    python -m kernels.compile_report [sm_80] [sm_90] [gfx942] [128 | 0] [--json]
 
-prints a Markdown row for every configuration in `kernels.tuning` (of head size 128 alone), with the occupancy that
-follows, and for the other kernels.
+prints a Markdown row for every configuration in `kernels.tuning` with the occupancy that follows, and for the other
+kernels; with a number, for that head size alone; with 0, for the other kernels alone.
 """
 
 import json
@@ -160,13 +160,13 @@ def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, i
         for config in configs if not dims or dim in dims else ():
             tile = f"{config.narrow}, {config.wide} x {config.keys}; {config.num_warps}, {config.num_stages}"
             yield f"{arch} | {dim} | {tile}", attention(arch, config, dim), config.num_warps
-    for name, num_warps, made in () if dims else others(arch):
+    for name, num_warps, made in others(arch) if not any(dims) else ():
         yield f"{arch} | {name} | {num_warps}", made, num_warps
 
 
 def main(arguments: Sequence[str]) -> None:
     """A line a row: of the table, or of JSON with `--json`."""
-    dims = [int(word) for word in arguments if word.isdigit()]
+    dims = [int(word) for word in arguments if word.isdigit()]  # 0: none, so the other kernels alone
     for arch in [word for word in arguments if word in TARGETS] or TARGETS:
         for name, made, num_warps in rows(arch, dims):
             programs = made.programs_a_processor(arch, num_warps)

@@ -83,9 +83,9 @@ def rope_write_kernel(
             k = to_e4m3(k / tl.load(key_scales + head))
             v = to_e4m3(v / tl.load(value_scales + head))
         k, v = k.to(key_cache.dtype.element_ty), v.to(value_cache.dtype.element_ty)
-        target = ((row * KV_HEADS + head) * DIM)[:, None] + d[None, :]
-        tl.store(step_key + target, k, mask=cell)
-        tl.store(step_value + target, v, mask=cell)
+        in_step = ((row * KV_HEADS + head) * DIM)[:, None] + d[None, :]
+        tl.store(step_key + in_step, k, mask=cell)
+        tl.store(step_value + in_step, v, mask=cell)
         kept = cell & (slot >= 0)[:, None]
         slot = tl.maximum(slot, 0).to(tl.int64)
         in_cache = slot // PAGE * cache_block + slot % PAGE * cache_slot + head.to(tl.int64) * cache_head

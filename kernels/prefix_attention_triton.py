@@ -12,7 +12,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def from_e4m3(bits, dtype: tl.constexpr):
-    """float8_e4m3fn times 2^-8, exactly: its bits moved into a float16. Hardware that knows no such type does so too."""
+    """float8_e4m3fn times 2^-8, exactly, on any hardware: its bits are those of a float16 with another bias."""
     wide = bits.to(tl.uint16)
     half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
     return half.to(tl.float16, bitcast=True).to(dtype)
@@ -177,7 +177,7 @@ def _attend_item(
             q, acc, top, total, row_position, key_base, value_base, first, whole, end, position, window, factor,
             cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
         )  # fmt: skip
-    if SINKS:
+    if SINKS:  # noqa: SIM102  # known when compiled, unlike the other
         if partial < 0:
             sink = tl.load(sinks + head, mask=real, other=0).to(tl.float32) * LOG2_E
             whole = tl.maximum(top, sink)

@@ -40,23 +40,26 @@ def w4a16_kernel(
     GROUP: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Program (i, j, s): `M` rows by `N` outputs over every `SPLITS`-th group of inputs; out (SPLITS, rows, outputs)."""
+    """Program (i, j, s): `M` rows by `N` outputs over each `SPLITS`-th group; out (SPLITS, rows, outputs)."""
     half: tl.constexpr = GROUP // 2
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
     split = tl.program_id(2)
     k = tl.arange(0, half)
     x_ptrs = x + row.to(tl.int64)[:, None] * x_row + k[None, :]
+    byte_ptrs = codes + (split * half + k).to(tl.int64)[:, None] * outputs + column[None, :]
+    scale_ptrs = scales + split.to(tl.int64) * outputs + column
     acc = tl.zeros((M, N), tl.float32)
     for group in range(split, inputs // GROUP, SPLITS):
-        byte = (group * half + k).to(tl.int64)
-        packed = tl.load(codes + byte[:, None] * outputs + column[None, :], mask=column[None, :] < outputs, other=0)
+        packed = tl.load(byte_ptrs, mask=column[None, :] < outputs, other=0)
         low = tl.load(x_ptrs + group * GROUP, mask=row[:, None] < rows, other=0)
         high = tl.load(x_ptrs + group * GROUP + half, mask=row[:, None] < rows, other=0)
-        scale = tl.load(scales + group.to(tl.int64) * outputs + column, mask=column < outputs, other=0)
+        scale = tl.load(scale_ptrs, mask=column < outputs, other=0)
         sums = tl.dot(low, _offset_nibble(packed & 15, x.dtype.element_ty))
         sums = tl.dot(high, _offset_nibble(packed >> 4, x.dtype.element_ty), sums)
         acc += sums * scale[None, :]
+        byte_ptrs += SPLITS * half * outputs
+        scale_ptrs += SPLITS * outputs
     target = out + (split.to(tl.int64) * rows + row)[:, None] * outputs + column[None, :]
     tl.store(target, acc, mask=(row[:, None] < rows) & (column[None, :] < outputs))
 
@@ -83,13 +86,15 @@ def w8a8_kernel(
     split = tl.program_id(2)
     k = tl.arange(0, GROUP)
     x_ptrs = x + row.to(tl.int64)[:, None] * x_row + k[None, :]
+    scale_ptrs = scales + split.to(tl.int64) * outputs + column
     w_ptrs = codes + column.to(tl.int64)[:, None] * inputs + k[None, :]
     acc = tl.zeros((M, N), tl.float32)
     for group in range(split, inputs // GROUP, SPLITS):
         a = tl.load(x_ptrs + group * GROUP, mask=row[:, None] < rows, other=0)
         w = tl.load(w_ptrs + group * GROUP, mask=column[:, None] < outputs, other=0)
-        scale = tl.load(scales + group.to(tl.int64) * outputs + column, mask=column < outputs, other=0)
+        scale = tl.load(scale_ptrs, mask=column < outputs, other=0)
         acc += tl.dot(a, tl.trans(w)).to(tl.float32) * scale[None, :]
+        scale_ptrs += SPLITS * outputs
     acc *= tl.load(x_scales + row, mask=row < rows, other=0)[:, None]
     target = out + (split.to(tl.int64) * rows + row)[:, None] * outputs + column[None, :]
     tl.store(target, acc, mask=(row[:, None] < rows) & (column[None, :] < outputs))
@@ -131,7 +136,7 @@ def matmul_w4a16(x: Tensor, weight: QuantizedWeight, processors: int) -> Tensor:
 
 
 def matmul_w8a8(codes: Tensor, scales: Tensor, weight: QuantizedWeight, dtype: torch.dtype, processors: int) -> Tensor:
-    """codes (rows, inputs) int8 with scales (rows,), as `quantize_activations` makes them; (rows, outputs) in `dtype`."""
+    """codes (rows, inputs) int8, scales (rows,), of `quantize_activations`; (rows, outputs) in `dtype`."""
     assert weight.bits == 8, weight.bits
     m, n, splits = tile_of(len(codes), weight.outputs, len(weight.scales), processors)
     out = torch.empty((splits, len(codes), weight.outputs), dtype=torch.float32, device=codes.device)

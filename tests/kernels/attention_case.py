@@ -1,6 +1,7 @@
-"""Drawn steps for attention: a prefix tree's rows, their segments, a paged cache with NaN wherever nothing was written."""
+"""Steps for attention, drawn: a prefix tree's rows, their segments, and a paged cache with NaN where none was written."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Case:
         spans = []
         cuts = np.linspace(0, tokens, runs + 1).astype(int) // self.page * self.page
         cuts[-1] = tokens
-        for start, end in zip(cuts, cuts[1:], strict=False):
+        for start, end in pairwise(cuts):
             if start < end:
                 self.slots = (-(-self.slots // self.page) + 1) * self.page
                 spans.append((self.slots, self.slots + end - start, position + start))

@@ -1,15 +1,10 @@
 """Kernels run in Triton's interpreter here, and what they allocate is NaN until it is written."""
 
-import os
-from collections.abc import Iterator
-
 import pytest
-
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before any is imported
 
 
 @pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     empty = torch.empty
@@ -19,7 +14,6 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return made.fill_(torch.nan) if made.is_floating_point() and made.itemsize > 1 else made
 
     monkeypatch.setattr(torch, "empty", nan)
-    yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,7 @@ import torch
 from kernels.kv_write_triton import rope_write, rope_write_reference
 
 
-@pytest.mark.parametrize("dim, rotary", [(64, 64), (60, 60), (100, 40), (128, 128)])
+@pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (60, 60), (100, 40), (128, 128)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 19])
 def test_turned_and_written(dim: int, rotary: int, dtype: torch.dtype, rows: int) -> None:
@@ -43,4 +43,6 @@ def check(dim: int, rotary: int, dtype: torch.dtype, kept: torch.dtype, rows: in
         if ours.dtype == torch.float8_e4m3fn:
             assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
         else:
-            assert float((ours.float() - theirs.float()).abs().max()) < (1e-5 if dtype == torch.float32 else 3e-2)
+            # The interpreter cuts a bfloat16's end off where hardware rounds: a step of 2^-7 of the number.
+            error = (ours.float() - theirs.float()).abs() / theirs.float().abs().clamp(min=1)
+            assert float(error.max()) < (1e-5 if dtype == torch.float32 else 0.0079)
