@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from kernels.kv_write_triton import ROWS, rope_write_kernel
 from kernels.prefix_attention import MERGE_HEADS
 from kernels.prefix_attention_triton import attend_kernel, merge_kernel
-from kernels.quantized_matmul_triton import STAGES, tile_of, w4a16_kernel, w8a8_kernel
+from kernels.quantized_matmul_triton import STAGES, tile_of, w4a16_kernel, w8a8_kernel, warps_of
 from kernels.tuning import ATTENTION, LIMITS, AttentionConfig
 
 TARGETS = {
@@ -58,7 +58,8 @@ def compile_for(
 ) -> Compiled:
     """`types` of the arguments that are not constants, as Triton writes them (`*bf16`, `i32`, `fp32`).
 
-    Pointers and strides are taken to be multiples of 16, as the engine's are. Raises what the compiler raises.
+    Pointers, strides and sizes of weights are taken to be multiples of 16, as those of models are: when it runs, Triton
+    looks at each and compiles accordingly. Raises what the compiler raises.
     """
     assert not knobs.runtime.interpret, "TRITON_INTERPRET is set: kernels are defined for the interpreter"
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
@@ -72,7 +73,7 @@ def compile_for(
     return _nvidia(arch, made) if arch.startswith("sm_") else _amd(arch, made)
 
 
-ALIGNED = ("_row", "_head", "_block", "_slot")
+ALIGNED = ("_row", "_head", "_block", "_slot", "inputs", "outputs")
 
 
 def _nvidia(arch: str, made: Any) -> Compiled:
@@ -141,6 +142,9 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
         n: "i32" for k in (merge_kernel, rope_write_kernel, w4a16_kernel) for n in k.arg_names if n.endswith(ALIGNED)
     }
     types |= strides
+    for name, options in (("FP8", {"fp8": True}), ("soft-cap", {"capped": True})):
+        config = ATTENTION[arch][128][0]
+        yield f"attention, 128, {name}", config.num_warps, attention(arch, config, 128, **options)
     heads = {"HEADS": 32, "DIM": 128, "BLOCK_DIM": 128}
     merge = heads | {"BLOCK_HEADS": MERGE_HEADS, "SINKS": False}
     yield "merge", 4, compile_for(arch, merge_kernel, types | {"out": "*bf16"}, merge, 4, 1)
@@ -148,10 +152,10 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
     for rows in (16, 64):
         m, n, _ = tile_of(rows, 4096, 32, LIMITS[arch].processors)
-        tile = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}
-        yield f"W4A16, {rows} rows", 4, compile_for(arch, w4a16_kernel, types | sizes, tile, 4, STAGES)
+        tile, warps = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}, warps_of(m)
+        yield f"W4A16, {rows} rows", warps, compile_for(arch, w4a16_kernel, types | sizes, tile, warps, STAGES)
         int8 = types | sizes | {"x": "*i8", "codes": "*i8"}
-        yield f"W8A8, {rows} rows", 4, compile_for(arch, w8a8_kernel, int8, tile, 4, STAGES)
+        yield f"W8A8, {rows} rows", warps, compile_for(arch, w8a8_kernel, int8, tile, warps, STAGES)
 
 
 def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:

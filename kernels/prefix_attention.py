@@ -57,9 +57,9 @@ class Capacity:
     partials: int
 
 
-@dataclass(slots=True, eq=False)
-class _Launch:
-    """One window's plan on the device: views of one buffer of 32-bit integers."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Indices:
+    """A plan's arrays as views of one buffer of 32-bit integers."""
 
     num_items: Tensor
     num_merges: Tensor
@@ -70,6 +70,13 @@ class _Launch:
     merge_rows: Tensor
     merge_starts: Tensor
     merge_partials: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Launch:
+    """One window's plan on the device, the size of its launches, and which tiles there are."""
+
+    indices: _Indices
     grid_items: int
     grid_merges: int
     narrow: bool
@@ -167,6 +174,7 @@ def run(
     The step's keys have the cache's dtype, so that a token's KV is the same number wherever it is read. `scale` > 0.
     """
     shape, launch, config = plan.shape, plan.launches[window], plan.config
+    indices = launch.indices
     rows, heads, dim = query.shape
     assert (heads, step_key.shape[1], dim) == (shape.heads, shape.kv_heads, shape.dim), (query.shape, step_key.shape)
     assert key_cache.shape[1:] == (shape.page, shape.kv_heads, dim), key_cache.shape
@@ -198,14 +206,14 @@ def run(
             lse,
             plan.partial_out,
             plan.partial_lse,
-            launch.items,
-            launch.pieces,
-            launch.table,
-            launch.positions,
+            indices.items,
+            indices.pieces,
+            indices.table,
+            indices.positions,
             sinks if sinks is not None else lse,
             key_scales if key_scales is not None else lse,
             value_scales if value_scales is not None else lse,
-            launch.num_items,
+            indices.num_items,
             window or NO_WINDOW,
             float(scale),
             float(softcap or 0.0),
@@ -235,11 +243,11 @@ def run(
             lse,
             plan.partial_out,
             plan.partial_lse,
-            launch.merge_rows,
-            launch.merge_starts,
-            launch.merge_partials,
+            indices.merge_rows,
+            indices.merge_starts,
+            indices.merge_partials,
             sinks if sinks is not None else lse,
-            launch.num_merges,
+            indices.num_merges,
             *out.stride()[:2],
             HEADS=heads,
             BLOCK_HEADS=MERGE_HEADS,
@@ -285,7 +293,7 @@ def _allocate(part: SplitPlan, capacity: Capacity | None, device: torch.device) 
     wide = bool((part.items[:, 5] == 1).any()) or capacity is not None
     grid_items = capacity.items if capacity else len(part.items)
     grid_merges = capacity.rows if capacity else len(part.merge_rows)
-    return _Launch(*torch.split(buffer, sizes), grid_items, grid_merges, narrow, wide)
+    return _Launch(_Indices(*torch.split(buffer, sizes)), grid_items, grid_merges, narrow, wide)
 
 
 def _upload(part: SplitPlan, capacity: Capacity | None, device: torch.device, launch: _Launch) -> Tensor:
@@ -306,6 +314,6 @@ def _upload(part: SplitPlan, capacity: Capacity | None, device: torch.device, la
     for target, array, size in zip(torch.split(host, sizes), arrays, sizes, strict=True):
         assert len(array) <= size, f"the plan needs {len(array)} where its capacity gives {size}"
         target[: len(array)] = torch.from_numpy(array)
-    whole = torch.as_strided(launch.num_items, (len(host),), (1,))
+    whole = torch.as_strided(indices.num_items, (len(host),), (1,))
     whole.copy_(host, non_blocking=True)
     return host

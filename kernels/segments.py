@@ -62,8 +62,8 @@ class Segments:
             for s in segments
             if s.row_start < s.row_end and s.kv_start < s.kv_end
         ]
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 6).T
-        return cls(*columns[:5], in_step=columns[5].astype(np.bool_))
+        row_start, row_end, kv_start, kv_end, position, in_step = np.array(rows, dtype=np.int64).reshape(-1, 6).T
+        return cls(row_start, row_end, kv_start, kv_end, position, in_step.astype(np.bool_))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Steps for attention, drawn: a prefix tree's rows, their segments, and a paged cache with NaN where none was written."""
+"""Steps for attention, drawn: a prefix tree's rows, their segments, a paged cache with NaN where none was written."""
 
 from dataclasses import dataclass, field
 from itertools import pairwise

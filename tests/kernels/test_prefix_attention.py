@@ -203,7 +203,9 @@ def test_a_captured_launch_takes_later_plans() -> None:
     for case in (large, small, large):
         t = tensors(case, shape, torch.float32)
         made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, capacity=capacity, into=made)
-        buffers.add((made.launches[None].items.data_ptr(), made.launches[None].grid_items, made.partial_out.data_ptr()))
+        buffers.add(
+            (made.launches[None].indices.items.data_ptr(), made.launches[None].grid_items, made.partial_out.data_ptr())
+        )
         want_out, _ = wanted(case, t, 0.2)
         out, _ = run(made, t.query, t.step_key, t.step_value, t.key_cache, t.value_cache, 0.2)
         assert float((out - want_out).abs().max()) < 1e-5
