@@ -7,7 +7,8 @@ from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.scheduler_output import KVSegment, LabelRows, SchedulerOutput
-from kernels.prefix_attention import AttentionShape, PrefixPlan, plan, run
+from kernels.prefix_attention import run
+from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
 from kernels.segments import Segments
 
 

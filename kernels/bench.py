@@ -95,7 +95,8 @@ Run = Callable[[], Tensor]
 
 def ours(step: Decode) -> Run:
     """As in the engine: planned once, then captured in a CUDA graph."""
-    from kernels.prefix_attention import AttentionShape, plan, run
+    from kernels.prefix_attention import run
+    from kernels.prefix_plan import AttentionShape, plan
     from kernels.tuned import tuned_config
 
     shape = AttentionShape(HEADS, KV_HEADS, DIM, PAGE)

@@ -1,154 +1,17 @@
 """The GPU path of attention over shared prefixes: `plan` once a step, `run` once a layer.
 
-`plan` makes every index tensor in one copy to the device; `run` launches two kernels, waits for nothing and can be
-captured in a CUDA graph.
+`run` launches two kernels, waits for nothing and can be captured in a CUDA graph.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.prefix_attention_triton import attend_kernel, merge_kernel
-from kernels.segments import NO_WINDOW, Int32s, Ints, Segments
-from kernels.split_plan import ITEM_FIELDS, PIECE_FIELDS, SplitPlan, TileShape, split_plan
-from kernels.tuning import AttentionConfig, attention_config, processors_of
+from kernels.prefix_plan import PrefixPlan, power_of_two
+from kernels.segments import NO_WINDOW
 
 # Merging is a pass over float32 partials; this many heads a program fill its four warps at 128 dimensions.
 MERGE_HEADS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionShape:
-    """What all steps of a model have in common; `page` is the cache's block size in tokens."""
-
-    heads: int
-    kv_heads: int
-    dim: int
-    page: int
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.kv_heads
-
-    @property
-    def slices(self) -> int:
-        """Programs a KV head: more than one where its query heads are too many for one tile."""
-        return -(-self.group // 64)
-
-    @property
-    def slice_heads(self) -> int:
-        return -(-self.group // self.slices)
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """Room for plans that a captured graph may see later: launches are this large, and programs past a plan's end stop.
-
-    `partials` are rows of partial results; `entries` of the block table.
-    """
-
-    items: int
-    pieces: int
-    entries: int
-    rows: int
-    partials: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Indices:
-    """A plan's arrays as views of one buffer of 32-bit integers."""
-
-    num_items: Tensor
-    num_merges: Tensor
-    items: Tensor
-    pieces: Tensor
-    table: Tensor
-    positions: Tensor
-    merge_rows: Tensor
-    merge_starts: Tensor
-    merge_partials: Tensor
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Launch:
-    """One window's plan on the device, the size of its launches, and which tiles there are."""
-
-    indices: _Indices
-    grid_items: int
-    grid_merges: int
-    narrow: bool
-    wide: bool
-
-
-@dataclass(slots=True, eq=False)
-class PrefixPlan:
-    """Made by `plan`; `launches` has one entry for each distinct window."""
-
-    shape: AttentionShape
-    config: AttentionConfig
-    launches: dict[int | None, _Launch]
-    partial_out: Tensor
-    partial_lse: Tensor
-    num_rows: int
-    _held: list[Tensor] = field(default_factory=list)  # pinned host memory, until its copy has surely run
-
-
-def plan(
-    segments: Segments,
-    row_positions: Ints,
-    shape: AttentionShape,
-    device: torch.device | str,
-    *,
-    windows: Sequence[int | None] = (None,),
-    config: AttentionConfig | None = None,
-    processors: int | None = None,
-    capacity: Capacity | None = None,
-    into: PrefixPlan | None = None,
-) -> PrefixPlan:
-    """Everything that layers share. With `into`, a plan of the same `capacity` and windows is overwritten in place.
-
-    Asserts that a plan fits its capacity. `config` and `processors` are the device's own if not given.
-    """
-    device = torch.device(device)
-    widest = _widest(segments) * shape.slice_heads
-    config = config or attention_config(device, shape.dim, widest)
-    tile = TileShape(max(config.narrow, _power_of_two(shape.slice_heads)), config.wide, config.keys, shape.slice_heads)
-    tile = TileShape(tile.narrow, max(tile.narrow, tile.wide), tile.keys, tile.heads)
-    split = {
-        window: split_plan(
-            segments,
-            row_positions,
-            shape.page,
-            tile,
-            window=window,
-            processors=(processors or processors_of(device)) * config.programs,
-            head_slices=shape.kv_heads * shape.slices,
-        )
-        for window in windows
-    }
-    if into is not None:
-        assert capacity is not None
-        assert (into.shape, into.config, set(into.launches)) == (shape, config, set(split)), "not the captured plan"
-        for window, launch in into.launches.items():
-            into._held = [*into._held[-len(split) :], _upload(split[window], capacity, device, launch)]
-        into.num_rows = len(row_positions)
-        return into
-    partials = capacity.partials if capacity else max((part.num_partials for part in split.values()), default=0)
-    made = PrefixPlan(
-        shape=shape,
-        config=config,
-        launches={},
-        partial_out=torch.empty((max(partials, 1), shape.heads, shape.dim), dtype=torch.float32, device=device),
-        partial_lse=torch.empty((max(partials, 1), shape.heads), dtype=torch.float32, device=device),
-        num_rows=len(row_positions),
-    )
-    for window, part in split.items():
-        made.launches[window] = _allocate(part, capacity, device)
-        made._held.append(_upload(part, capacity, device, made.launches[window]))
-    return made
 
 
 def run(
@@ -193,8 +56,8 @@ def run(
     if out is None:
         out = torch.empty((rows, heads, dim), dtype=query.dtype, device=query.device)
     lse = torch.empty((rows, heads), dtype=torch.float32, device=query.device)
-    narrow = max(config.narrow, _power_of_two(shape.slice_heads))
-    block_dim = max(_power_of_two(dim), 16)
+    narrow = max(config.narrow, power_of_two(shape.slice_heads))
+    block_dim = max(power_of_two(dim), 16)
     if launch.grid_items:
         attend_kernel[(launch.grid_items * shape.kv_heads * shape.slices,)](
             query,
@@ -257,63 +120,3 @@ def run(
             num_warps=4,
         )
     return out, lse
-
-
-def _widest(segments: Segments) -> int:
-    return int((segments.row_end - segments.row_start).max(initial=1))
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
-def _sizes(part: SplitPlan, capacity: Capacity | None) -> list[int]:
-    """Of each field of `_Launch` in the one buffer."""
-    if capacity is None:
-        merges, rows = len(part.merge_rows), part.num_rows
-        return [
-            1,
-            1,
-            part.items.size,
-            part.pieces.size,
-            len(part.table),
-            rows,
-            merges,
-            merges + 1,
-            len(part.merge_partials),
-        ]
-    items, pieces = capacity.items * ITEM_FIELDS, capacity.pieces * PIECE_FIELDS
-    return [1, 1, items, pieces, capacity.entries, capacity.rows, capacity.rows, capacity.rows + 1, capacity.partials]
-
-
-def _allocate(part: SplitPlan, capacity: Capacity | None, device: torch.device) -> _Launch:
-    sizes = _sizes(part, capacity)
-    buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
-    narrow = bool((part.items[:, 5] == 0).any()) or capacity is not None
-    wide = bool((part.items[:, 5] == 1).any()) or capacity is not None
-    grid_items = capacity.items if capacity else len(part.items)
-    grid_merges = capacity.rows if capacity else len(part.merge_rows)
-    return _Launch(_Indices(*torch.split(buffer, sizes)), grid_items, grid_merges, narrow, wide)
-
-
-def _upload(part: SplitPlan, capacity: Capacity | None, device: torch.device, launch: _Launch) -> Tensor:
-    """One copy, from pinned memory, so that the host does not wait; returns that memory."""
-    arrays: list[Int32s] = [
-        np.array([len(part.items)], dtype=np.int32),
-        np.array([len(part.merge_rows)], dtype=np.int32),
-        part.items.reshape(-1),
-        part.pieces.reshape(-1),
-        part.table,
-        part.positions,
-        part.merge_rows,
-        part.merge_starts,
-        part.merge_partials,
-    ]
-    sizes = _sizes(part, capacity)
-    host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    for target, array, size in zip(torch.split(host, sizes), arrays, sizes, strict=True):
-        assert len(array) <= size, f"the plan needs {len(array)} where its capacity gives {size}"
-        target[: len(array)] = torch.from_numpy(array)
-    whole = torch.as_strided(indices.num_items, (len(host),), (1,))
-    whole.copy_(host, non_blocking=True)
-    return host

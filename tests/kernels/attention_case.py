@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.prefix_attention import AttentionShape
 from kernels.prefix_attention_reference import prefix_shared_attention_reference
+from kernels.prefix_plan import AttentionShape
 from kernels.segments import Segments
 
 

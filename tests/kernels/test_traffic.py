@@ -7,7 +7,8 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from kernels.prefix_attention import AttentionShape, plan, run
+from kernels.prefix_attention import run
+from kernels.prefix_plan import AttentionShape, plan
 from kernels.segments import Segments
 from kernels.split_plan import TileShape, split_plan
 from kernels.traffic import Traffic, traffic
