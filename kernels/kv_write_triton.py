@@ -16,7 +16,7 @@ def to_e4m3(x):
     return (sign | ((size + 0x3F + ((size >> 7) & 1)) >> 7)).to(tl.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rope_write_kernel(
     query,
     key,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.prefix_attention_triton import attend_kernel, merge_kernel
-from kernels.prefix_plan import PrefixPlan, power_of_two
+from kernels.prefix_plan import PrefixPlan
 from kernels.segments import NO_WINDOW
 
 # Merging is a pass over float32 partials; this many heads a program fill its four warps at 128 dimensions.
@@ -41,6 +41,7 @@ def run(
     rows, heads, dim = query.shape
     assert (heads, step_key.shape[1], dim) == (shape.heads, shape.kv_heads, shape.dim), (query.shape, step_key.shape)
     assert key_cache.shape[1:] == (shape.page, shape.kv_heads, dim), key_cache.shape
+    assert rows >= plan.num_rows, (rows, plan.num_rows)
     assert scale > 0, scale
     assert all(t.stride(-1) == 1 for t in (query, step_key, step_value, key_cache, value_cache)), "dim is not innermost"
     assert step_key.stride() == step_value.stride(), (step_key.stride(), step_value.stride())
@@ -56,8 +57,6 @@ def run(
     if out is None:
         out = torch.empty((rows, heads, dim), dtype=query.dtype, device=query.device)
     lse = torch.empty((rows, heads), dtype=torch.float32, device=query.device)
-    narrow = max(config.narrow, power_of_two(shape.slice_heads))
-    block_dim = max(power_of_two(dim), 16)
     if launch.grid_items:
         attend_kernel[(launch.grid_items * shape.kv_heads * shape.slices,)](
             query,
@@ -84,14 +83,14 @@ def run(
             *step_key.stride()[:2],
             *key_cache.stride()[:3],
             *out.stride()[:2],
-            NARROW=narrow if launch.narrow else 0,
-            WIDE=max(config.wide, narrow) if launch.wide else 0,
+            NARROW=shape.narrow(config) if launch.narrow else 0,
+            WIDE=shape.wide(config) if launch.wide else 0,
             KEYS=config.keys,
             HEADS=heads,
             GROUP=shape.group,
             SLICE=shape.slice_heads,
             DIM=dim,
-            BLOCK_DIM=block_dim,
+            BLOCK_DIM=shape.block_dim,
             PAGE=shape.page,
             CAPPED=softcap is not None,
             SINKS=sinks is not None,
@@ -115,7 +114,7 @@ def run(
             HEADS=heads,
             BLOCK_HEADS=MERGE_HEADS,
             DIM=dim,
-            BLOCK_DIM=block_dim,
+            BLOCK_DIM=shape.block_dim,
             SINKS=sinks is not None,
             num_warps=4,
         )

@@ -198,7 +198,7 @@ def _attend_item(
         tl.store(partial_lse + place, denominator, mask=real)
 
 
-@triton.jit(do_not_specialize=["num_items", "window"])
+@triton.jit(do_not_specialize=["window"])
 def attend_kernel(
     query,
     step_key,
@@ -290,7 +290,7 @@ def attend_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
 def merge_kernel(
     out,
     lse,

@@ -1,7 +1,8 @@
 """A step's plan on the device: every index tensor that attention needs, made once a step in one copy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,17 @@ class AttentionShape:
     @property
     def slice_heads(self) -> int:
         return -(-self.group // self.slices)
+
+    @property
+    def block_dim(self) -> int:
+        return max(_power_of_two(self.dim), 16)
+
+    def narrow(self, config: AttentionConfig) -> int:
+        """A tile holds all heads of its slice, so some are higher than the table says."""
+        return max(config.narrow, _power_of_two(self.slice_heads))
+
+    def wide(self, config: AttentionConfig) -> int:
+        return max(config.wide, self.narrow(config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,7 @@ class Launch:
     """One window's plan on the device, the size of its launches, and which tiles there are."""
 
     indices: Indices
+    buffer: Tensor
     grid_items: int
     grid_merges: int
     narrow: bool
@@ -85,7 +98,6 @@ class PrefixPlan:
     partial_out: Tensor
     partial_lse: Tensor
     num_rows: int
-    _held: list[Tensor] = field(default_factory=list)  # pinned host memory, until its copy has surely run
 
 
 def plan(
@@ -106,9 +118,8 @@ def plan(
     """
     device = torch.device(device)
     widest = _widest(segments) * shape.slice_heads
-    config = config or attention_config(device, shape.dim, widest)
-    tile = TileShape(max(config.narrow, power_of_two(shape.slice_heads)), config.wide, config.keys, shape.slice_heads)
-    tile = TileShape(tile.narrow, max(tile.narrow, tile.wide), tile.keys, tile.heads)
+    config = config or (into.config if into else attention_config(device, shape.dim, widest))
+    tile = TileShape(shape.narrow(config), shape.wide(config), config.keys, shape.slice_heads)
     split = {
         window: split_plan(
             segments,
@@ -125,7 +136,7 @@ def plan(
         assert capacity is not None
         assert (into.shape, into.config, set(into.launches)) == (shape, config, set(split)), "not the captured plan"
         for window, launch in into.launches.items():
-            into._held = [*into._held[-len(split) :], _upload(split[window], capacity, device, launch)]
+            _upload(split[window], capacity, launch)
         into.num_rows = len(row_positions)
         return into
     partials = capacity.partials if capacity else max((part.num_partials for part in split.values()), default=0)
@@ -139,7 +150,7 @@ def plan(
     )
     for window, part in split.items():
         made.launches[window] = _allocate(part, capacity, device)
-        made._held.append(_upload(part, capacity, device, made.launches[window]))
+        _upload(part, capacity, made.launches[window])
     return made
 
 
@@ -147,57 +158,49 @@ def _widest(segments: Segments) -> int:
     return int((segments.row_end - segments.row_start).max(initial=1))
 
 
-def power_of_two(n: int) -> int:
+def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _sizes(part: SplitPlan, capacity: Capacity | None) -> list[int]:
-    """Of each field of `Launch` in the one buffer."""
+def _arrays(part: SplitPlan) -> list[Int32s]:
+    """In the order of `Indices`."""
+    counts = [np.array([len(rows)], dtype=np.int32) for rows in (part.items, part.merge_rows)]
+    arrays = [part.items.reshape(-1), part.pieces.reshape(-1), part.table, part.positions]
+    return [*counts, *arrays, part.merge_rows, part.merge_starts, part.merge_partials]
+
+
+def _rooms(part: SplitPlan, capacity: Capacity | None) -> list[int]:
+    """How long each of the arrays is, or may become."""
     if capacity is None:
-        merges, rows = len(part.merge_rows), part.num_rows
-        return [
-            1,
-            1,
-            part.items.size,
-            part.pieces.size,
-            len(part.table),
-            rows,
-            merges,
-            merges + 1,
-            len(part.merge_partials),
-        ]
+        return [len(array) for array in _arrays(part)]
     items, pieces = capacity.items * ITEM_FIELDS, capacity.pieces * PIECE_FIELDS
     return [1, 1, items, pieces, capacity.entries, capacity.rows, capacity.rows, capacity.rows + 1, capacity.partials]
 
 
+def _split(buffer: Tensor, rooms: Sequence[int]) -> tuple[Tensor, ...]:
+    """Each array begins at 16 bytes, always: Triton compiles anew for a pointer that is aligned in another way."""
+    return torch.split(buffer, [-(-room // 4) * 4 for room in rooms])
+
+
+def _buffer(rooms: Sequence[int], **where: Any) -> Tensor:
+    return torch.zeros(sum(-(-room // 4) * 4 for room in rooms), dtype=torch.int32, **where)
+
+
 def _allocate(part: SplitPlan, capacity: Capacity | None, device: torch.device) -> Launch:
-    sizes = _sizes(part, capacity)
-    buffer = torch.empty(sum(sizes), dtype=torch.int32, device=device)
+    rooms = _rooms(part, capacity)
+    buffer = _buffer(rooms, device=device)
     narrow = bool((part.items[:, 5] == 0).any()) or capacity is not None
     wide = bool((part.items[:, 5] == 1).any()) or capacity is not None
     grid_items = capacity.items if capacity else len(part.items)
     grid_merges = capacity.rows if capacity else len(part.merge_rows)
-    return Launch(Indices(*torch.split(buffer, sizes)), grid_items, grid_merges, narrow, wide)
+    return Launch(Indices(*_split(buffer, rooms)), buffer, grid_items, grid_merges, narrow, wide)
 
 
-def _upload(part: SplitPlan, capacity: Capacity | None, device: torch.device, launch: Launch) -> Tensor:
-    """One copy, from pinned memory, so that the host does not wait; returns that memory."""
-    arrays: list[Int32s] = [
-        np.array([len(part.items)], dtype=np.int32),
-        np.array([len(part.merge_rows)], dtype=np.int32),
-        part.items.reshape(-1),
-        part.pieces.reshape(-1),
-        part.table,
-        part.positions,
-        part.merge_rows,
-        part.merge_starts,
-        part.merge_partials,
-    ]
-    sizes = _sizes(part, capacity)
-    host = torch.zeros(sum(sizes), dtype=torch.int32, pin_memory=device.type == "cuda")
-    for target, array, size in zip(torch.split(host, sizes), arrays, sizes, strict=True):
-        assert len(array) <= size, f"the plan needs {len(array)} where its capacity gives {size}"
+def _upload(part: SplitPlan, capacity: Capacity | None, launch: Launch) -> None:
+    """One copy, from pinned memory (which torch keeps until the copy has run), so that the host does not wait."""
+    rooms = _rooms(part, capacity)
+    host = _buffer(rooms, pin_memory=launch.buffer.is_cuda)
+    for target, array, room in zip(_split(host, rooms), _arrays(part), rooms, strict=True):
+        assert len(array) <= room, f"the plan needs {len(array)} where its capacity gives {room}"
         target[: len(array)] = torch.from_numpy(array)
-    whole = torch.as_strided(launch.indices.num_items, (len(host),), (1,))
-    whole.copy_(host, non_blocking=True)
-    return host
+    launch.buffer.copy_(host, non_blocking=True)

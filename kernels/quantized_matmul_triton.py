@@ -25,7 +25,7 @@ def _offset_nibble(nibbles, dtype: tl.constexpr):
     return (number - 1032.0).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def w4a16_kernel(
     x,
     codes,
@@ -64,7 +64,7 @@ def w4a16_kernel(
     tl.store(target, acc, mask=(row[:, None] < rows) & (column[None, :] < outputs))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def w8a8_kernel(
     x,
     x_scales,
