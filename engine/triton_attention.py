@@ -50,7 +50,7 @@ class TritonStepAttention:
         if len(self.written_rows):
             self.cache.write(layer, self.written_slots, key[:, self.written_rows], value[:, self.written_rows])
         if key.stride() != value.stride():
-            key, value = key.contiguous(), value.contiguous()
+            key, value = torch.stack((key, value))  # the kernel addresses both alike
         keys, values = _paged(self.cache.keys[layer]), _paged(self.cache.values[layer])
         shape = AttentionShape(query.shape[0], key.shape[0], query.shape[2], keys.shape[1])
         planned = self._plans.get(window or None)
