@@ -93,8 +93,22 @@ def decode(prefix: int, degree: int, suffix: int, device: str) -> Decode:
 Run = Callable[[], Tensor]
 
 
+def captured(run: Run) -> Run:
+    """As a CUDA graph, which is how the engine would run it: the host's launches are not what is timed."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return out
+
+    return replay
+
+
 def ours(step: Decode) -> Run:
-    """As in the engine: planned once, then captured in a CUDA graph."""
     from kernels.prefix_attention import run
     from kernels.prefix_plan import AttentionShape, plan
     from kernels.tuned import tuned_config
@@ -103,23 +117,12 @@ def ours(step: Decode) -> Run:
     empty = torch.empty(step.degree, KV_HEADS, DIM, dtype=step.query.dtype, device=step.query.device)
     stores = (empty, empty, step.key_cache, step.value_cache)
 
-    def planned(config: AttentionConfig) -> Run:
+    def attend(config: AttentionConfig) -> Run:
         made = plan(step.segments, step.positions, shape, step.query.device, config=config)
-        return lambda: run(made, step.query, *stores, step.scale)[0]
+        return captured(lambda: run(made, step.query, *stores, step.scale)[0])
 
     widest = step.degree * shape.group
-    attend = planned(tuned_config(step.query.device, DIM, widest, lambda config: milliseconds(planned(config), 10)[1]))
-    attend()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = attend()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return out
-
-    return replay
+    return attend(tuned_config(step.query.device, DIM, widest, lambda config: milliseconds(attend(config), 10)[1]))
 
 
 def torch_attention(step: Decode) -> Run:
