@@ -8,7 +8,7 @@ TABLES := examples/data/questions.parquet
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test parity bench bench-peers check format lock clean help
+.PHONY: demo summaries test nightly parity bench bench-peers check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -33,6 +33,9 @@ summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the examp
 
 test: $(STAMP) ## All tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+nightly: $(STAMP) ## The tests that take longer
+	$(BIN)/python -m pytest --numprocesses 2 -m nightly
 
 parity: $(STAMP) ## Hold every row of the example to transformers
 	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rP tests/test_example_parity.py

@@ -14,8 +14,8 @@ from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from kernels.attention import segment_attention
 from kernels.attention_plan import plan_attention
+from kernels.cpu_attention import cpu_attention, cpu_attention_takes
 from kernels.kv_write import write_kv
-from kernels.prefix_attention import prefix_attention, prefix_attention_takes
 
 NAME = "trunkline"
 
@@ -51,7 +51,7 @@ class StepAttention:
         kept, own = (self.cache.keys[layer], self.cache.values[layer]), self.cache.own(query.shape[1])
         write_kv((key, value), self.slots, kept, own)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]) if out is None else out
-        attend = prefix_attention if prefix_attention_takes(query, kept[0]) else segment_attention
+        attend = cpu_attention if cpu_attention_takes(query, kept[0]) else segment_attention
         sinks = sinks if sinks is None else sinks.float().contiguous()
         return attend(
             self.plan,

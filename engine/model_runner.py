@@ -1,6 +1,7 @@
 """Runs a scheduler's step on a model."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +13,21 @@ from engine.kv_cache import KVCache
 from engine.load import LoadedModel
 from engine.model_shape import num_kv_blocks
 from engine.scheduler_output import SchedulerOutput
+from kernels.backend import backend_of
+
+if TYPE_CHECKING:
+    from engine.triton_attention import TritonStepAttention
 
 # Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
 HEAD_ROWS = 256
+
+
+def _step_attention(device: Device) -> type[StepAttention] | type["TritonStepAttention"]:
+    if backend_of(device.name) != "triton":
+        return StepAttention
+    from engine.triton_attention import TritonStepAttention  # where Triton is not installed, nothing asks for it
+
+    return TritonStepAttention
 
 
 class ModelRunner:
@@ -23,6 +36,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
         self.model = model
         self.device = device
+        self.step_attention = _step_attention(device)
         shape = model.shape
         self.num_blocks = num_kv_blocks(shape, config, device.dtype_bytes)
         self.block_bytes = shape.kv_bytes_per_token(device.dtype_bytes) * config.block_size
@@ -38,7 +52,7 @@ class ModelRunner:
     @torch.inference_mode()
     def hidden(self, step: SchedulerOutput) -> Tensor:
         """(rows, hidden_size) of the step's rows; their KV is in the cache when this returns."""
-        attention = StepAttention(step, self.cache, self.device.name)
+        attention = self.step_attention(step, self.cache, self.device.name)
         input_ids = torch.from_numpy(step.input_ids).to(self.device.name)
         position_ids = torch.from_numpy(step.position_ids).to(self.device.name)
         return self.model.hidden(input_ids, position_ids, attention)

@@ -25,7 +25,7 @@ def segment_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """As `kernels.prefix_attention.prefix_attention`, in any dtype and on any device."""
+    """As `kernels.cpu_attention.cpu_attention`, in any dtype and on any device."""
     heads_first = query.transpose(0, 1)
     means = torch.zeros_like(heads_first, dtype=torch.float32)
     lse = query.new_full(heads_first.shape[:2], -torch.inf, dtype=torch.float32)

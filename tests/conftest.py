@@ -18,6 +18,8 @@ os.environ["PREFECT_HOME"] = f"{_HOME.name}/prefect"
 os.environ["XDG_STATE_HOME"] = f"{_HOME.name}/state"
 # Tests run side by side, one a core; OpenMP's workers would fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton's kernels run in its interpreter. It is read when a kernel is defined, so before any is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "FAILPOINT"):
     os.environ.pop(_name, None)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels import openmp
 from kernels.attention import attend, merge_into, segment_attention
 from kernels.attention_plan import MAX_ROWS, AttentionPlan, plan_attention
-from kernels.prefix_attention import prefix_attention, prefix_attention_takes
+from kernels.cpu_attention import cpu_attention, cpu_attention_takes
 
 COMPILED = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
 # (heads, kv_heads, dim)
@@ -84,9 +84,9 @@ def by_definition(
 
 
 def both(drawn: Drawn, scale: float, **limits: Any) -> list[Tensor]:
-    assert prefix_attention_takes(drawn.query, drawn.cache[0])
+    assert cpu_attention_takes(drawn.query, drawn.cache[0])
     made = []
-    for attend_all in (prefix_attention, segment_attention):
+    for attend_all in (cpu_attention, segment_attention):
         out = torch.full(drawn.query.shape, torch.nan, dtype=drawn.query.dtype)
         made.append(attend_all(drawn.plan, drawn.query, drawn.cache, drawn.own, scale, out, **limits))
     return made

@@ -1,0 +1,358 @@
+"""Attention over segments of KV that rows share, on the CPU: one call a layer for everything that a step attends to.
+
+Rows are packed depth first by prefix node, so each segment (a run of KV) is read by consecutive rows. A tile is a few
+consecutive rows and the query heads of one KV head; its queries are the lanes of vectors, and every key is broadcast
+to all of them. So a shared key is read once for all rows of a tile, softmax needs no sum across a vector, and segments
+of any number of levels follow each other in one online softmax (Milakov & Gimelshein, arXiv 1805.02867; BatchLLM,
+arXiv 2412.03594, section 5, launches prefix and own parts apart and merges).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from kernels import openmp
+from kernels.attention_block import KEYS, LN2, LOG2E, make_block
+from kernels.attention_plan import AttentionPlan
+from kernels.openmp import (
+    FASTMATH,
+    Loop,
+    exp,
+    float32_at,
+    float32_of,
+    int32_at,
+    int64_at,
+    lines_of,
+    narrow,
+    next_of,
+    uint16_at,
+    words,
+)
+from kernels.row_block import CHUNK, MAX_QUERIES, row_block
+from kernels.vectors import WIDTH, interleave
+
+_block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
+
+
+def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
+    """Whether it is compiled here for these: on the CPU, in float32, or with keys in bfloat16 and an even `dim`."""
+    if query.device.type != "cpu" or not openmp.available():
+        return False
+    if keys.dtype == torch.float32:
+        return query.dtype == torch.float32
+    return keys.dtype == torch.bfloat16 and query.dtype in (torch.float32, torch.bfloat16) and keys.shape[2] % 2 == 0
+
+
+def cpu_attention(
+    plan: AttentionPlan,
+    query: Tensor,
+    cache: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    scale: float,
+    out: Tensor,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """query, out (rows, heads, dim) in float32 or bfloat16 each; cache, own: keys and values (kv_heads, slots, dim).
+
+    Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
+    then rounded to it. Scores and sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
+    """
+    rows, heads, dim = query.shape
+    keys = cache[0]
+    kv_heads = keys.shape[0]
+    assert query.dtype in (torch.float32, torch.bfloat16), query.dtype
+    assert query.stride(2) == out.stride(2) == 1
+    assert out.dtype in (torch.float32, torch.bfloat16), out.dtype
+    for tensor in (*cache, *own):
+        assert tensor.dtype == keys.dtype
+        assert tensor.stride()[1:] == (dim, 1), tensor.stride()
+    tables = (plan.positions, plan.segments, plan.tiles, plan.tile_offsets, plan.tile_segments)
+    counter = np.zeros(1, dtype=np.int64)
+    _loop(
+        query,
+        *(cache + own),
+        out,
+        sinks if sinks is not None else 0,
+        *(table.ctypes.data for table in tables),
+        counter.ctypes.data,
+        len(plan.tiles) - 1,
+        rows,
+        heads,
+        kv_heads,
+        dim,
+        query.stride(0),
+        query.stride(1),
+        out.stride(0),
+        out.stride(1),
+        keys.stride(0),
+        own[0].stride(0),
+        len(plan.segments),
+        window,
+        int(query.dtype == torch.bfloat16),
+        int(keys.dtype == torch.bfloat16),
+        float(scale),
+        float(softcap),
+        int(out.dtype == torch.bfloat16),
+    )
+    return out
+
+
+@njit(error_model="numpy")
+def _pack_queries(
+    query: int,
+    is_narrow: int,
+    row: int,
+    rows: int,
+    row_stride: int,
+    head: int,
+    head_stride: int,
+    group: int,
+    dim: int,
+    stride: int,
+    pairs: int,
+    by_lane: Any,
+    queries: Any,
+) -> None:
+    """Queries in the keys' dtype: by_lane[lane, word] as they lie, queries[word, lane] as lanes of vectors."""
+    count = dim // 2 if pairs else dim
+    words_in = int32_at(by_lane.ctypes.data, rows * group * count)
+    words_out = int32_at(queries.ctypes.data, count * stride)
+    for lane in range(rows * group):
+        start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
+        made, halves = (
+            by_lane[lane * count : (lane + 1) * count],
+            uint16_at(by_lane.ctypes.data + 4 * lane * count, dim),
+        )
+        if is_narrow:
+            source = uint16_at(query + 2 * start, dim)
+            for d in range(dim):
+                halves[d] = source[d]
+        else:
+            floats = float32_at(query + 4 * start, dim)
+            if pairs:
+                for d in range(dim):
+                    halves[d] = np.uint16(narrow(floats[d]))
+            else:
+                for d in range(dim):
+                    made[d] = floats[d]
+        for word in range(count):
+            words_out[word * stride + lane] = words_in[lane * count + word]
+
+
+@njit(error_model="numpy")
+def _pack_values(values: int, count: int, dim: int, packed: Any) -> None:
+    """Values of two neighbouring keys in a word: packed[key / 2, d]."""
+    source, as_words = uint16_at(values, count * dim), int32_at(packed.ctypes.data, (count + 1) // 2 * dim)
+    whole = dim // WIDTH
+    for j in range(count // 2):
+        even, target = values + 4 * j * dim, packed.ctypes.data + 4 * j * dim
+        if whole:
+            interleave(even, even + 2 * dim, target, whole)
+        for d in range(whole * WIDTH, dim):
+            word = np.int32(source[2 * j * dim + d]) | (np.int32(source[(2 * j + 1) * dim + d]) << np.int32(16))
+            as_words[j * dim + d] = word
+    if count % 2:
+        for d in range(dim):
+            as_words[count // 2 * dim + d] = np.int32(source[(count - 1) * dim + d])
+
+
+@njit(error_model="numpy")
+def _write(
+    out: int,
+    is_narrow: int,
+    row: int,
+    rows: int,
+    row_stride: int,
+    head: int,
+    head_stride: int,
+    group: int,
+    dim: int,
+    stride: int,
+    totals: Any,
+    total: Any,
+) -> None:
+    for r in range(rows):
+        for g in range(group):
+            lane = r * group + g
+            start = (row + r) * row_stride + (head * group + g) * head_stride
+            factor = np.float32(1) / total[lane]
+            if is_narrow:
+                target = uint16_at(out + 2 * start, dim)
+                for d in range(dim):
+                    target[d] = np.uint16(narrow(totals[d * stride + lane] * factor))
+            else:
+                floats = float32_at(out + 4 * start, dim)
+                for d in range(dim):
+                    floats[d] = totals[d * stride + lane] * factor
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _own_segment(
+    segment: Any,
+    row: int,
+    rows: int,
+    group: int,
+    positions: Any,
+    window: int,
+    keys: int,
+    values: int,
+    pairs: int,
+    dim: int,
+    stride: int,
+    factor: Any,
+    softcap: Any,
+    buffers: Any,
+) -> None:
+    """`_segment` for few queries: row by row, then merged into their lanes."""
+    totals, best, total, room, by_lane, means, tops, parts = buffers[1:5] + buffers[9:]
+    size = (2 if pairs else 4) * dim
+    for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
+        position = positions[row + r] - segment[4]
+        stop = min(position + 1, segment[3] - segment[2])
+        start = max(position - window + 1, 0) if window else np.int64(0)
+        for first in range(0, group, MAX_QUERIES):
+            count, lane = min(MAX_QUERIES, group - first), r * group + first
+            tops[:], parts[:], means[:] = np.float32(-1e30), np.float32(0), np.float32(0)
+            for key in range(start, stop, KEYS):
+                at, here, query = key * size, min(KEYS, stop - key), by_lane.ctypes.data + lane * size
+                row_block(
+                    pairs, count, query, dim, keys + at, values + at, here, factor, softcap, room, means, tops, parts
+                )
+            for q in range(count):
+                pivot = max(best[lane + q], tops[q])
+                kept, added = exp((best[lane + q] - pivot) * np.float32(LN2)), exp((tops[q] - pivot) * np.float32(LN2))
+                best[lane + q], total[lane + q] = pivot, total[lane + q] * kept + parts[q] * added
+                for d in range(dim):
+                    at = d * stride + lane + q
+                    totals[at] = totals[at] * kept + means[q * dim + d] * added
+
+
+@njit(error_model="numpy")
+def _segment(
+    segment: Any,
+    row: int,
+    rows: int,
+    group: int,
+    positions: Any,
+    window: int,
+    keys: int,
+    values: int,
+    pairs: int,
+    dim: int,
+    stride: int,
+    factor: Any,
+    softcap: Any,
+    buffers: Any,
+) -> None:
+    """One segment's keys for those rows of the tile that read it."""
+    packed, lower, upper = buffers[5], buffers[7], buffers[8]
+    first_row, last_row = max(segment[0] - row, 0), min(segment[1] - row, rows)
+    length, position = segment[3] - segment[2], segment[4]
+    first_vector, last_vector = first_row * group // WIDTH, -(last_row * group // -WIDTH)
+    for lane in range(first_vector * WIDTH, last_vector * WIDTH):
+        r = lane // group
+        lower[lane], upper[lane] = 0, 0
+        if first_row <= r < last_row:
+            upper[lane] = min(positions[row + r] - position + 1, length)
+            if window:
+                lower[lane] = max(positions[row + r] - window + 1 - position, 0)
+    start = length
+    for r in range(first_row, last_row):
+        start = min(start, lower[r * group])
+    size = 2 if pairs else 4
+    for first_key in range(start, length, KEYS):
+        is_packed = False
+        for vector in range(first_vector, last_vector, 3):
+            vectors = min(last_vector - vector, 3)
+            lane, past = vector * WIDTH, (vector + vectors) * WIDTH
+            # Keys that any lane reads, and those that all do.
+            least, most, inner_least, inner_most = length, np.int64(0), np.int64(0), length
+            for i in range(lane, past):
+                if upper[i] > 0:
+                    inner_least, inner_most = max(inner_least, lower[i]), min(inner_most, upper[i])
+                    least, most = min(least, lower[i]), max(most, upper[i])
+            last_key: Any = min(first_key + KEYS, most)
+            if last_key <= max(first_key, least):
+                continue
+            count = last_key - first_key
+            masked = first_key < inner_least or last_key > inner_most
+            if pairs and not is_packed:
+                _pack_values(values + size * first_key * dim, min(KEYS, length - first_key), dim, packed)
+                is_packed = True
+            k, v = keys + size * first_key * dim, values + size * first_key * dim
+            limits = (masked, first_key, factor, softcap, buffers)
+            if vectors == 3:
+                _block_3(pairs, count, dim, lane, stride, k, v, *limits)
+            elif vectors == 2:
+                _block_2(pairs, count, dim, lane, stride, k, v, *limits)
+            else:
+                _block_1(pairs, count, dim, lane, stride, k, v, *limits)
+
+
+def _attend(arguments: Any) -> None:
+    a = words(arguments, 31)
+    query, cache_keys, cache_values, own_keys, own_values, out = a[0], a[1], a[2], a[3], a[4], a[5]
+    num_tiles, num_rows, heads, kv_heads, dim = a[13], a[14], a[15], a[16], a[17]
+    row_stride, head_stride, out_row, out_head, cache_head, own_head = a[18], a[19], a[20], a[21], a[22], a[23]
+    num_segments, window, is_narrow, pairs = a[24], a[25], a[26], a[27]
+    scale, softcap = float32_of(a[28]), float32_of(a[29])
+    positions, segments, tiles = (
+        int64_at(a[7], num_rows),
+        int64_at(a[8], 6 * num_segments),
+        int64_at(a[9], num_tiles + 1),
+    )
+    offsets = int64_at(a[10], num_tiles + 1)
+    order = int64_at(a[11], offsets[num_tiles])
+    group = heads // kv_heads
+    size = 2 if pairs else 4
+    # Scores are in powers of two; with a cap, first twice their share of it: tanh(x) = (1 - e^-2x) / (1 + e^-2x).
+    factor = scale * np.float32(LOG2E)
+    if softcap > np.float32(0):
+        factor = np.float32(2) * scale / softcap
+    most = np.int64(0)
+    for tile in range(num_tiles):
+        most = np.maximum(most, tiles[tile + 1] - tiles[tile])
+    stride = -(most * group // -WIDTH) * WIDTH
+    queries, totals, by_lane = lines_of(dim * stride), lines_of(dim * stride), lines_of(dim * stride)
+    room, packed = lines_of((KEYS + 1) * 3 * WIDTH), lines_of(-(KEYS // -2) * dim)
+    best, total, factors = lines_of(stride), lines_of(stride), lines_of(9 * WIDTH)
+    lower, upper = np.empty(stride, np.int32), np.empty(stride, np.int32)
+    few = lines_of(MAX_QUERIES * dim), np.empty(MAX_QUERIES, np.float32), np.empty(MAX_QUERIES, np.float32)
+    buffers = (queries, totals, best, total, room, packed, factors, lower, upper, by_lane, *few)
+    queries[:] = np.float32(0)
+    while True:
+        unit = next_of(a[12])
+        if unit >= num_tiles * kv_heads:
+            break
+        tile, head = unit // kv_heads, unit % kv_heads
+        row, rows = tiles[tile], tiles[tile + 1] - tiles[tile]
+        lanes_of = (group, dim, stride, pairs, by_lane, queries)
+        _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
+        totals[:] = np.float32(0)
+        for lane in range(stride):
+            best[lane], total[lane] = np.float32(-1e30), np.float32(0)
+        if a[6]:
+            sinks = float32_at(a[6], heads)
+            for lane in range(rows * group):
+                best[lane], total[lane] = sinks[head * group + lane % group] * np.float32(LOG2E), np.float32(1)
+        for at in range(offsets[tile], offsets[tile + 1]):
+            segment = segments[6 * order[at] : 6 * order[at] + 6]
+            own = segment[5] != 0
+            start = size * (head * (own_head if own else cache_head) + segment[2] * dim)
+            k, v = (own_keys, own_values) if own else (cache_keys, cache_values)
+            shape = (pairs, dim, stride, factor, softcap, buffers)
+            readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
+            if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
+                _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
+            else:
+                _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
+        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total)
+
+
+_loop = Loop(_attend)

@@ -1,0 +1,111 @@
+"""Tile shapes of the kernels for each architecture, with the reason for each, and what the devices can hold."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """`narrow` and `wide` are stacked query rows of a tile, `keys` its keys; `programs` run at once on a processor."""
+
+    narrow: int
+    wide: int
+    keys: int
+    num_warps: int
+    num_stages: int
+    programs: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a program and a processor hold: shared memory in bytes, 32-bit registers, warps of `warp_size` lanes."""
+
+    shared_program: int
+    shared_processor: int
+    registers: int
+    warps: int
+    warp_size: int
+    processors: int
+
+
+# A100, H100 (SXM) and MI300X, by their vendors' documents. An AMD processor is a compute unit of four SIMDs, each with
+# 512 vector registers a lane and eight waves at most.
+LIMITS = {
+    "sm_80": Limits(163 * 1024, 164 * 1024, 65536, 64, 32, 108),
+    "sm_90": Limits(227 * 1024, 228 * 1024, 65536, 64, 32, 132),
+    "gfx942": Limits(64 * 1024, 64 * 1024, 4 * 512 * 64, 32, 64, 304),
+}
+
+SAFE = AttentionConfig(16, 64, 32, 4, 1, 1, "any device: 32 keys and values of 256 dimensions in 16 bits are 32 KiB")
+
+# By largest head size; of the candidates the first whose tile takes the step's widest segment, else the last. 64 rows
+# are 16 rows of a group of 4 heads, as in decoding; 128 rows reuse keys twice as often, as prefill wants, for more
+# registers. With one stage the next block of keys is not loaded ahead, with n stages n - 1 blocks are.
+ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
+    "sm_80": {
+        64: (
+            AttentionConfig(16, 64, 64, 4, 3, 2, "32 KiB of keys and values in flight; several programs a processor"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "with 4 warps the 128 rows spill (40 bytes a thread)"),
+        ),
+        128: (
+            AttentionConfig(16, 64, 32, 4, 4, 2, "three blocks of 16 KiB ahead, and room for a second program"),
+            AttentionConfig(16, 128, 32, 8, 3, 1, "blocks of 64 keys spill (24 bytes a thread)"),
+        ),
+        256: (AttentionConfig(16, 64, 32, 8, 3, 1, "the 64 x 256 sums take 8 warps; 32 keys are 32 KiB a block"),),
+    },
+    "sm_90": {
+        64: (
+            AttentionConfig(16, 64, 64, 4, 4, 2, "a warp group's wgmma is 64 rows; two programs a processor overlap"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
+        ),
+        128: (
+            AttentionConfig(16, 64, 64, 4, 3, 2, "one warp group; 112 KiB, so that two programs share a processor"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
+        ),
+        256: (AttentionConfig(16, 64, 32, 8, 3, 1, "with 4 warps the 64 x 256 sums spill (48 bytes a thread)"),),
+    },
+    "gfx942": {
+        64: (
+            AttentionConfig(16, 64, 64, 4, 2, 2, "half of the 64 KiB of LDS; the next block waits in registers"),
+            AttentionConfig(16, 128, 64, 4, 2, 1, "keys are reused twice as often"),
+        ),
+        128: (
+            AttentionConfig(16, 64, 32, 4, 2, 2, "32 keys and values are 16 KiB of LDS"),
+            AttentionConfig(16, 128, 32, 4, 2, 1, "keys are reused twice as often"),
+        ),
+        256: (AttentionConfig(16, 64, 32, 4, 1, 1, "32 KiB a block: the LDS has no room for a second"),),
+    },
+}
+
+
+def attention_candidates(arch: str, dim: int) -> tuple[AttentionConfig, ...]:
+    """Of a known architecture, by rising `wide`; the safe default alone elsewhere."""
+    table = ATTENTION.get(arch, {})
+    return next((configs for largest, configs in sorted(table.items()) if dim <= largest), (SAFE,))
+
+
+def attention_config(device: torch.device, dim: int, widest: int) -> AttentionConfig:
+    """For heads of `dim` in a step whose widest segment stacks `widest` query rows."""
+    candidates = attention_candidates(architecture(device), dim)
+    return next((config for config in candidates if config.wide >= widest), candidates[-1])
+
+
+def architecture(device: torch.device) -> str:
+    """`sm_80`, `sm_90`, `gfx942`, or what the driver says; `interpreter` for a CPU."""
+    return _cuda_architecture(device.index or 0) if device.type == "cuda" else "interpreter"
+
+
+@cache
+def _cuda_architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    name = str(getattr(properties, "gcnArchName", "")).partition(":")[0]
+    return name if torch.version.hip else f"sm_{properties.major}{properties.minor}"
+
+
+def processors_of(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 8  # in the interpreter: so few that some tiles are cut and some are not
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,69 @@
+"""What the kernels become on sm_80, sm_90 and gfx942, compiled with no device at hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.tuning import ATTENTION, LIMITS
+
+ROOT = Path(__file__).parents[2]
+# What the wide tile's products, and so most of the work, must be made of.
+MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "gfx942": "v_mfma"}
+
+
+def report(folder: Path, *arguments: str) -> list[str]:
+    """Its lines, from a process of its own: this one defines kernels for the interpreter."""
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.compile_report", *arguments],
+        env=kept | {"TRITON_CACHE_DIR": str(folder), "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def compiled(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in report(folder, "--json", *arguments)]
+
+
+def hold(row: dict[str, Any]) -> None:
+    arch = row["arch"]
+    assert row["spilled"] == 0, row
+    assert row["shared"] <= LIMITS[arch].shared_program, row
+    assert row["programs"] >= 1, row
+
+
+@pytest.mark.parametrize("arch", MATRIX)
+def test_heads_of_128_fit_and_use_matrix_units(arch: str, tmp_path: Path) -> None:
+    rows = compiled(tmp_path, arch, "128")
+    assert len(rows) == len(ATTENTION[arch][128])
+    for row, config in zip(rows, ATTENTION[arch][128], strict=True):
+        hold(row)
+        assert row["matrix"][MATRIX[arch]] > 0, row
+        assert row["programs"] >= config.programs, row
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("arch", MATRIX)
+def test_every_configuration_and_kernel_as_the_readme_says(arch: str, tmp_path: Path) -> None:
+    rows = compiled(tmp_path, arch)
+    configs = [config for group in ATTENTION[arch].values() for config in group]
+    for row in rows:
+        hold(row)
+    for row, config in zip(rows, configs, strict=False):
+        assert row["matrix"][MATRIX[arch]] > 0, row
+        assert row["programs"] >= config.programs, row
+    others = {row["name"].split(" | ")[1]: row["matrix"] for row in rows[len(configs) :]}
+    assert len(others) == 8
+    for name, matrix in others.items():
+        assert any(matrix.values()) == (name not in ("merge", "rope and KV write")), name
+    readme = (ROOT / "README.md").read_text()
+    assert [line for line in report(tmp_path, arch) if line not in readme] == [], "run python -m kernels.compile_report"

@@ -1,0 +1,266 @@
+"""Attention over shared prefixes in Triton's interpreter, against its float32 twin."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kernels.prefix_attention import run
+from kernels.prefix_plan import AttentionShape, Capacity, plan
+from kernels.tuning import AttentionConfig
+from tests.kernels.attention_case import Case, tensors, wanted
+
+CONFIG = AttentionConfig(16, 32, 16, 4, 1, 1, "small, so that few keys make many blocks")
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def assert_equal(
+    case: Case,
+    shape: AttentionShape,
+    dtype: torch.dtype = torch.float32,
+    *,
+    config: AttentionConfig = CONFIG,
+    processors: int = 8,
+    fp8: bool = False,
+    scale: float = 0.2,
+    window: int | None = None,
+    **options: object,
+) -> None:
+    t = tensors(case, shape, dtype, fp8=fp8)
+    want_out, want_lse = wanted(case, t, scale, window=window, **options)
+    made = plan(
+        case.segments,
+        case.row_positions,
+        shape,
+        "cpu",
+        windows=(window,),
+        config=config,
+        processors=processors,
+    )
+    stores = (t.step_key, t.step_value, t.key_cache, t.value_cache)
+    out, lse = run(made, t.query, *stores, scale, window=window, **t.scales, **options)
+    tolerance = TOLERANCE[dtype]
+    assert out.dtype == dtype
+    empty = want_lse.isneginf()
+    assert torch.equal(lse.isneginf(), empty)
+    assert float((lse - want_lse).masked_fill(empty, 0).abs().max()) < tolerance
+    assert float((out.float() - want_out).abs().max()) < tolerance
+
+
+def mixed(page: int = 16, seed: int = 0) -> Case:
+    """A prefix under a chunk, decoding rows and a second level; nothing is a multiple of anything."""
+    case = Case(page, seed)
+    prefix = case.cached(53, 0, runs=2)
+    first = case.chunk(21, 53)
+    for own in (1, 19, 33):
+        case.decode(own, 53)
+    inner = case.cached(18, 53)
+    start = len(case.positions)
+    for own in (5, 40):
+        case.decode(own, 71)
+    case.chunk(7, 71)
+    case.reads(start, inner)
+    case.reads(first, prefix)
+    return case
+
+
+@pytest.mark.parametrize("dim", [60, 80, 100, 128])
+def test_head_sizes(dim: int) -> None:
+    assert_equal(mixed(), AttentionShape(4, 2, dim, 16))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("dim", [64, 96, 192, 256])
+def test_more_head_sizes(dim: int) -> None:
+    assert_equal(mixed(), AttentionShape(4, 2, dim, 16))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads"), [(2, 2), (3, 1), (6, 2), (7, 1), (20, 1)], ids=["mha", "3", "3 of 2", "7", "mqa 20"]
+)
+def test_every_ratio_of_heads(heads: int, kv_heads: int) -> None:
+    assert_equal(mixed(), AttentionShape(heads, kv_heads, 16, 16))
+
+
+def test_more_query_heads_than_a_tile_takes() -> None:
+    shape = AttentionShape(71, 1, 16, 16)
+    assert (shape.slices, shape.slice_heads) == (2, 36)
+    assert_equal(mixed(), shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["", "fp8"])
+def test_dtypes(dtype: torch.dtype, fp8: bool) -> None:
+    assert_equal(mixed(), AttentionShape(4, 2, 32, 16), dtype, fp8=fp8)
+
+
+@pytest.mark.parametrize("page", [16, 32, 64])
+def test_pages(page: int) -> None:
+    """Prefixes shorter than a page, longer ones in two runs, an end within a page."""
+    case = mixed(page, seed=page)
+    start = len(case.positions)
+    short = case.cached(3, 0)
+    case.decode(2 * page + 1, 3, runs=2)
+    case.decode(page, 3)
+    case.reads(start, short)
+    assert_equal(case, AttentionShape(4, 2, 16, page))
+
+
+@pytest.mark.parametrize("window", [1, 7, 40, 1000])
+@pytest.mark.parametrize("options", [{}, {"softcap": 1.5}], ids=["", "capped"])
+def test_windows_and_caps(window: int, options: dict[str, float]) -> None:
+    """Some windows let rows read nothing of what is shared."""
+    assert_equal(mixed(), AttentionShape(4, 2, 16, 16), window=window, scale=0.7, **options)
+
+
+@pytest.mark.parametrize("sink", [-30.0, 0.0, 30.0])
+def test_sinks(sink: float) -> None:
+    """Rows with one part, with several, and with none, which a sink alone gives a denominator."""
+    case = mixed()
+    case.positions.append(9)
+    sinks = torch.tensor([0.0, 1.0, -1.0, 2.0]) + sink
+    assert_equal(case, AttentionShape(4, 2, 16, 16), sinks=sinks)
+
+
+def test_one_query_with_one_key() -> None:
+    case = Case()
+    case.decode(1, 0)
+    assert_equal(case, AttentionShape(2, 1, 16, 16))
+
+
+def test_rows_that_read_nothing() -> None:
+    """A row with no segment at all, and one whose segment lies behind it."""
+    case = Case()
+    case.positions += [0, 5]
+    case.reads(1, case.cached(20, 6))
+    case.decode(4, 0)
+    assert_equal(case, AttentionShape(2, 1, 16, 16))
+
+
+def test_seventeen_levels() -> None:
+    """A branch at each level: every row reads 17 segments or fewer, and no two rows the same ones."""
+    case, starts = Case(seed=3), []
+    for level in range(17):
+        starts.append((len(case.positions), case.cached(3 + level % 5, 10 * level)))
+        case.decode(2, 10 * level + 8)
+    for first, spans in reversed(starts):
+        case.reads(first, spans)
+    assert_equal(case, AttentionShape(2, 1, 16, 16))
+
+
+@pytest.mark.parametrize("degree", [1, 300])
+def test_groups_of(degree: int) -> None:
+    case = Case()
+    prefix = case.cached(37, 0)
+    for _ in range(degree):
+        case.positions.append(37)
+    case.reads(0, prefix)
+    assert_equal(case, AttentionShape(2, 2, 16, 16), config=replace(CONFIG, wide=64))
+
+
+def test_a_chunk_that_fills_tiles_needs_no_merge() -> None:
+    """Its tiles take the prefix and the causal part in one pass; keys after a tile's last row are not read."""
+    case = Case()
+    prefix = case.cached(40, 0)
+    first = case.chunk(67, 40)
+    case.reads(first, prefix)
+    made = plan(case.segments, case.row_positions, AttentionShape(2, 1, 16, 16), "cpu", config=CONFIG, processors=1)
+    assert made.launches[None].grid_merges == 0
+    assert_equal(case, AttentionShape(2, 1, 16, 16), processors=1)
+    assert_equal(case, AttentionShape(2, 1, 16, 16), processors=1, window=33)
+
+
+def test_a_label_tree_needs_no_mask() -> None:
+    """Rows 0 -> (1 -> 2, 3 -> 4): each reads itself and its ancestors, as segments over subtrees."""
+    case = Case()
+    case.positions += [0, 1, 2, 1, 2]
+    subtrees = [(0, 5), (1, 3), (2, 3), (3, 5), (4, 5)]
+    case.columns += [(first, last, first, first + 1, case.positions[first], True) for first, last in subtrees]
+    assert_equal(case, AttentionShape(2, 1, 16, 16))
+
+
+def test_a_long_prefix_is_split_and_merged() -> None:
+    case = Case()
+    prefix = case.cached(700, 0)
+    for own in (3, 9):
+        case.decode(own, 700)
+    case.reads(0, prefix)
+    made = plan(case.segments, case.row_positions, AttentionShape(2, 1, 16, 16), "cpu", config=CONFIG, processors=8)
+    assert made.launches[None].grid_items > 6
+    assert_equal(case, AttentionShape(2, 1, 16, 16))
+
+
+def test_a_captured_launch_takes_later_plans() -> None:
+    """Buffers and grids keep their size: programs past the end of a smaller plan do nothing."""
+    shape, large, small = AttentionShape(4, 2, 16, 16), mixed(), Case(seed=5)
+    prefix = small.cached(30, 0)
+    small.decode(4, 30)
+    small.chunk(3, 30)
+    small.reads(0, prefix)
+    capacity = Capacity(items=40, pieces=80, entries=60, rows=64, partials=200)
+    made, buffers = None, set()
+    for case in (large, small, large):
+        t = tensors(case, shape, torch.float32)
+        made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, capacity=capacity, into=made)
+        buffers.add(
+            (made.launches[None].indices.items.data_ptr(), made.launches[None].grid_items, made.partial_out.data_ptr())
+        )
+        want_out, _ = wanted(case, t, 0.2)
+        out, _ = run(made, t.query, t.step_key, t.step_value, t.key_cache, t.value_cache, 0.2)
+        assert float((out - want_out).abs().max()) < 1e-5
+    assert len(buffers) == 1
+    with pytest.raises(AssertionError, match="the plan needs"):
+        plan(large.segments, large.row_positions, shape, "cpu", config=CONFIG, capacity=replace(capacity, items=2))
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Case:
+    """Any trie: nodes of cached or in-step tokens, chunks, decoding rows, in any nesting."""
+    case = Case(draw(st.sampled_from([16, 32])), draw(st.integers(0, 99)))
+
+    def node(depth: int, position: int) -> None:
+        first, tokens = len(case.positions), draw(st.integers(0, 40))
+        if draw(st.booleans()) and tokens:
+            shared = case.cached(tokens, position, runs=draw(st.integers(1, 2)))
+        else:
+            tokens = draw(st.integers(1, 20))
+            case.chunk(tokens, position)
+            rows = (first, first + tokens, position)
+            shared = [rows]
+        below = len(case.positions)
+        for _ in range(draw(st.integers(1 if depth == 0 else 0, 2))):
+            if depth < 3 and draw(st.booleans()):
+                node(depth + 1, position + tokens)
+            else:
+                case.decode(draw(st.integers(1, 50)), position + tokens)
+        if below < len(case.positions) and shared:
+            case.reads(below, shared, in_step=below > first)
+
+    node(0, draw(st.integers(0, 5)))
+    if not case.positions:
+        case.decode(1, 0)
+    return case
+
+
+def holds(case: Case, kv_heads: int, group: int, window: int | None, processors: int) -> None:
+    assert_equal(case, AttentionShape(kv_heads * group, kv_heads, 16, case.page), window=window, processors=processors)
+
+
+DRAWN = given(
+    batches(), st.sampled_from([1, 2]), st.sampled_from([1, 3]), st.sampled_from([None, 1, 20]), st.integers(1, 40)
+)
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
+@DRAWN
+def test_drawn_batches(case: Case, kv_heads: int, group: int, window: int | None, processors: int) -> None:
+    holds(case, kv_heads, group, window, processors)
+
+
+@pytest.mark.nightly
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@DRAWN
+def test_many_drawn_batches(case: Case, kv_heads: int, group: int, window: int | None, processors: int) -> None:
+    holds(case, kv_heads, group, window, processors)
