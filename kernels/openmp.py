@@ -58,9 +58,13 @@ class Loop:
         self._function = function
         self._compiled: Any = None
 
-    def __call__(self, *arguments: Tensor | int | float) -> None:
+    def compile(self) -> None:
+        """Before the first call, which does it otherwise."""
         if self._compiled is None:
             self._compiled = _compile(self._function)
+
+    def __call__(self, *arguments: Tensor | int | float) -> None:
+        self.compile()
         words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
         runtime = _runtime()
         assert runtime is not None

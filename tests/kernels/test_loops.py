@@ -1,10 +1,12 @@
 """Each compiled loop against its twin in torch, over awkward sizes and memory poisoned with NaN."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from kernels import openmp
+from kernels import compile_loops, openmp
 from kernels.int8_rows import byte_rows, group_size, quantize_rows
 from kernels.kv_write import write_kv, write_kv_reference
 from kernels.rms_norm import rms_norm, rms_norm_reference
@@ -84,3 +86,10 @@ def test_write_kv(from_dtype: torch.dtype, to_dtype: torch.dtype, dim: int) -> N
         assert torch.equal(a, b)
     assert float((wanted[0][:, :, 9] - made[:, :, 1].to(to_dtype)).abs().max()) == 0
     assert float((wanted[1][:, :, 4] - made[:, :, 4].to(to_dtype)).abs().max()) == 0
+
+
+def test_every_loop_is_compiled_ahead() -> None:
+    files = {file.stem for file in Path(openmp.__file__).parent.glob("*.py") if "Loop(" in file.read_text()}
+    assert {loop._function.__module__.removeprefix("kernels.") for loop in compile_loops.LOOPS} == files - {"openmp"}
+    compile_loops.main()
+    assert all(loop._compiled is not None for loop in compile_loops.LOOPS)
