@@ -31,6 +31,8 @@ class Peer:
         return folder / self.name / "bin" / "python"
 
 
+# What HFLM imports, of our own versions.
+BESIDE_LM_EVAL = ("torch", "transformers", "accelerate")
 PEERS = {
     "vllm": Peer(
         "vllm",
@@ -42,7 +44,7 @@ PEERS = {
     ),
     "lm-eval": Peer(
         "lm-eval",
-        ("lm_eval==0.4.13", f"torch=={version('torch').partition('+')[0]}", f"transformers=={version('transformers')}"),
+        ("lm_eval==0.4.13", *(f"{name}=={version(name).partition('+')[0]}" for name in BESIDE_LM_EVAL)),
         (),
         HERE / "run_lm_eval.py",
         (("float32", "shuffled"), ("bfloat16", "shuffled")),
