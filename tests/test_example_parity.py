@@ -46,8 +46,8 @@ def test_the_example_gives_the_answers_of_transformers(
         # Text ends at its stop strings too; what is compared is tokens.
         requests = [replace(request, params=replace(request.params, stop=())) for request in requests]
         config = replace(run.config, kv_cache_memory=2**29)
-        plan = make_plan(requests, run.shape, config, dtype_bytes=4, flops_per_second=1e12)
         engine = build_engine(run.model, config)
+        plan = make_plan(requests, run.shape, engine.config, dtype_bytes=4, flops_per_second=1e12)
         outputs = [
             output
             for future in [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]

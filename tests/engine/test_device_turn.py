@@ -121,7 +121,7 @@ def test_an_idle_engine_lets_others_have_the_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engine, "KEEP_TURN_SECONDS", 0.05)
     shape: Any = SimpleNamespace(max_model_len=64)
     runner: Any = SimpleNamespace(num_blocks=8, model=SimpleNamespace(shape=shape))
-    idle = Engine(lambda: runner, EngineConfig(), turn=DeviceTurn(NAMES))
+    idle = Engine(lambda: (runner, EngineConfig()), EngineConfig(), turn=DeviceTurn(NAMES))
     idle.wait_until_loaded()
     waiting = Waiting(DeviceTurn(NAMES))
     waiting.thread.join(60)
