@@ -57,10 +57,6 @@ class Panels:
     scales: Tensor
     offsets: Tensor
 
-    @property
-    def num_bytes(self) -> int:
-        return self.words.nbytes + self.bias.nbytes + self.scales.nbytes + self.offsets.nbytes
-
 
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
     """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs, groups); `bias` (outputs,)."""

@@ -155,7 +155,7 @@ def int8_at(word: int, count: int) -> Any:
 
 @njit(inline="always", error_model="numpy")
 def uint16_at(word: int, count: int) -> Any:
-    """bfloat16 numbers, as numba has no such type: see `wide` and `narrow`."""
+    """bfloat16 numbers, as numba has no such type: see `narrow`."""
     return carray(_uint16_pointer(word), (count,))
 
 
@@ -192,12 +192,6 @@ def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
 _as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
 as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
 bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
-
-
-@njit(inline="always", error_model="numpy")
-def wide(bits: Any) -> Any:
-    """The float32 of a bfloat16."""
-    return as_float32(types.int32(bits) << types.int32(16))
 
 
 @njit(inline="always", error_model="numpy")
