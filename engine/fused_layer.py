@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from engine.attention import window_of
-from engine.huge_pages import Workspace
+from engine.huge_pages import Workspace, drop_file_pages
 from engine.projection import Projection, can_pack, pack_head
-from kernels.rms_norm import rms_norm
 from kernels.rotary import rotate
 
 # Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
@@ -38,6 +37,7 @@ def fuse_layers(model: Any, dtype: torch.dtype) -> int:
     workspace = Workspace()
     for index in range(len(layers)):
         layers[index] = FusedLayer(layers[index], workspace)
+        drop_file_pages()
     model.base_model.get_input_embeddings().register_forward_hook(_widen)
     pack_head(model, dtype)
     return len(layers)
@@ -67,13 +67,14 @@ class FusedLayer(nn.Module):
         self.head_dim: int = attention.head_dim
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
-        self.input_norm, self.post_norm = layer.input_layernorm.float(), layer.post_attention_layernorm.float()
-        self.qkv = Projection(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv = Projection(
+            attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm, workspace=workspace
+        )
         self.out = Projection(attention.o_proj)
-        self.gate_up = Projection(mlp.gate_proj, mlp.up_proj, gated=True)
-        # Beside layers in 8 bits it is one that was left out: bfloat16 is far closer than they are.
-        narrow = torch.bfloat16 if self.gate_up.panels.dtype == torch.int8 else None
-        self.down = Projection(mlp.down_proj, dtype=narrow)
+        self.gate_up = Projection(
+            mlp.gate_proj, mlp.up_proj, gated=True, norm=layer.post_attention_layernorm, workspace=workspace
+        )
+        self.down = Projection(mlp.down_proj)
         self.workspace = workspace
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -82,7 +83,7 @@ class FusedLayer(nn.Module):
         """hidden_states (1, rows, hidden_size) in float32, which is overwritten and returned."""
         hidden = hidden_states[0]
         rows, (cos, sin) = len(hidden), position_embeddings
-        qkv = self.qkv.into(self._norm(hidden, self.input_norm, self.qkv), self._room("qkv", rows, self.qkv))
+        qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
@@ -98,13 +99,6 @@ class FusedLayer(nn.Module):
         )
         self.out.into(attended, hidden, add=True)
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)
-        self.gate_up.into(self._norm(hidden, self.post_norm, self.gate_up), gated)
+        self.gate_up.into(hidden, gated)
         self.down.into(gated, hidden, add=True)
         return hidden_states
-
-    def _norm(self, x: Tensor, norm: Any, reader: Projection) -> Tensor:
-        out = self.workspace.rows("norm", len(x), x.shape[1], reader.takes)
-        return rms_norm(x, norm.weight, norm.variance_epsilon, out)
-
-    def _room(self, use: str, rows: int, projection: Projection) -> Tensor:
-        return self.workspace.rows(use, rows, projection.out_features, torch.float32)

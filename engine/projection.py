@@ -10,6 +10,7 @@ from engine import huge_pages
 from engine.quantize import Int8Linear
 from kernels import matmul, openmp
 from kernels.int8_rows import byte_rows
+from kernels.rms_norm import rms_norm
 
 Linear = nn.Linear | Int8Linear
 
@@ -29,13 +30,23 @@ class Projection(nn.Module):
     """
 
     factors: Tensor | None
+    norm_weight: Tensor | None
 
-    def __init__(self, *layers: Linear, gated: bool = False, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        *layers: Linear,
+        gated: bool = False,
+        norm: Any = None,
+        dtype: torch.dtype | None = None,
+        workspace: huge_pages.Workspace | None = None,
+    ) -> None:
         """`gated`: of two layers, the gate and the up of a gated MLP; what comes out is silu(gate) * up.
 
-        `dtype` is the weights', if it is to be another than they have.
+        `norm`: a module of root-mean-square norm, through which rows go first. `dtype` is the weights', if it is to be
+        another than they have. `workspace` is where normed rows are put.
         """
         super().__init__()
+        self.workspace = workspace or huge_pages.Workspace()
         biases = [layer.bias for layer in layers if layer.bias is not None]
         assert len(biases) in (0, len(layers)), len(biases)
         weight = torch.cat([layer.weight.detach() for layer in layers])
@@ -49,17 +60,26 @@ class Projection(nn.Module):
         for name in ("words", "bias", "scales", "offsets"):
             self.register_buffer(name, getattr(self.panels, name))
         assert all(torch.equal(layer.factors, quantized[0].factors) for layer in quantized)
-        self.register_buffer("factors", quantized[0].factors if quantized else None)
-        self.takes = torch.float32 if quantized else weight.dtype
+        factors = quantized[0].factors if quantized else None
+        if factors is not None and norm is not None:
+            factors = factors * norm.weight.detach().float()
+        self.register_buffer("factors", factors)
+        self.register_buffer("norm_weight", None if norm is None else norm.weight.detach().float())
+        self.eps: float | None = None if norm is None else norm.variance_epsilon
+        self.takes = torch.float32 if quantized or norm is not None else weight.dtype
         self.in_features = weight.shape[1]
         self.out_features = len(weight) // (2 if gated else 1)
 
     def into(self, rows: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
         """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=."""
-        if self.factors is None:
-            return matmul.matmul(rows, self.panels, out, add=add)
-        quantized, scales = byte_rows(rows, self.factors)
-        return matmul.matmul(quantized, self.panels, out, add=add, row_scales=scales)
+        scales = None
+        if self.factors is not None:
+            rows, scales = byte_rows(rows, self.factors, self.eps)
+        elif self.norm_weight is not None:
+            assert self.eps is not None
+            normed = self.workspace.rows("normed", len(rows), self.in_features, self.panels.dtype)
+            rows = rms_norm(rows, self.norm_weight, self.eps, normed)
+        return matmul.matmul(rows, self.panels, out, add=add, row_scales=scales)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) in any dtype to (..., out_features) in float32."""

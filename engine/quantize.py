@@ -1,10 +1,10 @@
 """Linear layers with 8-bit weights and dynamic 8-bit activations: `quantization="int8"`.
 
-A few channels of a language model's activations are far larger than the rest, and would leave the rest few of a row's
-255 steps. So each input channel is divided by the square root of the largest magnitude seen in it, and the weights are
-multiplied by that (SmoothQuant, arXiv 2211.10438, with a strength of a half and the activations' side alone, so that
-layers with one input stay alike). The magnitudes are those of random tokens: what a model answers follows from the
-model, not from the job.
+A few channels of a language model's activations are far larger than the rest. So each input channel is divided by the
+square root of the largest magnitude seen in it, and the weights are multiplied by that (SmoothQuant, arXiv 2211.10438,
+with a strength of a half and the activations' side alone, so that layers with one input stay alike); what is left of
+them is spread over neighbours (`kernels.int8_rows`). The magnitudes are those of random tokens: what a model answers
+follows from the model, not from the job.
 """
 
 from functools import partial
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from kernels.int8_rows import group_size, quantize_rows
+from kernels.int8_rows import quantize_rows
 
 CALIBRATION_SHAPE = (2, 256)
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` with a scale for each group of a channel's weights and one for each group of a row of activations.
+    """`nn.Linear` with a scale for each channel of mixed weights and one for each row of mixed activations.
 
-    `factors` (in_features,) multiply the activations first; the weights are divided by them. A group's products are
-    summed exactly in int32; scales and bias are applied in float32. On the CPU `engine.projection` takes its place.
+    `factors` (in_features,) multiply the activations first; the weights are divided by them. Products are summed
+    exactly in int32; scales and bias are applied in float32. On the CPU `engine.projection` takes its place.
     """
 
     factors: Tensor
@@ -45,12 +45,7 @@ class Int8Linear(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), in the dtype that comes in."""
         quantized, scales = quantize_rows(rows.reshape(-1, self.in_features), self.factors)
-        out = torch.zeros(len(quantized), self.out_features, device=rows.device)
-        group = group_size(self.in_features)
-        for index, start in enumerate(range(0, self.in_features, group)):
-            part = slice(start, start + group)
-            sums = torch._int_mm(quantized[:, part].contiguous(), self.weight[:, part].t()).float()
-            out += sums * scales[:, index : index + 1] * self.weight_scales[:, index]
+        out = torch._int_mm(quantized, self.weight.t()).float() * scales[:, None] * self.weight_scales
         out = out if self.bias is None else out + self.bias
         return out.to(rows.dtype).reshape(*rows.shape[:-1], self.out_features)
 
@@ -58,18 +53,16 @@ class Int8Linear(nn.Module):
 def quantize_linears(model: Any) -> int:
     """Replaces the `nn.Linear` layers below the model's body, in place; returns how many.
 
-    Embeddings, head and what comes back from an MLP stay: its inputs are products, a few of them far above the rest,
-    and lost most of what 8 bits lost in all. Raises UserError for a model whose body holds no `nn.Linear`.
+    Embeddings and head stay. Raises UserError for a model whose body holds no `nn.Linear`.
     """
     body = model.base_model
-    linears = [(path, module) for path, module in body.named_modules() if isinstance(module, nn.Linear)]
+    linears = {path: module for path, module in body.named_modules() if isinstance(module, nn.Linear)}
     if not linears:
         raise UserError("model.quantization: int8 finds no linear layer in this model; take quantization: none")
-    found = [(path, linear) for path, linear in linears if linear.in_features <= model.config.hidden_size]
-    magnitudes = _magnitudes(model, dict(found))
-    for path, linear in found:
+    magnitudes = _magnitudes(model, linears)
+    for path, linear in linears.items():
         body.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))
-    return len(found)
+    return len(linears)
 
 
 def _stretch(magnitudes: Tensor) -> Tensor:

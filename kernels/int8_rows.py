@@ -1,10 +1,12 @@
-"""Rows in 8 bits, with a scale for each group of neighbours.
+"""Rows in 8 bits, mixed first so that one scale a row is enough.
 
-A few channels of a language model's activations are far larger than the rest. With one scale a row they would leave
-the rest few of its 255 steps; with one a group they cost their own group alone (as in llama.cpp's Q8_0, with larger
-groups).
+A few channels of a language model's activations are far larger than the rest, and would leave the rest few of a row's
+255 steps. So neighbours are mixed by a Hadamard matrix, which spreads a large one over its block, and since the matrix
+is orthogonal, two rows that were both mixed have the product that they had before (QuaRot, arXiv 2404.00456).
 """
 
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,85 +15,107 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels import openmp
-from kernels.openmp import Loop, as_float32, float32_at, int8_at, share, words
+from kernels.mix import MAX_VECTORS, mix, to_bytes
+from kernels.openmp import Loop, as_float32, float32_at, float32_of, int8_at, lines_of, share, words
+from kernels.vectors import WIDTH
 
 INT8_MAX = 127
-# Elements of a group at most. Smaller ones are more exact, and leave more sums to scale.
-MAX_GROUP = 256
+# Neighbours that are mixed at most.
+MAX_BLOCK = MAX_VECTORS * WIDTH
 # `matmul` takes several rows at once, and may read behind the last.
 SPARE_ROWS = 16
 
 
-def group_size(size: int) -> int:
-    """Elements of each group of a row of `size` but the last: equal ones, a multiple of 4."""
-    quads = -(size // -4)
-    groups = -(quads // -(MAX_GROUP // 4))
-    return 4 * -(quads // -groups)
+def block_size(size: int) -> int:
+    """Neighbours of a row of `size` that are mixed: the largest power of two that divides it; 1 where that is small."""
+    block = min(size & -size, MAX_BLOCK)
+    return block if block >= WIDTH else 1
+
+
+def mixed(values: Tensor) -> Tensor:
+    """values (..., size) in float32, each block times the Hadamard matrix of its size, which is orthogonal."""
+    block = block_size(values.shape[-1])
+    return (values.reshape(-1, values.shape[-1] // block, block) @ hadamard(block).to(values.device)).view_as(values)
+
+
+@cache
+def hadamard(size: int) -> Tensor:
+    """(size, size), a power of two, symmetric and its own inverse (Sylvester's construction)."""
+    made = torch.ones(1, 1)
+    while len(made) < size:
+        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
+    return made / math.sqrt(size)
 
 
 def quantize_rows(values: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(rows, n) to int8 (rows, n) and float32 scales (rows, groups), symmetric: values are about int8 times scale.
+    """values (rows, n) to int8 (rows, n) and float32 scales (rows,): mixed, they are about int8 times scale.
 
     With `factors` (n,) in float32 the values are multiplied by them first. The error is at most half the scale, which
-    is a group's largest magnitude over 127. A group that is not finite keeps a scale that is not, so that its row ends
-    as no answer.
+    is a mixed row's largest magnitude over 127. A row that is not finite keeps a scale that is not, so that it ends as
+    no answer.
     """
-    rows, size = values.shape
-    group = group_size(size)
-    values = values.float() if factors is None else values.float() * factors
-    grouped = functional.pad(values, (0, -size % group)).view(rows, -(size // -group), group)
-    scales = grouped.abs().amax(-1) / INT8_MAX
-    quantized = (grouped / scales.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round()
-    quantized = quantized.nan_to_num(0.0).clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
-    return quantized.flatten(1)[:, :size].contiguous(), scales
+    values = mixed(values.float() if factors is None else values.float() * factors)
+    scales = values.abs().amax(-1) / INT8_MAX if values.numel() else values.new_zeros(len(values))
+    quantized = (values / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+    return quantized.nan_to_num(0.0).clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales
 
 
-def byte_rows(values: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize_rows` of float32 values as `matmul` takes it.
+def byte_rows(values: Tensor, factors: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """`quantize_rows` of float32 values as `matmul` takes it: bytes of which 128 is zero, a row in whole words.
 
-    Bytes of which 128 is zero; a row is padded to whole words.
+    With `eps` the row is divided by its root mean square first, as `kernels.rms_norm` does it; the norm's weight is
+    then one of the `factors`. It changes a row's scale alone.
     """
     rows, size = values.shape
     if values.dtype != torch.float32 or values.device.type != "cpu" or not openmp.available():
         quantized, scales = quantize_rows(values, factors)
+        if eps is not None:
+            scales = scales * torch.rsqrt(values.float().square().mean(-1) + eps)
         return (functional.pad(quantized, (0, -size % 4)).view(torch.uint8) + 128), scales
     assert values.stride(1) == 1
-    width, group = -(size // -4) * 4, group_size(size)
-    room = rows + SPARE_ROWS
-    quantized = torch.empty((room, width), dtype=torch.uint8)[:rows]
-    scales = torch.empty(room, -(size // -group))[:rows]
-    _loop(values, quantized, scales, rows, size, values.stride(0), width, group, factors)
+    width = -(size // -4) * 4
+    quantized = torch.empty((rows + SPARE_ROWS, width), dtype=torch.uint8)[:rows]
+    scales = torch.empty(rows + SPARE_ROWS)[:rows]
+    block, has_norm = block_size(size), eps is not None
+    _loop(values, quantized, scales, rows, size, values.stride(0), width, block, factors, has_norm, float(eps or 0))
     return quantized, scales
 
 
 def _byte_rows(arguments: Any) -> None:
-    a = words(arguments, 9)
-    rows, size, stride, width, group = a[3], a[4], a[5], a[6], a[7]
-    groups = -(size // -group)
-    values, quantized = float32_at(a[0], rows * stride), int8_at(a[1], rows * width)
-    scales, factors = float32_at(a[2], rows * groups), float32_at(a[8], size)
-    product = np.empty(size, np.float32)
+    a = words(arguments, 11)
+    rows, size, stride, width, block, has_norm, eps = a[3], a[4], a[5], a[6], a[7], a[9], float32_of(a[10])
+    scales, factors = float32_at(a[2], rows), float32_at(a[8], size)
+    mixed_row, edge = lines_of(size), lines_of(2 * WIDTH)
+    into, magnitudes, squares = mixed_row.ctypes.data, edge[:WIDTH].view(np.int32), edge[WIDTH:]
+    shrink = np.float32(1) / np.sqrt(np.float32(block)) / np.float32(127)
     first, last = share(rows)
     for row in range(first, last):
-        read = values[row * stride : row * stride + size]
-        for i in range(size):
-            product[i] = read[i] * factors[i]
-        for g in range(groups):
-            start, end = g * group, min(size, (g + 1) * group)
-            source = product[start:end]
-            target = quantized[row * width + start : row * width + end]
-            bits = source.view(np.int32)
-            # Magnitudes compare as their bits do, and what is not finite is above all that is.
-            most = np.int32(0)
-            for i in range(end - start):
-                most = max(most, bits[i] & np.int32(0x7FFFFFFF))
-            largest = as_float32(most)
-            step = np.float32(127) / max(largest, np.float32(1e-37))
-            for i in range(end - start):
-                target[i] = np.int8(np.int32(np.rint(source[i] * step)) + np.int32(128))
-            scales[row * groups + g] = largest / np.float32(127)
-        for i in range(size, width):
-            quantized[row * width + i] = np.int8(-128)
+        source, target = a[0] + 4 * row * stride, a[1] + row * width
+        if block > 1:
+            blocks = size // block
+            mix(block // WIDTH, source, a[8], into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
+        else:
+            magnitudes[:], squares[:] = np.int32(0), np.float32(0)
+            values, bits = float32_at(source, size), mixed_row.view(np.int32)
+            for i in range(size):
+                squares[0] += values[i] * values[i]
+                mixed_row[i] = values[i] * factors[i]
+                magnitudes[0] = max(magnitudes[0], bits[i] & np.int32(0x7FFFFFFF))
+        most, square = magnitudes[0], squares[0]
+        for i in range(1, WIDTH):
+            most, square = max(most, magnitudes[i]), square + squares[i]
+        largest = as_float32(most)
+        step = np.float32(127) / max(largest, np.float32(1e-37))
+        if block > 1:
+            to_bytes(into, step, target, size // WIDTH)
+        else:
+            made = int8_at(target, width)
+            for i in range(size):
+                made[i] = np.int8(np.int32(np.rint(mixed_row[i] * step)) + np.int32(128))
+            for i in range(size, width):
+                made[i] = np.int8(-128)
+        norm = np.float32(1) / np.sqrt(square / np.float32(size) + eps) if has_norm else np.float32(1)
+        scales[row] = largest * shrink * norm
 
 
 _loop = Loop(_byte_rows)

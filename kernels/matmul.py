@@ -13,11 +13,10 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.int8_rows import group_size
+from kernels.gate import gate
 from kernels.openmp import (
     FASTMATH,
     Loop,
-    exp,
     float32_at,
     lines_of,
     narrow,
@@ -26,7 +25,7 @@ from kernels.openmp import (
     words,
 )
 from kernels.product import ROWS, byte_product, product
-from kernels.vectors import NATIVE_BYTES, WIDTH
+from kernels.vectors import NATIVE_BYTES, WIDTH, narrow_vectors
 
 VECTORS = 3
 LANES = VECTORS * WIDTH
@@ -44,8 +43,8 @@ class Panels:
 
     words (panels, steps, 48) of 4 bytes: an input each in float32, two in bfloat16, four in int8. `gated`: the outputs
     are gates, then as many ups, and a panel of gates is followed by the panel of their ups. bias (panels, 48) or
-    empty. In int8, of each group of `kernels.int8_rows`: scales (panels, groups, 48), by which a column's sum is
-    multiplied, and offsets (panels, groups, 48) in int32, -128 times the sum of its weights; else empty.
+    empty. In int8: scales (panels, 48), by which a column's sum is multiplied, and offsets (panels, 48) in int32, -128
+    times the sum of its weights; else empty.
     """
 
     words: Tensor
@@ -59,7 +58,7 @@ class Panels:
 
 
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
-    """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs, groups); `bias` (outputs,)."""
+    """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
     outputs, inputs = weight.shape
     each = 4 // weight.dtype.itemsize
     padded = weight if inputs % each == 0 else functional.pad(weight, (0, -inputs % each))
@@ -69,16 +68,9 @@ def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, sca
     column_bias = none if bias is None else _by_panel(bias.float(), gated)
     column_scales = sums = none
     if scales is not None:
-        group = group_size(inputs)
-        grouped = functional.pad(weight, (0, -inputs % group)).view(outputs, -1, group)
-        sums = _of_groups(-128 * grouped.sum(2, dtype=torch.int32), gated)
-        column_scales = _of_groups(scales.float(), gated)
+        sums = _by_panel(-128 * weight.sum(1, dtype=torch.int32), gated)
+        column_scales = _by_panel(scales.float(), gated)
     return Panels(words_, weight.dtype, outputs, inputs, gated, column_bias, column_scales, sums)
-
-
-def _of_groups(values: Tensor, gated: bool) -> Tensor:
-    """(outputs, groups) to (panels, groups, 48)."""
-    return _by_panel(values, gated).view(-1, LANES, values.shape[1]).transpose(1, 2).contiguous()
 
 
 def _by_panel(values: Tensor, gated: bool) -> Tensor:
@@ -102,7 +94,7 @@ def matmul(
     """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
 
     rows (n, inputs) in the weights' dtype, contiguous; in int8 they are bytes of which 128 means zero, with
-    `row_scales` (n, groups). `inputs` is even in bfloat16 and a multiple of 4 in bytes. out (n, outputs) in float32,
+    `row_scales` (n,). `inputs` is even in bfloat16 and a multiple of 4 in bytes. out (n, outputs) in float32,
     or (n, outputs / 2) in float32 or bfloat16.
     """
     count, steps = len(rows), weights.words.shape[1]
@@ -132,7 +124,6 @@ def matmul(
         GATE if weights.gated else ADD if add else STORE,
         int(out.dtype == torch.bfloat16),
         weights.bias.numel(),
-        group_size(weights.inputs) // 4,
     )
     return out
 
@@ -148,9 +139,7 @@ def matmul_reference(
 ) -> Tensor:
     """`matmul` by its definition, in float32, from weights as they are packed; rows in 8 bits are signed."""
     if scales is not None and row_scales is not None:
-        group = group_size(rows.shape[1])
-        rows = rows.float() * row_scales.repeat_interleave(group, 1)[:, : rows.shape[1]]
-        weight = weight.float() * scales.repeat_interleave(group, 1)[:, : weight.shape[1]]
+        rows, weight = rows.float() * row_scales[:, None], weight.float() * scales[:, None]
     out = rows.float() @ weight.float().t()
     if bias is not None:
         out = out + bias
@@ -163,9 +152,9 @@ def matmul_reference(
 def _with_room(rows: Tensor, count: int) -> Tensor:
     """The same rows where the memory of `count` rows may be read: a product takes several at once."""
     held = rows.untyped_storage().nbytes() // rows.dtype.itemsize - rows.storage_offset()
-    if held >= count * rows.shape[1]:
+    if held >= count * rows.stride(0):
         return rows
-    roomy = rows.new_zeros(count, rows.shape[1])
+    roomy = rows.new_zeros(count, *rows.shape[1:])
     roomy[: len(rows)] = rows
     return roomy
 
@@ -177,54 +166,43 @@ _bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_RO
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
-def _tile(pairs: int, rows: int, count: int, panel: int, steps: int, tile: Any, ones: Any) -> None:
-    """tile (count rounded up, 48) = rows @ panel, in float32 or pairs of bfloat16; rows and panel are addresses."""
-    into = tile.ctypes.data
+def _tile(
+    kind: int, rows: int, count: int, panel: int, steps: int, out: int, out_row: int, adds: int, ones: int, scaling: Any
+) -> None:
+    """out (count rounded up, 48) = rows @ panel, or += where it `adds`; all are addresses but `scaling`.
+
+    `out_row` is the stride of out's rows; `scaling` are the addresses of a panel's scales and offsets, of the rows'
+    scales, and of 48 zeros, for bytes.
+    """
+    scales, offsets, row_scales, zeros = scaling
     for row in range(0, count, _ROWS):
-        c = into + 4 * row * LANES
+        c = out + 4 * row * out_row
         for start in range(0, steps, MAX_STEPS):
             part = min(MAX_STEPS, steps - start)
             a, b = rows + 4 * (row * steps + start), panel + 4 * start * LANES
-            if start == 0 and not pairs:
-                _floats(a, steps, 1, b, LANES, part, c, LANES, 0)
-            elif start == 0:
-                _pairs(a, steps, 1, b, LANES, part, c, LANES, 0)
-            elif not pairs:
-                _more_floats(a, steps, 1, b, LANES, part, c, LANES, ones.ctypes.data)
+            first, low = start == 0 and not adds, zeros if start else offsets
+            if kind == 2 and first:
+                _bytes(a, steps, b, LANES, part, c, out_row, low, scales, row_scales + 4 * row)
+            elif kind == 2:
+                _more_bytes(a, steps, b, LANES, part, c, out_row, low, scales, row_scales + 4 * row)
+            elif kind == 1 and first:
+                _pairs(a, steps, 1, b, LANES, part, c, out_row, 0)
+            elif kind == 1:
+                _more_pairs(a, steps, 1, b, LANES, part, c, out_row, ones)
+            elif first:
+                _floats(a, steps, 1, b, LANES, part, c, out_row, 0)
             else:
-                _more_pairs(a, steps, 1, b, LANES, part, c, LANES, ones.ctypes.data)
-
-
-@njit(error_model="numpy", fastmath=FASTMATH)
-def _byte_tile(
-    rows: int, count: int, panel: int, steps: int, group: int, row_scales: int, scales: int, offsets: int, tile: Any
-) -> None:
-    """`_tile` of bytes: a group's sums are exact, and are scaled before they are added.
-
-    group is in steps; row_scales (rows, groups), scales and offsets (groups, 48) are addresses.
-    """
-    groups = -(steps // -group)
-    for row in range(0, count, _ROWS):
-        c, factors = tile.ctypes.data + 4 * row * LANES, row_scales + 4 * row * groups
-        for g in range(groups):
-            start = g * group
-            a, b, taken = rows + 4 * (row * steps + start), panel + 4 * start * LANES, min(group, steps - start)
-            low, columns = offsets + 4 * g * LANES, scales + 4 * g * LANES
-            if g == 0:
-                _bytes(a, steps, b, LANES, taken, c, LANES, low, columns, factors, groups)
-            else:
-                _more_bytes(a, steps, b, LANES, taken, c, LANES, low, columns, factors + 4 * g, groups)
+                _more_floats(a, steps, 1, b, LANES, part, c, out_row, ones)
 
 
 def _multiply(arguments: Any) -> None:
-    a = words(arguments, 18)
+    a = words(arguments, 17)
     rows, panels, out = a[0], a[1], a[2]
     count, num_panels, steps, columns, out_row = a[8], a[9], a[10], a[11], a[12]
-    kind, mode, is_narrow, has_bias, group = a[13], a[14], a[15], a[16], a[17]
-    groups = -(steps // -group)
+    kind, mode, is_narrow, has_bias = a[13], a[14], a[15], a[16]
     row_scales, scales, offsets, bias = a[3], a[4], a[5], float32_at(a[6], has_bias)
-    both, ones = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES)
-    ones[:] = np.float32(1)
+    both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
+    ones[:], zeros[:] = np.float32(1), np.float32(0)
     gates = 2 if mode == GATE else 1
     across = num_panels // gates
     while True:
@@ -235,28 +213,33 @@ def _multiply(arguments: Any) -> None:
         width = min(LANES, columns - panel * LANES)
         for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
             taken, at = min(TILE_ROWS, count - row), rows + 4 * row * steps
+            # Whole tiles of sums go where they belong; what is cut, biased or gated is made aside first.
+            whole = mode != GATE and not has_bias and width == LANES and taken % _ROWS == 0
+            into, into_row = both.ctypes.data, LANES
+            if whole:
+                into, into_row = out + 4 * (row * out_row + panel * LANES), out_row
             for part in range(gates):
                 which = panel * gates + part
-                tile, source = both[part * TILE_ROWS * LANES :], panels + 4 * which * steps * LANES
-                if kind == 2:
-                    place = 4 * which * groups * LANES
-                    factors = (row_scales + 4 * row * groups, scales + place, offsets + place)
-                    _byte_tile(at, taken, source, steps, group, *factors, tile)
-                else:
-                    _tile(kind, at, taken, source, steps, tile, ones)
+                made, source = into + 4 * part * TILE_ROWS * LANES, panels + 4 * which * steps * LANES
+                place = 4 * which * LANES
+                scaling = scales + place, offsets + place, row_scales + 4 * row, zeros.ctypes.data
+                adds = int(whole and mode == ADD)
+                _tile(kind, at, taken, source, steps, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
-                    more = bias[which * LANES : (which + 1) * LANES]
+                    more, tile = bias[which * LANES : (which + 1) * LANES], both[part * TILE_ROWS * LANES :]
                     for r in range(taken):
                         line = tile[r * LANES : (r + 1) * LANES]
                         for i in range(LANES):
                             line[i] += more[i]
-            tile, ups = both[: TILE_ROWS * LANES], both[TILE_ROWS * LANES :]
+            if whole:
+                continue
             if mode == GATE:
-                for i in range(taken * LANES):
-                    tile[i] = tile[i] / (np.float32(1) + exp(-tile[i])) * ups[i]
+                gate(into, into + 4 * TILE_ROWS * LANES, taken * VECTORS)
             for r in range(taken):
-                start, done = (row + r) * out_row + panel * LANES, tile[r * LANES :]
-                if is_narrow:
+                start, done = (row + r) * out_row + panel * LANES, both[r * LANES :]
+                if is_narrow and width == LANES:
+                    narrow_vectors(done.ctypes.data, VECTORS, out + 2 * start)
+                elif is_narrow:
                     halves = uint16_at(out + 2 * start, width)
                     for i in range(width):
                         halves[i] = np.uint16(narrow(done[i]))

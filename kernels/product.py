@@ -48,7 +48,7 @@ def product(rows: int, vectors: int, kind: str, *, adds: bool = False) -> Callab
 
 
 def byte_product(rows: int, vectors: int, *, adds: bool) -> Callable[..., None]:
-    """For numba: `f(a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales, row_scale_words)`.
+    """For numba: `f(a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales)`.
 
     As `product`, of words of four bytes, unsigned in `a` and signed in `b`. Sums are exact in int32, from the vectors
     of `starts` on, and then multiplied by those of `scales` and by the row's scale. `adds`: c keeps what it has.
@@ -67,23 +67,22 @@ def byte_product(rows: int, vectors: int, *, adds: bool) -> Callable[..., None]:
         starts: Any,
         scales: Any,
         row_scales: Any,
-        row_scale_words: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales, row_scale_words = arguments
+            a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales = arguments
             emit = Vectors(builder)
             first = _vectors(emit, WORDS, starts, vectors) * rows
             sums = _sums(emit, "bytes", (a, a_row, LONG(1), b, b_step, count), rows, vectors, first)
             columns = _vectors(emit, FLOATS, scales, vectors)
             for index, at in enumerate(_cells(emit, c, c_row, rows, vectors)):
                 row, vector = divmod(index, vectors)
-                row_scale = emit.load(FLOAT, emit.address(row_scales, builder.mul(row_scale_words, LONG(row))))
+                row_scale = emit.load(FLOAT, emit.address(row_scales, LONG(row)))
                 factor = builder.fmul(columns[vector], emit.splat(row_scale))
                 before = emit.load(FLOATS, at) if adds else floats(0.0)
                 emit.store(emit.multiply_add(builder.sitofp(sums[index], FLOATS), factor, before), at)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), generate
+        return types.void(*[types.int64] * 10), generate
 
     return f  # type: ignore[no-any-return]
 

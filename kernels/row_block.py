@@ -15,8 +15,10 @@ from numba.extending import intrinsic
 from kernels.attention_block import KEYS, LN2, LOG2E, cap
 from kernels.openmp import FASTMATH, exp
 from kernels.softmax import LOWEST, highest, weights
-from kernels.vectors import BFLOAT, FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats
+from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, narrow_vectors, prefetch
 
+# Bytes of a cache line.
+LINE = 64
 # Elements of a row that are read at once; `dim` is a multiple.
 CHUNK = 2 * WIDTH
 # Queries whose sums are held in registers at once.
@@ -125,26 +127,6 @@ def _row_sums(kind: str, queries: int) -> Callable[..., None]:
     return f  # type: ignore[no-any-return]
 
 
-@intrinsic
-def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
-    """For numba: `count` vectors of float32 at `values` become bfloat16 at `out`."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        values, count, out = arguments
-        emit = Vectors(builder)
-
-        def step(index: Any, _: list[Any]) -> list[Any]:
-            wide = emit.load(FLOATS, emit.address(values, builder.mul(index, LONG(WIDTH))))
-            short = builder.fptrunc(wide, ir.VectorType(BFLOAT, WIDTH))
-            emit.store(short, emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
-            return []
-
-        emit.loop(count, [], step)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
 _scores, _scores_pairs = _row_scores("float32"), _row_scores("pairs")
 _sums_1, _sums_2, _sums_3, _sums_4 = (_row_sums("float32", queries) for queries in range(1, 5))
 _pairs_1, _pairs_2, _pairs_3, _pairs_4 = (_row_sums("pairs", queries) for queries in range(1, 5))
@@ -180,6 +162,11 @@ def row_block(
         into = scores.ctypes.data
         for j in range(0, count, WIDTH):
             key, here = keys + 4 * j * words, min(WIDTH, count - j)
+            if q == 0:
+                # A row's keys are read once, so they come from memory, and the processor foresees no more than a page.
+                lines = WIDTH * 4 * words // LINE
+                prefetch(values + 4 * j * words, lines)
+                prefetch(key + 4 * KEYS * words, lines)
             if pairs:
                 _scores_pairs(key, words, here, query + 4 * q * words, words // WIDTH, into + 4 * j)
             else:

@@ -9,8 +9,8 @@ from numba.extending import intrinsic
 from kernels.vectors import FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8, and 8e-5 where bfloat16 follows.
-_FINE = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
-_COARSE = (0.99992807, 0.69326099, 0.24261112, 0.05517166)
+FINE = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
+COARSE = (0.99992807, 0.69326099, 0.24261112, 0.05517166)
 # What no exponent is below: its weight counts for nothing, and no product with it is denormal.
 FLOOR = -100.0
 # The score of a key that is not read.
@@ -73,7 +73,7 @@ def weights(vectors: int, *, pairs: bool) -> Callable[..., None]:
 
             def weigh(row: Any, v: int) -> Any:
                 score = emit.load(FLOATS, emit.address(row, LONG(v * WIDTH)))
-                return _exp2(emit, emit.multiply_add(score, scale, minus[v]), _COARSE if pairs else _FINE)
+                return exp2(emit, emit.multiply_add(score, scale, minus[v]), COARSE if pairs else FINE)
 
             def step(index: Any, totals: list[Any]) -> list[Any]:
                 row = emit.address(scores, builder.mul(index, LONG(row_words * (2 if pairs else 1))))
@@ -100,7 +100,8 @@ def weights(vectors: int, *, pairs: bool) -> Callable[..., None]:
     return f  # type: ignore[no-any-return]
 
 
-def _exp2(emit: Vectors, x: Any, coefficients: tuple[float, ...]) -> Any:
+def exp2(emit: Vectors, x: Any, coefficients: tuple[float, ...] = FINE) -> Any:
+    """2**x, of vectors: as 2**FLOOR below that; x is at most 127."""
     builder = emit.builder
     x = emit.greater(floats(FLOOR), x)
     power = emit.call(f"llvm.roundeven.v{WIDTH}f32", FLOATS, x)

@@ -147,3 +147,44 @@ def interleave(_: Any, low: Any, high: Any, out: Any, vectors: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
+    """For numba: `count` vectors of float32 at `values` become bfloat16 at `out`."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        values, count, out = arguments
+        emit = Vectors(builder)
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            wide = emit.load(FLOATS, emit.address(values, builder.mul(index, LONG(WIDTH))))
+            short = builder.fptrunc(wide, ir.VectorType(BFLOAT, WIDTH))
+            emit.store(short, emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
+            return []
+
+        emit.loop(count, [], step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def prefetch(_: Any, address: Any, lines: Any) -> Any:
+    """For numba: asks for `lines` lines of 64 bytes to be brought into a core's second cache; any address will do."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        address, lines = arguments
+        byte = ir.PointerType(ir.IntType(8))
+        kind = ir.FunctionType(ir.VoidType(), [byte, WORD, WORD, WORD])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            at = builder.add(address, builder.mul(index, LONG(64)))
+            builder.call(ask, [builder.inttoptr(at, byte), WORD(0), WORD(2), WORD(1)])
+            return []
+
+        Vectors(builder).loop(lines, [], step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate

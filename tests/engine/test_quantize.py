@@ -16,8 +16,9 @@ from engine.fused_layer import FusedLayer
 from engine.model import resolve_model
 from engine.planner import make_plan, shard_work
 from engine.projection import Projection
-from engine.quantize import Int8Linear, group_size, quantize_linears, quantize_rows
+from engine.quantize import Int8Linear, quantize_linears
 from engine.request import Request, RequestOutput
+from kernels.int8_rows import block_size, hadamard, mixed, quantize_rows
 
 
 def spread(rows: int, features: int) -> Tensor:
@@ -25,23 +26,28 @@ def spread(rows: int, features: int) -> Tensor:
     return torch.randn(rows, features) * torch.logspace(-3, 3, rows)[:, None]
 
 
-@pytest.mark.parametrize(("rows", "features"), [(1, 1), (63, 100), (111, 64), (20, 300)])
-def test_a_group_is_within_half_a_step(rows: int, features: int) -> None:
+@pytest.mark.parametrize(("rows", "features"), [(1, 1), (63, 100), (111, 64), (20, 304)])
+def test_a_mixed_row_is_within_half_a_step(rows: int, features: int) -> None:
     torch.manual_seed(0)
     values = spread(rows, features)
     quantized, scales = quantize_rows(values)
-    group = group_size(features)
     assert quantized.dtype == torch.int8
-    assert scales.shape == (rows, -(features // -group))
-    steps = scales.double().repeat_interleave(group, 1)[:, :features]
-    assert ((quantized.double() * steps - values.double()).abs() <= steps * 0.50001).all()
-    for start in range(0, features, group):
-        assert quantized[:, start : start + group].abs().amax(-1).tolist() == [127] * rows
+    assert scales.shape == (rows,)
+    steps = scales.double()[:, None]
+    assert ((quantized.double() * steps - mixed(values).double()).abs() <= steps * 0.5001).all()
+    assert quantized.abs().amax(-1).tolist() == [127] * rows
 
 
-@pytest.mark.parametrize(("size", "group"), [(1, 4), (60, 60), (256, 256), (257, 132), (576, 192), (1536, 256)])
-def test_groups_are_alike(size: int, group: int) -> None:
-    assert group_size(size) == group
+@pytest.mark.parametrize(("size", "block"), [(1, 1), (8, 1), (60, 1), (48, 16), (576, 64), (1536, 256), (4096, 256)])
+def test_blocks_divide_a_row(size: int, block: int) -> None:
+    assert block_size(size) == block
+
+
+@pytest.mark.parametrize("size", [1, 2, 16, 256])
+def test_mixing_is_orthogonal(size: int) -> None:
+    matrix = hadamard(size)
+    assert matrix.abs().unique().tolist() == pytest.approx([size**-0.5])
+    assert torch.allclose(matrix @ matrix.t(), torch.eye(size), atol=1e-6)
 
 
 def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
@@ -52,17 +58,15 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
     assert torch.isfinite(linear(rows)).all(-1).tolist() == [True, False, False]
 
 
-def test_one_large_channel_costs_its_own_group_alone() -> None:
-    """A channel a thousand times the rest, as language models have them."""
+def test_mixing_spreads_one_large_channel() -> None:
+    """A channel a hundred times the rest, as language models have them: without mixing it sets everybody's step."""
     torch.manual_seed(2)
-    linear, values = nn.Linear(1024, 64, bias=False), torch.randn(200, 1024)
-    values[:, 5] *= 1000
-    linear.weight.data[:, 5] = 0
-    exact = values @ linear.weight.detach().t()
-    error = (Int8Linear(linear)(values) - exact).abs().mean()
-    linear.weight.data[:, :256] = 0
-    rest = (Int8Linear(linear)(values) - values @ linear.weight.detach().t()).abs().mean()
-    assert float(rest) < float(error) / 20
+    linear, values = nn.Linear(1024, 64, bias=False).requires_grad_(False), torch.randn(200, 1024)
+    values[:, 5] *= 100
+    exact = linear(values)
+    steps = values.abs().amax(1, keepdim=True) / 127
+    unmixed = ((values / steps).round() * steps) @ linear.weight.t()
+    assert float((Int8Linear(linear)(values) - exact).abs().mean()) < float((unmixed - exact).abs().mean()) / 3
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -75,18 +79,18 @@ def test_the_layer_is_its_definition_in_float64(rows: int, inner: int, outer: in
     values = spread(rows, inner)
     got = Int8Linear(linear)(values[None])[0].double()
     (weight, weight_scales), (activations, scales) = quantize_rows(linear.weight.detach()), quantize_rows(values)
-    group = group_size(inner)
-    scales, weight_scales = (s.double().repeat_interleave(group, 1)[:, :inner] for s in (scales, weight_scales))
+    scales, weight_scales = scales.double()[:, None], weight_scales.double()[:, None]
     wanted = (activations.double() * scales) @ (weight.double() * weight_scales).t()
     exact = values.double() @ linear.weight.detach().double().t()
     if linear.bias is not None:
         wanted, exact = wanted + linear.bias.double(), exact + linear.bias.double()
-    whole = values.double().abs() @ linear.weight.detach().double().abs().t()
+    # What is quantised are mixed rows, whose products are those of the rows themselves.
+    rows_abs, weight_abs = mixed(values).double().abs(), mixed(linear.weight.detach()).double().abs()
+    whole = rows_abs @ weight_abs.t()
     assert ((got - wanted).abs() <= 1e-6 * (whole + 1)).all()
     # Each factor is off by at most half its step.
     steps, weight_steps = scales / 2, weight_scales.t() / 2
-    weights = linear.weight.double().abs().t()
-    bound = steps @ weights + values.double().abs() @ weight_steps + steps @ weight_steps
+    bound = (steps * weight_abs.sum(1)) + rows_abs.sum(1, keepdim=True) * weight_steps + inner * steps * weight_steps
     assert ((got - exact).abs() <= 1.001 * bound + 1e-6).all()
 
 
@@ -127,8 +131,8 @@ def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engi
     layers = [module for module in model.body.modules() if isinstance(module, FusedLayer)]
     assert len(layers) == 2
     for layer in layers:
-        assert {layer.qkv.panels.dtype, layer.out.panels.dtype, layer.gate_up.panels.dtype} == {torch.int8}
-        assert layer.down.panels.dtype == torch.bfloat16
+        projections = (layer.qkv, layer.out, layer.gate_up, layer.down)
+        assert {projection.panels.dtype for projection in projections} == {torch.int8}
     head = model._head.lm_head
     assert (head.panels if isinstance(head, Projection) else head.weight).dtype == int8_engine.runner.cache.dtype
     assert model.body.get_input_embeddings().weight.is_floating_point()

@@ -33,11 +33,12 @@ def test_equals_its_definition(rows: int, inputs: int, outputs: int, dtype: torc
     x, weight = torch.randn(rows, inputs) / inputs**0.5, torch.randn(outputs, inputs)
     more = torch.randn(outputs) if bias else None
     scales = row_scales = None
-    taken = x.to(dtype)
     if dtype == torch.int8:
-        (weight, scales), (taken, row_scales) = quantize_rows(weight), quantize_rows(x)
+        (weight, scales), (given, row_scales) = quantize_rows(weight), byte_rows(x, torch.ones(inputs))
+        taken = given[:, :inputs].int() - 128
+    else:
+        taken = given = x.to(dtype)
     wanted = matmul_reference(taken, weight.to(dtype), gated=gated, bias=more, scales=scales, row_scales=row_scales)
-    given = byte_rows(x, torch.ones(inputs))[0] if dtype == torch.int8 else taken
     panels = pack(weight.to(dtype), gated=gated, bias=more, scales=scales)
     room = torch.full((rows, outputs // (2 if gated else 1) + 3), torch.nan)
     out = room.bfloat16() if mode.endswith("16") else room
