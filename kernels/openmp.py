@@ -91,11 +91,11 @@ def _compile(function: Callable[..., None]) -> Any:
 
 
 def _word(argument: Tensor | int | float) -> int:
+    if isinstance(argument, int):  # most are, and a layer makes a hundred words
+        return argument
     if isinstance(argument, Tensor):
         return argument.data_ptr()
-    if isinstance(argument, float):
-        return int(struct.unpack("q", struct.pack("d", argument))[0])
-    return argument
+    return int(struct.unpack("q", struct.pack("d", argument))[0])
 
 
 _thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())

@@ -162,10 +162,12 @@ def row_block(
         into = scores.ctypes.data
         for j in range(0, count, WIDTH):
             key, here = keys + 4 * j * words, min(WIDTH, count - j)
+            # A row's keys are read once, so they come from memory, and the processor foresees no more than a page: the
+            # next block is asked for, half of it beside each query, since many requests at once hold up the loads.
+            lines = WIDTH * 4 * words // LINE
             if q == 0:
-                # A row's keys are read once, so they come from memory, and the processor foresees no more than a page.
-                lines = WIDTH * 4 * words // LINE
-                prefetch(values + 4 * j * words, lines)
+                prefetch(values + 4 * (j + KEYS) * words, lines)
+            if q == min(1, queries - 1):
                 prefetch(key + 4 * KEYS * words, lines)
             if pairs:
                 _scores_pairs(key, words, here, query + 4 * q * words, words // WIDTH, into + 4 * j)
