@@ -31,7 +31,7 @@ WORKLOADS: dict[str, Callable[[], Rows]] = {
     "choice": partial(choice, groups=2, degree=8, prefix=1000, distinct=80, labels=4, label_tokens=3),
     "unshared": partial(generate, groups=8, degree=1, prefix=512, distinct=8, output=48),
 }
-DEFAULT = ("float32", "bfloat16", "int8")
+DEFAULT = ("float32", "bfloat16", "bfloat16+int8")
 
 
 def time_precision(files: ModelFiles, config: EngineConfig, precision: str) -> list[dict[str, Any]]:
