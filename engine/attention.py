@@ -3,7 +3,6 @@
 from types import EllipsisType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +26,7 @@ class StepAttention:
         self.step = step
         self.cache = cache
         self.slots = torch.from_numpy(step.slot_mapping).to(device)
-        segments = np.array(step.segments, dtype=np.int64).reshape(-1, 6)
-        self.plan = plan_attention(step.position_ids, segments, cache.num_kv_heads, torch.get_num_threads())
+        self.plan = plan_attention(step.position_ids, step.segments, cache.num_kv_heads, torch.get_num_threads())
 
     def run(
         self,

@@ -8,7 +8,6 @@ from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
-from kernels.segments import Segments
 
 
 class TritonStepAttention:
@@ -21,7 +20,6 @@ class TritonStepAttention:
         self.step = step
         self.cache = cache
         self.device = device
-        self.segments = Segments.of(step.segments)
         kept = np.flatnonzero(step.slot_mapping >= 0)
         self.written_rows = torch.from_numpy(kept).to(device, non_blocking=True)
         self.written_slots = torch.from_numpy(step.slot_mapping[kept]).to(device, non_blocking=True)
@@ -50,7 +48,7 @@ class TritonStepAttention:
         shape = AttentionShape(query.shape[0], key.shape[0], query.shape[2], keys.shape[1])
         planned = self._plans.get(window or None)
         if planned is None:
-            planned = plan(self.segments, self.step.position_ids, shape, self.device, windows=(window or None,))
+            planned = plan(self.step.segments, self.step.position_ids, shape, self.device, windows=(window or None,))
             self._plans[window or None] = planned
         assert planned.shape == shape, (planned.shape, shape)
         stores = (key.transpose(0, 1), value.transpose(0, 1), keys, values)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.segments import Ints, Segments
+from kernels.segments import Ints, Segment, Segments
 from kernels.tuning import AttentionConfig
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -78,16 +78,11 @@ def decode(prefix: int, degree: int, suffix: int, device: str) -> Decode:
     made = [torch.randn(slots // PAGE, PAGE, KV_HEADS, DIM, dtype=torch.bfloat16, device=device) for _ in range(2)]
     rows = np.arange(degree, dtype=np.int64)
     own = prefix + rows * suffix
-    segments = Segments(
-        row_start=np.append(rows, 0),
-        row_end=np.append(rows + 1, degree),
-        kv_start=np.append(own, 0),
-        kv_end=np.append(own + suffix, prefix),
-        position=np.append(rows * 0 + prefix, 0),
-        in_step=np.zeros(degree + 1, dtype=np.bool_),
-    )
+    spans = zip(rows.tolist(), own.tolist(), strict=True)
+    segments = [Segment(row, row + 1, start, start + suffix, prefix) for row, start in spans]
+    segments.append(Segment(0, degree, 0, prefix, 0))
     query = torch.randn(degree, HEADS, DIM, dtype=torch.bfloat16, device=device)
-    return Decode(prefix, degree, suffix, query, made[0], made[1], segments)
+    return Decode(prefix, degree, suffix, query, made[0], made[1], Segments.of(segments))
 
 
 Run = Callable[[], Tensor]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, Capacity, plan
+from kernels.segments import Segment
 from kernels.tuning import AttentionConfig
 from tests.kernels.attention_case import Case, tensors, wanted
 
@@ -177,7 +178,7 @@ def test_a_label_tree_needs_no_mask() -> None:
     case = Case()
     case.positions += [0, 1, 2, 1, 2]
     subtrees = [(0, 5), (1, 3), (2, 3), (3, 5), (4, 5)]
-    case.columns += [(first, last, first, first + 1, case.positions[first], True) for first, last in subtrees]
+    case.rows += [Segment(first, last, first, first + 1, case.positions[first], True) for first, last in subtrees]
     assert_equal(case, AttentionShape(2, 1, 16, 16))
 
 
