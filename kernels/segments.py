@@ -56,8 +56,8 @@ class Segments:
         return len(self.table)
 
     def __iter__(self) -> Iterator[Segment]:
-        for *fields, in_step in self.table.tolist():
-            yield Segment(*fields, bool(in_step))
+        for row_start, row_end, kv_start, kv_end, position, in_step in self.table.tolist():
+            yield Segment(row_start, row_end, kv_start, kv_end, position, bool(in_step))
 
     @property
     def row_start(self) -> Ints:
