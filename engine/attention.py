@@ -1,7 +1,7 @@
 """The attention function that transformers' models call by name, over a step's packed rows."""
 
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,12 @@ from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from kernels.attention import segment_attention
 from kernels.attention_plan import plan_attention
+from kernels.backend import Backend
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
 from kernels.kv_write import write_kv
+
+if TYPE_CHECKING:
+    from engine.triton_attention import TritonStepAttention
 
 NAME = "trunkline"
 
@@ -62,6 +66,14 @@ class StepAttention:
             softcap=softcap or 0.0,
             sinks=sinks,
         )
+
+
+def step_attention(backend: Backend) -> type["StepAttention"] | type["TritonStepAttention"]:
+    if backend == "torch":
+        return StepAttention
+    from engine.triton_attention import TritonStepAttention  # where Triton is not installed, nothing asks for it
+
+    return TritonStepAttention
 
 
 def attention_function(
