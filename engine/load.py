@@ -120,7 +120,7 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
             model.bfloat16()
         else:
             _quantize(model, quantization, device)
-        tolerance = NARROW_TOLERANCE
+        tolerance = NARROW_TOLERANCE[quantization]
     else:
         expected, tolerance = eager_logits(model, shape.vocab_size, device), TOLERANCE[device.dtype]
     _fuse(model, device)

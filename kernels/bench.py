@@ -29,6 +29,8 @@ PREFIXES = (512, 2048, 8192, 32768)
 DEGREES = (1, 4, 16, 64, 256, 512)
 SUFFIXES = (16, 128, 512, 2048)
 REPEATS = 50
+# Between two methods in bfloat16, whose outputs are means of standard normal values.
+TOLERANCE = 3e-2
 # Memory bytes and dense 16-bit FLOPs a second, by the vendors' documents; a device that is not named has no fractions.
 PEAKS = {"A100": (2.039e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "MI300X": (5.3e12, 1307e12)}
 COLUMNS = ("device", "torch", "triton", "method", "prefix", "degree", "suffix", "p20_us", "p50_us", "p80_us",
@@ -89,7 +91,7 @@ Run = Callable[[], Tensor]
 
 
 def captured(run: Run) -> Run:
-    """As a CUDA graph, which is how the engine would run it: the host's launches are not what is timed."""
+    """As a CUDA graph, every method alike: the host's launches are not what is timed."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -114,10 +116,14 @@ def ours(step: Decode) -> Run:
 
     def attend(config: AttentionConfig) -> Run:
         made = plan(step.segments, step.positions, shape, step.query.device, config=config)
-        return captured(lambda: run(made, step.query, *stores, step.scale)[0])
+        return lambda: run(made, step.query, *stores, step.scale)[0]
 
     widest = step.degree * shape.group
-    return attend(tuned_config(step.query.device, DIM, widest, lambda config: milliseconds(attend(config), 10)[1]))
+
+    def time(config: AttentionConfig) -> float:
+        return milliseconds(captured(attend(config)), 10)[1]
+
+    return attend(tuned_config(step.query.device, DIM, widest, time))
 
 
 def torch_attention(step: Decode) -> Run:
@@ -189,6 +195,14 @@ def milliseconds(run: Run, repeats: int = REPEATS) -> tuple[float, float, float]
     return low, middle, high
 
 
+def held_together(out: Tensor, wanted: Tensor, what: str) -> float:
+    """Their largest difference; ends the benchmark where it is too large, or not a number."""
+    error = float((out - wanted).abs().max())
+    if not error < TOLERANCE:
+        raise SystemExit(f"{what}: differs by {error:.3g} from the first method, so nothing more is timed")
+    return error
+
+
 def results(device: str) -> Iterator[dict[str, object]]:
     name = torch.cuda.get_device_name(device)
     peak = next((peak for key, peak in PEAKS.items() if key in name), None)
@@ -200,9 +214,10 @@ def results(device: str) -> Iterator[dict[str, object]]:
             copied = 0 if method in ("trunkline", "flashinfer_cascade") else degree * (prefix + suffix) * 2 * 2
             if copied * KV_HEADS * DIM > torch.cuda.mem_get_info(device)[0] // 2:
                 continue  # contexts side by side, not shared, do not fit
-            run = make(step)
+            run = captured(make(step))
             out = run().float()
             wanted = out if wanted is None else wanted
+            error = held_together(out, wanted, f"{method} at prefix {prefix}, degree {degree}, suffix {suffix}")
             low, middle, high = (1e3 * time for time in milliseconds(run))
             yield {
                 "device": name,
@@ -217,7 +232,7 @@ def results(device: str) -> Iterator[dict[str, object]]:
                 "p80_us": round(high, 2),
                 "bandwidth_fraction": round(step.kv_bytes / middle * 1e6 / peak[0], 4) if peak else "",
                 "flops_fraction": round(step.flops / middle * 1e6 / peak[1], 4) if peak else "",
-                "max_error": float((out - wanted).abs().max()),
+                "max_error": error,
             }
 
 
