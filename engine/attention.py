@@ -1,9 +1,8 @@
 """The attention function that transformers' models call by name, over a step's packed rows."""
 
 from types import EllipsisType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +13,12 @@ from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from kernels.attention import segment_attention
 from kernels.attention_plan import plan_attention
+from kernels.backend import Backend
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
 from kernels.kv_write import write_kv
+
+if TYPE_CHECKING:
+    from engine.triton_attention import TritonStepAttention
 
 NAME = "trunkline"
 
@@ -27,8 +30,7 @@ class StepAttention:
         self.step = step
         self.cache = cache
         self.slots = torch.from_numpy(step.slot_mapping).to(device)
-        segments = np.array(step.segments, dtype=np.int64).reshape(-1, 6)
-        self.plan = plan_attention(step.position_ids, segments, cache.num_kv_heads, torch.get_num_threads())
+        self.plan = plan_attention(step.position_ids, step.segments, cache.num_kv_heads, torch.get_num_threads())
 
     def run(
         self,
@@ -64,6 +66,14 @@ class StepAttention:
             softcap=softcap or 0.0,
             sinks=sinks,
         )
+
+
+def step_attention(backend: Backend) -> type["StepAttention"] | type["TritonStepAttention"]:
+    if backend == "torch":
+        return StepAttention
+    from engine.triton_attention import TritonStepAttention  # where Triton is not installed, nothing asks for it
+
+    return TritonStepAttention
 
 
 def attention_function(

@@ -48,6 +48,8 @@ def start_engine(
     def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
+        else:
+            torch.cuda.set_device(device.name)  # this thread's: kernels are launched there, wherever their tensors are
         loaded = load_model(model, device, config.quantization)
         leave_files([loaded.body])
         runner = ModelRunner(loaded, config, device)

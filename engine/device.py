@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.config import EngineConfig
 from engine.errors import UserError
+from kernels.backend import Backend, backend_of
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -30,6 +31,10 @@ class Device:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def backend(self) -> Backend:
+        return backend_of(self.name)
+
 
 def resolve_device(config: EngineConfig) -> Device:
     """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there."""
@@ -40,14 +45,17 @@ def resolve_device(config: EngineConfig) -> Device:
     if config.device == "cpu" or (config.device == "auto" and not _cuda_devices()):
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
+        if config.quantization == "int4":
+            raise UserError("model.quantization: int4 is for GPUs alone; take int8, or engine.device: cuda")
         return Device("cpu", dtype, CPU_FLOPS_PER_CORE * cores, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= _cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {_cuda_devices()} of them")
-    if config.quantization == "int8":
-        raise UserError("model.quantization: int8 is not built for cuda yet; take none, or engine.device: cpu")
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    return Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
+    device = Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
+    if config.quantization != "none" and device.backend != "triton":
+        raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
+    return device
 
 
 def _cuda_devices() -> int:

@@ -91,7 +91,9 @@ class _GivenHidden(nn.Module):
 def load_model(files: ModelFiles, device: Device, quantization: Quantization = "none") -> LoadedModel:
     """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly."""
     shape = load_shape(files)
-    dtype = "float32" if quantization == "int8" else device.dtype  # 8 bits are made from all that there are
+    # 8 bits are made from all that there are; on a GPU, where float32 may not fit, from what it would hold.
+    exact = device.dtype if device.backend == "triton" else "float32"
+    dtype = device.dtype if quantization == "none" else exact
     folder = weights_folder(files)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _refuse(config, files.name)
@@ -108,22 +110,41 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         raise UserError(f"model.path: {files.name} ({config.model_type}) has no body apart from its head")
     model.to(device.name).eval().requires_grad_(False)
     kind = f"model.path: {files.name} ({config.model_type})"
-    if quantization == "int8" or (device.dtype == "bfloat16" and can_fuse(model)):
-        # Held to the model's own code in float32 first; how much fewer bits then change is bounded loosely.
-        model.float()
+    narrows = device.backend == "torch" and device.dtype == "bfloat16" and can_fuse(model)
+    if quantization != "none" or narrows:
+        # Held to the model's own code with all bits first; how much fewer bits then change is bounded loosely.
+        model.to(getattr(torch, exact))
         expected = eager_logits(model, shape.vocab_size, device)
-        probe(LoadedModel(model, shape), expected, model, device, kind, "float32")
-        if quantization == "int8":
-            quantize_linears(model)
-        else:
+        probe(LoadedModel(model, shape), expected, model, device, kind, exact, TOLERANCE[exact])
+        if quantization == "none":
             model.bfloat16()
-        tolerance = NARROW_TOLERANCE
+        else:
+            _quantize(model, quantization, device)
+        tolerance = NARROW_TOLERANCE[quantization]
     else:
         expected, tolerance = eager_logits(model, shape.vocab_size, device), TOLERANCE[device.dtype]
-    fuse_layers(model, getattr(torch, device.dtype))
+    _fuse(model, device)
     loaded = LoadedModel(model, shape)
     probe(loaded, expected, model, device, kind, device.dtype, tolerance)
     return loaded
+
+
+def _quantize(model: Any, quantization: Quantization, device: Device) -> None:
+    if device.backend == "torch":
+        quantize_linears(model)
+        return
+    from engine.packed_linear import pack_linears  # where Triton is not installed, nothing asks for it
+
+    pack_linears(model, quantization)
+
+
+def _fuse(model: Any, device: Device) -> None:
+    if device.backend == "torch":
+        fuse_layers(model, getattr(torch, device.dtype))
+        return
+    from engine.rotary_attention import fuse_rotary
+
+    fuse_rotary(model)
 
 
 def _refuse(config: Any, name: str) -> None:

@@ -18,6 +18,8 @@ from engine.model_shape import ModelShape
 HEAD_ROWS, LOGITS_COPIES = 256, 3
 # A leaf that nothing reads again may overshoot the step's tokens by less than as many.
 OVERSHOOT = 2
+# Of what quantising adds.
+WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4}
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -42,8 +44,7 @@ class MemoryNeed:
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
     """For a model on `device`; activations are those of one layer, which the next one's replace."""
     weights = _num_params(files, shape) * device.dtype_bytes
-    if config.quantization == "int8":
-        weights += shape.matmul_params
+    weights += shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or DEFAULT_STEP_TOKENS)

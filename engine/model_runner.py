@@ -1,33 +1,20 @@
 """Runs a scheduler's step on a model."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from engine.attention import StepAttention
+from engine.attention import step_attention
 from engine.config import EngineConfig
 from engine.device import Device
 from engine.kv_cache import KVCache
 from engine.load import LoadedModel
 from engine.model_shape import num_kv_blocks
 from engine.scheduler_output import SchedulerOutput
-from kernels.backend import backend_of
-
-if TYPE_CHECKING:
-    from engine.triton_attention import TritonStepAttention
 
 # Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
 HEAD_ROWS = 256
-
-
-def _step_attention(device: Device) -> type[StepAttention] | type["TritonStepAttention"]:
-    if backend_of(device.name) != "triton":
-        return StepAttention
-    from engine.triton_attention import TritonStepAttention  # where Triton is not installed, nothing asks for it
-
-    return TritonStepAttention
 
 
 class ModelRunner:
@@ -36,7 +23,7 @@ class ModelRunner:
     def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
         self.model = model
         self.device = device
-        self.step_attention = _step_attention(device)
+        self.step_attention = step_attention(device.backend)
         shape = model.shape
         self.num_blocks = num_kv_blocks(shape, config, device.dtype_bytes)
         self.block_bytes = shape.kv_bytes_per_token(device.dtype_bytes) * config.block_size

@@ -35,7 +35,7 @@ class Int8Linear(nn.Module):
         """`magnitudes` (in_features,): the largest that each input channel has been seen with."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        stretch = torch.ones(self.in_features) if magnitudes is None else _stretch(magnitudes)
+        stretch = torch.ones(self.in_features) if magnitudes is None else stretch_of(magnitudes)
         weight, scales = quantize_rows(linear.weight.detach(), stretch)
         self.register_buffer("factors", 1 / stretch)
         self.register_buffer("weight", weight)
@@ -55,23 +55,28 @@ def quantize_linears(model: Any) -> int:
 
     Embeddings and head stay. Raises UserError for a model whose body holds no `nn.Linear`.
     """
-    body = model.base_model
-    linears = {path: module for path, module in body.named_modules() if isinstance(module, nn.Linear)}
-    if not linears:
-        raise UserError("model.quantization: int8 finds no linear layer in this model; take quantization: none")
-    magnitudes = _magnitudes(model, linears)
+    linears = linears_of(model)
+    magnitudes = magnitudes_of(model, linears)
     for path, linear in linears.items():
-        body.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))
+        model.base_model.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))
     return len(linears)
 
 
-def _stretch(magnitudes: Tensor) -> Tensor:
+def linears_of(model: Any) -> dict[str, nn.Linear]:
+    """By path below the model's body. Raises UserError where there is none."""
+    found = {path: module for path, module in model.base_model.named_modules() if isinstance(module, nn.Linear)}
+    if not found:
+        raise UserError("model.quantization: finds no linear layer in this model; take quantization: none")
+    return found
+
+
+def stretch_of(magnitudes: Tensor) -> Tensor:
     """Square roots; a channel that was hardly used stays within reason."""
     return magnitudes.clamp_min(1e-3 * float(magnitudes.mean()) + 1e-12).sqrt()
 
 
 @torch.inference_mode()
-def _magnitudes(model: Any, linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
+def magnitudes_of(model: Any, linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
     """The largest magnitude in each input channel of each layer, over random tokens; a layer they miss is left out."""
     seen: dict[str, Tensor] = {}
 
@@ -85,7 +90,8 @@ def _magnitudes(model: Any, linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
     draw = torch.Generator().manual_seed(0)
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
-    model(input_ids=torch.randint(model.config.vocab_size, CALIBRATION_SHAPE, generator=draw), use_cache=False)
+    tokens = torch.randint(model.config.vocab_size, CALIBRATION_SHAPE, generator=draw)
+    model(input_ids=tokens.to(model.device), use_cache=False)
     model.set_attn_implementation(implementation)
     for hook in hooks:
         hook.remove()

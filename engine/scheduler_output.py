@@ -5,25 +5,11 @@ contiguous: a node's KV is then read once for all of them.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class KVSegment(NamedTuple):
-    """Rows `[row_start, row_end)` attend to the KV of `[kv_start, kv_end)`: each to what is not behind it.
-
-    These are slots of the cache, or rows of this very step if `in_step`. `position` is the first one's place in its
-    prompt; the others follow it one by one. A layer's window cuts what is too far before a row.
-    """
-
-    row_start: int
-    row_end: int
-    kv_start: int
-    kv_end: int
-    position: int
-    in_step: bool = False
+from kernels.segments import Segment, Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +40,7 @@ class SchedulerOutput:
     input_ids: NDArray[np.int64]
     position_ids: NDArray[np.int64]
     slot_mapping: NDArray[np.int64]
-    segments: tuple[KVSegment, ...]
+    segments: Segments
     samples: tuple[SampleRow, ...]
     scores: tuple[ScoreRow, ...]
     num_prefill_tokens: int
@@ -69,5 +55,5 @@ class SchedulerOutput:
     def causal_rows(cls, rows: int) -> "SchedulerOutput":
         """One sequence of `rows` tokens that leaves no KV: a step for probes and warm-ups."""
         ids = np.arange(rows, dtype=np.int64)
-        segment = KVSegment(0, rows, 0, rows, 0, in_step=True)
-        return cls(ids, ids, np.full(rows, -1, dtype=np.int64), (segment,), (), (), rows, 0, 0)
+        segments = Segments.of([Segment(0, rows, 0, rows, 0, in_step=True)])
+        return cls(ids, ids, np.full(rows, -1, dtype=np.int64), segments, (), (), rows, 0, 0)

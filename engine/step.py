@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.scheduler_output import KVSegment, SampleRow, SchedulerOutput, ScoreRow
+from engine.scheduler_output import SampleRow, SchedulerOutput, ScoreRow
 from engine.sequence import NodeKey, NodeState, Sequence
+from kernels.segments import Segment, Segments
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +38,7 @@ class _Builder:
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.slots: list[int] = []
-        self.segments: list[KVSegment] = []
+        self.segments: list[Segment] = []
         self.samples: list[SampleRow] = []
         self.scores: list[ScoreRow] = []
         self.num_label_tokens = 0
@@ -62,7 +63,7 @@ class _Builder:
             return
         if node.transient:
             row_end = row_start + node.num_tokens
-            self.segments.append(KVSegment(row_start, self.row, row_start, row_end, node.start, in_step=True))
+            self.segments.append(Segment(row_start, self.row, row_start, row_end, node.start, in_step=True))
             return
         assert node.table is not None
         self._reads(row_start, node.table.slots(0, node.computed), node.start)
@@ -70,7 +71,7 @@ class _Builder:
     def _reads(self, row_start: int, slots: list[tuple[int, int]], position: int) -> None:
         """Rows from `row_start` on read `slots`, a segment a run; the first holds the token at `position`."""
         for first, last in slots:
-            self.segments.append(KVSegment(row_start, self.row, first, last, position))
+            self.segments.append(Segment(row_start, self.row, first, last, position))
             position += last - first
 
     def chunk(self, chunk: Chunk) -> None:
@@ -121,7 +122,7 @@ class _Builder:
                 while tree.parents[first] == first - 1 and first > 0:
                     first -= 1
                 at = position + tree.depths[first]
-                self.segments.append(KVSegment(row, row + 1, start + first, start + last + 1, at, in_step=True))
+                self.segments.append(Segment(row, row + 1, start + first, start + last + 1, at, in_step=True))
                 last = tree.parents[first]
             self.score(sequence, row, index)
 
@@ -171,7 +172,7 @@ def build_output(step: Step) -> SchedulerOutput:
         input_ids=np.array(builder.tokens, dtype=np.int64),
         position_ids=np.array(builder.positions, dtype=np.int64),
         slot_mapping=np.array(builder.slots, dtype=np.int64),
-        segments=tuple(builder.segments),
+        segments=Segments.of(builder.segments),
         samples=tuple(builder.samples),
         scores=tuple(builder.scores),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks) + len(step.asked_again),

@@ -20,7 +20,8 @@ import numpy as np
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
 from engine.device import Device
 from engine.model import ModelFiles, cache_dir, publish_file
-from engine.scheduler_output import KVSegment, SchedulerOutput
+from engine.scheduler_output import SchedulerOutput
+from kernels.segments import Segment, Segments
 
 if TYPE_CHECKING:
     from engine.model_runner import ModelRunner
@@ -108,7 +109,7 @@ def _independent_rows(size: int, piece: int) -> SchedulerOutput:
     """`size` rows as sequences of `piece` tokens."""
     positions = np.arange(size, dtype=np.int64) % piece
     ends = [(start, min(start + piece, size)) for start in range(0, size, piece)]
-    segments = tuple(KVSegment(start, end, start, end, 0, in_step=True) for start, end in ends)
+    segments = Segments.of(Segment(start, end, start, end, 0, in_step=True) for start, end in ends)
     return replace(SchedulerOutput.causal_rows(size), position_ids=positions, segments=segments, input_ids=positions)
 
 

@@ -1,14 +1,13 @@
 """A step's attention through the Triton kernels: in place of `engine.attention.StepAttention` on a GPU."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
+from kernels.kv_write_triton import rope_write
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
-from kernels.segments import Segments
 
 
 class TritonStepAttention:
@@ -21,10 +20,9 @@ class TritonStepAttention:
         self.step = step
         self.cache = cache
         self.device = device
-        self.segments = Segments.of(step.segments)
-        kept = np.flatnonzero(step.slot_mapping >= 0)
-        self.written_rows = torch.from_numpy(kept).to(device, non_blocking=True)
-        self.written_slots = torch.from_numpy(step.slot_mapping[kept]).to(device, non_blocking=True)
+        self.slots = torch.from_numpy(step.slot_mapping).to(device)
+        self.written_rows = torch.from_numpy((step.slot_mapping >= 0).nonzero()[0]).to(device)
+        self.written_slots = self.slots[self.written_rows]
         self._plans: dict[int | None, PrefixPlan] = {}
 
     def run(
@@ -39,24 +37,32 @@ class TritonStepAttention:
         softcap: float | None = None,
         sinks: Tensor | None = None,
         out: Tensor | None = None,
+        rotary: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """As `engine.attention.StepAttention.run`."""
-        assert self.cache.dtype == key.dtype, (self.cache.dtype, key.dtype)
-        for cache, made in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-            cache[:, self.written_slots] = made[:, self.written_rows]
+        """As `engine.attention.StepAttention.run`; `rotary`, cos and sin (rows, dim), are yet to turn query and key."""
+        keys, values = _paged(self.cache.keys[layer]), _paged(self.cache.values[layer])
+        query, key, value = (made.transpose(0, 1) for made in (query, key, value))
+        if rotary is not None:
+            query, key, value = rope_write(query, key, value, *rotary, self.slots, keys, values)
+        else:
+            self._write(layer, key, value)
         if key.stride() != value.stride():
             key, value = torch.stack((key, value))  # the kernel addresses both alike
-        keys, values = _paged(self.cache.keys[layer]), _paged(self.cache.values[layer])
-        shape = AttentionShape(query.shape[0], key.shape[0], query.shape[2], keys.shape[1])
+        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], keys.shape[1])
         planned = self._plans.get(window or None)
         if planned is None:
-            planned = plan(self.segments, self.step.position_ids, shape, self.device, windows=(window or None,))
+            planned = plan(self.step.segments, self.step.position_ids, shape, self.device, windows=(window or None,))
             self._plans[window or None] = planned
         assert planned.shape == shape, (planned.shape, shape)
-        stores = (key.transpose(0, 1), value.transpose(0, 1), keys, values)
-        limits = {"window": window or None, "softcap": softcap, "sinks": sinks}
-        made, _ = run(planned, query.transpose(0, 1), *stores, scale, **limits)  # type: ignore[arg-type]
-        return made if out is None else out.copy_(made)
+        stores = (key, value, keys, values)
+        made, _ = run(planned, query, *stores, scale, window=window or None, softcap=softcap, sinks=sinks, out=out)
+        return made
+
+    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """(rows, kv_heads, dim) into the cache, those rows that a later step reads."""
+        assert self.cache.dtype == key.dtype, (self.cache.dtype, key.dtype)
+        for cache, made in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
+            cache[:, self.written_slots] = made[self.written_rows].transpose(0, 1)
 
 
 def _paged(cache: Tensor) -> Tensor:
@@ -66,5 +72,5 @@ def _paged(cache: Tensor) -> Tensor:
     the table.
     """
     kv_heads, slots, dim = cache.shape
-    page = min(slots & -slots, 64)
+    page = min(slots & -slots, 64) or 16
     return cache.view(kv_heads, slots // page, page, dim).permute(1, 2, 0, 3)

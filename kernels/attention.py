@@ -30,7 +30,7 @@ def segment_attention(
     means = torch.zeros_like(heads_first, dtype=torch.float32)
     lse = query.new_full(heads_first.shape[:2], -torch.inf, dtype=torch.float32)
     positions = torch.from_numpy(plan.positions).to(query.device)
-    for row_start, row_end, kv_start, kv_end, position, in_step in plan.segments.tolist():
+    for row_start, row_end, kv_start, kv_end, position, in_step in plan.segments:
         rows, (keys, values) = slice(row_start, row_end), own if in_step else cache
         behind = positions[rows, None] - torch.arange(position, position + kv_end - kv_start, device=query.device)
         hidden = behind < 0 if not window else (behind < 0) | (behind >= window)

@@ -1,50 +1,47 @@
-"""What a step's rows read, as plain arrays: planned once a step, run once a layer."""
+"""A step's attention on the CPU, as plain arrays: planned once a step, run once a layer."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from kernels.segments import Ints, Segments
+
 # Rows of a tile. More rows read a shared key less often; fewer spread a small step over the cores.
 MIN_ROWS, MAX_ROWS = 16, 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionPlan:
-    """What a step's rows read, made once for all layers.
+    """What a step's rows read and in which tiles, made once for all layers.
 
-    segments (n, 6): rows `[row_start, row_end)` read keys `[kv_start, kv_end)`, of which the first is at `position` of
-    its prompt; the last column is 1 where the keys are the step's own, 0 where they are in the cache. A row reads a
-    key of its segment if that is not behind it and within the window. `tiles` are the rows at which tiles begin and
-    the end; tile t reads the segments `tile_segments[tile_offsets[t] : tile_offsets[t + 1]]`.
+    `positions` (rows,). `tiles` are the rows at which tiles begin and the end; tile t reads the segments
+    `tile_segments[tile_offsets[t] : tile_offsets[t + 1]]`.
     """
 
     positions: Ints
-    segments: Ints
+    segments: Segments
     tiles: Ints
     tile_offsets: Ints
     tile_segments: Ints
 
 
-def plan_attention(positions: Ints, segments: Ints, num_kv_heads: int, threads: int) -> AttentionPlan:
-    """`segments` as in `AttentionPlan`, none empty."""
+def plan_attention(positions: Ints, segments: Segments, num_kv_heads: int, threads: int) -> AttentionPlan:
     tiles = _tiles(len(positions), segments, num_kv_heads, threads)
-    first = np.searchsorted(tiles, segments[:, 0], side="right") - 1
-    last = np.searchsorted(tiles, segments[:, 1], side="left")
+    first = np.searchsorted(tiles, segments.row_start, side="right") - 1
+    last = np.searchsorted(tiles, segments.row_end, side="left")
     spread = last - first
     segment = np.repeat(np.arange(len(segments)), spread)
     tile = np.repeat(first, spread) + np.arange(len(segment)) - np.repeat(np.cumsum(spread) - spread, spread)
     by_tile = np.argsort(tile, kind="stable")
     offsets = np.searchsorted(tile[by_tile], np.arange(len(tiles)))
-    return AttentionPlan(positions, np.ascontiguousarray(segments), tiles, offsets, segment[by_tile])
+    return AttentionPlan(positions, segments, tiles, offsets, segment[by_tile])
 
 
-def _tiles(count: int, segments: Ints, num_kv_heads: int, threads: int) -> Ints:
+def _tiles(count: int, segments: Segments, num_kv_heads: int, threads: int) -> Ints:
     """Rows at which tiles begin, and the end: where segments do, so that few tiles hold a part of one alone."""
     wanted = min(max(count * num_kv_heads // (8 * threads), MIN_ROWS), MAX_ROWS)
-    shared = segments[segments[:, 1] - segments[:, 0] >= MIN_ROWS // 4]
-    bounds = np.unique(shared[:, :2])
+    shared = segments.row_end - segments.row_start >= MIN_ROWS // 4
+    bounds = np.unique(segments.table[shared, :2])
     starts = [0]
     while starts[-1] + wanted < count:
         start = starts[-1]

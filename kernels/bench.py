@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.segments import Ints, Segments
+from kernels.segments import Ints, Segment, Segments
 from kernels.tuning import AttentionConfig
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -29,6 +29,8 @@ PREFIXES = (512, 2048, 8192, 32768)
 DEGREES = (1, 4, 16, 64, 256, 512)
 SUFFIXES = (16, 128, 512, 2048)
 REPEATS = 50
+# Between two methods in bfloat16, whose outputs are means of standard normal values.
+TOLERANCE = 3e-2
 # Memory bytes and dense 16-bit FLOPs a second, by the vendors' documents; a device that is not named has no fractions.
 PEAKS = {"A100": (2.039e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "MI300X": (5.3e12, 1307e12)}
 COLUMNS = ("device", "torch", "triton", "method", "prefix", "degree", "suffix", "p20_us", "p50_us", "p80_us",
@@ -78,23 +80,18 @@ def decode(prefix: int, degree: int, suffix: int, device: str) -> Decode:
     made = [torch.randn(slots // PAGE, PAGE, KV_HEADS, DIM, dtype=torch.bfloat16, device=device) for _ in range(2)]
     rows = np.arange(degree, dtype=np.int64)
     own = prefix + rows * suffix
-    segments = Segments(
-        row_start=np.append(rows, 0),
-        row_end=np.append(rows + 1, degree),
-        kv_start=np.append(own, 0),
-        kv_end=np.append(own + suffix, prefix),
-        position=np.append(rows * 0 + prefix, 0),
-        in_step=np.zeros(degree + 1, dtype=np.bool_),
-    )
+    spans = zip(rows.tolist(), own.tolist(), strict=True)
+    segments = [Segment(row, row + 1, start, start + suffix, prefix) for row, start in spans]
+    segments.append(Segment(0, degree, 0, prefix, 0))
     query = torch.randn(degree, HEADS, DIM, dtype=torch.bfloat16, device=device)
-    return Decode(prefix, degree, suffix, query, made[0], made[1], segments)
+    return Decode(prefix, degree, suffix, query, made[0], made[1], Segments.of(segments))
 
 
 Run = Callable[[], Tensor]
 
 
 def captured(run: Run) -> Run:
-    """As a CUDA graph, which is how the engine would run it: the host's launches are not what is timed."""
+    """As a CUDA graph, every method alike: the host's launches are not what is timed."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -119,10 +116,14 @@ def ours(step: Decode) -> Run:
 
     def attend(config: AttentionConfig) -> Run:
         made = plan(step.segments, step.positions, shape, step.query.device, config=config)
-        return captured(lambda: run(made, step.query, *stores, step.scale)[0])
+        return lambda: run(made, step.query, *stores, step.scale)[0]
 
     widest = step.degree * shape.group
-    return attend(tuned_config(step.query.device, DIM, widest, lambda config: milliseconds(attend(config), 10)[1]))
+
+    def time(config: AttentionConfig) -> float:
+        return milliseconds(captured(attend(config)), 10)[1]
+
+    return attend(tuned_config(step.query.device, DIM, widest, time))
 
 
 def torch_attention(step: Decode) -> Run:
@@ -194,6 +195,14 @@ def milliseconds(run: Run, repeats: int = REPEATS) -> tuple[float, float, float]
     return low, middle, high
 
 
+def held_together(out: Tensor, wanted: Tensor, what: str) -> float:
+    """Their largest difference; ends the benchmark where it is too large, or not a number."""
+    error = float((out - wanted).abs().max())
+    if not error < TOLERANCE:
+        raise SystemExit(f"{what}: differs by {error:.3g} from the first method, so nothing more is timed")
+    return error
+
+
 def results(device: str) -> Iterator[dict[str, object]]:
     name = torch.cuda.get_device_name(device)
     peak = next((peak for key, peak in PEAKS.items() if key in name), None)
@@ -205,9 +214,10 @@ def results(device: str) -> Iterator[dict[str, object]]:
             copied = 0 if method in ("trunkline", "flashinfer_cascade") else degree * (prefix + suffix) * 2 * 2
             if copied * KV_HEADS * DIM > torch.cuda.mem_get_info(device)[0] // 2:
                 continue  # contexts side by side, not shared, do not fit
-            run = make(step)
+            run = captured(make(step))
             out = run().float()
             wanted = out if wanted is None else wanted
+            error = held_together(out, wanted, f"{method} at prefix {prefix}, degree {degree}, suffix {suffix}")
             low, middle, high = (1e3 * time for time in milliseconds(run))
             yield {
                 "device": name,
@@ -222,7 +232,7 @@ def results(device: str) -> Iterator[dict[str, object]]:
                 "p80_us": round(high, 2),
                 "bandwidth_fraction": round(step.kv_bytes / middle * 1e6 / peak[0], 4) if peak else "",
                 "flops_fraction": round(step.flops / middle * 1e6 / peak[1], 4) if peak else "",
-                "max_error": float((out - wanted).abs().max()),
+                "max_error": error,
             }
 
 

@@ -21,10 +21,20 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels.kv_write_triton import ROWS, rope_write_kernel
+from kernels.merge_triton import merge_kernel
 from kernels.prefix_attention import MERGE_HEADS
-from kernels.prefix_attention_triton import attend_kernel, merge_kernel
-from kernels.quantized_matmul_triton import STAGES, tile_of, w4a16_kernel, w8a8_kernel, warps_of
-from kernels.tuning import ATTENTION, LIMITS, AttentionConfig
+from kernels.prefix_attention_triton import attend_kernel
+from kernels.prefix_plan import dim_tiles
+from kernels.quantized_matmul_triton import (
+    QUANTIZED_ROWS,
+    STAGES,
+    quantize_kernel,
+    tile_of,
+    w4a16_kernel,
+    w8a8_kernel,
+    warps_of,
+)
+from kernels.tuning import ATTENTION, LIMITS, AttentionConfig, attention_candidates
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -73,6 +83,7 @@ def compile_for(
     return _nvidia(arch, made) if arch.startswith("sm_") else _amd(arch, made)
 
 
+DIMS = (64, 80, 96, 128, 192, 256)
 ALIGNED = ("_row", "_head", "_block", "_slot", "inputs", "outputs")
 
 
@@ -119,7 +130,8 @@ def attention(
         "GROUP": 4,
         "SLICE": 4,
         "DIM": dim,
-        "BLOCK_DIM": triton.next_power_of_2(dim),
+        "BLOCK_DIM": dim_tiles(dim)[0],
+        "REST_DIM": dim_tiles(dim)[1],
         "PAGE": 16,
         "CAPPED": capped,
         "SINKS": False,
@@ -156,12 +168,15 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
         yield f"W4A16, {rows} rows", warps, compile_for(arch, w4a16_kernel, types | sizes, tile, warps, STAGES)
         int8 = types | sizes | {"x": "*i8", "codes": "*i8"}
         yield f"W8A8, {rows} rows", warps, compile_for(arch, w8a8_kernel, int8, tile, warps, STAGES)
+    rounding = {"M": QUANTIZED_ROWS, "GROUP": 128, "SMOOTHED": True}
+    int8 = types | sizes | {"codes": "*i8", "factors": "*fp32"}
+    yield "8-bit activations", 4, compile_for(arch, quantize_kernel, int8, rounding, 4, 1)
 
 
 def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:
     """What was compiled, how it came out, and its warps: attention in the head sizes `dims`, or everything."""
-    for dim, configs in ATTENTION[arch].items():
-        for config in configs if not dims or dim in dims else ():
+    for dim in dims or DIMS:
+        for config in attention_candidates(arch, dim) if dim else ():
             tile = f"{config.narrow}, {config.wide} x {config.keys}; {config.num_warps}, {config.num_stages}"
             yield f"{arch} | {dim} | {tile}", attention(arch, config, dim), config.num_warps
     for name, num_warps, made in others(arch) if not any(dims) else ():

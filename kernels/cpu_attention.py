@@ -72,7 +72,7 @@ def cpu_attention(
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
         assert tensor.stride()[1:] == (dim, 1), tensor.stride()
-    tables = (plan.positions, plan.segments, plan.tiles, plan.tile_offsets, plan.tile_segments)
+    tables = (plan.positions, plan.segments.table, plan.tiles, plan.tile_offsets, plan.tile_segments)
     counter = np.zeros(1, dtype=np.int64)
     _loop(
         query,

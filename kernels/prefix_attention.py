@@ -6,7 +6,8 @@
 import torch
 from torch import Tensor
 
-from kernels.prefix_attention_triton import attend_kernel, merge_kernel
+from kernels.merge_triton import merge_kernel
+from kernels.prefix_attention_triton import attend_kernel
 from kernels.prefix_plan import PrefixPlan
 from kernels.segments import NO_WINDOW
 
@@ -42,7 +43,6 @@ def run(
     assert (heads, step_key.shape[1], dim) == (shape.heads, shape.kv_heads, shape.dim), (query.shape, step_key.shape)
     assert key_cache.shape[1:] == (shape.page, shape.kv_heads, dim), key_cache.shape
     assert rows >= plan.num_rows, (rows, plan.num_rows)
-    assert query.numel() < 2**31, "keys and values are addressed in 64 bits, a step's rows within a head in 32"
     assert scale > 0, scale
     assert all(t.stride(-1) == 1 for t in (query, step_key, step_value, key_cache, value_cache)), "dim is not innermost"
     assert step_key.stride() == step_value.stride(), (step_key.stride(), step_value.stride())
@@ -91,7 +91,8 @@ def run(
             GROUP=shape.group,
             SLICE=shape.slice_heads,
             DIM=dim,
-            BLOCK_DIM=shape.block_dim,
+            BLOCK_DIM=shape.tiles[0],
+            REST_DIM=shape.tiles[1],
             PAGE=shape.page,
             CAPPED=softcap is not None,
             SINKS=sinks is not None,

@@ -1,4 +1,4 @@
-"""Prefix-shared attention on a GPU: one launch over a plan's work items, and a merge of what was cut apart.
+"""Prefix-shared attention on a GPU: one launch over a plan's work items; `kernels.merge_triton` joins what was cut.
 
 Query rows are stacked with the heads that share a KV head, so a tile of keys is read once for all of them. Softmax is
 in base 2 with a finite pivot; partial results are (output, log2 of the denominator) in float32, which merge exactly.
@@ -19,9 +19,32 @@ def from_e4m3(bits, dtype: tl.constexpr):
 
 
 @triton.jit
+def _tile(
+    ptrs,
+    inside,
+    d,
+    dtype: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    MASKED: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """Keys or values by dimensions `d`, as `dtype`; `PADDED` where some of `d` are not below `DIM`."""
+    if MASKED:
+        tile = tl.load(ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
+    elif PADDED:
+        tile = tl.load(ptrs, mask=d[None, :] < DIM, other=0)
+    else:
+        tile = tl.load(ptrs)
+    return from_e4m3(tile, dtype) if FP8 else tile
+
+
+@triton.jit
 def _attend_blocks(
     q,
+    q_rest,
     acc,
+    acc_rest,
     top,
     total,
     row_position,
@@ -39,14 +62,19 @@ def _attend_blocks(
     KEYS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    REST_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     MASKED: tl.constexpr,
     CAPPED: tl.constexpr,
     FP8: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One piece of keys: `acc` (M, BLOCK_DIM) and `total` (M,) are sums of 2^(score - top), in float32."""
+    """One piece of keys: `acc` (M, BLOCK_DIM) and `total` (M,) are sums of 2^(score - top), in float32.
+
+    With `REST_DIM`, `q_rest` and `acc_rest` (M, REST_DIM) are the dimensions behind `BLOCK_DIM`.
+    """
     d = tl.arange(0, BLOCK_DIM)
+    padded: tl.constexpr = DIM < BLOCK_DIM
     key = start + tl.arange(0, KEYS)
     # Block ids come one turn of the loop ahead: a load whose address waits for another load is not pipelined as deep.
     page = tl.load(table + key // PAGE, mask=key < end, other=0)
@@ -55,21 +83,15 @@ def _attend_blocks(
         place = page.to(tl.int64) * block_stride + key % PAGE * slot_stride
         ahead = key + KEYS
         page = tl.load(table + ahead // PAGE, mask=ahead < end, other=0)
-        k_ptrs = key_base + place[:, None] + d[None, :]
-        v_ptrs = value_base + place[:, None] + d[None, :]
-        if MASKED:
-            k = tl.load(k_ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
-            v = tl.load(v_ptrs, mask=inside[:, None] & (d[None, :] < DIM), other=0)
-        elif DIM != BLOCK_DIM:
-            k = tl.load(k_ptrs, mask=d[None, :] < DIM, other=0)
-            v = tl.load(v_ptrs, mask=d[None, :] < DIM, other=0)
-        else:
-            k = tl.load(k_ptrs)
-            v = tl.load(v_ptrs)
-        if FP8:
-            k = from_e4m3(k, q.dtype)
-            v = from_e4m3(v, q.dtype)
+        k_ptrs, v_ptrs = key_base + place[:, None], value_base + place[:, None]
+        k = _tile(k_ptrs + d[None, :], inside, d, q.dtype, DIM, padded, MASKED, FP8)
+        v = _tile(v_ptrs + d[None, :], inside, d, q.dtype, DIM, padded, MASKED, FP8)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if REST_DIM:
+            r = BLOCK_DIM + tl.arange(0, REST_DIM)
+            k_rest = _tile(k_ptrs + r[None, :], inside, r, q.dtype, DIM, False, MASKED, FP8)
+            v_rest = _tile(v_ptrs + r[None, :], inside, r, q.dtype, DIM, False, MASKED, FP8)
+            scores = tl.dot(q_rest, tl.trans(k_rest), scores, input_precision=PRECISION)
         if CAPPED:
             # tanh, by an exponential that saturates at both ends.
             scores = 1 - 2 / (1 + tl.exp2(scores * cap_factor))
@@ -86,9 +108,11 @@ def _attend_blocks(
         fade = tl.exp2(top - pivot)
         total = total * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        if REST_DIM:
+            acc_rest = tl.dot(p.to(v.dtype), v_rest, acc_rest * fade[:, None], input_precision=PRECISION)
         top = new_top
         key = ahead
-    return acc, top, total
+    return acc, acc_rest, top, total
 
 
 @triton.jit
@@ -134,6 +158,7 @@ def _attend_item(
     SLICE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    REST_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
@@ -149,8 +174,14 @@ def _attend_item(
     row_position = tl.load(positions + row, mask=real, other=-1)
     row = row.to(tl.int64)
     cell = real[:, None] & (d[None, :] < DIM)
-    q = tl.load(query + (row * query_row + head * query_head)[:, None] + d[None, :], mask=cell, other=0)
+    q_ptrs = query + (row * query_row + head.to(tl.int64) * query_head)[:, None]
+    q = tl.load(q_ptrs + d[None, :], mask=cell, other=0)
     acc = tl.zeros((M, BLOCK_DIM), tl.float32)
+    q_rest, acc_rest = q, acc
+    if REST_DIM:
+        r = BLOCK_DIM + tl.arange(0, REST_DIM)
+        q_rest = tl.load(q_ptrs + r[None, :], mask=real[:, None], other=0)
+        acc_rest = tl.zeros((M, REST_DIM), tl.float32)
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     for index in range(piece_start, piece_end):
@@ -169,13 +200,15 @@ def _attend_item(
             block_stride, slot_stride = step_row * PAGE, step_row
         # One loop behind the other, not one or the other: two branches would not share their buffers.
         if not ALWAYS_MASKED:
-            acc, top, total = _attend_blocks(
-                q, acc, top, total, row_position, key_base, value_base, first, start, whole, position, window, factor,
-                cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, False, CAPPED, FP8, PRECISION,
+            acc, acc_rest, top, total = _attend_blocks(
+                q, q_rest, acc, acc_rest, top, total, row_position, key_base, value_base, first, start, whole, position,
+                window, factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, REST_DIM, PAGE, False,
+                CAPPED, FP8, PRECISION,
             )  # fmt: skip
-        acc, top, total = _attend_blocks(
-            q, acc, top, total, row_position, key_base, value_base, first, whole, end, position, window, factor,
-            cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, PAGE, True, CAPPED, FP8, PRECISION,
+        acc, acc_rest, top, total = _attend_blocks(
+            q, q_rest, acc, acc_rest, top, total, row_position, key_base, value_base, first, whole, end, position,
+            window, factor, cap_factor, block_stride, slot_stride, KEYS, DIM, BLOCK_DIM, REST_DIM, PAGE, True, CAPPED,
+            FP8, PRECISION,
         )  # fmt: skip
     if SINKS:  # noqa: SIM102  # known when compiled, unlike the other
         if partial < 0:
@@ -183,18 +216,24 @@ def _attend_item(
             whole = tl.maximum(top, sink)
             total = total * tl.exp2(top - whole) + tl.exp2(sink - whole)
             acc = acc * tl.exp2(top - whole)[:, None]
+            acc_rest = acc_rest * tl.exp2(top - whole)[:, None]
             top = whole
     # Rows that read nothing have a sum of 0 and a top of -inf: they give 0 and -inf, and no division by 0.
     total = tl.where(total > 0, total, 1.0)
     result = acc * (value_factor / total)[:, None]
+    rest = acc_rest * (value_factor / total)[:, None]
     denominator = top + tl.log2(total)
     if partial < 0:
-        target = out + (row * out_row + head * out_head)[:, None] + d[None, :]
-        tl.store(target, result.to(out.dtype.element_ty), mask=cell)
+        target = out + (row * out_row + head.to(tl.int64) * out_head)[:, None]
+        tl.store(target + d[None, :], result.to(out.dtype.element_ty), mask=cell)
+        if REST_DIM:
+            tl.store(target + r[None, :], rest.to(out.dtype.element_ty), mask=real[:, None])
         tl.store(lse + row * HEADS + head, denominator / LOG2_E, mask=real)
     else:
         place = (partial + m // SLICE).to(tl.int64) * HEADS + head
         tl.store(partial_out + place[:, None] * DIM + d[None, :], result, mask=cell)
+        if REST_DIM:
+            tl.store(partial_out + place[:, None] * DIM + r[None, :], rest, mask=real[:, None])
         tl.store(partial_lse + place, denominator, mask=real)
 
 
@@ -237,6 +276,7 @@ def attend_kernel(
     SLICE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
+    REST_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
@@ -278,7 +318,7 @@ def attend_kernel(
             key_cache, value_cache, out, lse, partial_out, partial_lse, pieces, table, positions, sinks, window, factor,
             cap_factor, value_factor, query_row, query_head, step_row, step_head, cache_block, cache_slot, cache_head,
             out_row, out_head,
-            NARROW, True, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
+            NARROW, True, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, REST_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
         )  # fmt: skip
     if WIDE and (not NARROW or wide == 1):
         _attend_item(
@@ -286,56 +326,5 @@ def attend_kernel(
             key_cache, value_cache, out, lse, partial_out, partial_lse, pieces, table, positions, sinks, window, factor,
             cap_factor, value_factor, query_row, query_head, step_row, step_head, cache_block, cache_slot, cache_head,
             out_row, out_head,
-            WIDE, False, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
+            WIDE, False, KEYS, HEADS, GROUP, SLICE, DIM, BLOCK_DIM, REST_DIM, PAGE, CAPPED, SINKS, FP8, PRECISION,
         )  # fmt: skip
-
-
-@triton.jit
-def merge_kernel(
-    out,
-    lse,
-    partial_out,
-    partial_lse,
-    rows,
-    starts,
-    partials,
-    sinks,
-    num_rows,
-    out_row,
-    out_head,
-    HEADS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    SINKS: tl.constexpr,
-):
-    """Program (i, j) merges the partial results of row `rows[i]` for its j-th `BLOCK_HEADS` heads; of none, zeros."""
-    index = tl.program_id(0)
-    if index >= tl.load(num_rows):
-        return
-    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
-    d = tl.arange(0, BLOCK_DIM)
-    real = head < HEADS
-    cell = real[:, None] & (d[None, :] < DIM)
-    row = tl.load(rows + index).to(tl.int64)
-    acc = tl.zeros((BLOCK_HEADS, BLOCK_DIM), tl.float32)
-    top = tl.full((BLOCK_HEADS,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_HEADS,), tl.float32)
-    if SINKS:
-        top = tl.load(sinks + head, mask=real, other=0).to(tl.float32) * LOG2_E
-        total += 1.0
-    for entry in range(tl.load(starts + index), tl.load(starts + index + 1)):
-        place = tl.load(partials + entry).to(tl.int64) * HEADS + head
-        other = tl.load(partial_lse + place, mask=real, other=float("-inf"))
-        value = tl.load(partial_out + place[:, None] * DIM + d[None, :], mask=cell, other=0)
-        new_top = tl.maximum(top, other)
-        pivot = tl.where(new_top == float("-inf"), 0.0, new_top)
-        fade, weight = tl.exp2(top - pivot), tl.exp2(other - pivot)
-        acc = acc * fade[:, None] + value * weight[:, None]
-        total = total * fade + weight
-        top = new_top
-    total = tl.where(total > 0, total, 1.0)
-    denominator = (top + tl.log2(total)) / LOG2_E
-    result = acc / total[:, None]
-    tl.store(out + (row * out_row + head * out_head)[:, None] + d[None, :], result.to(out.dtype.element_ty), mask=cell)
-    tl.store(lse + row * HEADS + head, denominator, mask=real)

@@ -36,6 +36,11 @@ class AttentionShape:
         return -(-self.group // self.slices)
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Dimensions of a tile, and of a second one where both make up the head (80, 96, 192): else 0, and masked."""
+        return dim_tiles(self.dim)
+
+    @property
     def block_dim(self) -> int:
         return max(_power_of_two(self.dim), 16)
 
@@ -156,6 +161,13 @@ def plan(
 
 def _widest(segments: Segments) -> int:
     return int((segments.row_end - segments.row_start).max(initial=1))
+
+
+def dim_tiles(dim: int) -> tuple[int, int]:
+    """Matrix units take 16 dimensions at least, and tiles are powers of two."""
+    first = _power_of_two(dim + 1) // 2
+    rest = dim - first
+    return (first, rest) if rest >= 16 and rest == _power_of_two(rest) else (max(_power_of_two(dim), 16), 0)
 
 
 def _power_of_two(n: int) -> int:

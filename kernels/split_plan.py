@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.segments import NO_WINDOW, Int32s, Ints, PagedSegments, Segments, paged, ranges
+from kernels.paged_segments import PagedSegments, paged, ranges
+from kernels.segments import NO_WINDOW, Int32s, Ints, Segments
 
 # What an item costs beside its blocks of keys, in blocks: its start, its queries, its result.
 ITEM_OVERHEAD = 1.0

@@ -15,7 +15,8 @@ Milliseconds = Callable[[AttentionConfig], float]
 
 
 def cache_folder() -> Path:
-    return Path(os.environ.get("TRUNKLINE_CACHE") or Path.home() / ".cache" / "trunkline") / "tuning"
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline") / "tuning"
 
 
 def tuned_config(

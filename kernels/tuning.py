@@ -50,10 +50,15 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
             AttentionConfig(16, 64, 64, 4, 3, 2, "32 KiB of keys and values in flight; several programs a processor"),
             AttentionConfig(16, 128, 64, 8, 3, 1, "with 4 warps the 128 rows spill (40 bytes a thread)"),
         ),
+        96: (
+            AttentionConfig(16, 64, 32, 4, 4, 3, "as 128, with room for a third program"),
+            AttentionConfig(16, 128, 32, 8, 4, 1, "three blocks of 12 KiB ahead"),
+        ),
         128: (
             AttentionConfig(16, 64, 32, 4, 4, 2, "three blocks of 16 KiB ahead, and room for a second program"),
             AttentionConfig(16, 128, 32, 8, 3, 1, "blocks of 64 keys spill (24 bytes a thread)"),
         ),
+        192: (AttentionConfig(16, 64, 32, 4, 2, 2, "a third stage spills (8 bytes a thread), and so do 8 warps (16)"),),
         256: (AttentionConfig(16, 64, 32, 8, 3, 1, "the 64 x 256 sums take 8 warps; 32 keys are 32 KiB a block"),),
     },
     "sm_90": {
@@ -61,9 +66,17 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
             AttentionConfig(16, 64, 64, 4, 4, 2, "a warp group's wgmma is 64 rows; two programs a processor overlap"),
             AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
         ),
+        96: (
+            AttentionConfig(16, 64, 64, 4, 3, 2, "as 128, in 84 KiB"),
+            AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
+        ),
         128: (
             AttentionConfig(16, 64, 64, 4, 3, 2, "one warp group; 112 KiB, so that two programs share a processor"),
             AttentionConfig(16, 128, 64, 8, 3, 1, "two warp groups of 64 rows read the same keys"),
+        ),
+        192: (
+            AttentionConfig(16, 64, 32, 8, 3, 1, "with 4 warps the 64 x 192 sums spill (16 bytes a thread)"),
+            AttentionConfig(16, 128, 32, 8, 3, 1, "two warp groups; blocks of 64 keys leave no register free"),
         ),
         256: (AttentionConfig(16, 64, 32, 8, 3, 1, "with 4 warps the 64 x 256 sums spill (48 bytes a thread)"),),
     },
@@ -72,10 +85,15 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
             AttentionConfig(16, 64, 64, 4, 2, 2, "half of the 64 KiB of LDS; the next block waits in registers"),
             AttentionConfig(16, 128, 64, 4, 2, 1, "keys are reused twice as often"),
         ),
+        96: (
+            AttentionConfig(16, 64, 32, 4, 2, 2, "32 keys and values are 12 KiB of LDS"),
+            AttentionConfig(16, 128, 32, 4, 2, 2, "keys are reused twice as often, still by two programs"),
+        ),
         128: (
             AttentionConfig(16, 64, 32, 4, 2, 2, "32 keys and values are 16 KiB of LDS"),
             AttentionConfig(16, 128, 32, 4, 2, 1, "keys are reused twice as often"),
         ),
+        192: (AttentionConfig(16, 64, 32, 4, 1, 2, "with the next block in registers there is room for one program"),),
         256: (AttentionConfig(16, 64, 32, 4, 1, 1, "32 KiB a block: the LDS has no room for a second"),),
     },
 }
@@ -95,7 +113,9 @@ def attention_config(device: torch.device, dim: int, widest: int) -> AttentionCo
 
 def architecture(device: torch.device) -> str:
     """`sm_80`, `sm_90`, `gfx942`, or what the driver says; `interpreter` for a CPU."""
-    return _cuda_architecture(device.index or 0) if device.type == "cuda" else "interpreter"
+    if device.type != "cuda":
+        return "interpreter"
+    return _cuda_architecture(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache

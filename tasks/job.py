@@ -159,7 +159,9 @@ class Task(Part):
 class Model(Part):
     path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
     dtype: Dtype = "auto"
-    quantization: Quantization = Field(default="none", description="int8: 8-bit weights and activations.")
+    quantization: Quantization = Field(
+        default="none", description="int8: 8-bit weights and activations; int4: 4-bit weights, on a GPU."
+    )
 
 
 class EngineLimits(Part):

@@ -75,7 +75,7 @@ def test_continuations_give_logprob_and_greediness(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--quantization", "int4"), ("--sharing", "lru"), ("--dtype", "fp8"), ("--order", "random")]
+    ("option", "value"), [("--quantization", "int2"), ("--sharing", "lru"), ("--dtype", "fp8"), ("--order", "random")]
 )
 def test_what_is_not_built_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str

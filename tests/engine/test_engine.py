@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from engine import build
 from engine.build import build_engine
 from engine.config import EngineConfig
+from engine.device import Device
 from engine.engine import Engine
 from engine.engine_cache import close_engines, get_engine
-from engine.errors import EngineDeadError
+from engine.errors import EngineDeadError, UserError
 from engine.model import resolve_model
 from engine.plan import ShardWork
 from engine.planner import make_plan, shard_work
@@ -45,6 +48,21 @@ def engine(tiny_model: Path) -> Iterator[Engine]:
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
     yield engine
     engine.close()
+
+
+def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is a thread's own: the engine's thread sets it, before it puts anything there."""
+    current: dict[int, str] = {}
+    monkeypatch.setattr(torch.cuda, "set_device", lambda name: current.update({threading.get_ident(): name}))
+    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", 1.0, "cuda:1"))
+
+    def load(*_: object) -> None:
+        raise UserError(f"loading on {current[threading.get_ident()]}")
+
+    monkeypatch.setattr(build, "load_model", load)
+    with pytest.raises(UserError, match="loading on cuda:1"):
+        build_engine(resolve_model(str(tiny_model)), CONFIG)
+    assert threading.get_ident() not in current
 
 
 def test_text_is_the_tokens_decoded(engine: Engine) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,11 +111,20 @@ def test_a_body_without_linear_layers_is_refused() -> None:
         quantize_linears(Bare())
 
 
-def test_cuda_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_gpu_takes_both_with_triton_and_neither_without(quantization: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.device, "_cuda_devices", lambda: 1)
-    with pytest.raises(UserError, match="not built for cuda yet"):
-        resolve_device(EngineConfig(device="cuda", quantization="int8"))
+    config = EngineConfig(device="cuda", quantization=quantization)
+    assert resolve_device(config).name == "cuda:0"
+    monkeypatch.setattr(engine.device, "backend_of", lambda _: "torch")
+    with pytest.raises(UserError, match=f"{quantization} on cuda needs Triton"):
+        resolve_device(config)
+
+
+def test_the_cpu_takes_int8_alone() -> None:
     assert resolve_device(EngineConfig(device="cpu", quantization="int8")).name == "cpu"
+    with pytest.raises(UserError, match=r"model\.quantization: int4 is for GPUs alone; take int8"):
+        resolve_device(EngineConfig(device="cpu", quantization="int4"))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])

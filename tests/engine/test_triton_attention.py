@@ -4,36 +4,44 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
-import engine.model_runner
-from engine.attention import StepAttention
+import engine.build
+import engine.device
+import engine.fused_layer
+import engine.triton_attention
+from engine.attention import StepAttention, step_attention
 from engine.build import build_engine
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Quantization
 from engine.device import Device
 from engine.model import load_shape, resolve_model
-from engine.model_runner import _step_attention
 from engine.planner import make_plan, shard_work
+from engine.quantize import linears_of
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.triton_attention import TritonStepAttention
+from kernels.quantized_weights import dequantized, quantize_weight
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.test_models import nearly_equal, prompts
 
-CALLS: list[int] = []
+# Whether the rotation came with it, of every call.
+CALLS: list[bool] = []
 
 
 class Counted(TritonStepAttention):
     def run(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        CALLS.append(len(self.step.input_ids))
+        CALLS.append("rotary" in kwargs)
         return super().run(*args, **kwargs)
 
 
-def answers(folder: Path, requests: list[Request]) -> dict[str, RequestOutput]:
+def answers(folder: Path, requests: list[Request], quantization: Quantization = "none") -> dict[str, RequestOutput]:
     """With chunks of 24 tokens and blocks of 8, so that contexts are cut, shared and in several runs."""
     files = resolve_model(str(folder))
     shape = load_shape(files)
     budget = 384 * shape.kv_bytes_per_token(4)
-    config = EngineConfig(dtype="float32", max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget)
+    config = EngineConfig(
+        dtype="float32", quantization=quantization, max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget
+    )
     engine = build_engine(files, config, detokenize=False)
     plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
@@ -42,18 +50,29 @@ def answers(folder: Path, requests: list[Request]) -> dict[str, RequestOutput]:
     return outputs
 
 
-def assert_same(folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
-    through_torch = answers(folder, requests)
+def through_triton(
+    folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch, quantization: Quantization = "none"
+) -> dict[str, RequestOutput]:
+    """As on a GPU: layers and attention are chosen as there, and Triton interprets them."""
     CALLS.clear()
-    monkeypatch.setattr(engine.model_runner, "StepAttention", Counted)
-    through_triton = answers(folder, requests)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.device, "backend_of", lambda _: "triton")
+        patch.setattr(engine.triton_attention, "TritonStepAttention", Counted)
+        # The CPU, which this is, refuses int4: it is the device that is played.
+        patch.setattr(engine.build, "resolve_device", lambda config: Device("cpu", config.dtype, 1e9, "played"))
+        outputs = answers(folder, requests, quantization)
     assert len(CALLS) > 4
-    assert through_torch.keys() == through_triton.keys()
-    for key, output in through_torch.items():
-        assert nearly_equal(output, through_triton[key]), key
+    return outputs
 
 
-def test_the_same_tokens_and_labels(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_same(one: dict[str, RequestOutput], other: dict[str, RequestOutput]) -> None:
+    assert one.keys() == other.keys()
+    for key, output in one.items():
+        assert nearly_equal(output, other[key]), key
+
+
+@pytest.fixture(scope="module")
+def requests_() -> list[Request]:
     draw = np.random.default_rng(0)
     stem = draw.integers(3, 400, 21).tolist()
     requests = []
@@ -64,7 +83,47 @@ def test_the_same_tokens_and_labels(tiny_model: Path, monkeypatch: pytest.Monkey
             # The first label's token is behind the third's as well, with the second's between them.
             labels = tuple(np.array(label, dtype=np.int32) for label in ([5, 6, 7], [8, 9], [5, 10, 11]))
         requests.append(Request(str(row), prompt, SamplingParams(max_tokens=4), labels))
-    assert_same(tiny_model, requests, monkeypatch)
+    return requests
+
+
+def test_the_same_tokens_and_labels(
+    tiny_model: Path, requests_: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Llama: its rotation and the write into the cache are one kernel."""
+    assert_same(answers(tiny_model, requests_), through_triton(tiny_model, requests_, monkeypatch))
+    assert all(CALLS)
+
+
+def test_four_bits_compute_what_their_weights_say(
+    tiny_model: Path, requests_: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are what 4 bits make of them are kept exactly, so torch's float32 is what must come out."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = model.model.layers[0].mlp.down_proj.weight.detach().clone()
+    for linear in linears_of(model).values():
+        linear.weight.data = dequantized(quantize_weight(linear.weight.data, 4))
+    assert float((model.model.layers[0].mlp.down_proj.weight.detach() - before).abs().max()) > 0.01
+    model.save_pretrained(tmp_path)
+    assert_same(answers(tmp_path, requests_), through_triton(tmp_path, requests_, monkeypatch, "int4"))
+    assert CALLS[:2] == [False, False], "first the model is held to its own code, as transformers wrote its layers"
+    assert all(CALLS[2:])
+
+
+def test_eight_bits_are_those_of_the_cpu(
+    tiny_model: Path, requests_: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against `Int8Linear` in torch, with the same groups of 64: a sum's last bit moves an activation by one step."""
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.fused_layer, "can_fuse", lambda _: False)
+        through_torch = answers(tiny_model, requests_, "int8")
+    ours = through_triton(tiny_model, requests_, monkeypatch, "int8")
+    exact = answers(tiny_model, requests_)
+    for key, output in through_torch.items():
+        assert output.token_ids == ours[key].token_ids
+        if output.label_scores is not None:
+            scores = [np.array([s.logprob for s in o.label_scores]) for o in (output, ours[key], exact[key])]
+            assert np.abs(scores[0] - scores[1]).max() < 0.1
+            assert np.abs(scores[1] - scores[2]).max() > 1e-4, "nothing was quantised"
 
 
 SPECIAL = [
@@ -76,9 +135,11 @@ SPECIAL = [
 @pytest.mark.parametrize("family", SPECIAL, ids=lambda family: family.id)
 def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(family.model_type, family.config, tmp_path)
-    assert_same(tmp_path, prompts(rows=6), monkeypatch)
+    requests = prompts(rows=6)
+    assert_same(answers(tmp_path, requests), through_triton(tmp_path, requests, monkeypatch))
+    assert all(CALLS) == (family.model_type == "mistral")
 
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:
-    assert _step_attention(Device("cuda:0", "bfloat16", 1.0, "cuda:0")) is TritonStepAttention
-    assert _step_attention(Device("cpu", "float32", 1.0, "cpu")) is StepAttention
+    assert step_attention(Device("cuda:0", "bfloat16", 1.0, "cuda:0").backend) is TritonStepAttention
+    assert step_attention(Device("cpu", "float32", 1.0, "cpu").backend) is StepAttention

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.prefix_attention_reference import prefix_shared_attention_reference
 from kernels.prefix_plan import AttentionShape
-from kernels.segments import Segments
+from kernels.segments import Segment, Segments
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Case:
 
     page: int = 16
     seed: int = 0
-    columns: list[tuple[int, int, int, int, int, bool]] = field(default_factory=list)
+    rows: list[Segment] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     slots: int = 0
 
@@ -40,7 +40,7 @@ class Case:
     def reads(self, row_start: int, spans: list[tuple[int, int, int]], in_step: bool = False) -> None:
         """All rows from `row_start` to the last one so far."""
         for start, end, position in spans:
-            self.columns.append((row_start, len(self.positions), start, end, position, in_step))
+            self.rows.append(Segment(row_start, len(self.positions), start, end, position, in_step))
 
     def chunk(self, rows: int, position: int) -> int:
         """Rows that read each other causally; returns the first."""
@@ -58,8 +58,7 @@ class Case:
 
     @property
     def segments(self) -> Segments:
-        columns = np.array(self.columns, dtype=np.int64).reshape(-1, 6).T
-        return Segments(*columns[:5], in_step=columns[5].astype(bool))
+        return Segments.of(self.rows)
 
     @property
     def row_positions(self) -> np.ndarray:

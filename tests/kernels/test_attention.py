@@ -14,6 +14,7 @@ from kernels import openmp
 from kernels.attention import attend, merge_into, segment_attention
 from kernels.attention_plan import MAX_ROWS, AttentionPlan, plan_attention
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
+from kernels.segments import Segment, Segments
 
 COMPILED = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
 # (heads, kv_heads, dim)
@@ -44,7 +45,7 @@ def draw(
     query_dtype, kv_dtype, _ = dtypes
     torch.manual_seed(len(positions) * dim)
     table = np.array(segments, dtype=np.int64).reshape(-1, 6)
-    plan = plan_attention(np.array(positions, dtype=np.int64), table, kv_heads, 2)
+    plan = plan_attention(np.array(positions, dtype=np.int64), Segments(table), kv_heads, 2)
     query = torch.randn(len(positions), heads * dim + 3).to(query_dtype)[:, : heads * dim].view(-1, heads, dim)
     kept: list[list[Tensor]] = [[], []]
     for in_step in (0, 1):
@@ -66,7 +67,7 @@ def by_definition(
     out = torch.empty(drawn.query.shape, dtype=torch.float64)
     for row in range(rows):
         keys, values = [], []
-        for row_start, row_end, kv_start, kv_end, position, in_step in drawn.plan.segments.tolist():
+        for row_start, row_end, kv_start, kv_end, position, in_step in drawn.plan.segments:
             behind = int(drawn.plan.positions[row]) - np.arange(position, position + kv_end - kv_start)
             read = (behind >= 0) & (behind < (window or np.inf)) & (row_start <= row < row_end)
             source = drawn.own if in_step else drawn.cache
@@ -177,13 +178,13 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 def test_tiles_cover_all_rows_and_end_where_segments_do() -> None:
-    segments = np.array([(0, 16, 0, 9, 0, 0), (16, 45, 9, 20, 0, 0), (3, 4, 30, 31, 9, 0)], dtype=np.int64)
+    segments = Segments.of([Segment(0, 16, 0, 9, 0), Segment(16, 45, 9, 20, 0), Segment(3, 4, 30, 31, 9)])
     plan = plan_attention(np.full(45, 40), segments, 3, 2)
     assert plan.tiles.tolist() == [0, 16, 45]
     assert plan.tile_offsets.tolist() == [0, 2, 3]
     assert plan.tile_segments.tolist() == [0, 2, 1]
     for rows in (1, 15, 16, 17, 64, 1000):
-        tiles = plan_attention(np.zeros(rows, dtype=np.int64), np.zeros((0, 6), dtype=np.int64), 3, 2).tiles
+        tiles = plan_attention(np.zeros(rows, dtype=np.int64), Segments.of([]), 3, 2).tiles
         assert tiles[0] == 0
         assert tiles[-1] == rows
         assert all(0 < size <= MAX_ROWS for size in np.diff(tiles))

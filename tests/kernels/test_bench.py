@@ -34,6 +34,14 @@ def test_bytes_and_operations_are_those_of_the_step() -> None:
     assert step.flops == 3 * 64 * bench.HEADS * bench.DIM * 2 * 2
 
 
+def test_nothing_is_timed_that_computes_something_else() -> None:
+    ones = torch.ones(2, 3)
+    assert bench.held_together(ones, ones + 0.01, "torch") == pytest.approx(0.01, rel=1e-3)
+    for wrong in (ones + 1, ones * torch.nan):
+        with pytest.raises(SystemExit, match="torch: differs by"):
+            bench.held_together(wrong, ones, "torch")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand, and would be timed")
 def test_it_refuses_a_machine_without_a_gpu() -> None:
     done = subprocess.run([sys.executable, "-m", "kernels.bench"], cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kernels.tuning import ATTENTION, LIMITS
+from kernels.compile_report import DIMS
+from kernels.tuning import ATTENTION, LIMITS, attention_candidates
 
 ROOT = Path(__file__).parents[2]
 # What the wide tile's products, and so most of the work, must be made of.
@@ -41,11 +42,12 @@ def hold(row: dict[str, Any]) -> None:
     assert row["programs"] >= 1, row
 
 
+@pytest.mark.parametrize("dim", [96, 128], ids=["two tiles", "one tile"])
 @pytest.mark.parametrize("arch", MATRIX)
-def test_heads_of_128_fit_and_use_matrix_units(arch: str, tmp_path: Path) -> None:
-    rows = compiled(tmp_path, arch, "128")
-    assert len(rows) == len(ATTENTION[arch][128])
-    for row, config in zip(rows, ATTENTION[arch][128], strict=True):
+def test_configurations_fit_and_use_matrix_units(arch: str, dim: int, tmp_path: Path) -> None:
+    rows = compiled(tmp_path, arch, str(dim))
+    assert len(rows) == len(ATTENTION[arch][dim])
+    for row, config in zip(rows, ATTENTION[arch][dim], strict=True):
         hold(row)
         assert row["matrix"][MATRIX[arch]] > 0, row
         assert row["programs"] >= config.programs, row
@@ -55,15 +57,15 @@ def test_heads_of_128_fit_and_use_matrix_units(arch: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("arch", MATRIX)
 def test_every_configuration_and_kernel_as_the_readme_says(arch: str, tmp_path: Path) -> None:
     rows = compiled(tmp_path, arch)
-    configs = [config for group in ATTENTION[arch].values() for config in group]
+    configs = [config for dim in DIMS for config in attention_candidates(arch, dim)]
     for row in rows:
         hold(row)
     for row, config in zip(rows, configs, strict=False):
         assert row["matrix"][MATRIX[arch]] > 0, row
         assert row["programs"] >= config.programs, row
     others = {row["name"].split(" | ")[1]: row["matrix"] for row in rows[len(configs) :]}
-    assert len(others) == 8
+    assert len(others) == 9
     for name, matrix in others.items():
-        assert any(matrix.values()) == (name not in ("merge", "rope and KV write")), name
+        assert any(matrix.values()) == (name not in ("merge", "rope and KV write", "8-bit activations")), name
     readme = (ROOT / "README.md").read_text()
     assert [line for line in report(tmp_path, arch) if line not in readme] == [], "run python -m kernels.compile_report"

@@ -1,5 +1,6 @@
 """Rotary embedding and cache write in one kernel, in Triton's interpreter, against their definition."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,3 +47,25 @@ def check(dim: int, rotary: int, dtype: torch.dtype, kept: torch.dtype, rows: in
             # The interpreter cuts a bfloat16's end off where hardware rounds: a step of 2^-7 of the number.
             error = (ours.float() - theirs.float()).abs() / theirs.float().abs().clamp(min=1)
             assert float(error.max()) < (1e-5 if dtype == torch.float32 else 0.0079)
+
+
+def test_slots_behind_2_to_the_31_elements() -> None:
+    """In a cache that takes memory only where it is written."""
+    slots, dim = 2**27 + 64, 16
+    query, key, value = (torch.randn(2, n, dim).half() for n in (4, 1, 1))
+    cos, sin = torch.ones(2, dim), torch.zeros(2, dim)
+    caches = [torch.from_numpy(np.zeros(slots * dim, dtype=np.float16)).view(-1, 16, 1, dim) for _ in range(2)]
+    rope_write(query, key, value, cos, sin, torch.tensor([slots - 1, 3]), *caches)
+    for cache, made in zip(caches, (key, value), strict=True):
+        assert torch.equal(cache[-1, -1], made[0])
+        assert torch.equal(cache[0, 3], made[1])
+
+
+def test_no_rows_write_nothing() -> None:
+    query, key, value = (torch.empty(0, n, 16) for n in (4, 2, 2))
+    cache = torch.zeros(4, 16, 2, 16)
+    turned, _, _ = rope_write(
+        query, key, value, torch.empty(0, 16), torch.empty(0, 16), torch.empty(0).long(), cache, cache
+    )
+    assert turned.shape == (0, 4, 16)
+    assert not cache.any()

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernels.prefix_attention import run
-from kernels.prefix_plan import AttentionShape, Capacity, plan
+from kernels.prefix_attention_reference import prefix_shared_attention_reference
+from kernels.prefix_plan import AttentionShape, Capacity, dim_tiles, plan
+from kernels.segments import Segment, Segments
 from kernels.tuning import AttentionConfig
 from tests.kernels.attention_case import Case, tensors, wanted
 
@@ -69,6 +72,28 @@ def mixed(page: int = 16, seed: int = 0) -> Case:
 @pytest.mark.parametrize("dim", [60, 80, 100, 128])
 def test_head_sizes(dim: int) -> None:
     assert_equal(mixed(), AttentionShape(4, 2, dim, 16))
+
+
+def test_heads_of_two_tiles() -> None:
+    assert {dim: dim_tiles(dim) for dim in (8, 60, 64, 72, 80, 96, 100, 112, 128, 192, 256)} == {
+        8: (16, 0),
+        60: (64, 0),
+        64: (64, 0),
+        72: (128, 0),
+        80: (64, 16),
+        96: (64, 32),
+        100: (128, 0),
+        112: (128, 0),
+        128: (128, 0),
+        192: (128, 64),
+        256: (256, 0),
+    }
+
+
+@pytest.mark.parametrize("fp8", [False, True], ids=["", "fp8"])
+def test_two_tiles_capped_with_a_window_and_sinks(fp8: bool) -> None:
+    options = {"softcap": 1.5, "sinks": torch.tensor([0.5, -1.0])}
+    assert_equal(mixed(), AttentionShape(2, 1, 48, 16), torch.float16, fp8=fp8, window=30, **options)
 
 
 @pytest.mark.nightly
@@ -177,7 +202,7 @@ def test_a_label_tree_needs_no_mask() -> None:
     case = Case()
     case.positions += [0, 1, 2, 1, 2]
     subtrees = [(0, 5), (1, 3), (2, 3), (3, 5), (4, 5)]
-    case.columns += [(first, last, first, first + 1, case.positions[first], True) for first, last in subtrees]
+    case.rows += [Segment(first, last, first, first + 1, case.positions[first], True) for first, last in subtrees]
     assert_equal(case, AttentionShape(2, 1, 16, 16))
 
 
@@ -213,6 +238,46 @@ def test_a_captured_launch_takes_later_plans() -> None:
     assert len(buffers) == 1
     with pytest.raises(AssertionError, match="the plan needs"):
         plan(large.segments, large.row_positions, shape, "cpu", config=CONFIG, capacity=replace(capacity, items=2))
+
+
+def untouched(size: int) -> torch.Tensor:
+    """Zeros in float16 that take memory only where they are written."""
+    return torch.from_numpy(np.zeros(size, dtype=np.float16))
+
+
+@pytest.mark.parametrize("far", ["heads", "blocks"])
+def test_more_elements_than_32_bits_count(far: str) -> None:
+    """Heads 2^30 elements apart, or blocks behind 2^31: factors of an address fit 32 bits, their product does not."""
+    dim, page, block = 16, 16, 0 if far == "heads" else 2**23
+    kv_heads = 3 if far == "heads" else 1
+    case, shape = Case(), AttentionShape(3, kv_heads, dim, page)
+    case.positions += [40, 41, 55]
+    case.reads(0, [(block * page, block * page + 41, 0)])
+    stores = [untouched(2**31 + 1024) for _ in range(2)]
+    if far == "heads":
+        caches = [store.as_strided((4, page, 3, dim), (page * dim, dim, 2**30, 1)) for store in stores]
+    else:
+        caches = [store.view(-1, page, 1, dim) for store in stores]
+    query, out = (untouched(2**31 + 64).as_strided((3, 3, dim), (dim, 2**30, 1)) for _ in range(2))
+    query[:] = torch.randn(3, 3, dim)
+    for cache in caches:
+        cache[block:] = torch.randn(4, page, kv_heads, dim)
+    none = torch.zeros(3, kv_heads, dim, dtype=torch.float16)
+    made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, processors=8)
+    got, _ = run(made, query, none, none, *caches, 0.2, out=out)
+    near, small = Segments.of([Segment(0, 3, 0, 41, 0)]), [cache[block:].clone() for cache in caches]
+    want, _ = prefix_shared_attention_reference(query.clone(), none, none, *small, near, case.row_positions, 0.2)
+    assert float((got - want).abs().max()) < 4e-3
+    assert float(want.abs().max()) > 0.1
+
+
+def test_a_step_without_rows() -> None:
+    case, shape = Case(), AttentionShape(2, 1, 16, 16)
+    t = tensors(case, shape, torch.float32)
+    for capacity in (None, Capacity(items=4, pieces=4, entries=8, rows=4, partials=4)):
+        made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, capacity=capacity)
+        out, lse = run(made, t.query, t.step_key, t.step_value, t.key_cache, t.value_cache, 0.2)
+        assert (out.shape, lse.shape) == ((0, 2, 16), (0, 2))
 
 
 @st.composite

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.segments import NO_WINDOW, Segments, paged
+from kernels.paged_segments import paged
+from kernels.segments import NO_WINDOW, Segment, Segments
 from kernels.split_plan import SplitPlan, TileShape, split_plan
 
 TILE = TileShape(narrow=16, wide=32, keys=8, heads=2)
@@ -18,15 +19,14 @@ def steps(draw: st.DrawFn) -> tuple[Segments, np.ndarray]:
     """Any segments over any rows: nested, apart, crossing; no slot is in two segments that share a row."""
     rows = draw(st.integers(1, 60))
     positions = np.array(draw(st.lists(st.integers(0, 90), min_size=rows, max_size=rows)), dtype=np.int64)
-    columns, slot = [], 0
+    made, slot = [], 0
     for _ in range(draw(st.integers(0, 9))):
         first = draw(st.integers(0, rows - 1))
         last = draw(st.integers(first + 1, rows))
         length = draw(st.integers(1, 40))
-        columns.append((first, last, slot, slot + length, draw(st.integers(0, 60)), False))
+        made.append(Segment(first, last, slot, slot + length, draw(st.integers(0, 60))))
         slot += length + draw(st.integers(0, 5))
-    table = np.array(columns, dtype=np.int64).reshape(-1, 6).T
-    return Segments(*table[:5], in_step=table[5].astype(bool)), positions
+    return Segments.of(made), positions
 
 
 def masked_reads(plan: SplitPlan, page: int, window: int) -> np.ndarray:
@@ -89,14 +89,13 @@ def finish(costs: np.ndarray, processors: int) -> float:
 
 
 def one_segment_a_row(rows: int, length: int) -> Segments:
-    start = np.arange(rows, dtype=np.int64)
-    return Segments(start, start + 1, start * length, (start + 1) * length, start * 0, start < 0)
+    return Segments.of(Segment(row, row + 1, row * length, (row + 1) * length, 0) for row in range(rows))
 
 
 @pytest.mark.parametrize(
     ("segments", "rows"),
     [
-        (Segments(*np.array([[0], [4], [0], [32768], [0]]), np.array([False])), 4),
+        (Segments.of([Segment(0, 4, 0, 32768, 0)]), 4),
         (one_segment_a_row(1000, 190), 1000),
         (one_segment_a_row(133, 2000), 133),
     ],
@@ -113,8 +112,8 @@ def test_no_processor_waits_long(segments: Segments, rows: int) -> None:
 
 
 def test_runs_that_meet_at_blocks_are_one_segment_again() -> None:
-    columns = np.array([[0, 5, 32, 64, 0], [0, 5, 128, 140, 32], [0, 5, 143, 150, 44], [0, 4, 160, 170, 51]]).T
-    made = paged(Segments(*columns, np.zeros(4, dtype=bool)), 5, 16)
+    runs = [(0, 5, 32, 64, 0), (0, 5, 128, 140, 32), (0, 5, 143, 150, 44), (0, 4, 160, 170, 51)]
+    made = paged(Segments.of(Segment(*run) for run in runs), 5, 16)
     assert made.row_end.tolist() == [5, 5, 4]
     assert (made.start.tolist(), made.end.tolist()) == ([0, 15, 0], [44, 22, 10])
     assert made.table.tolist() == [0, 2, 3, 8, 8, 9, 10]

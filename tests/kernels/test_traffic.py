@@ -9,7 +9,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, plan
-from kernels.segments import Segments
+from kernels.segments import Segment, Segments
 from kernels.split_plan import TileShape, split_plan
 from kernels.traffic import Traffic, traffic
 from kernels.tuning import ATTENTION, LIMITS, AttentionConfig
@@ -71,16 +71,15 @@ def test_the_model_counts_what_is_loaded(watched: None, heads: int, window: int 
 
 def decoding(groups: int, degree: int, prefix: int, own: int) -> tuple[Segments, np.ndarray]:
     """A step of `groups * degree` decoding rows, each behind its group's prefix and `own` keys of its own."""
-    columns, positions, slot = [], [], 0
+    segments, positions, slot = [], [], 0
     for group in range(groups):
-        columns.append((group * degree, (group + 1) * degree, slot, slot + prefix, 0, False))
+        segments.append(Segment(group * degree, (group + 1) * degree, slot, slot + prefix, 0))
         slot += -(-prefix // 16) * 16
         for row in range(group * degree, (group + 1) * degree):
-            columns.append((row, row + 1, slot, slot + own, prefix, False))
+            segments.append(Segment(row, row + 1, slot, slot + own, prefix))
             positions.append(prefix + own - 1)
             slot += -(-own // 16) * 16
-    table = np.array(columns, dtype=np.int64).T
-    return Segments(*table[:5], in_step=table[5].astype(bool)), np.array(positions, dtype=np.int64)
+    return Segments.of(segments), np.array(positions, dtype=np.int64)
 
 
 def of(arch: str, heads: int, kv_heads: int, groups: int, degree: int, prefix: int, own: int) -> Traffic:

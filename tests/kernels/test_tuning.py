@@ -5,11 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels import tuning
 from kernels.backend import backend_of
 from kernels.tuned import fastest, tuned_config
 from kernels.tuning import ATTENTION, LIMITS, SAFE, AttentionConfig, attention_candidates, attention_config
 
 CPU = torch.device("cpu")
+
+
+def test_a_device_without_an_index_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(tuning, "_cuda_architecture", "sm_{}".format)
+    assert tuning.architecture(torch.device("cuda")) == "sm_3"
+    assert tuning.architecture(torch.device("cuda:0")) == "sm_0"
 
 
 def test_an_unknown_device_takes_the_safe_default() -> None:
@@ -21,6 +29,7 @@ def test_an_unknown_device_takes_the_safe_default() -> None:
 @pytest.mark.parametrize("arch", ATTENTION)
 def test_head_sizes_between_take_the_next_larger(arch: str) -> None:
     assert attention_candidates(arch, 100) == ATTENTION[arch][128]
+    assert attention_candidates(arch, 80) == ATTENTION[arch][96]
     assert attention_candidates(arch, 64) == ATTENTION[arch][64]
 
 
