@@ -1,5 +1,6 @@
 """The attention function that transformers' models call by name, over a step's packed rows."""
 
+from functools import cached_property
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,11 @@ from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from kernels.attention import segment_attention
-from kernels.attention_plan import plan_attention
+from kernels.attention_plan import AttentionPlan, plan_attention
 from kernels.backend import Backend
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
 from kernels.kv_write import write_kv
+from kernels.segments import Ints, Segments
 
 if TYPE_CHECKING:
     from engine.triton_attention import TritonStepAttention
@@ -24,13 +26,26 @@ NAME = "trunkline"
 
 
 class StepAttention:
-    """One step's attention: planned once a step, run once a layer."""
+    """One step's attention: planned once a step, run once a layer.
+
+    `asked_rows` (asked,) are those whose hidden states are read behind the last layer.
+    """
 
     def __init__(self, step: SchedulerOutput, cache: KVCache, device: str) -> None:
         self.step = step
         self.cache = cache
         self.slots = torch.from_numpy(step.slot_mapping).to(device)
-        self.plan = plan_attention(step.position_ids, step.segments, cache.num_kv_heads, torch.get_num_threads())
+        self.asked_rows = torch.from_numpy(step.asked_rows).to(device)
+        self.plan = self._plan(step.position_ids, step.segments)
+
+    @cached_property
+    def asked_plan(self) -> AttentionPlan:
+        """What the asked rows alone read."""
+        rows = self.step.asked_rows
+        return self._plan(self.step.position_ids[rows], self.step.segments.for_rows(rows))
+
+    def _plan(self, positions: Ints, segments: Segments) -> AttentionPlan:
+        return plan_attention(positions, segments, self.cache.num_kv_heads, torch.get_num_threads())
 
     def run(
         self,
@@ -47,16 +62,17 @@ class StepAttention:
     ) -> Tensor:
         """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim).
 
-        A row reads no more than `window` tokens, itself included; scores are capped by `softcap`; `sinks` (heads,) is
-        one more logit. `out`, if given, is written and returned; it may be of another dtype than the query.
+        The query may be of the asked rows alone, and so is then what is returned. A row reads no more than `window`
+        tokens, itself included; scores are capped by `softcap`; `sinks` (heads,) is one more logit. `out`, if given, is
+        written and returned; it may be of another dtype than the query.
         """
-        kept, own = (self.cache.keys[layer], self.cache.values[layer]), self.cache.own(query.shape[1])
+        kept, own = (self.cache.keys[layer], self.cache.values[layer]), self.cache.own(key.shape[1])
         write_kv((key, value), self.slots, kept, own)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]) if out is None else out
         attend = cpu_attention if cpu_attention_takes(query, kept[0]) else segment_attention
         sinks = sinks if sinks is None else sinks.float().contiguous()
         return attend(
-            self.plan,
+            self.plan if query.shape[1] == key.shape[1] else self.asked_plan,
             query.transpose(0, 1),
             kept,
             own,

@@ -71,7 +71,7 @@ def flops(work: Work, shape: ModelShape) -> NDArray[np.float64]:
     """FLOPs of each request, two for a multiply-add.
 
     2 matmul_params a computed token + 2 head_params a row of logits + 4 num_layers num_heads head_dim an attended
-    key (scores, then values).
+    key (scores, then values). A fused last layer computes less, by at most its own share (`engine.fused_layer`).
     """
     attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim
     matmul, head = 2.0 * shape.matmul_params, 2.0 * shape.head_params

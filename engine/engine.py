@@ -220,7 +220,7 @@ class Engine:
     @torch.inference_mode()
     def _sample(self, step: SchedulerOutput, hidden: Tensor) -> dict[int, Sampled]:
         sampled = {}
-        for part, logits in self.runner.logits(hidden, [sample.row for sample in step.samples]):
+        for part, logits in self.runner.logits(step, hidden, [sample.row for sample in step.samples]):
             states = [self._states[sample.key] for sample in step.samples[part]]
             barred = [(row, state.suppressed) for row, state in enumerate(states) if state.suppressed]
             sampler.suppress(logits, [row for row, _ in barred], [ids for _, ids in barred])
@@ -230,7 +230,7 @@ class Engine:
 
     @torch.inference_mode()
     def _score(self, step: SchedulerOutput, hidden: Tensor) -> None:
-        for part, logits in self.runner.logits(hidden, [score.row for score in step.scores]):
+        for part, logits in self.runner.logits(step, hidden, [score.row for score in step.scores]):
             asked = [
                 (row, score, label, target)
                 for row, score in enumerate(step.scores[part])

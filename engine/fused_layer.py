@@ -36,7 +36,7 @@ def fuse_layers(model: Any, dtype: torch.dtype) -> int:
     layers = model.base_model.layers
     workspace = Workspace()
     for index in range(len(layers)):
-        layers[index] = FusedLayer(layers[index], workspace)
+        layers[index] = FusedLayer(layers[index], workspace, is_last=index == len(layers) - 1)
         drop_file_pages()
     model.base_model.get_input_embeddings().register_forward_hook(_widen)
     pack_head(model, dtype)
@@ -57,10 +57,14 @@ def _widen(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
 
 
 class FusedLayer(nn.Module):
-    """Called as the layer that it replaces."""
+    """Called as the layer that it replaces.
 
-    def __init__(self, layer: Any, workspace: Workspace) -> None:
+    The last one makes keys and values of all rows, as every layer does, but all else of the asked rows alone.
+    """
+
+    def __init__(self, layer: Any, workspace: Workspace, *, is_last: bool) -> None:
         super().__init__()
+        self.is_last = is_last
         attention, mlp = layer.self_attn, layer.mlp
         self.attention = attention
         self.scaling: float = attention.scaling
@@ -80,15 +84,20 @@ class FusedLayer(nn.Module):
             delattr(attention, name)
 
     def forward(self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], **arguments: Any) -> Tensor:
-        """hidden_states (1, rows, hidden_size) in float32, which is overwritten and returned."""
-        hidden = hidden_states[0]
+        """hidden_states (1, rows, hidden_size) in float32, which is overwritten and returned.
+
+        From the last layer (1, asked rows, hidden_size).
+        """
+        hidden, step = hidden_states[0], arguments["step"]
         rows, (cos, sin) = len(hidden), position_embeddings
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
+        if self.is_last and len(step.asked_rows) < rows:
+            hidden, query, rows = hidden[step.asked_rows], query[:, step.asked_rows], len(step.asked_rows)
         attended = self.workspace.rows("attended", rows, self.num_heads * self.head_dim, self.out.takes)
-        arguments["step"].run(
+        step.run(
             self.attention.layer_idx,
             query,
             key,
@@ -101,4 +110,4 @@ class FusedLayer(nn.Module):
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)
         self.gate_up.into(hidden, gated)
         self.down.into(gated, hidden, add=True)
-        return hidden_states
+        return hidden[None]

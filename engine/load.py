@@ -55,12 +55,12 @@ class LoadedModel:
         held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, step: object) -> Tensor:
-        """(rows, hidden_size) for packed rows; `step` reaches the attention function."""
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
+        """(asked rows, hidden_size) of packed rows; `step`, which says which are asked, reaches attention."""
         self._step = step
         output = self.body(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, step=step)
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden if len(hidden) == len(step.asked_rows) else hidden[step.asked_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab_size) in float32."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,15 +39,19 @@ class ModelRunner:
 
     @torch.inference_mode()
     def hidden(self, step: SchedulerOutput) -> Tensor:
-        """(rows, hidden_size) of the step's rows; their KV is in the cache when this returns."""
+        """(asked rows, hidden_size); the KV of all of the step's rows is in the cache when this returns."""
         attention = self.step_attention(step, self.cache, self.device.name)
         input_ids = torch.from_numpy(step.input_ids).to(self.device.name)
         position_ids = torch.from_numpy(step.position_ids).to(self.device.name)
         return self.model.hidden(input_ids, position_ids, attention)
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor, rows: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-        """Logits of `rows`, a bounded number at a time: which of them, and (rows, vocab_size) in float32."""
+    def logits(self, step: SchedulerOutput, hidden: Tensor, rows: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of `rows`, a bounded number at a time: which of them, and (rows, vocab_size) in float32.
+
+        `hidden` is what the step's asked rows, of which they are some, came to.
+        """
+        places = np.searchsorted(step.asked_rows, np.array(rows, dtype=np.int64))
         for start in range(0, len(rows), HEAD_ROWS):
             part = slice(start, min(start + HEAD_ROWS, len(rows)))
-            yield part, self.model.logits(hidden[list(rows[part])])
+            yield part, self.model.logits(hidden[torch.from_numpy(places[part])])

@@ -30,6 +30,7 @@ class ProbeAttention:
 
     def __init__(self, step: SchedulerOutput, cache: KVCache, device: Device) -> None:
         self.attention = step_attention(device.backend)(step, cache, device.name)
+        self.asked_rows = self.attention.asked_rows
         self.cache = cache
         self.layers: list[int] = []
 

@@ -51,9 +51,16 @@ class SchedulerOutput:
     def num_scheduled_tokens(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def asked_rows(self) -> NDArray[np.int64]:
+        """Rows whose logits are read, ascending: no others need what only the last layer makes of them."""
+        rows = [sample.row for sample in self.samples] + [score.row for score in self.scores]
+        return np.unique(np.array(rows, dtype=np.int64))
+
     @classmethod
     def causal_rows(cls, rows: int) -> "SchedulerOutput":
-        """One sequence of `rows` tokens that leaves no KV: a step for probes and warm-ups."""
+        """One sequence of `rows` tokens that leaves no KV and asks every row: a step for probes and warm-ups."""
         ids = np.arange(rows, dtype=np.int64)
         segments = Segments.of([Segment(0, rows, 0, rows, 0, in_step=True)])
-        return cls(ids, ids, np.full(rows, -1, dtype=np.int64), segments, (), (), rows, 0, 0)
+        samples = tuple(SampleRow(row, row) for row in range(rows))
+        return cls(ids, ids, np.full(rows, -1, dtype=np.int64), segments, samples, (), rows, 0, 0)

@@ -21,6 +21,7 @@ class TritonStepAttention:
         self.cache = cache
         self.device = device
         self.slots = torch.from_numpy(step.slot_mapping).to(device)
+        self.asked_rows = torch.from_numpy(step.asked_rows).to(device)
         self.written_rows = torch.from_numpy((step.slot_mapping >= 0).nonzero()[0]).to(device)
         self.written_slots = self.slots[self.written_rows]
         self._plans: dict[int | None, PrefixPlan] = {}

@@ -52,6 +52,12 @@ class Segments:
     def of(cls, segments: Iterable[Segment]) -> "Segments":
         return cls(np.array([*segments], dtype=np.int64).reshape(-1, 6))
 
+    def for_rows(self, rows: Ints) -> "Segments":
+        """What `rows`, ascending, read: row i here is `rows[i]` there. Keys are those that they were."""
+        table = self.table.copy()
+        table[:, :2] = np.searchsorted(rows, table[:, :2])
+        return Segments(np.ascontiguousarray(table[table[:, 0] < table[:, 1]]))
+
     def __len__(self) -> int:
         return len(self.table)
 

@@ -1,5 +1,7 @@
 """The swapped layers against the ones that transformers wrote."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from engine.attention import StepAttention
 from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
-from engine.scheduler_output import SchedulerOutput
+from engine.scheduler_output import SampleRow, SchedulerOutput
 
 ROWS = 50
 SIZES = {
@@ -32,9 +34,10 @@ MODELS = {
 }
 
 
-def hidden(model: Any) -> torch.Tensor:
+def hidden(model: Any, asked: Sequence[int] = range(ROWS)) -> torch.Tensor:
     cache = KVCache(2, 2, 0, 20, torch.float32, "cpu")
-    step = StepAttention(SchedulerOutput.causal_rows(ROWS), cache, "cpu")
+    output = replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked))
+    step = StepAttention(output, cache, "cpu")
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
         return model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
@@ -56,6 +59,20 @@ def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
     assert {type(layer) for layer in model.model.layers} == {FusedLayer}
     # In 8 bits, a last bit of a sum moves an activation to the next of its 255 steps.
     assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("asked", [[], [0], [3, ROWS - 1]])
+def test_the_last_layer_computes_the_asked_rows_alone(name: str, asked: list[int]) -> None:
+    torch.manual_seed(0)
+    model_class, config = MODELS[name]
+    model: Any = model_class(config).eval().requires_grad_(False)
+    model.set_attn_implementation(engine.attention.NAME)
+    wanted = hidden(model)[:, asked]
+    fuse_layers(model, torch.float32)
+    got = hidden(model, asked)
+    assert got.shape == wanted.shape
+    assert torch.allclose(got, wanted, atol=2e-5)
 
 
 def test_bfloat16_rounds_less_than_the_layer_that_it_replaces() -> None:
