@@ -58,7 +58,9 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
             AttentionConfig(16, 64, 32, 4, 4, 2, "three blocks of 16 KiB ahead, and room for a second program"),
             AttentionConfig(16, 128, 32, 8, 3, 1, "blocks of 64 keys spill (24 bytes a thread)"),
         ),
-        192: (AttentionConfig(16, 64, 32, 4, 2, 2, "a third stage spills (8 bytes a thread), and so do 8 warps (16)"),),
+        192: (
+            AttentionConfig(16, 64, 32, 4, 3, 2, "with 8 warps it spills (16 bytes a thread), with 128 rows too (24)"),
+        ),
         256: (AttentionConfig(16, 64, 32, 8, 3, 1, "the 64 x 256 sums take 8 warps; 32 keys are 32 KiB a block"),),
     },
     "sm_90": {
