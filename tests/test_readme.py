@@ -24,6 +24,7 @@ ELSEWHERE = {
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "make bench": "tests/engine/test_bench_set.py",
     "make bench-peers": "tests/engine/test_bench_set.py",
+    "python -m engine.ablation --rounds 3 --precision bfloat16": "tests/engine/test_ablation.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
 }
 # Run here as they stand, in a folder with the example's tables about three packages and jobs on the tiny model; the

@@ -1,3 +1,5 @@
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -52,9 +54,13 @@ def test_without_a_file_the_small_set_runs_and_is_summed_up(
 ) -> None:
     small = {name: partial(generate, groups=2, degree=2, prefix=20, distinct=3, output=1) for name in ("one", "two")}
     monkeypatch.setattr(ablation, "WORKLOADS", small)
-    ablation.ablation(model=str(tiny_model), kv_gib=0.01)
+    command = "python -m engine.ablation --rounds 3 --precision bfloat16"
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command)[2:], "--model", str(tiny_model), "--kv-gib", "0.01"])
+    with pytest.raises(SystemExit) as end:
+        ablation.main()
+    assert not end.value.code
     lines = capsys.readouterr().out.strip().splitlines()
-    assert [line for line in lines if line.endswith(", float32")] == ["one, float32", "two, float32"]
+    assert [line for line in lines if line.endswith(", bfloat16")] == ["one, bfloat16", "two, bfloat16"]
     last = lines[-len(switched_off(EngineConfig())) - 2 :]
     assert last[0] == "| sharing | order | admission | one | two |"
     assert last[2].startswith("| multi_level | ratio | memory | ")

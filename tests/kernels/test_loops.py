@@ -12,7 +12,8 @@ from kernels.kv_write import write_kv, write_kv_reference
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rotary import rotate, rotate_reference
 
-SIZES = [(0, 64), (1, 1), (1, 63), (3, 100), (63, 576), (111, 1536)]
+# In 8 bits, blocks of 1, 2, 4, 8 and 16 vectors are mixed, or none.
+SIZES = [(0, 64), (1, 1), (1, 63), (3, 100), (5, 48), (4, 96), (3, 384), (63, 576), (111, 1536)]
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,15 @@ def test_byte_rows(rows: int, size: int, gap: int) -> None:
     signed = got[:, :size].int() - 128
     assert worst(signed, wanted.int()) <= 1
     assert float((signed != wanted).float().mean() if rows else 0) < 1e-2
+
+
+@pytest.mark.parametrize(("rows", "size"), [(3, 100), (63, 576)])
+def test_a_norm_before_byte_rows_is_in_their_scales(rows: int, size: int) -> None:
+    values, weight, factors = torch.randn(rows, size) * 7, torch.rand(size), torch.rand(size) + 0.5
+    normed = rms_norm(values, weight, 1e-5, torch.empty(rows, size))
+    (got, scales), (wanted, wanted_scales) = byte_rows(values, weight * factors, 1e-5), byte_rows(normed, factors)
+    assert worst(got.int(), wanted.int()) <= 1
+    assert torch.allclose(scales, wanted_scales, rtol=1e-5)
 
 
 @pytest.mark.parametrize("from_dtype", [torch.float32, torch.bfloat16, torch.float16])

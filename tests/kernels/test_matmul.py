@@ -51,6 +51,17 @@ def test_equals_its_definition(rows: int, inputs: int, outputs: int, dtype: torc
     assert bool(((out[:, :-3].float() - wanted).abs() <= tolerance * (1 + wanted.abs())).all())
 
 
+def test_more_bytes_than_a_panel_takes_at_once() -> None:
+    if not available(torch.int8):
+        pytest.skip("this processor has no instruction that sums products of bytes")
+    inputs = 4 * module.MAX_STEPS + 24
+    x, weight = torch.randn(5, inputs), torch.randn(50, inputs) / inputs**0.5
+    (quantized, scales), (rows, row_scales) = quantize_rows(weight), byte_rows(x, torch.ones(inputs))
+    got = matmul(rows, pack(quantized, scales=scales), torch.full((5, 50), torch.nan), row_scales=row_scales)
+    wanted = matmul_reference(rows.int() - 128, quantized, scales=scales, row_scales=row_scales)
+    assert float((got - wanted).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_inputs_than_a_panel_takes_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = 2 * module.MAX_STEPS + 6
