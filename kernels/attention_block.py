@@ -6,10 +6,12 @@ import numpy as np
 from numba import njit
 
 from kernels.openmp import FASTMATH, exp
-from kernels.product import ROWS, product
-from kernels.softmax import LOWEST, highest, weights
-from kernels.vectors import WIDTH
+from kernels.product import ROWS, byte_product, product
+from kernels.softmax import LOWEST, STEPS, highest, paired_weights, weights
+from kernels.vectors import WIDTH, prefetch
 
+# Bytes of a cache line.
+LINE = 64
 # Keys whose scores exist at one time: with their values they stay in a core's own cache.
 KEYS = 128
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
@@ -25,15 +27,23 @@ def cap(scores: Any, count: int, factor: Any, softcap: Any) -> None:
         scores[i] = softcap * (share if x > np.float32(0) else -share)
 
 
+@njit(error_model="numpy", inline="always")
+def ask(keys: int, values: int, row: int, first: int, count: int) -> None:
+    """Brings `count` keys and values of `row` bytes nearer."""
+    prefetch(keys + row * first, row * count // LINE)
+    prefetch(values + row * first, row * count // LINE)
+
+
 def make_block(vectors: int) -> Any:
     """A block of keys against 1, 2 or 3 vectors of queries: scores, softmax, sums."""
     lanes, taken = WIDTH * vectors, ROWS[vectors]
     scores, scores_pairs = product(taken, vectors, "float32"), product(taken, vectors, "pairs")
+    scores_bytes = byte_product(taken, vectors, adds=False)
     score, score_pairs = product(1, vectors, "float32"), product(1, vectors, "pairs")
     sums, sums_pairs = product(taken, vectors, "float32", adds=True), product(taken, vectors, "pairs", adds=True)
     sum_, sum_pairs = product(1, vectors, "float32", adds=True), product(1, vectors, "pairs", adds=True)
     highest_, highest_masked = highest(vectors, masked=False), highest(vectors, masked=True)
-    weights_, weights_pairs = weights(vectors, pairs=False), weights(vectors, pairs=True)
+    weights_, weights_pairs = weights(vectors), paired_weights(vectors)
 
     @njit(error_model="numpy", fastmath=FASTMATH)
     def block(
@@ -49,20 +59,36 @@ def make_block(vectors: int) -> Any:
         factor: Any,
         softcap: Any,
         buffers: Any,
+        by_bytes: int,
     ) -> None:
-        """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on."""
+        """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
+
+        `by_bytes`: scores are of keys and queries in 8 bits.
+        """
         queries, totals, best, total, room, packed, factors, lower, upper = buffers[:9]
         at, into = queries.ctypes.data + 4 * lane, room.ctypes.data
-        if pairs:
+        # The next block is asked for bit by bit while this one is scored: few queries wait for memory otherwise.
+        row = (2 if pairs else 4) * dim
+        if by_bytes:
+            byte_keys, key_scales, byte_queries, query_scales, query_offsets = buffers[13:]
+            step, b = dim // 4, byte_queries.ctypes.data + 4 * lane
+            starts, scales = query_offsets.ctypes.data + 4 * lane, query_scales.ctypes.data + 4 * lane
+            for j in range(0, count, taken):  # may go on behind `count`: there is room for whole blocks
+                a, c, scale = byte_keys.ctypes.data + j * dim, into + 4 * j * lanes, key_scales.ctypes.data + 4 * j
+                ask(keys, values, row, j + KEYS, taken)
+                scores_bytes(a, step, b, stride, step, c, lanes, starts, scales, scale)
+        elif pairs:
             step = dim // 2
             full = count // taken * taken
             for j in range(0, full, taken):
+                ask(keys, values, row, j + KEYS, taken)
                 scores_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
             for j in range(full, count):
                 score_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
         else:
             full = count // taken * taken
             for j in range(0, full, taken):
+                ask(keys, values, row, j + KEYS, taken)
                 scores(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
             for j in range(full, count):
                 score(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
@@ -79,7 +105,12 @@ def make_block(vectors: int) -> Any:
             highest_(into, count, pivots.ctypes.data, first_key, low, high)
         for i in range(lanes):
             pivot = pivots[i] * factor
-            pivot = best[lane + i] if pivot < best[lane + i] else pivot
+            pivots[i] = best[lane + i] if pivot < best[lane + i] else pivot
+        if pairs:
+            for i in range(lanes):
+                pivots[i] = np.floor(pivots[i] * np.float32(STEPS)) / np.float32(STEPS)
+        for i in range(lanes):
+            pivot = pivots[i]
             reads = upper[lane + i] > 0  # a lane that reads nothing here keeps its sums, and its weights vanish
             factors[i] = exp((best[lane + i] - pivot) * np.float32(LN2)) if reads else np.float32(1)
             pivots[i] = pivot if reads else np.float32(-LOWEST)

@@ -17,6 +17,8 @@ from torch import Tensor
 from kernels import openmp
 from kernels.attention_block import KEYS, LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
+from kernels.byte_scores import quantize_keys, quantize_queries
+from kernels.byte_scores import takes as byte_scores_take
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -32,7 +34,8 @@ from kernels.openmp import (
     words,
 )
 from kernels.row_block import CHUNK, MAX_QUERIES, row_block
-from kernels.vectors import WIDTH, interleave
+from kernels.transpose import transpose
+from kernels.vectors import WIDTH, interleave, narrow_vectors
 
 _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
@@ -57,11 +60,13 @@ def cpu_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
+    byte_scores: bool = False,
 ) -> Tensor:
     """query, out (rows, heads, dim) in float32 or bfloat16 each; cache, own: keys and values (kv_heads, slots, dim).
 
     Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
     then rounded to it. Scores and sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
+    `byte_scores`: of bfloat16 keys that several rows read, scores may be in 8 bits, where this processor can.
     """
     rows, heads, dim = query.shape
     keys = cache[0]
@@ -99,6 +104,7 @@ def cpu_attention(
         float(scale),
         float(softcap),
         int(out.dtype == torch.bfloat16),
+        int(byte_scores and keys.dtype == torch.bfloat16 and byte_scores_take(dim)),
     )
     return out
 
@@ -121,8 +127,6 @@ def _pack_queries(
 ) -> None:
     """Queries in the keys' dtype: by_lane[lane, word] as they lie, queries[word, lane] as lanes of vectors."""
     count = dim // 2 if pairs else dim
-    words_in = int32_at(by_lane.ctypes.data, rows * group * count)
-    words_out = int32_at(queries.ctypes.data, count * stride)
     for lane in range(rows * group):
         start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
         made, halves = (
@@ -133,6 +137,8 @@ def _pack_queries(
             source = uint16_at(query + 2 * start, dim)
             for d in range(dim):
                 halves[d] = source[d]
+        elif pairs and dim % WIDTH == 0:
+            narrow_vectors(query + 4 * start, dim // WIDTH, halves.ctypes.data)
         else:
             floats = float32_at(query + 4 * start, dim)
             if pairs:
@@ -141,8 +147,8 @@ def _pack_queries(
             else:
                 for d in range(dim):
                     made[d] = floats[d]
-        for word in range(count):
-            words_out[word * stride + lane] = words_in[lane * count + word]
+    lanes = -(rows * group // -WIDTH) * WIDTH
+    transpose(by_lane.ctypes.data, count, lanes, count, queries.ctypes.data, stride)
 
 
 @njit(error_model="numpy")
@@ -176,20 +182,30 @@ def _write(
     stride: int,
     totals: Any,
     total: Any,
+    by_lane: Any,
 ) -> None:
-    for r in range(rows):
-        for g in range(group):
-            lane = r * group + g
-            start = (row + r) * row_stride + (head * group + g) * head_stride
-            factor = np.float32(1) / total[lane]
-            if is_narrow:
-                target = uint16_at(out + 2 * start, dim)
-                for d in range(dim):
-                    target[d] = np.uint16(narrow(totals[d * stride + lane] * factor))
-            else:
-                floats = float32_at(out + 4 * start, dim)
-                for d in range(dim):
-                    floats[d] = totals[d * stride + lane] * factor
+    """The sums over their weights, which are spent: `by_lane` is overwritten."""
+    lanes = -(rows * group // -WIDTH) * WIDTH
+    for lane in range(lanes):
+        total[lane] = np.float32(1) / total[lane]
+    for d in range(dim):
+        line = totals[d * stride : d * stride + lanes]
+        for lane in range(lanes):
+            line[lane] *= total[lane]
+    transpose(totals.ctypes.data, stride, dim, lanes, by_lane.ctypes.data, dim)
+    for lane in range(rows * group):
+        start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
+        source = by_lane[lane * dim : (lane + 1) * dim]
+        if is_narrow and dim % WIDTH == 0:
+            narrow_vectors(source.ctypes.data, dim // WIDTH, out + 2 * start)
+        elif is_narrow:
+            target = uint16_at(out + 2 * start, dim)
+            for d in range(dim):
+                target[d] = np.uint16(narrow(source[d]))
+        else:
+            floats = float32_at(out + 4 * start, dim)
+            for d in range(dim):
+                floats[d] = source[d]
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
@@ -210,7 +226,7 @@ def _own_segment(
     buffers: Any,
 ) -> None:
     """`_segment` for few queries: row by row, then merged into their lanes."""
-    totals, best, total, room, by_lane, means, tops, parts = buffers[1:5] + buffers[9:]
+    totals, best, total, room, by_lane, means, tops, parts = buffers[1:5] + buffers[9:13]
     size = (2 if pairs else 4) * dim
     for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
         position = positions[row + r] - segment[4]
@@ -249,9 +265,10 @@ def _segment(
     factor: Any,
     softcap: Any,
     buffers: Any,
+    by_bytes: int,
 ) -> None:
-    """One segment's keys for those rows of the tile that read it."""
-    packed, lower, upper = buffers[5], buffers[7], buffers[8]
+    """One segment's keys for those rows of the tile that read it; `by_bytes`, the queries are there in 8 bits too."""
+    packed, lower, upper, byte_keys, key_scales = buffers[5], buffers[7], buffers[8], buffers[13], buffers[14]
     first_row, last_row = max(segment[0] - row, 0), min(segment[1] - row, rows)
     length, position = segment[3] - segment[2], segment[4]
     first_vector, last_vector = first_row * group // WIDTH, -(last_row * group // -WIDTH)
@@ -284,9 +301,12 @@ def _segment(
             masked = first_key < inner_least or last_key > inner_most
             if pairs and not is_packed:
                 _pack_values(values + size * first_key * dim, min(KEYS, length - first_key), dim, packed)
+                if by_bytes:
+                    at, here = keys + size * first_key * dim, min(KEYS, length - first_key)
+                    quantize_keys(at, here, dim, byte_keys.ctypes.data, key_scales.ctypes.data)
                 is_packed = True
             k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, buffers)
+            limits = (masked, first_key, factor, softcap, buffers, by_bytes)
             if vectors == 3:
                 _block_3(pairs, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
@@ -296,7 +316,7 @@ def _segment(
 
 
 def _attend(arguments: Any) -> None:
-    a = words(arguments, 31)
+    a = words(arguments, 32)
     query, cache_keys, cache_values, own_keys, own_values, out = a[0], a[1], a[2], a[3], a[4], a[5]
     num_tiles, num_rows, heads, kv_heads, dim = a[13], a[14], a[15], a[16], a[17]
     row_stride, head_stride, out_row, out_head, cache_head, own_head = a[18], a[19], a[20], a[21], a[22], a[23]
@@ -324,8 +344,17 @@ def _attend(arguments: Any) -> None:
     best, total, factors = lines_of(stride), lines_of(stride), lines_of(9 * WIDTH)
     lower, upper = np.empty(stride, np.int32), np.empty(stride, np.int32)
     few = lines_of(MAX_QUERIES * dim), np.empty(MAX_QUERIES, np.float32), np.empty(MAX_QUERIES, np.float32)
-    buffers = (queries, totals, best, total, room, packed, factors, lower, upper, by_lane, *few)
-    queries[:] = np.float32(0)
+    by_bytes = a[31]
+    quarter = dim // 4 * by_bytes
+    byte_keys, byte_queries, byte_room = (
+        lines_of(KEYS * quarter),
+        lines_of(stride * quarter),
+        lines_of(stride * quarter),
+    )
+    key_scales, query_scales, query_offsets = lines_of(KEYS), lines_of(stride), lines_of(stride)
+    in_bytes = byte_keys, key_scales, byte_queries, query_scales, query_offsets
+    buffers = (queries, totals, best, total, room, packed, factors, lower, upper, by_lane, *few, *in_bytes)
+    queries[:], by_lane[:] = np.float32(0), np.float32(0)
     while True:
         unit = next_of(a[12])
         if unit >= num_tiles * kv_heads:
@@ -334,6 +363,7 @@ def _attend(arguments: Any) -> None:
         row, rows = tiles[tile], tiles[tile + 1] - tiles[tile]
         lanes_of = (group, dim, stride, pairs, by_lane, queries)
         _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
+        have_bytes = False
         totals[:] = np.float32(0)
         for lane in range(stride):
             best[lane], total[lane] = np.float32(-1e30), np.float32(0)
@@ -351,8 +381,13 @@ def _attend(arguments: Any) -> None:
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
                 _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
             else:
-                _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
-        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total)
+                if by_bytes and not have_bytes:
+                    lanes = -(rows * group // -WIDTH) * WIDTH
+                    places = (byte_queries.ctypes.data, query_scales.ctypes.data, query_offsets.ctypes.data)
+                    quantize_queries(by_lane.ctypes.data, lanes, dim, stride, byte_room.ctypes.data, *places)
+                    have_bytes = True
+                _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape, by_bytes)
+        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total, by_lane)
 
 
 _loop = Loop(_attend)

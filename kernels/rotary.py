@@ -2,36 +2,48 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels import openmp
-from kernels.openmp import Loop, float32_at, share, words
+from kernels.int8_rows import block_size, mixed
+from kernels.mix import mix
+from kernels.openmp import Loop, float32_at, lines_of, share, words
+from kernels.vectors import WIDTH
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
-    """Rotates the first `heads` heads of each row of x (rows, width), in place; cos, sin (rows, dim)."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
+    """Rotates the first `heads` heads of each row of x (rows, width), in place; cos, sin (rows, dim).
+
+    `mixes`: each head then goes through `mixed`. Queries and keys that both did have the products that they had, and
+    no element is far larger than the others, which is what 8 bits want.
+    """
     if x.dtype != torch.float32 or x.device.type != "cpu" or not openmp.available():
-        rotate_reference(x, cos, sin, heads)
+        rotate_reference(x, cos, sin, heads, mixes=mixes)
         return
     assert x.is_contiguous()
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    _loop(x, cos, sin, *x.shape, heads, cos.shape[1])
+    block = block_size(cos.shape[1])
+    _loop(x, cos, sin, *x.shape, heads, cos.shape[1], block if mixes and block > 1 else 0)
 
 
-def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
     """`rotate` by its definition."""
     part = x[:, : heads * cos.shape[1]].view(len(x), heads, cos.shape[1])
     low, high = part.chunk(2, dim=-1)
-    part.copy_(part * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None])
+    turned = part * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+    part.copy_(mixed(turned) if mixes else turned)
 
 
 def _rotate(arguments: Any) -> None:
-    a = words(arguments, 7)
-    rows, width, heads, dim = a[3], a[4], a[5], a[6]
+    a = words(arguments, 8)
+    rows, width, heads, dim, block = a[3], a[4], a[5], a[6], a[7]
     x, cos, sin = float32_at(a[0], rows * width), float32_at(a[1], rows * dim), float32_at(a[2], rows * dim)
     half = dim // 2
+    shrink, edge = lines_of(heads * dim), lines_of(2 * WIDTH)
+    shrink[:] = np.float32(1) / np.sqrt(np.float32(max(block, 1)))
     first, last = share(rows)
     for row in range(first, last):
         turn_cos, turn_sin = cos[row * dim : (row + 1) * dim], sin[row * dim : (row + 1) * dim]
@@ -42,6 +54,9 @@ def _rotate(arguments: Any) -> None:
                 left, right = low[i], high[i]
                 low[i] = left * turn_cos[i] - right * turn_sin[i]
                 high[i] = right * turn_cos[half + i] + left * turn_sin[half + i]
+        if block:
+            at, unused = a[0] + 4 * row * width, edge.ctypes.data
+            mix(block // WIDTH, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
 
 
 _loop = Loop(_rotate)

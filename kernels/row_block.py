@@ -12,18 +12,15 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kernels.attention_block import KEYS, LN2, LOG2E, cap
+from kernels.attention_block import KEYS, LINE, LN2, LOG2E, cap
 from kernels.openmp import FASTMATH, exp
 from kernels.softmax import LOWEST, highest, weights
-from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, narrow_vectors, prefetch
+from kernels.vectors import FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, narrow_vectors, prefetch
 
-# Bytes of a cache line.
-LINE = 64
 # Elements of a row that are read at once; `dim` is a multiple.
 CHUNK = 2 * WIDTH
 # Queries whose sums are held in registers at once.
 MAX_QUERIES = 4
-_HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 
 
 def _row_scores(kind: str) -> Callable[..., None]:
@@ -99,7 +96,7 @@ def _row_sums(kind: str, queries: int) -> Callable[..., None]:
                 second = builder.add(first, LONG(1))
                 second = builder.select(builder.icmp_signed("<", second, last), second, last)
                 even, odd = (
-                    emit.load(_HALVES, emit.address(values, builder.mul(key, value_words))) for key in (first, second)
+                    emit.load(HALVES, emit.address(values, builder.mul(key, value_words))) for key in (first, second)
                 )
                 words = []
                 for start in (0, WIDTH):
@@ -130,7 +127,7 @@ def _row_sums(kind: str, queries: int) -> Callable[..., None]:
 _scores, _scores_pairs = _row_scores("float32"), _row_scores("pairs")
 _sums_1, _sums_2, _sums_3, _sums_4 = (_row_sums("float32", queries) for queries in range(1, 5))
 _pairs_1, _pairs_2, _pairs_3, _pairs_4 = (_row_sums("pairs", queries) for queries in range(1, 5))
-_highest, _weights = highest(1, masked=False), weights(1, pairs=False)
+_highest, _weights = highest(1, masked=False), weights(1)
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)

@@ -37,6 +37,8 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 WORD, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(WORD, WIDTH)
 BFLOAT = _BFloat()
+# As many integers of 16 bits as a vector of words has halves.
+HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 _PAIRS = ir.VectorType(BFLOAT, 2 * WIDTH)
 
 
@@ -46,6 +48,10 @@ def floats(value: float) -> Any:
 
 def integers(value: int) -> Any:
     return ir.Constant(WORDS, [value] * WIDTH)
+
+
+def halves(value: int) -> Any:
+    return ir.Constant(HALVES, [value] * 2 * WIDTH)
 
 
 class Vectors:

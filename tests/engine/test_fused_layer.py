@@ -14,6 +14,7 @@ from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
+from kernels import byte_scores
 
 ROWS = 50
 SIZES = {
@@ -34,8 +35,8 @@ MODELS = {
 }
 
 
-def hidden(model: Any, asked: Sequence[int] = range(ROWS)) -> torch.Tensor:
-    cache = KVCache(2, 2, 0, 20, torch.float32, "cpu")
+def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    cache = KVCache(2, 2, 0, model.config.head_dim, kv_dtype, "cpu")
     output = replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked))
     step = StepAttention(output, cache, "cpu")
     rows = torch.arange(ROWS)[None]
@@ -59,6 +60,22 @@ def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
     assert {type(layer) for layer in model.model.layers} == {FusedLayer}
     # In 8 bits, a last bit of a sum moves an activation to the next of its 255 steps.
     assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
+
+
+@pytest.mark.skipif(not byte_scores.takes(64), reason="this processor has no products of bytes")
+def test_in_8_bits_over_bfloat16_scores_are_in_8_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model: Any = LlamaForCausalLM(LlamaConfig(**SIZES | {"head_dim": 64})).eval().requires_grad_(False)
+    model.set_attn_implementation(engine.attention.NAME)
+    quantize_linears(model)
+    fuse_layers(model, torch.float32)
+    wanted, got = hidden(model), hidden(model, kv_dtype=torch.bfloat16)
+    monkeypatch.setattr(model.model.layers[0], "takes_byte_scores", False)
+    monkeypatch.setattr(model.model.layers[1], "takes_byte_scores", False)
+    plain = hidden(model, kv_dtype=torch.bfloat16)
+    assert not torch.equal(got, plain)
+    error, rounding = (float((made - wanted).square().mean().sqrt()) for made in (got, plain))
+    assert error < 2 * rounding
 
 
 @pytest.mark.parametrize("name", MODELS)

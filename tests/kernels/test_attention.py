@@ -1,6 +1,6 @@
 """Both attentions over segments, compiled and in torch, against a row-by-row definition in float64."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import openmp
+from kernels import byte_scores, openmp
 from kernels.attention import attend, merge_into, segment_attention
 from kernels.attention_plan import MAX_ROWS, AttentionPlan, plan_attention
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
@@ -158,13 +158,44 @@ def test_drawn_trees(data: Any) -> None:
         assert float((got.double() - wanted).abs().max()) < dtypes[2]
 
 
+def in_steps(rows: Tensor) -> Tensor:
+    """rows (..., dim) to the nearest of 255 steps of their own."""
+    step = rows.float().abs().amax(-1, keepdim=True) / 127
+    return (rows.float() / step).round() * step
+
+
+@pytest.mark.skipif(not byte_scores.takes(64), reason="this processor has no products of bytes")
+@pytest.mark.parametrize("shape", [(9, 3, 64), (8, 1, 128), (2, 2, 192)])
+@pytest.mark.parametrize("window", [0, 30])
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
+def test_scores_in_bytes(shape: tuple[int, int, int], window: int, query_dtype: torch.dtype) -> None:
+    """Those of keys that several rows read are what the definition makes of rounded keys and queries."""
+    drawn = draw([*range(150, 210)], [*SEGMENTS[:2], (0, 60, 0, 60, 150, 1)], shape, (query_dtype, torch.bfloat16, 0))
+    exact = by_definition(drawn, 0.2, window=window)
+    out = torch.full(drawn.query.shape, torch.nan)
+    got = cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out, window=window, byte_scores=True)
+    rounded = replace(
+        drawn,
+        query=in_steps(drawn.query.bfloat16()),
+        cache=(in_steps(drawn.cache[0]), drawn.cache[1]),
+        own=(in_steps(drawn.own[0]), drawn.own[1]),
+    )
+    wanted = by_definition(rounded, 0.2, window=window)
+    assert float((got.double() - wanted).square().mean().sqrt()) < 2e-3
+    assert float((got.double() - wanted).abs().max()) < 2e-2
+    assert float((got.double() - exact).abs().max()) < 6e-2
+
+
 @COMPILED
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_a_row_that_is_not_finite_stays_alone(kind: torch.dtype) -> None:
+@pytest.mark.parametrize("by_bytes", [False, True])
+def test_a_row_that_is_not_finite_stays_alone(kind: torch.dtype, by_bytes: bool) -> None:
     """Its own row turns to NaN, in all of its heads of that KV head; rows beside it in a vector do not."""
     drawn = draw([30] * 20, [(0, 20, 0, 30, 0, 0)], (3, 1, 64), (torch.float32, kind, 0))
     drawn.query[7] = torch.nan
-    for got in both(drawn, 0.2):
+    out = torch.empty(drawn.query.shape)
+    cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out, byte_scores=by_bytes)
+    for got in (out, *both(drawn, 0.2)):
         assert torch.isfinite(got).flatten(1).all(1).tolist() == [row != 7 for row in range(20)]
 
 
