@@ -5,15 +5,12 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from kernels.attention_scratch import KEYS, LINE
 from kernels.openmp import FASTMATH, exp
 from kernels.product import ROWS, byte_product, product
 from kernels.softmax import LOWEST, STEPS, highest, paired_weights, weights
 from kernels.vectors import WIDTH, prefetch
 
-# Bytes of a cache line.
-LINE = 64
-# Keys whose scores exist at one time: with their values they stay in a core's own cache.
-KEYS = 128
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 
@@ -58,25 +55,26 @@ def make_block(vectors: int) -> Any:
         first_key: Any,
         factor: Any,
         softcap: Any,
-        buffers: Any,
+        scratch: Any,
         by_bytes: int,
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
-        `by_bytes`: scores are of keys and queries in 8 bits.
+        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes`: scores are of its keys and queries in 8
+        bits.
         """
-        queries, totals, best, total, room, packed, factors, lower, upper = buffers[:9]
-        at, into = queries.ctypes.data + 4 * lane, room.ctypes.data
+        best, total, upper, room, factors = scratch.best, scratch.total, scratch.upper, scratch.scores, scratch.edges
+        at, into = scratch.queries.ctypes.data + 4 * lane, room.ctypes.data
         # The next block is asked for bit by bit while this one is scored: few queries wait for memory otherwise.
         row = (2 if pairs else 4) * dim
         if by_bytes:
-            byte_keys, key_scales, byte_queries, query_scales, query_offsets = buffers[13:]
-            step, b = dim // 4, byte_queries.ctypes.data + 4 * lane
-            starts, scales = query_offsets.ctypes.data + 4 * lane, query_scales.ctypes.data + 4 * lane
+            few, scales, step = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data, dim // 4
+            b, zeros = scratch.byte_queries.ctypes.data + 4 * lane, scratch.query_offsets.ctypes.data + 4 * lane
+            query_scales = scratch.query_scales.ctypes.data + 4 * lane
             for j in range(0, count, taken):  # may go on behind `count`: there is room for whole blocks
-                a, c, scale = byte_keys.ctypes.data + j * dim, into + 4 * j * lanes, key_scales.ctypes.data + 4 * j
+                a, c = few + j * dim, into + 4 * j * lanes
                 ask(keys, values, row, j + KEYS, taken)
-                scores_bytes(a, step, b, stride, step, c, lanes, starts, scales, scale)
+                scores_bytes(a, step, b, stride, step, c, lanes, zeros, query_scales, scales + 4 * j)
         elif pairs:
             step = dim // 2
             full = count // taken * taken
@@ -98,7 +96,7 @@ def make_block(vectors: int) -> Any:
         even = count + count % 2 if pairs else count
         room[count * lanes : even * lanes] = np.float32(LOWEST)
         pivots, part = factors[lanes:], factors[2 * lanes :]
-        low, high = lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
+        low, high = scratch.lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
         if masked:
             highest_masked(into, count, pivots.ctypes.data, first_key, low, high)
         else:
@@ -121,8 +119,8 @@ def make_block(vectors: int) -> Any:
             weights_(into, count, factor, pivots.ctypes.data, part.ctypes.data)
         for i in range(lanes):
             total[lane + i] = total[lane + i] * factors[i] + part[i]
-        target, corrections = totals.ctypes.data + 4 * lane, factors.ctypes.data
-        source = packed.ctypes.data if pairs else values
+        target, corrections = scratch.totals.ctypes.data + 4 * lane, factors.ctypes.data
+        source = scratch.values.ctypes.data if pairs else values
         steps = (count + 1) // 2 if pairs else count
         full = dim // taken * taken
         for d in range(0, full, taken):

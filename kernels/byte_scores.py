@@ -32,6 +32,7 @@ CHUNK = 4 * WIDTH
 
 
 def takes(dim: int) -> bool:
+    """Whether this processor multiplies bytes, and `dim` elements are whole vectors of them."""
     return NATIVE_BYTES and dim % CHUNK == 0
 
 

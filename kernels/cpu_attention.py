@@ -15,8 +15,9 @@ from numba import njit
 from torch import Tensor
 
 from kernels import openmp
-from kernels.attention_block import KEYS, LN2, LOG2E, make_block
+from kernels.attention_block import LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
+from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
 from kernels.byte_scores import quantize_keys, quantize_queries
 from kernels.byte_scores import takes as byte_scores_take
 from kernels.openmp import (
@@ -27,13 +28,12 @@ from kernels.openmp import (
     float32_of,
     int32_at,
     int64_at,
-    lines_of,
     narrow,
     next_of,
     uint16_at,
     words,
 )
-from kernels.row_block import CHUNK, MAX_QUERIES, row_block
+from kernels.row_block import CHUNK, row_block
 from kernels.transpose import transpose
 from kernels.vectors import WIDTH, interleave, narrow_vectors
 
@@ -223,10 +223,11 @@ def _own_segment(
     stride: int,
     factor: Any,
     softcap: Any,
-    buffers: Any,
+    scratch: Any,
 ) -> None:
     """`_segment` for few queries: row by row, then merged into their lanes."""
-    totals, best, total, room, by_lane, means, tops, parts = buffers[1:5] + buffers[9:13]
+    totals, best, total = scratch.totals, scratch.best, scratch.total
+    means, tops, parts = scratch.means, scratch.tops, scratch.parts
     size = (2 if pairs else 4) * dim
     for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
         position = positions[row + r] - segment[4]
@@ -236,10 +237,9 @@ def _own_segment(
             count, lane = min(MAX_QUERIES, group - first), r * group + first
             tops[:], parts[:], means[:] = np.float32(-1e30), np.float32(0), np.float32(0)
             for key in range(start, stop, KEYS):
-                at, here, query = key * size, min(KEYS, stop - key), by_lane.ctypes.data + lane * size
-                row_block(
-                    pairs, count, query, dim, keys + at, values + at, here, factor, softcap, room, means, tops, parts
-                )
+                at, here, query = key * size, min(KEYS, stop - key), scratch.by_lane.ctypes.data + lane * size
+                state = (scratch.scores, means, tops, parts)
+                row_block(pairs, count, query, dim, keys + at, values + at, here, factor, softcap, *state)
             for q in range(count):
                 pivot = max(best[lane + q], tops[q])
                 kept, added = exp((best[lane + q] - pivot) * np.float32(LN2)), exp((tops[q] - pivot) * np.float32(LN2))
@@ -264,11 +264,11 @@ def _segment(
     stride: int,
     factor: Any,
     softcap: Any,
-    buffers: Any,
+    scratch: Any,
     by_bytes: int,
 ) -> None:
     """One segment's keys for those rows of the tile that read it; `by_bytes`, the queries are there in 8 bits too."""
-    packed, lower, upper, byte_keys, key_scales = buffers[5], buffers[7], buffers[8], buffers[13], buffers[14]
+    lower, upper = scratch.lower, scratch.upper
     first_row, last_row = max(segment[0] - row, 0), min(segment[1] - row, rows)
     length, position = segment[3] - segment[2], segment[4]
     first_vector, last_vector = first_row * group // WIDTH, -(last_row * group // -WIDTH)
@@ -285,8 +285,8 @@ def _segment(
     size = 2 if pairs else 4
     for first_key in range(start, length, KEYS):
         is_packed = False
-        for vector in range(first_vector, last_vector, 3):
-            vectors = min(last_vector - vector, 3)
+        for vector in range(first_vector, last_vector, MAX_VECTORS):
+            vectors = min(last_vector - vector, MAX_VECTORS)
             lane, past = vector * WIDTH, (vector + vectors) * WIDTH
             # Keys that any lane reads, and those that all do.
             least, most, inner_least, inner_most = length, np.int64(0), np.int64(0), length
@@ -300,19 +300,26 @@ def _segment(
             count = last_key - first_key
             masked = first_key < inner_least or last_key > inner_most
             if pairs and not is_packed:
-                _pack_values(values + size * first_key * dim, min(KEYS, length - first_key), dim, packed)
+                here = min(KEYS, length - first_key)
+                _pack_values(values + size * first_key * dim, here, dim, scratch.values)
                 if by_bytes:
-                    at, here = keys + size * first_key * dim, min(KEYS, length - first_key)
-                    quantize_keys(at, here, dim, byte_keys.ctypes.data, key_scales.ctypes.data)
+                    places = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data
+                    quantize_keys(keys + size * first_key * dim, here, dim, *places)
                 is_packed = True
             k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, buffers, by_bytes)
+            limits = (masked, first_key, factor, softcap, scratch, by_bytes)
             if vectors == 3:
                 _block_3(pairs, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
                 _block_2(pairs, count, dim, lane, stride, k, v, *limits)
             else:
                 _block_1(pairs, count, dim, lane, stride, k, v, *limits)
+
+
+@njit(error_model="numpy")
+def _quantize_queries(lanes: int, dim: int, stride: int, scratch: Any) -> None:
+    places = scratch.byte_queries.ctypes.data, scratch.query_scales.ctypes.data, scratch.query_offsets.ctypes.data
+    quantize_queries(scratch.by_lane.ctypes.data, lanes, dim, stride, scratch.byte_room.ctypes.data, *places)
 
 
 def _attend(arguments: Any) -> None:
@@ -339,29 +346,16 @@ def _attend(arguments: Any) -> None:
     for tile in range(num_tiles):
         most = np.maximum(most, tiles[tile + 1] - tiles[tile])
     stride = -(most * group // -WIDTH) * WIDTH
-    queries, totals, by_lane = lines_of(dim * stride), lines_of(dim * stride), lines_of(dim * stride)
-    room, packed = lines_of((KEYS + 1) * 3 * WIDTH), lines_of(-(KEYS // -2) * dim)
-    best, total, factors = lines_of(stride), lines_of(stride), lines_of(9 * WIDTH)
-    lower, upper = np.empty(stride, np.int32), np.empty(stride, np.int32)
-    few = lines_of(MAX_QUERIES * dim), np.empty(MAX_QUERIES, np.float32), np.empty(MAX_QUERIES, np.float32)
     by_bytes = a[31]
-    quarter = dim // 4 * by_bytes
-    byte_keys, byte_queries, byte_room = (
-        lines_of(KEYS * quarter),
-        lines_of(stride * quarter),
-        lines_of(stride * quarter),
-    )
-    key_scales, query_scales, query_offsets = lines_of(KEYS), lines_of(stride), lines_of(stride)
-    in_bytes = byte_keys, key_scales, byte_queries, query_scales, query_offsets
-    buffers = (queries, totals, best, total, room, packed, factors, lower, upper, by_lane, *few, *in_bytes)
-    queries[:], by_lane[:] = np.float32(0), np.float32(0)
+    scratch = scratch_for(stride, dim, by_bytes)
+    by_lane, totals, best, total = scratch.by_lane, scratch.totals, scratch.best, scratch.total
     while True:
         unit = next_of(a[12])
         if unit >= num_tiles * kv_heads:
             break
         tile, head = unit // kv_heads, unit % kv_heads
         row, rows = tiles[tile], tiles[tile + 1] - tiles[tile]
-        lanes_of = (group, dim, stride, pairs, by_lane, queries)
+        lanes_of = (group, dim, stride, pairs, by_lane, scratch.queries)
         _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
         have_bytes = False
         totals[:] = np.float32(0)
@@ -376,15 +370,13 @@ def _attend(arguments: Any) -> None:
             own = segment[5] != 0
             start = size * (head * (own_head if own else cache_head) + segment[2] * dim)
             k, v = (own_keys, own_values) if own else (cache_keys, cache_values)
-            shape = (pairs, dim, stride, factor, softcap, buffers)
+            shape = (pairs, dim, stride, factor, softcap, scratch)
             readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
                 _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
             else:
                 if by_bytes and not have_bytes:
-                    lanes = -(rows * group // -WIDTH) * WIDTH
-                    places = (byte_queries.ctypes.data, query_scales.ctypes.data, query_offsets.ctypes.data)
-                    quantize_queries(by_lane.ctypes.data, lanes, dim, stride, byte_room.ctypes.data, *places)
+                    _quantize_queries(-(rows * group // -WIDTH) * WIDTH, dim, stride, scratch)
                     have_bytes = True
                 _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape, by_bytes)
         _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total, by_lane)

@@ -12,15 +12,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kernels.attention_block import KEYS, LINE, LN2, LOG2E, cap
+from kernels.attention_block import LN2, LOG2E, cap
+from kernels.attention_scratch import KEYS, LINE, MAX_QUERIES
 from kernels.openmp import FASTMATH, exp
 from kernels.softmax import LOWEST, highest, weights
 from kernels.vectors import FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, narrow_vectors, prefetch
 
 # Elements of a row that are read at once; `dim` is a multiple.
 CHUNK = 2 * WIDTH
-# Queries whose sums are held in registers at once.
-MAX_QUERIES = 4
 
 
 def _row_scores(kind: str) -> Callable[..., None]:

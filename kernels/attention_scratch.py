@@ -1,0 +1,71 @@
+"""What a thread of attention on the CPU keeps between a tile's segments, and room for a block of their keys."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from kernels.openmp import lines_of
+from kernels.vectors import WIDTH
+
+# Bytes of a cache line.
+LINE = 64
+# Keys whose scores exist at one time: with their values they stay in a core's own cache.
+KEYS = 128
+# Vectors of queries that a block takes at once.
+MAX_VECTORS = 3
+# Queries of one row that meet its own keys at once: their sums are held in registers.
+MAX_QUERIES = 4
+
+
+class Scratch(NamedTuple):
+    """Flat, of float32 where nothing else is said. A lane is a query of the tile; words hold its elements."""
+
+    by_lane: Any  # (lanes, words): queries as they came, in the end what they attended
+    queries: Any  # (words, lanes)
+    totals: Any  # (dim, lanes): weighted sums of values
+    best: Any  # (lanes,): the power of two that weights are over
+    total: Any  # (lanes,): sums of weights
+    lower: Any  # (lanes,) int32: the keys of the segment that each reads, from here
+    upper: Any  # (lanes,) int32: to here; 0 for none
+    scores: Any  # (KEYS + 1, 3 vectors)
+    edges: Any  # 9 vectors: corrections, pivots and sums of a block's
+    values: Any  # (KEYS / 2, dim): pairs of neighbouring keys
+    means: Any  # (MAX_QUERIES, dim), and of those queries the two that follow
+    tops: Any
+    parts: Any
+    byte_keys: Any  # (KEYS, dim) bytes of which 128 is zero
+    key_scales: Any  # (KEYS,)
+    byte_queries: Any  # (dim / 4, lanes): signed bytes
+    query_scales: Any  # (lanes,)
+    query_offsets: Any  # (lanes,) int32: what the keys' zero adds to a score, negated
+    byte_room: Any  # (lanes, dim) bytes
+
+
+@njit(error_model="numpy")
+def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
+    """`lanes` is in whole vectors; without `by_bytes` what holds bytes is empty."""
+    quarter = dim // 4 * by_bytes
+    by_lane, queries = lines_of(lanes * dim), lines_of(lanes * dim)
+    by_lane[:], queries[:] = np.float32(0), np.float32(0)
+    return Scratch(
+        by_lane,
+        queries,
+        lines_of(lanes * dim),
+        lines_of(lanes),
+        lines_of(lanes),
+        np.empty(lanes, np.int32),
+        np.empty(lanes, np.int32),
+        lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
+        lines_of(3 * MAX_VECTORS * WIDTH),
+        lines_of(-(KEYS // -2) * dim),
+        lines_of(MAX_QUERIES * dim),
+        np.empty(MAX_QUERIES, np.float32),
+        np.empty(MAX_QUERIES, np.float32),
+        lines_of(KEYS * quarter),
+        lines_of(KEYS),
+        lines_of(lanes * quarter),
+        lines_of(lanes),
+        lines_of(lanes),
+        lines_of(lanes * quarter),
+    )
