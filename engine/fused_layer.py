@@ -14,7 +14,7 @@ from transformers.activations import SiLUActivation
 from engine.attention import window_of
 from engine.huge_pages import Workspace, drop_file_pages
 from engine.projection import Projection, can_pack, pack_head
-from kernels import byte_scores
+from kernels import byte_attention
 from kernels.rotary import rotate
 
 # Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
@@ -80,7 +80,7 @@ class FusedLayer(nn.Module):
             mlp.gate_proj, mlp.up_proj, gated=True, norm=layer.post_attention_layernorm, workspace=workspace
         )
         self.down = Projection(mlp.down_proj)
-        self.takes_byte_scores = self.qkv.factors is not None and byte_scores.takes(self.head_dim)
+        self.takes_bytes = self.qkv.factors is not None and byte_attention.takes(self.head_dim)
         self.workspace = workspace
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -93,7 +93,7 @@ class FusedLayer(nn.Module):
         hidden, step = hidden_states[0], arguments["step"]
         rows, (cos, sin) = len(hidden), position_embeddings
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
-        by_bytes = self.takes_byte_scores and step.cache.dtype == torch.bfloat16
+        by_bytes = self.takes_bytes and step.cache.dtype == torch.bfloat16
         rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads, mixes=by_bytes)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
@@ -108,7 +108,7 @@ class FusedLayer(nn.Module):
             self.scaling,
             window=window_of(self.attention),
             out=attended.view(rows, self.num_heads, self.head_dim),
-            byte_scores=by_bytes,
+            in_bytes=by_bytes,
         )
         self.out.into(attended, hidden, add=True)
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)

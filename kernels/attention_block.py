@@ -7,10 +7,12 @@ from numba import njit
 
 from kernels.attention_scratch import KEYS, LINE
 from kernels.openmp import FASTMATH, exp
-from kernels.product import ROWS, byte_product, product
-from kernels.softmax import LOWEST, STEPS, highest, paired_weights, weights
+from kernels.product import ROWS, byte_product, product, weighted_byte_product
+from kernels.softmax import LOWEST, byte_weights, highest, paired_weights, rescale, weights
 from kernels.vectors import WIDTH, prefetch
 
+# What of a block is in 8 bits: its scores, or weights and values as well.
+SCORES, VALUES = 1, 2
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 
@@ -39,6 +41,8 @@ def make_block(vectors: int) -> Any:
     score, score_pairs = product(1, vectors, "float32"), product(1, vectors, "pairs")
     sums, sums_pairs = product(taken, vectors, "float32", adds=True), product(taken, vectors, "pairs", adds=True)
     sum_, sum_pairs = product(1, vectors, "float32", adds=True), product(1, vectors, "pairs", adds=True)
+    sums_bytes, weights_bytes = weighted_byte_product(taken, vectors), byte_weights(vectors)
+    rescale_, rescale_pairs, rescale_bytes = (rescale(vectors, kind) for kind in ("float32", "pairs", "bytes"))
     highest_, highest_masked = highest(vectors, masked=False), highest(vectors, masked=True)
     weights_, weights_pairs = weights(vectors), paired_weights(vectors)
 
@@ -60,8 +64,8 @@ def make_block(vectors: int) -> Any:
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
-        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes`: scores are of its keys and queries in 8
-        bits.
+        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes` is 0, or SCORES: its keys and queries are
+        there in 8 bits; or VALUES: its values too.
         """
         best, total, upper, room, factors = scratch.best, scratch.total, scratch.upper, scratch.scores, scratch.edges
         at, into = scratch.queries.ctypes.data + 4 * lane, room.ctypes.data
@@ -93,39 +97,37 @@ def make_block(vectors: int) -> Any:
         if softcap > np.float32(0):
             cap(room, count * lanes, factor, softcap)
             factor = np.float32(LOG2E)
-        even = count + count % 2 if pairs else count
-        room[count * lanes : even * lanes] = np.float32(LOWEST)
-        pivots, part = factors[lanes:], factors[2 * lanes :]
+        whole = -(count // -4) * 4 if by_bytes == VALUES else count + count % 2 if pairs else count
+        room[count * lanes : whole * lanes] = np.float32(LOWEST)
+        pivots, part, shares = factors[lanes:], factors[2 * lanes :], factors[3 * lanes :]
         low, high = scratch.lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
+        pivot, share, corrections = pivots.ctypes.data, shares.ctypes.data, factors.ctypes.data
         if masked:
-            highest_masked(into, count, pivots.ctypes.data, first_key, low, high)
+            highest_masked(into, count, pivot, first_key, low, high)
         else:
-            highest_(into, count, pivots.ctypes.data, first_key, low, high)
-        for i in range(lanes):
-            pivot = pivots[i] * factor
-            pivots[i] = best[lane + i] if pivot < best[lane + i] else pivot
-        if pairs:
-            for i in range(lanes):
-                pivots[i] = np.floor(pivots[i] * np.float32(STEPS)) / np.float32(STEPS)
-        for i in range(lanes):
-            pivot = pivots[i]
-            reads = upper[lane + i] > 0  # a lane that reads nothing here keeps its sums, and its weights vanish
-            factors[i] = exp((best[lane + i] - pivot) * np.float32(LN2)) if reads else np.float32(1)
-            pivots[i] = pivot if reads else np.float32(-LOWEST)
-            best[lane + i] = pivot if reads else best[lane + i]
-        if pairs:
-            weights_pairs(into, even, factor, pivots.ctypes.data, part.ctypes.data)
+            highest_(into, count, pivot, first_key, low, high)
+        over = best.ctypes.data + 4 * lane
+        if by_bytes == VALUES:
+            rescale_bytes(pivot, factor, over, high, corrections, share)
+            weights_bytes(into, whole, factor, pivot, share, part.ctypes.data)
+        elif pairs:
+            rescale_pairs(pivot, factor, over, high, corrections, 0)
+            weights_pairs(into, whole, factor, pivot, part.ctypes.data)
         else:
-            weights_(into, count, factor, pivots.ctypes.data, part.ctypes.data)
+            rescale_(pivot, factor, over, high, corrections, 0)
+            weights_(into, count, factor, pivot, part.ctypes.data)
         for i in range(lanes):
             total[lane + i] = total[lane + i] * factors[i] + part[i]
-        target, corrections = scratch.totals.ctypes.data + 4 * lane, factors.ctypes.data
+        target = scratch.totals.ctypes.data + 4 * lane
         source = scratch.values.ctypes.data if pairs else values
         steps = (count + 1) // 2 if pairs else count
         full = dim // taken * taken
         for d in range(0, full, taken):
             c = target + 4 * d * stride
-            if pairs:
+            if by_bytes == VALUES:
+                few = scratch.value_scales.ctypes.data + 4 * d
+                sums_bytes(source + 4 * d, 1, dim, into, lanes, whole // 4, c, stride, corrections, share, few)
+            elif pairs:
                 sums_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
             else:
                 sums(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)

@@ -29,8 +29,8 @@ class Scratch(NamedTuple):
     lower: Any  # (lanes,) int32: the keys of the segment that each reads, from here
     upper: Any  # (lanes,) int32: to here; 0 for none
     scores: Any  # (KEYS + 1, 3 vectors)
-    edges: Any  # 9 vectors: corrections, pivots and sums of a block's
-    values: Any  # (KEYS / 2, dim): pairs of neighbouring keys
+    edges: Any  # 12 vectors: corrections, pivots, sums and shares of a block's
+    values: Any  # (KEYS / 2, dim): pairs of neighbouring keys, or four of them in bytes
     means: Any  # (MAX_QUERIES, dim), and of those queries the two that follow
     tops: Any
     parts: Any
@@ -40,6 +40,7 @@ class Scratch(NamedTuple):
     query_scales: Any  # (lanes,)
     query_offsets: Any  # (lanes,) int32: what the keys' zero adds to a score, negated
     byte_room: Any  # (lanes, dim) bytes
+    value_scales: Any  # (dim,)
 
 
 @njit(error_model="numpy")
@@ -57,7 +58,7 @@ def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
         np.empty(lanes, np.int32),
         np.empty(lanes, np.int32),
         lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
-        lines_of(3 * MAX_VECTORS * WIDTH),
+        lines_of(4 * MAX_VECTORS * WIDTH),
         lines_of(-(KEYS // -2) * dim),
         lines_of(MAX_QUERIES * dim),
         np.empty(MAX_QUERIES, np.float32),
@@ -68,4 +69,5 @@ def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
         lines_of(lanes),
         lines_of(lanes),
         lines_of(lanes * quarter),
+        lines_of(dim),
     )

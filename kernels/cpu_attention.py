@@ -15,11 +15,11 @@ from numba import njit
 from torch import Tensor
 
 from kernels import openmp
-from kernels.attention_block import LN2, LOG2E, make_block
+from kernels.attention_block import LN2, LOG2E, VALUES, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
-from kernels.byte_scores import quantize_keys, quantize_queries
-from kernels.byte_scores import takes as byte_scores_take
+from kernels.byte_attention import quantize_keys, quantize_queries, quantize_values
+from kernels.byte_attention import takes as bytes_take
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -60,13 +60,14 @@ def cpu_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-    byte_scores: bool = False,
+    in_bytes: bool = False,
 ) -> Tensor:
     """query, out (rows, heads, dim) in float32 or bfloat16 each; cache, own: keys and values (kv_heads, slots, dim).
 
     Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
     then rounded to it. Scores and sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
-    `byte_scores`: of bfloat16 keys that several rows read, scores may be in 8 bits, where this processor can.
+    `in_bytes`: what is made of bfloat16 keys and values that several rows read may be in 8 bits, where this processor
+    can; but for weights and values of a text's first block, whose first keys often have nearly all of the weight.
     """
     rows, heads, dim = query.shape
     keys = cache[0]
@@ -104,7 +105,7 @@ def cpu_attention(
         float(scale),
         float(softcap),
         int(out.dtype == torch.bfloat16),
-        int(byte_scores and keys.dtype == torch.bfloat16 and byte_scores_take(dim)),
+        int(in_bytes and keys.dtype == torch.bfloat16 and bytes_take(dim)),
     )
     return out
 
@@ -285,6 +286,7 @@ def _segment(
     size = 2 if pairs else 4
     for first_key in range(start, length, KEYS):
         is_packed = False
+        of_block = VALUES if by_bytes and position + first_key >= KEYS else by_bytes
         for vector in range(first_vector, last_vector, MAX_VECTORS):
             vectors = min(last_vector - vector, MAX_VECTORS)
             lane, past = vector * WIDTH, (vector + vectors) * WIDTH
@@ -301,13 +303,17 @@ def _segment(
             masked = first_key < inner_least or last_key > inner_most
             if pairs and not is_packed:
                 here = min(KEYS, length - first_key)
-                _pack_values(values + size * first_key * dim, here, dim, scratch.values)
+                v = values + size * first_key * dim
+                if of_block == VALUES:
+                    quantize_values(v, here, dim, scratch.values.ctypes.data, scratch.value_scales.ctypes.data)
+                else:
+                    _pack_values(v, here, dim, scratch.values)
                 if by_bytes:
                     places = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data
                     quantize_keys(keys + size * first_key * dim, here, dim, *places)
                 is_packed = True
             k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, scratch, by_bytes)
+            limits = (masked, first_key, factor, softcap, scratch, of_block)
             if vectors == 3:
                 _block_3(pairs, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:

@@ -10,7 +10,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.vectors import FLOAT, FLOATS, LONG, WIDE_REGISTERS, WIDTH, WORD, WORDS, Vectors, floats
+from kernels.vectors import FLOAT, FLOATS, LONG, WIDE_REGISTERS, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # Rows of `c` for 1, 2 and 3 vectors a row: as many sums as there are registers for, and enough to hide their latency.
 ROWS = {1: 16, 2: 8, 3: 8} if WIDE_REGISTERS else {1: 4, 2: 2, 3: 1}
@@ -83,6 +83,47 @@ def byte_product(rows: int, vectors: int, *, adds: bool) -> Callable[..., None]:
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 10), generate
+
+    return f  # type: ignore[no-any-return]
+
+
+def weighted_byte_product(rows: int, vectors: int) -> Callable[..., None]:
+    """For numba: `f(a, a_row, a_step, b, b_step, count, c, c_row, factors, scales, row_scales)`.
+
+    As `product` that adds, of words of four bytes, signed in `a` and unsigned in `b`: sums, exact in int32, are
+    multiplied by the vectors of `scales` and by the row's scale, and c by those of `factors` before they are added.
+    """
+
+    @intrinsic
+    def f(
+        _: Any,
+        a: Any,
+        a_row: Any,
+        a_step: Any,
+        b: Any,
+        b_step: Any,
+        count: Any,
+        c: Any,
+        c_row: Any,
+        factors: Any,
+        scales: Any,
+        row_scales: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            a, a_row, a_step, b, b_step, count, c, c_row, factors, scales, row_scales = arguments
+            emit = Vectors(builder)
+            starts = [integers(0)] * (rows * vectors)
+            sums = _sums(emit, "signed bytes", (a, a_row, a_step, b, b_step, count), rows, vectors, starts)
+            kept, columns = _vectors(emit, FLOATS, factors, vectors), _vectors(emit, FLOATS, scales, vectors)
+            for index, at in enumerate(_cells(emit, c, c_row, rows, vectors)):
+                row, vector = divmod(index, vectors)
+                row_scale = emit.load(FLOAT, emit.address(row_scales, LONG(row)))
+                factor = builder.fmul(columns[vector], emit.splat(row_scale))
+                before = builder.fmul(emit.load(FLOATS, at), kept[vector])
+                emit.store(emit.multiply_add(builder.sitofp(sums[index], FLOATS), factor, before), at)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), generate
 
     return f  # type: ignore[no-any-return]
 

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.vectors import FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
+from kernels.vectors import FLOATS, HALVES, LONG, NATIVE_BYTES, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8.
 POLYNOMIAL = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
@@ -20,8 +20,12 @@ ROUNDING = 1.5 * 2**23
 BEND, NEAREST = 176, 144
 # What no exponent is below: its weight counts for nothing, and no product with it is denormal.
 FLOOR = -100.0
-# The score of a key that is not read.
-LOWEST = -3e38
+# The score of a key that is not read, and what no pivot is below.
+LOWEST, LEAST = -3e38, -1e30
+# A weight in 8 bits is 128 times its power of two, this many steps higher: 254.6 at most.
+LIFT = STEPS - 1
+# What a weight is rounded by goes from key to key in this part of 65,536, the golden ratio's, and so evenly.
+DITHER = 0x9E37
 
 
 def highest(vectors: int, *, masked: bool) -> Callable[..., None]:
@@ -63,6 +67,56 @@ def highest(vectors: int, *, masked: bool) -> Callable[..., None]:
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate
+
+    return f  # type: ignore[no-any-return]
+
+
+def rescale(vectors: int, kind: str) -> Callable[..., None]:
+    """For numba: `f(pivots, factor, best, upper, corrections, shares)`, between `highest` and the weights of a block.
+
+    All but `factor` are rows' addresses. `pivots` comes with the greatest scores and goes with what weights are over,
+    in powers of two. `best` is what sums are over, before and after, and `corrections` what those made so far are
+    multiplied by; lanes whose `upper` is 0 keep theirs. `kind` is that of the weights: "float32", "pairs", whose pivots
+    are in whole steps, or "bytes", which are over the greatest of their own block, so that `shares` is what their sums
+    are multiplied by. NaN stays NaN.
+    """
+    assert kind in ("float32", "pairs", "bytes")
+
+    @intrinsic
+    def f(_: Any, pivots: Any, factor: Any, best: Any, upper: Any, corrections: Any, shares: Any) -> Any:
+        def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            pivots, factor, best, upper, corrections, shares = arguments
+            emit = Vectors(builder)
+            scale = emit.splat(factor)
+
+            def whole(rounding: str, x: Any) -> Any:
+                steps = emit.call(f"llvm.{rounding}.v{WIDTH}f32", FLOATS, builder.fmul(x, floats(STEPS)))
+                return builder.fmul(steps, floats(1 / STEPS))
+
+            for v in range(vectors):
+                at = LONG(v * WIDTH)
+                own = builder.fmul(emit.load(FLOATS, emit.address(pivots, at)), scale)
+                before = emit.load(FLOATS, emit.address(best, at))
+                reads = builder.icmp_signed(">", emit.load(WORDS, emit.address(upper, at)), integers(0))
+                if kind == "bytes":
+                    own = whole(
+                        "ceil", builder.select(builder.fcmp_ordered("<", own, floats(LEAST)), floats(LEAST), own)
+                    )
+                after = builder.select(builder.fcmp_ordered("<", own, before), before, own)
+                if kind == "pairs":
+                    after = whole("floor", after)
+                correction = builder.select(reads, exp2(emit, builder.fsub(before, after)), floats(1.0))
+                emit.store(correction, emit.address(corrections, at))
+                emit.store(builder.select(reads, after, before), emit.address(best, at))
+                if kind == "bytes":
+                    share = exp2(emit, builder.fsub(builder.fsub(own, after), floats(7 + LIFT / STEPS)))
+                    emit.store(builder.select(reads, share, floats(0.0)), emit.address(shares, at))
+                    emit.store(own, emit.address(pivots, at))
+                else:
+                    emit.store(builder.select(reads, after, floats(-LOWEST)), emit.address(pivots, at))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.float32, *[types.int64] * 4), generate
 
     return f  # type: ignore[no-any-return]
 
@@ -145,6 +199,72 @@ def paired_weights(vectors: int) -> Callable[..., None]:
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.float32, types.int64, types.int64), generate
+
+    return f  # type: ignore[no-any-return]
+
+
+def byte_weights(vectors: int) -> Callable[..., None]:
+    """As `weights`, but four rows become one of words with a byte of each: `count` is a multiple of 4.
+
+    `f(scores, count, factor, pivot, shares, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS), which is
+    254.6 where a score is its pivot; the pivot is in whole steps, and no score is above it. Which keys are rounded up
+    depends on the key alone, and of many with one weight as many are as make their sum right: small ones count for
+    what they are together. `sums` are of the bytes as they are written, times `shares`.
+    """
+
+    @intrinsic
+    def f(_: Any, scores: Any, count: Any, factor: Any, pivot: Any, shares: Any, sums: Any) -> Any:
+        def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+            if not NATIVE_BYTES:
+                return context.get_dummy_value()  # compiled with the rest, never reached
+            scores, count, factor, pivot, shares, sums = arguments
+            emit = Vectors(builder)
+            ats = [LONG(v * WIDTH) for v in range(vectors)]
+            scale = builder.fmul(emit.splat(factor), floats(STEPS))
+            least = floats(ROUNDING + LIFT + FLOOR * STEPS)
+            pivots = [emit.load(FLOATS, emit.address(pivot, at)) for at in ats]
+            starts = [emit.multiply_add(x, floats(-STEPS), floats(ROUNDING + LIFT)) for x in pivots]
+
+            def steps_of(row: Any, v: int) -> Any:
+                score = emit.load(FLOATS, emit.address(row, ats[v]))
+                return builder.bitcast(emit.greater(emit.multiply_add(score, scale, starts[v]), least), WORDS)
+
+            def in_256ths(row: Any, v: int, dither: Any) -> Any:
+                """Weights of a row and of the one after the next, 8 bits before the point and 8 behind."""
+                low = builder.and_(steps_of(row, v), integers(0xFFFF))
+                later = emit.address(row, LONG(2 * vectors * WIDTH))
+                steps = builder.bitcast(
+                    _bent(emit, builder.or_(low, builder.shl(steps_of(later, v), integers(16)))), HALVES
+                )
+                mantissa = builder.or_(builder.and_(builder.shl(steps, halves(8)), halves(0x7F00)), halves(0x8000))
+                places = builder.sub(halves(0), builder.ashr(steps, halves(7)))
+                weight = emit.call("llvm.x86.avx512.psrlv.w.512", HALVES, mantissa, places)
+                return builder.bitcast(builder.add(weight, dither), WORDS)
+
+            def step(index: Any, state: list[Any]) -> list[Any]:
+                noise, totals = state[0], state[1:]
+                row = emit.address(scores, builder.mul(index, LONG(4 * vectors * WIDTH)))
+                target = emit.address(scores, builder.mul(index, LONG(vectors * WIDTH)))
+                next_noise = builder.add(noise, halves(DITHER))
+                even, odd = (builder.lshr(x, halves(8)) for x in (noise, next_noise))
+                added = []
+                for v, total in enumerate(totals):
+                    first = in_256ths(row, v, even)
+                    second = in_256ths(emit.address(row, LONG(vectors * WIDTH)), v, odd)
+                    upper = builder.lshr(builder.bitcast(first, HALVES), halves(8))
+                    words = builder.or_(builder.bitcast(upper, WORDS), builder.and_(second, integers(-0xFF0100)))
+                    emit.store(words, emit.address(target, ats[v]))
+                    added.append(emit.multiply((words,), (integers(0x01010101),), total, "bytes"))
+                return [builder.add(noise, halves(4 * DITHER & 0xFFFF)), *added]
+
+            start = ir.Constant(HALVES, [0, 2 * DITHER & 0xFFFF] * WIDTH)
+            _, *totals = emit.loop(builder.ashr(count, LONG(2)), [start] + [integers(0)] * vectors, step)
+            for at, total in zip(ats, totals, strict=True):
+                share = emit.load(FLOATS, emit.address(shares, at))
+                emit.store(builder.fmul(builder.sitofp(total, FLOATS), share), emit.address(sums, at))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.float32, *[types.int64] * 3), generate
 
     return f  # type: ignore[no-any-return]
 

@@ -40,6 +40,7 @@ BFLOAT = _BFloat()
 # As many integers of 16 bits as a vector of words has halves.
 HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
 _PAIRS = ir.VectorType(BFLOAT, 2 * WIDTH)
+BYTES = ("bytes", "signed bytes")
 
 
 def floats(value: float) -> Any:
@@ -96,11 +97,12 @@ class Vectors:
         return self.builder.bitcast(low, FLOATS), self.builder.bitcast(high, FLOATS)
 
     def multiply(self, left: tuple[Any, ...], right: tuple[Any, ...], total: Any, kind: str) -> Any:
-        """total + left * right; `bytes` are unsigned on the left and signed on the right, their total int32."""
-        if kind == "bytes" and not NATIVE_BYTES:
+        """total + left * right; of `bytes` the right are signed, of `signed bytes` the left: their total is int32."""
+        if kind in BYTES and not NATIVE_BYTES:
             return total  # compiled with the rest, never reached
-        if kind == "bytes":
-            return self.call("llvm.x86.avx512.vpdpbusd.512", WORDS, total, left[0], right[0])
+        if kind in BYTES:
+            unsigned, signed = (left, right) if kind == "bytes" else (right, left)
+            return self.call("llvm.x86.avx512.vpdpbusd.512", WORDS, total, unsigned[0], signed[0])
         if kind == "pairs" and NATIVE_BFLOAT16:
             return self.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, left[0], right[0])
         for x, y in zip(left, right, strict=True):

@@ -14,7 +14,7 @@ from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
-from kernels import byte_scores
+from kernels import byte_attention
 
 ROWS = 50
 SIZES = {
@@ -62,7 +62,7 @@ def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
     assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
 
 
-@pytest.mark.skipif(not byte_scores.takes(64), reason="this processor has no products of bytes")
+@pytest.mark.skipif(not byte_attention.takes(64), reason="this processor has no products of bytes")
 def test_in_8_bits_over_bfloat16_scores_are_in_8_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(LlamaConfig(**SIZES | {"head_dim": 64})).eval().requires_grad_(False)
@@ -70,8 +70,8 @@ def test_in_8_bits_over_bfloat16_scores_are_in_8_bits_too(monkeypatch: pytest.Mo
     quantize_linears(model)
     fuse_layers(model, torch.float32)
     wanted, got = hidden(model), hidden(model, kv_dtype=torch.bfloat16)
-    monkeypatch.setattr(model.model.layers[0], "takes_byte_scores", False)
-    monkeypatch.setattr(model.model.layers[1], "takes_byte_scores", False)
+    monkeypatch.setattr(model.model.layers[0], "takes_bytes", False)
+    monkeypatch.setattr(model.model.layers[1], "takes_bytes", False)
     plain = hidden(model, kv_dtype=torch.bfloat16)
     assert not torch.equal(got, plain)
     error, rounding = (float((made - wanted).square().mean().sqrt()) for made in (got, plain))

@@ -7,10 +7,13 @@ import pytest
 from numba import njit
 
 from kernels.openmp import lines_of
-from kernels.softmax import LOWEST, STEPS, highest, paired_weights, weights
+from kernels.softmax import LEAST, LIFT, LOWEST, STEPS, byte_weights, highest, paired_weights, rescale, weights
+from kernels.vectors import NATIVE_BYTES
 
 LANES = 32
-_highest, _weights, _paired = highest(2, masked=False), weights(2), paired_weights(2)
+KINDS = ("float32", "pairs", "bytes")
+_highest, _weights, _paired, _bytes = highest(2, masked=False), weights(2), paired_weights(2), byte_weights(2)
+_rescale = {kind: rescale(2, kind) for kind in KINDS}
 
 
 @njit
@@ -80,3 +83,82 @@ def test_the_highest_is_nan_where_one_is() -> None:
     run_highest(scores.reshape(-1), out)
     assert np.array_equal(out, scores.max(0), equal_nan=True)
     assert np.isnan(out).sum() == 3
+
+
+def rescaled(kind: str, factor: float, *lines: Any) -> list[Any]:
+    """`lines` (pivots, best, upper) and what a rescaling makes of them: pivots, best, corrections, shares."""
+    made = _rescale[kind]
+
+    @njit
+    def go(edge: Any, factor: Any) -> None:
+        at = edge.ctypes.data
+        made(at, factor, at + 4 * LANES, at + 8 * LANES, at + 12 * LANES, at + 16 * LANES)
+
+    pivots, best, upper = lines
+    edge = np.zeros(5 * LANES, np.float32)
+    edge[:LANES], edge[LANES : 2 * LANES], edge[2 * LANES : 3 * LANES].view(np.int32)[:] = pivots, best, upper
+    go(edge, np.float32(factor))
+    return [edge[i * LANES : (i + 1) * LANES] for i in (0, 1, 3, 4)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rescale(kind: str) -> None:
+    """Sums go over to the greater of what they are over and what a block has; lanes that read nothing keep theirs."""
+    random = np.random.default_rng(0)
+    pivots, before = (random.standard_normal((2, LANES)) * 30).astype(np.float32)
+    before = np.floor(before * STEPS).astype(np.float32) / STEPS
+    upper = np.where(np.arange(LANES) % 5, 9, 0)
+    pivots[0], pivots[6], pivots[7], before[1], before[7] = LOWEST, LOWEST, np.nan, LEAST, LEAST
+    over, best, corrections, shares = rescaled(kind, 0.5, pivots, before, upper)
+    own = np.maximum(pivots * np.float32(0.5), LEAST)
+    own = np.ceil(own * STEPS) / STEPS if kind == "bytes" else own
+    after = np.where(own < before, before, own)
+    after = np.floor(after * STEPS) / STEPS if kind == "pairs" else after
+    reads = upper > 0
+    assert np.array_equal(best, np.where(reads, after, before), equal_nan=True)
+    wanted = np.where(reads, 2.0 ** np.maximum(before - after, -100), 1)
+    assert np.allclose(corrections, wanted, rtol=3e-6, equal_nan=True)
+    if kind == "bytes":
+        assert np.array_equal(over, own, equal_nan=True)
+        wanted = np.where(reads, 2.0 ** np.maximum(own - after - 7 - LIFT / STEPS, -100), 0)
+        assert np.allclose(shares, wanted, rtol=3e-6, equal_nan=True)
+    else:
+        assert np.array_equal(over, np.where(reads, after, -LOWEST), equal_nan=True)
+
+
+@njit
+def run_bytes(scores: Any, factor: Any, pivot: Any, shares: Any, made: Any, sums: Any) -> None:
+    room, edge = lines_of(len(scores)), lines_of(3 * LANES)
+    room[:], edge[:LANES], edge[LANES : 2 * LANES] = scores, pivot, shares
+    at = edge.ctypes.data
+    _bytes(room.ctypes.data, len(scores) // LANES, factor, at, at + 4 * LANES, at + 8 * LANES)
+    made[:], sums[:] = room, edge[2 * LANES :]
+
+
+@pytest.mark.skipif(not NATIVE_BYTES, reason="this processor has no products of bytes")
+@pytest.mark.parametrize("keys", [4, 128])
+def test_byte_weights(keys: int) -> None:
+    """Each is one of the two integers beside it, and the sums are of what was written."""
+    random = np.random.default_rng(0)
+    scores = (random.random((keys, LANES)) * 18).astype(np.float32)
+    scores[1, 3:9], scores[2, 4] = LOWEST, np.nan
+    pivot = np.ceil(np.nanmax(scores, 0) * np.float32(0.5) * STEPS).astype(np.float32) / STEPS
+    shares = random.random(LANES).astype(np.float32)
+    made, sums = np.empty(scores.size, np.float32), np.empty(LANES, np.float32)
+    run_bytes(scores.reshape(-1), np.float32(0.5), pivot, shares, made, sums)
+    quads = made.view(np.uint8)[: scores.size].reshape(keys // 4, LANES, 4).transpose(0, 2, 1).reshape(keys, LANES)
+    wanted = np.nan_to_num(2.0 ** (scores.astype(np.float64) * 0.5 - pivot + 7 + LIFT / STEPS))
+    assert float(np.abs(quads - wanted).max()) < 1 + 0.009 * 255
+    assert bool((quads[1, 3:9] == 0).all())
+    assert np.allclose(sums, quads.sum(0, dtype=np.int64) * shares, rtol=1e-6)
+    assert quads.max() > 250
+
+
+@pytest.mark.skipif(not NATIVE_BYTES, reason="this processor has no products of bytes")
+@pytest.mark.parametrize("weight", [0.02, 0.3, 1.7, 30.4])
+def test_small_weights_count_for_what_they_are_together(weight: float) -> None:
+    scores = np.full((128, LANES), np.log2(weight / 254.62), np.float32)
+    made, sums = np.empty(scores.size, np.float32), np.empty(LANES, np.float32)
+    run_bytes(scores.reshape(-1), np.float32(1), np.zeros(LANES, np.float32), np.ones(LANES, np.float32), made, sums)
+    assert abs(sums[0] / 128 - weight) < 0.01 * weight + 0.02
+    assert bool((sums == sums[0]).all())

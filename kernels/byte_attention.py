@@ -1,7 +1,4 @@
-"""Queries and keys in 8 bits for attention's scores, which are then half the work (SageAttention, arXiv 2410.02367).
-
-Values stay as they are: the small weights of many keys would vanish in 8 bits.
-"""
+"""Queries, keys and values in 8 bits: attention is then half the work (SageAttention, arXiv 2410.02367)."""
 
 from typing import Any
 
@@ -106,3 +103,67 @@ def quantize_queries(
             total += signed[d]
         sums[query] = -128 * total
     transpose(room, words, count, words, out, stride)
+
+
+@intrinsic
+def _pack_values(_: Any, values: Any, count: Any, dim: Any, out: Any, scales: Any) -> Any:
+    """For numba: see `quantize_values`."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        values, count, dim, out, scales = arguments
+        emit, narrow, last = Vectors(builder), ir.VectorType(ir.IntType(16), WIDTH), builder.sub(count, LONG(1))
+
+        def widened(bits: Any) -> Any:
+            return builder.bitcast(builder.shl(builder.zext(bits, WORDS), integers(16)), FLOATS)
+
+        def chunk(index: Any, _: list[Any]) -> list[Any]:
+            first = builder.mul(index, LONG(2 * WIDTH))
+
+            def place(key: Any, element: int) -> Any:
+                at = builder.add(builder.mul(key, dim), builder.add(first, LONG(element)))
+                return builder.add(values, builder.shl(at, LONG(1)))
+
+            def magnitudes(key: Any, most: list[Any]) -> list[Any]:
+                bits = builder.and_(emit.load(HALVES, place(key, 0)), halves(0x7FFF))
+                return [builder.select(builder.icmp_unsigned(">", bits, most[0]), bits, most[0])]
+
+            (most,) = emit.loop(count, [halves(0)], magnitudes)
+            steps = []
+            for element in (0, WIDTH):
+                order = ir.Constant(WORDS, [*range(element, element + WIDTH)])
+                largest = widened(builder.shuffle_vector(most, ir.Constant(HALVES, ir.Undefined), order))
+                place_of_scale = emit.address(scales, builder.add(first, LONG(element)))
+                emit.store(builder.fmul(largest, floats(1 / 127)), place_of_scale)
+                some = builder.select(builder.fcmp_ordered(">", largest, floats(1e-37)), largest, floats(1e-37))
+                steps.append(builder.fdiv(floats(127.0), some))
+
+            def convert(quad: Any, _: list[Any]) -> list[Any]:
+                for element, step in zip((0, WIDTH), steps, strict=True):
+                    made = integers(0)
+                    for part in range(4):
+                        key = builder.add(builder.shl(quad, LONG(2)), LONG(part))
+                        key = builder.select(builder.icmp_signed("<", key, last), key, last)
+                        pointer = builder.inttoptr(place(key, element), ir.PointerType(narrow))
+                        value = emit.multiply_add(widened(builder.load(pointer, align=2)), step, floats(ROUNDING))
+                        byte = builder.and_(builder.bitcast(value, WORDS), integers(255))
+                        made = builder.or_(made, builder.shl(byte, integers(8 * part)))
+                    at = builder.add(builder.mul(quad, dim), builder.add(first, LONG(element)))
+                    emit.store(made, emit.address(out, at))
+                return []
+
+            emit.loop(builder.ashr(builder.add(count, LONG(3)), LONG(2)), [], convert)
+            return []
+
+        emit.loop(builder.ashr(dim, LONG(5)), [], chunk)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@njit(error_model="numpy")
+def quantize_values(values: int, count: int, dim: int, out: int, scales: int) -> None:
+    """values (count, dim) in bfloat16 to signed bytes, four keys' of one element a word: out (count / 4, dim).
+
+    scales (dim,) in float32, an element's largest magnitude over 127. All are addresses.
+    """
+    _pack_values(values, count, dim, out, scales)
