@@ -64,8 +64,8 @@ def make_block(vectors: int) -> Any:
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
-        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes` is 0, or SCORES: its keys and queries are
-        there in 8 bits; or VALUES: its values too.
+        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes` is 0, or SCORES: its keys and queries
+        are there in 8 bits; or VALUES: its values too.
         """
         best, total, upper, room, factors = scratch.best, scratch.total, scratch.upper, scratch.scores, scratch.edges
         at, into = scratch.queries.ctypes.data + 4 * lane, room.ctypes.data

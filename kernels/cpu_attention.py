@@ -225,8 +225,11 @@ def _own_segment(
     factor: Any,
     softcap: Any,
     scratch: Any,
+    next_keys: int,
+    next_values: int,
+    next_count: int,
 ) -> None:
-    """`_segment` for few queries: row by row, then merged into their lanes."""
+    """`_segment` for few queries: row by row, then merged into their lanes. What is read next, see `row_block`."""
     totals, best, total = scratch.totals, scratch.best, scratch.total
     means, tops, parts = scratch.means, scratch.tops, scratch.parts
     size = (2 if pairs else 4) * dim
@@ -240,7 +243,13 @@ def _own_segment(
             for key in range(start, stop, KEYS):
                 at, here, query = key * size, min(KEYS, stop - key), scratch.by_lane.ctypes.data + lane * size
                 state = (scratch.scores, means, tops, parts)
-                row_block(pairs, count, query, dim, keys + at, values + at, here, factor, softcap, *state)
+                # As many as there are here, and as far ahead as a block is long.
+                near = max(min(here, stop - key - KEYS), 0)
+                skipped = max(key + KEYS - stop, 0)
+                far, later = at + KEYS * size, size * skipped
+                others = max(min(here - near, next_count - skipped), 0)
+                ahead = (keys + far, values + far, near, next_keys + later, next_values + later, others)
+                row_block(pairs, count, query, dim, keys + at, values + at, here, factor, softcap, *state, ahead)
             for q in range(count):
                 pivot = max(best[lane + q], tops[q])
                 kept, added = exp((best[lane + q] - pivot) * np.float32(LN2)), exp((tops[q] - pivot) * np.float32(LN2))
@@ -379,7 +388,13 @@ def _attend(arguments: Any) -> None:
             shape = (pairs, dim, stride, factor, softcap, scratch)
             readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
-                _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape)
+                after = (k, v, np.int64(0))
+                if at + 1 < offsets[tile + 1] and not window:
+                    other = segments[6 * order[at + 1] : 6 * order[at + 1] + 6]
+                    begin = size * (head * (own_head if other[5] else cache_head) + other[2] * dim)
+                    k2, v2 = (own_keys, own_values) if other[5] else (cache_keys, cache_values)
+                    after = (k2 + begin, v2 + begin, other[3] - other[2])
+                _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape, *after)
             else:
                 if by_bytes and not have_bytes:
                     _quantize_queries(-(rows * group // -WIDTH) * WIDTH, dim, stride, scratch)

@@ -129,6 +129,25 @@ _pairs_1, _pairs_2, _pairs_3, _pairs_4 = (_row_sums("pairs", queries) for querie
 _highest, _weights = highest(1, masked=False), weights(1)
 
 
+@njit(error_model="numpy")
+def _ask(ahead: Any, lines: int, part: int, parts: int) -> None:
+    """Asks for one of `parts` equal parts of what is `ahead`, `lines` a key.
+
+    A row's keys are read once, so they come from memory, and the processor foresees no more than a page; but many
+    requests at once would hold up the loads.
+    """
+    keys, values, count, later_keys, later_values, later_count = ahead
+    first, total = lines * count, lines * (count + later_count)
+    start, end = total * part // parts, total * (part + 1) // parts
+    if start < min(end, first):
+        prefetch(values + LINE * start, min(end, first) - start)
+        prefetch(keys + LINE * start, min(end, first) - start)
+    start, end = max(start - first, 0), end - first
+    if start < end:
+        prefetch(later_values + LINE * start, end - start)
+        prefetch(later_keys + LINE * start, end - start)
+
+
 @njit(error_model="numpy", fastmath=FASTMATH)
 def row_block(
     pairs: int,
@@ -144,10 +163,12 @@ def row_block(
     means: Any,
     best: Any,
     total: Any,
+    ahead: Any,
 ) -> None:
     """`count` keys against `queries` <= 4 queries: means (queries, dim), best and total go on from what they are.
 
-    query: the address of (queries, dim), in the keys' dtype and contiguous. scratch: 4 KEYS + 2 vectors.
+    query: the address of (queries, dim), in the keys' dtype and contiguous. scratch: 4 KEYS + 2 vectors. `ahead`
+    is what to bring nearer meanwhile: keys, values and how many, and the same of what comes behind these.
     """
     words = dim // 2 if pairs else dim
     vectors = -(count // -WIDTH)
@@ -158,13 +179,8 @@ def row_block(
         into = scores.ctypes.data
         for j in range(0, count, WIDTH):
             key, here = keys + 4 * j * words, min(WIDTH, count - j)
-            # A row's keys are read once, so they come from memory, and the processor foresees no more than a page: the
-            # next block is asked for, half of it beside each query, since many requests at once hold up the loads.
-            lines = WIDTH * 4 * words // LINE
-            if q == 0:
-                prefetch(values + 4 * (j + KEYS) * words, lines)
-            if q == min(1, queries - 1):
-                prefetch(key + 4 * KEYS * words, lines)
+            slot, slots = q * vectors + j // WIDTH, queries * vectors
+            _ask(ahead, 4 * words // LINE, slot, slots)
             if pairs:
                 _scores_pairs(key, words, here, query + 4 * q * words, words // WIDTH, into + 4 * j)
             else:
