@@ -61,6 +61,7 @@ def make_block(vectors: int) -> Any:
         softcap: Any,
         scratch: Any,
         by_bytes: int,
+        asks: int,
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
@@ -77,20 +78,23 @@ def make_block(vectors: int) -> Any:
             query_scales = scratch.query_scales.ctypes.data + 4 * lane
             for j in range(0, count, taken):  # may go on behind `count`: there is room for whole blocks
                 a, c = few + j * dim, into + 4 * j * lanes
-                ask(keys, values, row, j + KEYS, taken)
+                if asks:
+                    ask(keys, values, row, j + KEYS, taken)
                 scores_bytes(a, step, b, stride, step, c, lanes, zeros, query_scales, scales + 4 * j)
         elif pairs:
             step = dim // 2
             full = count // taken * taken
             for j in range(0, full, taken):
-                ask(keys, values, row, j + KEYS, taken)
+                if asks:
+                    ask(keys, values, row, j + KEYS, taken)
                 scores_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
             for j in range(full, count):
                 score_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
         else:
             full = count // taken * taken
             for j in range(0, full, taken):
-                ask(keys, values, row, j + KEYS, taken)
+                if asks:
+                    ask(keys, values, row, j + KEYS, taken)
                 scores(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
             for j in range(full, count):
                 score(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)

@@ -28,6 +28,7 @@ class Scratch(NamedTuple):
     total: Any  # (lanes,): sums of weights
     lower: Any  # (lanes,) int32: the keys of the segment that each reads, from here
     upper: Any  # (lanes,) int32: to here; 0 for none
+    bounds: Any  # (vectors, 4) int64: of a block's lanes, keys that any reads and those that all do
     scores: Any  # (KEYS + 1, 3 vectors)
     edges: Any  # 12 vectors: corrections, pivots, sums and shares of a block's
     values: Any  # (KEYS / 2, dim): pairs of neighbouring keys, or four of them in bytes
@@ -57,6 +58,7 @@ def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
         lines_of(lanes),
         np.empty(lanes, np.int32),
         np.empty(lanes, np.int32),
+        np.empty(4 * (lanes // WIDTH), np.int64),
         lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
         lines_of(4 * MAX_VECTORS * WIDTH),
         lines_of(-(KEYS // -2) * dim),

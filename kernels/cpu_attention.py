@@ -79,14 +79,13 @@ def cpu_attention(
         assert tensor.dtype == keys.dtype
         assert tensor.stride()[1:] == (dim, 1), tensor.stride()
     tables = (plan.positions, plan.segments.table, plan.tiles, plan.tile_offsets, plan.tile_segments)
-    counter = np.zeros(1, dtype=np.int64)
     _loop(
         query,
         *(cache + own),
         out,
         sinks if sinks is not None else 0,
         *(table.ctypes.data for table in tables),
-        counter.ctypes.data,
+        0,  # units of work that are taken
         len(plan.tiles) - 1,
         rows,
         heads,
@@ -292,24 +291,29 @@ def _segment(
     start = length
     for r in range(first_row, last_row):
         start = min(start, lower[r * group])
+    # Of the lanes that a block takes at once: keys that any reads, and those that all do.
+    for vector in range(first_vector, last_vector, MAX_VECTORS):
+        least, most, inner_least, inner_most = length, np.int64(0), np.int64(0), length
+        for i in range(vector * WIDTH, min(vector + MAX_VECTORS, last_vector) * WIDTH):
+            if upper[i] > 0:
+                inner_least, inner_most = max(inner_least, lower[i]), min(inner_most, upper[i])
+                least, most = min(least, lower[i]), max(most, upper[i])
+        bounds = scratch.bounds[4 * vector : 4 * vector + 4]
+        bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
     size = 2 if pairs else 4
     for first_key in range(start, length, KEYS):
         is_packed = False
         of_block = VALUES if by_bytes and position + first_key >= KEYS else by_bytes
         for vector in range(first_vector, last_vector, MAX_VECTORS):
             vectors = min(last_vector - vector, MAX_VECTORS)
-            lane, past = vector * WIDTH, (vector + vectors) * WIDTH
-            # Keys that any lane reads, and those that all do.
-            least, most, inner_least, inner_most = length, np.int64(0), np.int64(0), length
-            for i in range(lane, past):
-                if upper[i] > 0:
-                    inner_least, inner_most = max(inner_least, lower[i]), min(inner_most, upper[i])
-                    least, most = min(least, lower[i]), max(most, upper[i])
+            lane, bounds = vector * WIDTH, scratch.bounds[4 * vector : 4 * vector + 4]
+            least, most, inner_least, inner_most = bounds[0], bounds[1], bounds[2], bounds[3]
             last_key: Any = min(first_key + KEYS, most)
             if last_key <= max(first_key, least):
                 continue
             count = last_key - first_key
             masked = first_key < inner_least or last_key > inner_most
+            asks = not is_packed
             if pairs and not is_packed:
                 here = min(KEYS, length - first_key)
                 v = values + size * first_key * dim
@@ -320,9 +324,9 @@ def _segment(
                 if by_bytes:
                     places = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data
                     quantize_keys(keys + size * first_key * dim, here, dim, *places)
-                is_packed = True
+            is_packed = True
             k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, scratch, of_block)
+            limits = (masked, first_key, factor, softcap, scratch, of_block, asks)
             if vectors == 3:
                 _block_3(pairs, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
@@ -365,7 +369,7 @@ def _attend(arguments: Any) -> None:
     scratch = scratch_for(stride, dim, by_bytes)
     by_lane, totals, best, total = scratch.by_lane, scratch.totals, scratch.best, scratch.total
     while True:
-        unit = next_of(a[12])
+        unit = next_of(a.ctypes.data + 8 * 12)
         if unit >= num_tiles * kv_heads:
             break
         tile, head = unit // kv_heads, unit % kv_heads

@@ -105,7 +105,6 @@ def matmul(
     roomy = -(count // -_ROWS) * _ROWS
     rows = _with_room(rows, roomy)
     row_scales = row_scales if row_scales is None else _with_room(row_scales, roomy)
-    counter = np.zeros(1, dtype=np.int64)
     _loop(
         rows,
         weights.words,
@@ -114,7 +113,7 @@ def matmul(
         weights.scales,
         weights.offsets,
         weights.bias,
-        counter.ctypes.data,
+        0,  # units of work that are taken
         count,
         len(weights.words),
         steps,
@@ -206,7 +205,7 @@ def _multiply(arguments: Any) -> None:
     gates = 2 if mode == GATE else 1
     across = num_panels // gates
     while True:
-        unit = next_of(a[7])
+        unit = next_of(a.ctypes.data + 8 * 7)
         if unit >= across * -(count // -UNIT_ROWS):
             break
         panel, first = unit % across, unit // across * UNIT_ROWS

@@ -57,18 +57,22 @@ class Loop:
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
         self._compiled: Any = None
+        self._address = 0
 
     def compile(self) -> None:
         """Before the first call, which does it otherwise."""
         if self._compiled is None:
             self._compiled = _compile(self._function)
+            self._address = self._compiled.address
 
     def __call__(self, *arguments: Tensor | int | float) -> None:
+        # A step of a few rows is a thousand calls, and what they take in Python counts.
         self.compile()
-        words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
+        values = [value if type(value) is int else _word(value) for value in arguments]
+        words = (ctypes.c_int64 * len(values))(*values)
         runtime = _runtime()
         assert runtime is not None
-        runtime.GOMP_parallel(self._compiled.address, ctypes.addressof(words), torch.get_num_threads(), 0)
+        runtime.GOMP_parallel(self._address, words, torch.get_num_threads(), 0)
 
 
 def _compile(function: Callable[..., None]) -> Any:
@@ -91,10 +95,10 @@ def _compile(function: Callable[..., None]) -> Any:
 
 
 def _word(argument: Tensor | int | float) -> int:
-    if isinstance(argument, int):  # most are, and a layer makes a hundred words
-        return argument
     if isinstance(argument, Tensor):
         return argument.data_ptr()
+    if isinstance(argument, int):
+        return int(argument)
     return int(struct.unpack("q", struct.pack("d", argument))[0])
 
 
