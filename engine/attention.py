@@ -15,8 +15,9 @@ from engine.scheduler_output import SchedulerOutput
 from kernels.attention import segment_attention
 from kernels.attention_plan import AttentionPlan, plan_attention
 from kernels.backend import Backend
-from kernels.cpu_attention import cpu_attention, cpu_attention_takes
-from kernels.kv_write import write_kv
+from kernels.cpu_attention import cpu_attention, cpu_attention_takes, replan
+from kernels.kv_write import reslot, write_kv
+from kernels.openmp import Recording
 from kernels.segments import Ints, Segments
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class StepAttention:
 
     def _plan(self, positions: Ints, segments: Segments) -> AttentionPlan:
         return plan_attention(positions, segments, self.cache.num_kv_heads, torch.get_num_threads())
+
+    def rerun(self, recording: Recording) -> None:
+        """Of another step with as many rows, none of which is left out: its loops again, for this step."""
+        reslot(recording, self.slots)
+        replan(recording, self.plan)
+        recording.run()
 
     def run(
         self,

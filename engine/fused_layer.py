@@ -5,6 +5,7 @@ The residual is float32; matmuls and the KV cache are in the model's dtype, or i
 the definition: tests hold the swapped model to the unswapped one, and so does the probe at load.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from engine.attention import window_of
 from engine.huge_pages import Workspace, drop_file_pages
 from engine.projection import Projection, can_pack, pack_head
 from kernels import byte_attention
+from kernels.openmp import Recording
 from kernels.rotary import rotate
 
 # Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
@@ -39,7 +41,8 @@ def fuse_layers(model: Any, dtype: torch.dtype) -> int:
     for index in range(len(layers)):
         layers[index] = FusedLayer(layers[index], workspace, is_last=index == len(layers) - 1)
         drop_file_pages()
-    model.base_model.get_input_embeddings().register_forward_hook(_widen)
+    model.base_model.get_input_embeddings().register_forward_hook(partial(_put, workspace, "hidden"))
+    model.base_model.rotary_emb.register_forward_hook(partial(_put_angles, workspace))
     pack_head(model, dtype)
     return len(layers)
 
@@ -52,9 +55,14 @@ def _is_known(layer: Any) -> bool:
     return all(map(can_pack, (*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj)))
 
 
-def _widen(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
-    """The residual, and with it the rotation's angles, in float32."""
-    return embedded.float()
+def _put(workspace: Workspace, use: str, _: nn.Module, __: Any, made: Tensor) -> Tensor:
+    """In float32, and always in the same place, (1, rows, width): the residual, and with it the rotation's angles."""
+    return workspace.rows(use, made.shape[1], made.shape[2], torch.float32).copy_(made[0])[None]
+
+
+def _put_angles(workspace: Workspace, module: nn.Module, given: Any, made: tuple[Tensor, Tensor]) -> Any:
+    cos, sin = made
+    return _put(workspace, "cos", module, given, cos), _put(workspace, "sin", module, given, sin)
 
 
 class FusedLayer(nn.Module):
@@ -75,13 +83,17 @@ class FusedLayer(nn.Module):
         self.qkv = Projection(
             attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm, workspace=workspace
         )
-        self.out = Projection(attention.o_proj)
+        self.out = Projection(attention.o_proj, workspace=workspace)
         self.gate_up = Projection(
             mlp.gate_proj, mlp.up_proj, gated=True, norm=layer.post_attention_layernorm, workspace=workspace
         )
-        self.down = Projection(mlp.down_proj)
+        self.down = Projection(mlp.down_proj, workspace=workspace)
         self.takes_bytes = self.qkv.factors is not None and byte_attention.takes(self.head_dim)
         self.workspace = workspace
+        self._recorded: Recording | None = None
+        self._conditions: tuple[Any, ...] = ()
+        # Four products, the rotation, the write and attention, and what rows go through before products.
+        self.num_loops = 7 + (4 if self.qkv.factors is not None else 2)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
@@ -91,10 +103,27 @@ class FusedLayer(nn.Module):
         From the last layer (1, asked rows, hidden_size).
         """
         hidden, step = hidden_states[0], arguments["step"]
-        rows, (cos, sin) = len(hidden), position_embeddings
+        cos, sin = position_embeddings
+        if self.is_last and len(step.asked_rows) < len(hidden):
+            return self._compute(hidden, cos[0], sin[0], step)[None]
+        # What the loops read and write lies where it was for as many rows before, but for what the step says.
+        addresses = [tensor.data_ptr() for tensor in (hidden, cos, sin, *step.cache.own(len(hidden)))]
+        conditions = (len(hidden), *addresses, step.cache, self.workspace.moves)
+        if self._recorded is not None and self._conditions == conditions:
+            step.rerun(self._recorded)
+            return hidden_states
+        with Recording() as recorded:
+            self._compute(hidden, cos[0], sin[0], step)
+        is_whole = len(recorded.calls) == self.num_loops and self.workspace.moves == conditions[-1]
+        self._recorded, self._conditions = recorded if is_whole else None, conditions
+        return hidden_states
+
+    def _compute(self, hidden: Tensor, cos: Tensor, sin: Tensor, step: Any) -> Tensor:
+        """hidden (rows, hidden_size), cos and sin (rows, head_dim); returns it, or its asked rows."""
+        rows = len(hidden)
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
         by_bytes = self.takes_bytes and step.cache.dtype == torch.bfloat16
-        rotate(qkv, cos[0], sin[0], self.num_heads + self.num_kv_heads, mixes=by_bytes)
+        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=by_bytes)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
         if self.is_last and len(step.asked_rows) < rows:
@@ -114,4 +143,4 @@ class FusedLayer(nn.Module):
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)
         self.gate_up.into(hidden, gated)
         self.down.into(gated, hidden, add=True)
-        return hidden[None]
+        return hidden

@@ -37,9 +37,13 @@ def moved(tensor: Tensor) -> Tensor:
 
 
 class Workspace:
-    """Buffers that every layer of every step writes anew; each is as large as the largest step needed."""
+    """Buffers that every layer of every step writes anew; each is as large as the largest step needed.
+
+    `moves` counts how often one has been replaced by a larger one.
+    """
 
     def __init__(self) -> None:
+        self.moves = 0
         self._buffers: dict[str, Tensor] = {}
 
     def rows(self, use: str, count: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -48,6 +52,7 @@ class Workspace:
         buffer = self._buffers.get(use)
         if buffer is None or buffer.nbytes < size:
             buffer = self._buffers[use] = empty((size,), torch.uint8)
+            self.moves += 1
         return buffer[: count * width * dtype.itemsize].view(dtype).view(count, width)
 
 

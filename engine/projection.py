@@ -43,7 +43,7 @@ class Projection(nn.Module):
         """`gated`: of two layers, the gate and the up of a gated MLP; what comes out is silu(gate) * up.
 
         `norm`: a module of root-mean-square norm, through which rows go first. `dtype` is the weights', if it is to be
-        another than they have. `workspace` is where normed rows are put.
+        another than they have. `workspace` is where rows are put that were normed or rounded.
         """
         super().__init__()
         self.workspace = workspace or huge_pages.Workspace()
@@ -74,7 +74,10 @@ class Projection(nn.Module):
         """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=."""
         scales = None
         if self.factors is not None:
-            rows, scales = byte_rows(rows, self.factors, self.eps)
+            width = -(self.in_features // -4) * 4
+            places = [self.workspace.rows("bytes", len(rows), width, torch.uint8)]
+            places.append(self.workspace.rows("scales", len(rows), 1, torch.float32))
+            rows, scales = byte_rows(rows, self.factors, self.eps, (places[0], places[1][:, 0]))
         elif self.norm_weight is not None:
             assert self.eps is not None
             normed = self.workspace.rows("normed", len(rows), self.in_features, self.panels.dtype)

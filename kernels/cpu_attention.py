@@ -23,6 +23,7 @@ from kernels.byte_attention import takes as bytes_take
 from kernels.openmp import (
     FASTMATH,
     Loop,
+    Recording,
     exp,
     float32_at,
     float32_of,
@@ -78,13 +79,12 @@ def cpu_attention(
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
         assert tensor.stride()[1:] == (dim, 1), tensor.stride()
-    tables = (plan.positions, plan.segments.table, plan.tiles, plan.tile_offsets, plan.tile_segments)
     _loop(
         query,
         *(cache + own),
         out,
         sinks if sinks is not None else 0,
-        *(table.ctypes.data for table in tables),
+        *_tables(plan),
         0,  # units of work that are taken
         len(plan.tiles) - 1,
         rows,
@@ -341,11 +341,22 @@ def _quantize_queries(lanes: int, dim: int, stride: int, scratch: Any) -> None:
     quantize_queries(scratch.by_lane.ctypes.data, lanes, dim, stride, scratch.byte_room.ctypes.data, *places)
 
 
+@njit(error_model="numpy")
+def _place(segment: Any, head: int, size: int, dim: int, stores: Any) -> tuple[int, int]:
+    """Where a head's keys and values of a segment begin; `stores` is two stores' keys, values and heads' strides."""
+    cache_keys, cache_values, cache_head, own_keys, own_values, own_head = stores
+    if segment[5]:
+        at = size * (head * own_head + segment[2] * dim)
+        return own_keys + at, own_values + at
+    at = size * (head * cache_head + segment[2] * dim)
+    return cache_keys + at, cache_values + at
+
+
 def _attend(arguments: Any) -> None:
     a = words(arguments, 32)
-    query, cache_keys, cache_values, own_keys, own_values, out = a[0], a[1], a[2], a[3], a[4], a[5]
+    query, out, stores = a[0], a[5], (a[1], a[2], a[22], a[3], a[4], a[23])
     num_tiles, num_rows, heads, kv_heads, dim = a[13], a[14], a[15], a[16], a[17]
-    row_stride, head_stride, out_row, out_head, cache_head, own_head = a[18], a[19], a[20], a[21], a[22], a[23]
+    row_stride, head_stride, out_row, out_head = a[18], a[19], a[20], a[21]
     num_segments, window, is_narrow, pairs = a[24], a[25], a[26], a[27]
     scale, softcap = float32_of(a[28]), float32_of(a[29])
     positions, segments, tiles = (
@@ -386,25 +397,34 @@ def _attend(arguments: Any) -> None:
                 best[lane], total[lane] = sinks[head * group + lane % group] * np.float32(LOG2E), np.float32(1)
         for at in range(offsets[tile], offsets[tile + 1]):
             segment = segments[6 * order[at] : 6 * order[at] + 6]
-            own = segment[5] != 0
-            start = size * (head * (own_head if own else cache_head) + segment[2] * dim)
-            k, v = (own_keys, own_values) if own else (cache_keys, cache_values)
+            k, v = _place(segment, head, size, dim, stores)
             shape = (pairs, dim, stride, factor, softcap, scratch)
             readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
                 after = (k, v, np.int64(0))
                 if at + 1 < offsets[tile + 1] and not window:
                     other = segments[6 * order[at + 1] : 6 * order[at + 1] + 6]
-                    begin = size * (head * (own_head if other[5] else cache_head) + other[2] * dim)
-                    k2, v2 = (own_keys, own_values) if other[5] else (cache_keys, cache_values)
-                    after = (k2 + begin, v2 + begin, other[3] - other[2])
-                _own_segment(segment, row, rows, group, positions, window, k + start, v + start, *shape, *after)
+                    next_k, next_v = _place(other, head, size, dim, stores)
+                    after = (next_k, next_v, other[3] - other[2])
+                _own_segment(segment, row, rows, group, positions, window, k, v, *shape, *after)
             else:
                 if by_bytes and not have_bytes:
                     _quantize_queries(-(rows * group // -WIDTH) * WIDTH, dim, stride, scratch)
                     have_bytes = True
-                _segment(segment, row, rows, group, positions, window, k + start, v + start, *shape, by_bytes)
+                _segment(segment, row, rows, group, positions, window, k, v, *shape, by_bytes)
         _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total, by_lane)
 
 
-_loop = Loop(_attend)
+_loop = Loop(_attend, counter=12)
+
+
+def replan(recording: Recording, plan: AttentionPlan) -> None:
+    """Makes attention that was recorded go by another plan, of as many rows."""
+    for call in recording.words_of(_loop):
+        call[7:12] = _tables(plan)
+        call[13], call[24] = len(plan.tiles) - 1, len(plan.segments)
+
+
+def _tables(plan: AttentionPlan) -> list[int]:
+    tables = (plan.positions, plan.segments.table, plan.tiles, plan.tile_offsets, plan.tile_segments)
+    return [table.ctypes.data for table in tables]

@@ -60,11 +60,14 @@ def quantize_rows(values: Tensor, factors: Tensor | None = None) -> tuple[Tensor
     return quantized.nan_to_num(0.0).clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales
 
 
-def byte_rows(values: Tensor, factors: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor]:
+def byte_rows(
+    values: Tensor, factors: Tensor, eps: float | None = None, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """`quantize_rows` of float32 values as `matmul` takes it: bytes of which 128 is zero, a row in whole words.
 
     With `eps` the row is divided by its root mean square first, as `kernels.rms_norm` does it; the norm's weight is
-    then one of the `factors`. It changes a row's scale alone.
+    then one of the `factors`. It changes a row's scale alone. `out`: bytes and scales to write to, with room for
+    `SPARE_ROWS` behind them.
     """
     rows, size = values.shape
     if values.dtype != torch.float32 or values.device.type != "cpu" or not openmp.available():
@@ -74,8 +77,10 @@ def byte_rows(values: Tensor, factors: Tensor, eps: float | None = None) -> tupl
         return (functional.pad(quantized, (0, -size % 4)).view(torch.uint8) + 128), scales
     assert values.stride(1) == 1
     width = -(size // -4) * 4
-    quantized = torch.empty((rows + SPARE_ROWS, width), dtype=torch.uint8)[:rows]
-    scales = torch.empty(rows + SPARE_ROWS)[:rows]
+    if out is None:
+        out = torch.empty((rows + SPARE_ROWS, width), dtype=torch.uint8)[:rows], torch.empty(rows + SPARE_ROWS)[:rows]
+    quantized, scales = out
+    assert quantized.shape == (rows, width)
     block, has_norm = block_size(size), eps is not None
     _loop(values, quantized, scales, rows, size, values.stride(0), width, block, factors, has_norm, float(eps or 0))
     return quantized, scales

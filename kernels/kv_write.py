@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels import openmp
-from kernels.openmp import Loop, float32_at, int64_at, narrow, share, uint16_at, words
+from kernels.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at, words
 
 KVPair = tuple[Tensor, Tensor]
 
@@ -68,3 +68,9 @@ def _write(arguments: Any) -> None:
 
 
 _loop = Loop(_write)
+
+
+def reslot(recording: Recording, slots: Tensor) -> None:
+    """Makes a write that was recorded go to other slots, of as many rows."""
+    for call in recording.words_of(_loop):
+        call[2] = slots.data_ptr()

@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import struct
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -52,9 +53,13 @@ def available() -> bool:
 
 
 class Loop:
-    """A compiled loop: called with tensors (their addresses), integers and floats; the caller answers for shapes."""
+    """A compiled loop: called with tensors (their addresses), integers and floats; the caller answers for shapes.
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    `counter` is the argument, 0 in a call, in which threads count the units of work that they take.
+    """
+
+    def __init__(self, function: Callable[..., None], counter: int | None = None) -> None:
+        self.counter = counter
         self._function = function
         self._compiled: Any = None
         self._address = 0
@@ -73,6 +78,47 @@ class Loop:
         runtime = _runtime()
         assert runtime is not None
         runtime.GOMP_parallel(self._address, words, torch.get_num_threads(), 0)
+        if is_recording():
+            _thread.recording.calls.append((self, self._address, words))
+
+
+_thread = threading.local()
+
+
+class Recording:
+    """Calls of loops that are made within it, to be made again by `run`: for a step of few rows, calls cost most.
+
+    What CUDA graphs are on a GPU, and with their conditions: all that the calls read and write must stay where it was,
+    but for words that the caller changes, and nothing else may have been computed between them.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Loop, int, Any]] = []
+
+    def __enter__(self) -> "Recording":
+        _thread.recording = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _thread.recording = None
+
+    def words_of(self, loop: Loop) -> list[Any]:
+        """The arguments of this loop's calls: arrays of 64-bit integers."""
+        return [words for made, _, words in self.calls if made is loop]
+
+    def run(self) -> None:
+        runtime = _runtime()
+        assert runtime is not None
+        threads = torch.get_num_threads()
+        for loop, address, words in self.calls:
+            if loop.counter is not None:
+                words[loop.counter] = 0
+            runtime.GOMP_parallel(address, words, threads, 0)
+
+
+def is_recording() -> bool:
+    """On this thread."""
+    return getattr(_thread, "recording", None) is not None
 
 
 def _compile(function: Callable[..., None]) -> Any:

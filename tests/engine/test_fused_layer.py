@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -15,6 +16,7 @@ from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
 from kernels import byte_attention
+from kernels.segments import Segment, Segments
 
 ROWS = 50
 SIZES = {
@@ -90,6 +92,59 @@ def test_the_last_layer_computes_the_asked_rows_alone(name: str, asked: list[int
     got = hidden(model, asked)
     assert got.shape == wanted.shape
     assert torch.allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_a_step_makes_the_calls_of_the_one_before_again(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many rows; what it reads and where it writes are its own. Another number of rows begins anew."""
+    torch.manual_seed(0)
+    model_class, config = MODELS[name]
+    model: Any = model_class(config).eval().requires_grad_(False)
+    model.set_attn_implementation(engine.attention.NAME)
+    if kind == "int8":
+        quantize_linears(model)
+    elif kind == "bfloat16":
+        model.bfloat16()
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    fuse_layers(model, dtype)
+    reruns = []
+    rerun = StepAttention.rerun
+    monkeypatch.setattr(StepAttention, "rerun", lambda step, recorded: reruns.append(step) or rerun(step, recorded))
+    again = prefilled_and_read(model, dtype)
+    # The second layer's in the second step and both in the third; in the first step the first one's buffers grew.
+    assert len(reruns) == 3
+    anew = prefilled_and_read(model, dtype, anew=True)
+    assert len(reruns) == 3
+    assert all(torch.equal(one, other) for one, other in zip(again, anew, strict=True))
+    assert not torch.equal(again[0], again[1])
+
+
+def prefilled_and_read(model: Any, kv_dtype: torch.dtype, *, anew: bool = False) -> list[torch.Tensor]:
+    """Hidden states of steps that fill a cache and read it; `anew`: none makes the calls of another again."""
+    cache = KVCache(2, 2, 120, model.config.head_dim, kv_dtype, "cpu")
+    results = []
+    steps = ((20, 0, 0, []), (20, 30, 20, [(0, 20)]), (20, 60, 12, [(0, 8), (30, 34)]), (5, 90, 0, []))
+    for rows, slot, position, read in steps:
+        segments, at = [Segment(0, rows, slot, slot + rows, position)], 0
+        for start, end in read:
+            segments.append(Segment(0, rows, start, end, at))
+            at += end - start
+        ids = torch.arange(rows) + slot
+        output = replace(
+            SchedulerOutput.causal_rows(rows),
+            position_ids=np.arange(position, position + rows, dtype=np.int64),
+            slot_mapping=np.arange(slot, slot + rows, dtype=np.int64),
+            segments=Segments.of(segments),
+        )
+        if anew:
+            model.model.layers[0].workspace.moves += 1
+        step = StepAttention(output, cache, "cpu")
+        places = torch.from_numpy(output.position_ids)[None]
+        with torch.inference_mode():
+            made = model.model(input_ids=ids[None], position_ids=places, use_cache=False, step=step)
+        results.append(made.last_hidden_state)
+    return results
 
 
 def test_bfloat16_rounds_less_than_the_layer_that_it_replaces() -> None:

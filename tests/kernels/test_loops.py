@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import compile_loops, openmp
+from kernels import compile_loops, matmul, openmp
 from kernels.int8_rows import byte_rows, quantize_rows
-from kernels.kv_write import write_kv, write_kv_reference
+from kernels.kv_write import reslot, write_kv, write_kv_reference
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rotary import rotate, rotate_reference
 
@@ -104,3 +104,31 @@ def test_every_loop_is_compiled_ahead() -> None:
     assert {loop._function.__module__.removeprefix("kernels.") for loop in compile_loops.LOOPS} == files - {"openmp"}
     compile_loops.main()
     assert all(loop._compiled is not None for loop in compile_loops.LOOPS)
+
+
+def test_a_recording_makes_its_calls_again() -> None:
+    """On what lies there by then, counters begin at zero, and what was called outside is not in it."""
+    rows, weight = torch.randn(40, 64), torch.randn(96, 64)
+    weights, made = matmul.pack(weight), torch.empty(40, 96)
+    normed, ones = torch.empty(40, 64), torch.ones(64)
+    rms_norm(rows, ones, 1e-5, torch.empty(40, 64))
+    with openmp.Recording() as recorded:
+        rms_norm(rows, ones, 1e-5, normed)
+        matmul.matmul(normed, weights, made)
+    assert len(recorded.calls) == 2
+    rows.normal_()
+    made.zero_()
+    recorded.run()
+    assert worst(made, rms_norm_reference(rows, ones, 1e-5) @ weight.t()) < 1e-4
+
+
+def test_a_write_that_was_recorded_goes_to_other_slots() -> None:
+    key, value = torch.randn(2, 2, 3, 8)
+    cache, own = torch.zeros(2, 2, 9, 8), torch.zeros(2, 2, 3, 8)
+    with openmp.Recording() as recorded:
+        write_kv((key, value), torch.tensor([0, 1, 2]), (cache[0], cache[1]), (own[0], own[1]))
+    slots = torch.tensor([7, 3, -1])
+    reslot(recorded, slots)
+    recorded.run()
+    assert torch.equal(cache[0][:, [0, 1, 2, 7, 3]], key[:, [0, 1, 2, 0, 1]])
+    assert torch.equal(own[1][:, 2], value[:, 2])
