@@ -56,7 +56,7 @@ def _is_known(layer: Any) -> bool:
 
 
 def _put(workspace: Workspace, use: str, _: nn.Module, __: Any, made: Tensor) -> Tensor:
-    """In float32, and always in the same place, (1, rows, width): the residual, and with it the rotation's angles."""
+    """In float32, in the workspace, (1, rows, width): the residual, and with it the rotation's angles."""
     return workspace.rows(use, made.shape[1], made.shape[2], torch.float32).copy_(made[0])[None]
 
 
@@ -92,7 +92,8 @@ class FusedLayer(nn.Module):
         self.workspace = workspace
         self._recorded: Recording | None = None
         self._conditions: tuple[Any, ...] = ()
-        # Four products, the rotation, the write and attention, and what rows go through before products.
+        # Four products, the rotation, the write and attention, and what rows go through before products. Between them
+        # `_compute` may only make views: nothing else is made again.
         self.num_loops = 7 + (4 if self.qkv.factors is not None else 2)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
@@ -106,9 +107,11 @@ class FusedLayer(nn.Module):
         cos, sin = position_embeddings
         if self.is_last and len(step.asked_rows) < len(hidden):
             return self._compute(hidden, cos[0], sin[0], step)[None]
-        # What the loops read and write lies where it was for as many rows before, but for what the step says.
+        # What the loops read and write lies where it was for as many rows before, but for what the step says. Weights
+        # stay where they are as long as there is one cache.
         addresses = [tensor.data_ptr() for tensor in (hidden, cos, sin, *step.cache.own(len(hidden)))]
-        conditions = (len(hidden), *addresses, step.cache, self.workspace.moves)
+        window = window_of(self.attention)
+        conditions = (len(hidden), *addresses, window, step.cache, self.workspace.moves)
         if self._recorded is not None and self._conditions == conditions:
             step.rerun(self._recorded)
             return hidden_states

@@ -39,7 +39,7 @@ def moved(tensor: Tensor) -> Tensor:
 class Workspace:
     """Buffers that every layer of every step writes anew; each is as large as the largest step needed.
 
-    `moves` counts how often one has been replaced by a larger one.
+    `moves` counts how often one was made, or made larger, and so where another had not been.
     """
 
     def __init__(self) -> None:

@@ -57,8 +57,8 @@ def _quantize(_: Any, source: Any, chunks: Any, out: Any, scale: Any) -> Any:
         bits = emit.call(f"llvm.vector.reduce.umax.v{2 * WIDTH}i16", ir.IntType(16), most)
         largest = builder.bitcast(builder.shl(builder.zext(bits, WORD), WORD(16)), FLOAT)
         builder.store(builder.fmul(largest, FLOAT(1 / 127)), builder.inttoptr(scale, ir.PointerType(FLOAT)), align=4)
-        is_some = builder.fcmp_ordered(">", largest, FLOAT(1e-37))
-        step = emit.splat(builder.fdiv(FLOAT(127.0), builder.select(is_some, largest, FLOAT(1e-37))))
+        is_some = builder.fcmp_ordered(">", largest, FLOAT(1e-36))
+        step = emit.splat(builder.fdiv(FLOAT(127.0), builder.select(is_some, largest, FLOAT(1e-36))))
 
         def convert(index: Any, _: list[Any]) -> list[Any]:
             made = integers(0)
@@ -106,7 +106,7 @@ def quantize_queries(
 
 
 @intrinsic
-def _pack_values(_: Any, values: Any, count: Any, dim: Any, out: Any, scales: Any) -> Any:
+def _quantize_values(_: Any, values: Any, count: Any, dim: Any, out: Any, scales: Any) -> Any:
     """For numba: see `quantize_values`."""
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -134,7 +134,7 @@ def _pack_values(_: Any, values: Any, count: Any, dim: Any, out: Any, scales: An
                 largest = widened(builder.shuffle_vector(most, ir.Constant(HALVES, ir.Undefined), order))
                 place_of_scale = emit.address(scales, builder.add(first, LONG(element)))
                 emit.store(builder.fmul(largest, floats(1 / 127)), place_of_scale)
-                some = builder.select(builder.fcmp_ordered(">", largest, floats(1e-37)), largest, floats(1e-37))
+                some = builder.select(builder.fcmp_ordered(">", largest, floats(1e-36)), largest, floats(1e-36))
                 steps.append(builder.fdiv(floats(127.0), some))
 
             def convert(quad: Any, _: list[Any]) -> list[Any]:
@@ -166,4 +166,4 @@ def quantize_values(values: int, count: int, dim: int, out: int, scales: int) ->
 
     scales (dim,) in float32, an element's largest magnitude over 127. All are addresses.
     """
-    _pack_values(values, count, dim, out, scales)
+    _quantize_values(values, count, dim, out, scales)

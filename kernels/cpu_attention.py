@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor
 
 from kernels import openmp
-from kernels.attention_block import LN2, LOG2E, VALUES, make_block
+from kernels.attention_block import LN2, LOG2E, SCORES, VALUES, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
 from kernels.byte_attention import quantize_keys, quantize_queries, quantize_values
@@ -35,6 +35,7 @@ from kernels.openmp import (
     words,
 )
 from kernels.row_block import CHUNK, row_block
+from kernels.softmax import LEAST
 from kernels.transpose import transpose
 from kernels.vectors import WIDTH, interleave, narrow_vectors
 
@@ -68,7 +69,8 @@ def cpu_attention(
     Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
     then rounded to it. Scores and sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
     `in_bytes`: what is made of bfloat16 keys and values that several rows read may be in 8 bits, where this processor
-    can; but for weights and values of a text's first block, whose first keys often have nearly all of the weight.
+    can; a row's result then depends a little on the rows of its tile, which share the values' scales. Weights and
+    values of blocks that begin in a text's first 128 keys stay, because the first often has nearly all of the weight.
     """
     rows, heads, dim = query.shape
     keys = cache[0]
@@ -238,11 +240,11 @@ def _own_segment(
         start = max(position - window + 1, 0) if window else np.int64(0)
         for first in range(0, group, MAX_QUERIES):
             count, lane = min(MAX_QUERIES, group - first), r * group + first
-            tops[:], parts[:], means[:] = np.float32(-1e30), np.float32(0), np.float32(0)
+            tops[:], parts[:], means[:] = np.float32(LEAST), np.float32(0), np.float32(0)
             for key in range(start, stop, KEYS):
                 at, here, query = key * size, min(KEYS, stop - key), scratch.by_lane.ctypes.data + lane * size
                 state = (scratch.scores, means, tops, parts)
-                # As many as there are here, and as far ahead as a block is long.
+                # What lies a block's length ahead, as many keys as are here: of this row, then of what follows it.
                 near = max(min(here, stop - key - KEYS), 0)
                 skipped = max(key + KEYS - stop, 0)
                 far, later = at + KEYS * size, size * skipped
@@ -292,6 +294,7 @@ def _segment(
     for r in range(first_row, last_row):
         start = min(start, lower[r * group])
     # Of the lanes that a block takes at once: keys that any reads, and those that all do.
+    end = np.int64(0)
     for vector in range(first_vector, last_vector, MAX_VECTORS):
         least, most, inner_least, inner_most = length, np.int64(0), np.int64(0), length
         for i in range(vector * WIDTH, min(vector + MAX_VECTORS, last_vector) * WIDTH):
@@ -300,10 +303,12 @@ def _segment(
                 least, most = min(least, lower[i]), max(most, upper[i])
         bounds = scratch.bounds[4 * vector : 4 * vector + 4]
         bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
+        end = max(end, most)
     size = 2 if pairs else 4
-    for first_key in range(start, length, KEYS):
-        is_packed = False
-        of_block = VALUES if by_bytes and position + first_key >= KEYS else by_bytes
+    for first_key in range(start, end, KEYS):
+        is_packed, level = False, 0
+        if by_bytes:
+            level = VALUES if position + first_key >= KEYS else SCORES
         for vector in range(first_vector, last_vector, MAX_VECTORS):
             vectors = min(last_vector - vector, MAX_VECTORS)
             lane, bounds = vector * WIDTH, scratch.bounds[4 * vector : 4 * vector + 4]
@@ -315,9 +320,9 @@ def _segment(
             masked = first_key < inner_least or last_key > inner_most
             asks = not is_packed
             if pairs and not is_packed:
-                here = min(KEYS, length - first_key)
+                here = min(KEYS, end - first_key)
                 v = values + size * first_key * dim
-                if of_block == VALUES:
+                if level == VALUES:
                     quantize_values(v, here, dim, scratch.values.ctypes.data, scratch.value_scales.ctypes.data)
                 else:
                     _pack_values(v, here, dim, scratch.values)
@@ -326,7 +331,7 @@ def _segment(
                     quantize_keys(keys + size * first_key * dim, here, dim, *places)
             is_packed = True
             k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, scratch, of_block, asks)
+            limits = (masked, first_key, factor, softcap, scratch, level, asks)
             if vectors == 3:
                 _block_3(pairs, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
@@ -390,7 +395,7 @@ def _attend(arguments: Any) -> None:
         have_bytes = False
         totals[:] = np.float32(0)
         for lane in range(stride):
-            best[lane], total[lane] = np.float32(-1e30), np.float32(0)
+            best[lane], total[lane] = np.float32(LEAST), np.float32(0)
         if a[6]:
             sinks = float32_at(a[6], heads)
             for lane in range(rows * group):
@@ -408,10 +413,11 @@ def _attend(arguments: Any) -> None:
                     after = (next_k, next_v, other[3] - other[2])
                 _own_segment(segment, row, rows, group, positions, window, k, v, *shape, *after)
             else:
-                if by_bytes and not have_bytes:
+                in_bytes = by_bytes if readers > 1 else 0
+                if in_bytes and not have_bytes:
                     _quantize_queries(-(rows * group // -WIDTH) * WIDTH, dim, stride, scratch)
                     have_bytes = True
-                _segment(segment, row, rows, group, positions, window, k, v, *shape, by_bytes)
+                _segment(segment, row, rows, group, positions, window, k, v, *shape, in_bytes)
         _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total, by_lane)
 
 

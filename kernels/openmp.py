@@ -67,8 +67,9 @@ class Loop:
     def compile(self) -> None:
         """Before the first call, which does it otherwise."""
         if self._compiled is None:
-            self._compiled = _compile(self._function)
-            self._address = self._compiled.address
+            compiled = _compile(self._function)
+            self._address = compiled.address
+            self._compiled = compiled
 
     def __call__(self, *arguments: Tensor | int | float) -> None:
         # A step of a few rows is a thousand calls, and what they take in Python counts.

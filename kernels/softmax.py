@@ -76,9 +76,9 @@ def rescale(vectors: int, kind: str) -> Callable[..., None]:
 
     All but `factor` are rows' addresses. `pivots` comes with the greatest scores and goes with what weights are over,
     in powers of two. `best` is what sums are over, before and after, and `corrections` what those made so far are
-    multiplied by; lanes whose `upper` is 0 keep theirs. `kind` is that of the weights: "float32", "pairs", whose pivots
-    are in whole steps, or "bytes", which are over the greatest of their own block, so that `shares` is what their sums
-    are multiplied by. NaN stays NaN.
+    multiplied by; lanes whose `upper` is 0 keep theirs, and their weights will vanish. `kind` is that of the weights:
+    "float32", "pairs", whose pivots are in whole steps, or "bytes", which are over the greatest of their own block, so
+    that `shares` is what their sums are multiplied by. NaN stays NaN.
     """
     assert kind in ("float32", "pairs", "bytes")
 
@@ -99,9 +99,8 @@ def rescale(vectors: int, kind: str) -> Callable[..., None]:
                 before = emit.load(FLOATS, emit.address(best, at))
                 reads = builder.icmp_signed(">", emit.load(WORDS, emit.address(upper, at)), integers(0))
                 if kind == "bytes":
-                    own = whole(
-                        "ceil", builder.select(builder.fcmp_ordered("<", own, floats(LEAST)), floats(LEAST), own)
-                    )
+                    is_less = builder.fcmp_ordered("<", own, floats(LEAST))
+                    own = whole("ceil", builder.select(is_less, floats(LEAST), own))
                 after = builder.select(builder.fcmp_ordered("<", own, before), before, own)
                 if kind == "pairs":
                     after = whole("floor", after)
@@ -206,8 +205,8 @@ def paired_weights(vectors: int) -> Callable[..., None]:
 def byte_weights(vectors: int) -> Callable[..., None]:
     """As `weights`, but four rows become one of words with a byte of each: `count` is a multiple of 4.
 
-    `f(scores, count, factor, pivot, shares, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS), which is
-    254.6 where a score is its pivot; the pivot is in whole steps, and no score is above it. Which keys are rounded up
+    `f(scores, count, factor, pivot, shares, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS), at most
+    255; the pivot is in whole steps, above -32,000, and no score is above it. Which keys are rounded up
     depends on the key alone, and of many with one weight as many are as make their sum right: small ones count for
     what they are together. `sums` are of the bytes as they are written, times `shares`.
     """

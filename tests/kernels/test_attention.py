@@ -1,5 +1,6 @@
 """Both attentions over segments, compiled and in torch, against a row-by-row definition in float64."""
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -214,6 +215,21 @@ def test_weights_and_values_in_bytes(shape: tuple[int, int, int], window: int) -
     assert float((out.double() - wanted).square().mean().sqrt()) < 7e-3
     assert float((out.double() - wanted).abs().max()) < 4e-2
     assert float((out.double() - exact).abs().max()) < 0.15
+
+
+@COMPILED
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by_bytes", [False, True])
+def test_a_value_that_no_row_of_a_tile_reads_is_nothing_to_it(kind: torch.dtype, by_bytes: bool) -> None:
+    """Values of later rows of the step, which are not finite here, are not even in the scales of 8 bits."""
+    segments = [(0, 120, 0, 300, 0, 0), (0, 120, 0, 120, 300, 1)]
+    drawn = draw([*range(300, 420)], segments, (3, 1, 64), (torch.float32, kind, 0))
+    drawn.own[1][:, 60:] = torch.nan
+    first = [rows for rows in itertools.pairwise(drawn.plan.tiles.tolist()) if rows[1] <= 60]
+    out = torch.empty(drawn.query.shape)
+    cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out, in_bytes=by_bytes)
+    assert first
+    assert bool(torch.isfinite(out[: first[-1][1]]).all())
 
 
 @COMPILED
