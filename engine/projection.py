@@ -75,9 +75,9 @@ class Projection(nn.Module):
         scales = None
         if self.factors is not None:
             width = -(self.in_features // -4) * 4
-            places = [self.workspace.rows("bytes", len(rows), width, torch.uint8)]
-            places.append(self.workspace.rows("scales", len(rows), 1, torch.float32))
-            rows, scales = byte_rows(rows, self.factors, self.eps, (places[0], places[1][:, 0]))
+            made = self.workspace.rows("bytes", len(rows), width, torch.uint8)
+            scales = self.workspace.rows("scales", len(rows), 1, torch.float32)[:, 0]
+            rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))
         elif self.norm_weight is not None:
             assert self.eps is not None
             normed = self.workspace.rows("normed", len(rows), self.in_features, self.panels.dtype)

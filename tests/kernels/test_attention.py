@@ -172,10 +172,11 @@ def in_steps(rows: Tensor) -> Tensor:
 def test_scores_in_bytes(shape: tuple[int, int, int], window: int, query_dtype: torch.dtype) -> None:
     """Those of keys that several rows read are what the definition makes of rounded keys and queries.
 
-    The first block of a text keeps its weights and values.
+    Blocks that begin in a text's first 128 keys keep their weights and values.
     """
-    segments = [(0, 60, 0, 30, 0, 0), (0, 20, 50, 88, 30, 0), (0, 60, 0, 60, 68, 1)]
-    drawn = draw([*range(68, 128)], segments, shape, (query_dtype, torch.bfloat16, 0))
+    # All blocks begin there, behind a window too: the second run of keys lies at places of the first.
+    segments = [(*SEGMENTS[0][:4], 0, 0), (*SEGMENTS[1][:4], 50, 0), (0, 60, 0, 60, 100, 1)]
+    drawn = draw([*range(100, 160)], segments, shape, (query_dtype, torch.bfloat16, 0))
     exact = by_definition(drawn, 0.2, window=window)
     out = torch.full(drawn.query.shape, torch.nan)
     got = cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out, window=window, in_bytes=True)
@@ -188,7 +189,7 @@ def test_scores_in_bytes(shape: tuple[int, int, int], window: int, query_dtype: 
     wanted = by_definition(rounded, 0.2, window=window)
     assert float((got.double() - wanted).square().mean().sqrt()) < 2e-3
     assert float((got.double() - wanted).abs().max()) < 2e-2
-    assert float((got.double() - exact).abs().max()) < 1e-1
+    assert float((got.double() - exact).abs().max()) < 6e-2
 
 
 @pytest.mark.skipif(not byte_attention.takes(64), reason="this processor has no products of bytes")
