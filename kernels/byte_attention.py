@@ -1,4 +1,7 @@
-"""Queries, keys and values in 8 bits: attention is then half the work (SageAttention, arXiv 2410.02367)."""
+"""Queries, keys and values in 8 bits: attention is then half the work (SageAttention, arXiv 2410.02367).
+
+The weights, in 8 bits too, are `kernels.softmax.byte_weights`.
+"""
 
 from typing import Any
 
