@@ -88,7 +88,7 @@ def cpu_attention(
         sinks if sinks is not None else 0,
         *_tables(plan),
         0,  # units of work that are taken
-        len(plan.tiles) - 1,
+        len(plan.tiles),
         rows,
         heads,
         kv_heads,
@@ -367,7 +367,7 @@ def _attend(arguments: Any) -> None:
     positions, segments, tiles = (
         int64_at(a[7], num_rows),
         int64_at(a[8], 6 * num_segments),
-        int64_at(a[9], num_tiles + 1),
+        int64_at(a[9], 2 * num_tiles),
     )
     offsets = int64_at(a[10], num_tiles + 1)
     order = int64_at(a[11], offsets[num_tiles])
@@ -379,7 +379,7 @@ def _attend(arguments: Any) -> None:
         factor = np.float32(2) * scale / softcap
     most = np.int64(0)
     for tile in range(num_tiles):
-        most = np.maximum(most, tiles[tile + 1] - tiles[tile])
+        most = np.maximum(most, tiles[2 * tile + 1] - tiles[2 * tile])
     stride = -(most * group // -WIDTH) * WIDTH
     by_bytes = a[31]
     scratch = scratch_for(stride, dim, by_bytes)
@@ -389,7 +389,7 @@ def _attend(arguments: Any) -> None:
         if unit >= num_tiles * kv_heads:
             break
         tile, head = unit // kv_heads, unit % kv_heads
-        row, rows = tiles[tile], tiles[tile + 1] - tiles[tile]
+        row, rows = tiles[2 * tile], tiles[2 * tile + 1] - tiles[2 * tile]
         lanes_of = (group, dim, stride, pairs, by_lane, scratch.queries)
         _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
         have_bytes = False
@@ -428,7 +428,7 @@ def replan(recording: Recording, plan: AttentionPlan) -> None:
     """Makes attention that was recorded go by another plan, of as many rows."""
     for call in recording.words_of(_loop):
         call[7:12] = _tables(plan)
-        call[13], call[24] = len(plan.tiles) - 1, len(plan.segments)
+        call[13], call[24] = len(plan.tiles), len(plan.segments)
 
 
 def _tables(plan: AttentionPlan) -> list[int]:

@@ -1,6 +1,5 @@
 """Both attentions over segments, compiled and in torch, against a row-by-row definition in float64."""
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -226,7 +225,7 @@ def test_a_value_that_no_row_of_a_tile_reads_is_nothing_to_it(kind: torch.dtype,
     segments = [(0, 120, 0, 300, 0, 0), (0, 120, 0, 120, 300, 1)]
     drawn = draw([*range(300, 420)], segments, (3, 1, 64), (torch.float32, kind, 0))
     drawn.own[1][:, 60:] = torch.nan
-    first = [rows for rows in itertools.pairwise(drawn.plan.tiles.tolist()) if rows[1] <= 60]
+    first = sorted(rows for rows in drawn.plan.tiles.tolist() if rows[1] <= 60)
     out = torch.empty(drawn.query.shape)
     cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out, in_bytes=by_bytes)
     assert first
@@ -258,14 +257,27 @@ def test_large_scores_do_not_overflow() -> None:
 def test_tiles_cover_all_rows_and_end_where_segments_do() -> None:
     segments = Segments.of([Segment(0, 16, 0, 9, 0), Segment(16, 45, 9, 20, 0), Segment(3, 4, 30, 31, 9)])
     plan = plan_attention(np.full(45, 40), segments, 3, 2)
-    assert plan.tiles.tolist() == [0, 16, 45]
-    assert plan.tile_offsets.tolist() == [0, 2, 3]
-    assert plan.tile_segments.tolist() == [0, 2, 1]
+    assert plan.tiles.tolist() == [[16, 45], [0, 16]]
+    assert plan.tile_offsets.tolist() == [0, 1, 3]
+    assert plan.tile_segments.tolist() == [1, 0, 2]
     for rows in (1, 15, 16, 17, 64, 1000):
         tiles = plan_attention(np.zeros(rows, dtype=np.int64), Segments.of([]), 3, 2).tiles
-        assert tiles[0] == 0
-        assert tiles[-1] == rows
-        assert all(0 < size <= MAX_ROWS for size in np.diff(tiles))
+        assert tiles[0, 0] == 0
+        assert tiles[-1, 1] == rows
+        assert tiles[1:, 0].tolist() == tiles[:-1, 1].tolist()
+        assert all(0 < end - start <= MAX_ROWS for start, end in tiles)
+
+
+def test_tiles_that_take_longest_come_first() -> None:
+    """By the keys that their rows read, not those of their segments; what is behind all of a tile's rows costs none."""
+    causal = plan_attention(np.arange(256), Segments.of([Segment(0, 256, 0, 256, 0, in_step=True)]), 3, 2)
+    assert causal.tiles.tolist() == [[192, 256], [144, 192], [96, 144], [48, 96], [0, 48]]
+    alone = [Segment(row, row + 1, 100 * row, 100 * row + 100, 0) for row in range(16)]
+    shared = Segment(16, 32, 9000, 9300, 0)
+    plan = plan_attention(np.full(32, 999), Segments.of([shared, *alone]), 3, 2)
+    assert plan.tiles.tolist() == [[0, 16], [16, 32]]
+    assert plan.tile_offsets.tolist() == [0, 16, 17]
+    assert plan.tile_segments.tolist() == [*range(1, 17), 0]
 
 
 @pytest.mark.parametrize("cut", [1, 50, 110])
