@@ -153,9 +153,23 @@ def test_drawn_trees(data: Any) -> None:
     segments.append((0, rows, 0, rows, 200 * 6, 1))
     window = data.draw(st.sampled_from([0, 1, 40, 200 * 6]))
     drawn = draw(positions, segments, shape, dtypes)
+    drawn.query.copy_(drawn.query.to(dtypes[1]))  # which the compiled one does, and the definition does not
     wanted = by_definition(drawn, 0.2, window=window)
     for got in both(drawn, 0.2, window=window):
         assert float((got.double() - wanted).abs().max()) < dtypes[2]
+
+
+@COMPILED
+def test_queries_are_rounded_to_narrower_keys() -> None:
+    """A tree whose few keys let the rounding of a query move a result by 0.02: none is moved by anything else."""
+    segments = [(0, 1, 0, 1, 0, 0), (0, 1, 1, 2, 0, 0), (5, 6, 2, 18, 0, 0), (0, 25, 0, 25, 1200, 1)]
+    drawn = draw([*range(1200, 1225)], segments, (9, 3, 64), DTYPES[1].values[0])
+    rounded = replace(drawn, query=drawn.query.bfloat16().float())
+    out, out_rounded = torch.empty(drawn.query.shape), torch.empty(drawn.query.shape)
+    cpu_attention(drawn.plan, drawn.query, drawn.cache, drawn.own, 0.2, out)
+    cpu_attention(rounded.plan, rounded.query, rounded.cache, rounded.own, 0.2, out_rounded)
+    assert torch.equal(out, out_rounded)
+    assert float((out.double() - by_definition(rounded, 0.2)).abs().max()) < 1e-2
 
 
 def in_steps(rows: Tensor) -> Tensor:
