@@ -1,6 +1,6 @@
 """The attention function that transformers' models call by name, over a step's packed rows."""
 
-from functools import cached_property, partial
+from functools import cached_property
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +66,17 @@ class StepAttention:
         softcap: float | None = None,
         sinks: Tensor | None = None,
         out: Tensor | None = None,
-        in_bytes: bool = False,
     ) -> Tensor:
         """query (heads, rows, dim); key, value (kv_heads, rows, dim); returns (rows, heads, dim).
 
         The query may be of the asked rows alone, and so is then what is returned. A row reads no more than `window`
         tokens, itself included; scores are capped by `softcap`; `sinks` (heads,) is one more logit. `out`, if given, is
-        written and returned; it may be of another dtype than the query. `in_bytes`: as in `cpu_attention`.
+        written and returned; it may be of another dtype than the query.
         """
         kept, own = (self.cache.keys[layer], self.cache.values[layer]), self.cache.own(key.shape[1])
         write_kv((key, value), self.slots, kept, own)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]) if out is None else out
-        attend = segment_attention
-        if cpu_attention_takes(query, kept[0]):
-            attend = partial(cpu_attention, in_bytes=in_bytes)
+        attend = cpu_attention if cpu_attention_takes(query, kept[0]) else segment_attention
         sinks = sinks if sinks is None else sinks.float().contiguous()
         return attend(
             self.plan if query.shape[1] == key.shape[1] else self.asked_plan,

@@ -8,13 +8,12 @@ from engine.request import Request, RequestOutput
 
 def plan_requests(engine: Engine, requests: list[Request]) -> Plan:
     """Under the engine's own limits and policies."""
-    device = engine.runner.device
     return make_plan(
         requests,
         engine.runner.model.shape,
         engine.config,
-        dtype_bytes=device.dtype_bytes,
-        flops_per_second=device.flops_per_second,
+        dtype_bytes=engine.runner.cache.dtype.itemsize,
+        flops_per_second=engine.runner.device.flops_per_second,
     )
 
 

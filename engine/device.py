@@ -4,11 +4,14 @@ import os
 import sys
 from dataclasses import dataclass
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, Quantization
 from engine.errors import UserError
+from engine.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
+from kernels.kv_format import takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+KV_BYTES = {**DTYPE_BYTES, "uint8": 1}
 
 # What a core's float32 matmul sustains in a whole forward pass; replaced by a measured rate when one is known.
 CPU_FLOPS_PER_CORE = 70e9
@@ -30,6 +33,14 @@ class Device:
     @property
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+    def kv_dtype(self, shape: ModelShape, quantization: Quantization) -> str:
+        """What keys and values are kept in; "uint8" is rows of `kernels.byte_kv`."""
+        narrow = quantization == "int8" and self.dtype == "bfloat16" and self.backend == "torch"
+        return "uint8" if narrow and shape.can_fuse and takes_bytes(shape.head_dim) else self.dtype
+
+    def kv_dtype_bytes(self, shape: ModelShape, quantization: Quantization) -> int:
+        return KV_BYTES[self.kv_dtype(shape, quantization)]
 
     @property
     def backend(self) -> Backend:

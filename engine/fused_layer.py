@@ -15,7 +15,6 @@ from transformers.activations import SiLUActivation
 from engine.attention import window_of
 from engine.huge_pages import Workspace, drop_file_pages
 from engine.projection import Projection, can_pack, pack_head
-from kernels import byte_attention
 from kernels.openmp import Recording
 from kernels.rotary import rotate
 
@@ -88,7 +87,6 @@ class FusedLayer(nn.Module):
             mlp.gate_proj, mlp.up_proj, gated=True, norm=layer.post_attention_layernorm, workspace=workspace
         )
         self.down = Projection(mlp.down_proj, workspace=workspace)
-        self.takes_bytes = self.qkv.factors is not None and byte_attention.takes(self.head_dim)
         self.workspace = workspace
         self._recorded: Recording | None = None
         self._conditions: tuple[Any, ...] = ()
@@ -125,8 +123,7 @@ class FusedLayer(nn.Module):
         """hidden (rows, hidden_size), cos and sin (rows, head_dim); returns it, or its asked rows."""
         rows = len(hidden)
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
-        by_bytes = self.takes_bytes and step.cache.dtype == torch.bfloat16
-        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=by_bytes)
+        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=step.cache.dtype == torch.uint8)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
         if self.is_last and len(step.asked_rows) < rows:
@@ -140,7 +137,6 @@ class FusedLayer(nn.Module):
             self.scaling,
             window=window_of(self.attention),
             out=attended.view(rows, self.num_heads, self.head_dim),
-            in_bytes=by_bytes,
         )
         self.out.into(attended, hidden, add=True)
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)

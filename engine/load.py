@@ -1,7 +1,7 @@
 """Loads a model for serving, and refuses by name what the engine would compute wrongly."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,12 @@ class LoadedModel:
     """A transformers model in two halves: packed rows to hidden states, and hidden states to logits.
 
     The head's half is the model's own forward with the body replaced, so that scaling and caps on logits stay as
-    the architecture has them.
+    the architecture has them. `kv_dtype` is what its keys and values are kept in.
     """
 
-    def __init__(self, model: Any, shape: ModelShape) -> None:
+    def __init__(self, model: Any, shape: ModelShape, kv_dtype: torch.dtype) -> None:
         self.shape = shape
+        self.kv_dtype = kv_dtype
         self.body = model.base_model
         self._head = copy.copy(model)
         self._head._modules = dict(model._modules)
@@ -115,7 +116,8 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         # Held to the model's own code with all bits first; how much fewer bits then change is bounded loosely.
         model.to(getattr(torch, exact))
         expected = eager_logits(model, shape.vocab_size, device)
-        probe(LoadedModel(model, shape), expected, model, device, kind, exact, TOLERANCE[exact])
+        whole = LoadedModel(model, shape, getattr(torch, exact))
+        probe(whole, expected, model, device, kind, TOLERANCE[exact])
         if quantization == "none":
             model.bfloat16()
         else:
@@ -123,9 +125,9 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         tolerance = NARROW_TOLERANCE[quantization]
     else:
         expected, tolerance = eager_logits(model, shape.vocab_size, device), TOLERANCE[device.dtype]
-    _fuse(model, device)
-    loaded = LoadedModel(model, shape)
-    probe(loaded, expected, model, device, kind, device.dtype, tolerance)
+    shape = replace(shape, can_fuse=_fuse(model, device))
+    loaded = LoadedModel(model, shape, getattr(torch, device.kv_dtype(shape, quantization)))
+    probe(loaded, expected, model, device, kind, tolerance)
     return loaded
 
 
@@ -138,13 +140,14 @@ def _quantize(model: Any, quantization: Quantization, device: Device) -> None:
     pack_linears(model, quantization)
 
 
-def _fuse(model: Any, device: Device) -> None:
+def _fuse(model: Any, device: Device) -> bool:
+    """Whether all layers are `engine.fused_layer`'s then."""
     if device.backend == "torch":
-        fuse_layers(model, getattr(torch, device.dtype))
-        return
+        return fuse_layers(model, getattr(torch, device.dtype)) > 0
     from engine.rotary_attention import fuse_rotary
 
     fuse_rotary(model)
+    return False
 
 
 def _refuse(config: Any, name: str) -> None:

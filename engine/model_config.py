@@ -16,6 +16,8 @@ ALIASES = {
     "max_position_embeddings": ("n_positions", "max_seq_len"),
 }
 
+# Types whose layers are norm, rotary attention, norm and gated MLP, and nothing else.
+FUSED = frozenset({"llama", "mistral", "qwen2"})
 SERVED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 LAYER_REASONS = {
     "chunked_attention": "attention within chunks",
@@ -94,6 +96,7 @@ def shape_of(config: Config, generation: Config) -> ModelShape:
         max_model_len=_max_model_len(config),
         eos_token_ids=tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]),
         experts_per_token=int(config.get("num_experts_per_tok") or 1),
+        can_fuse=config.get("model_type") in FUSED and config.get("hidden_act", "silu") == "silu",
     )
 
 

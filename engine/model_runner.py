@@ -26,14 +26,15 @@ class ModelRunner:
         self.device = device
         self.step_attention = step_attention(device.backend)
         shape = model.shape
-        self.num_blocks = num_kv_blocks(shape, config, device.dtype_bytes)
-        self.block_bytes = shape.kv_bytes_per_token(device.dtype_bytes) * config.block_size
+        kv_bytes = model.kv_dtype.itemsize
+        self.num_blocks = num_kv_blocks(shape, config, kv_bytes)
+        self.block_bytes = shape.kv_bytes_per_token(kv_bytes) * config.block_size
         self.cache = KVCache(
             shape.num_layers,
             shape.num_kv_heads,
             self.num_blocks * config.block_size,
             shape.head_dim,
-            getattr(torch, device.dtype),
+            model.kv_dtype,
             device.name,
         )
 

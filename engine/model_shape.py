@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
+from kernels.kv_format import row_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a decoder-only model. `experts_per_token` and `intermediate_size` describe what one token runs."""
+    """Sizes of a decoder-only model. `experts_per_token` and `intermediate_size` describe what one token runs.
+
+    `can_fuse`: its layers are such as `engine.fused_layer` computes.
+    """
 
     num_layers: int
     hidden_size: int
@@ -19,6 +23,7 @@ class ModelShape:
     max_model_len: int
     eos_token_ids: tuple[int, ...] = ()
     experts_per_token: int = 1
+    can_fuse: bool = False
 
     @property
     def matmul_params(self) -> int:
@@ -33,7 +38,7 @@ class ModelShape:
         return self.hidden_size * self.vocab_size
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
+        return 2 * self.num_layers * self.num_kv_heads * row_bytes(self.head_dim, dtype_bytes)
 
 
 def num_kv_blocks(shape: ModelShape, config: EngineConfig, dtype_bytes: int) -> int:

@@ -35,15 +35,15 @@ class ProbeAttention:
         self.layers: list[int] = []
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        num_layers, promised = len(self.cache.keys), self.cache.keys[0].shape
+        num_layers, promised = len(self.cache.keys), (self.cache.num_kv_heads, self.cache.head_dim)
         if layer >= num_layers or layer in self.layers:
             raise UserError(f"attends more than once in each of its {num_layers} layers, which is not served")
         self.layers.append(layer)
         for made in (key.shape, value.shape):
-            if (made[0], made[2]) != (promised[0], promised[2]):
+            if (made[0], made[2]) != promised:
                 raise UserError(
                     f"has {made[0]} KV heads of {made[2]} in layer {layer}; only models with the {promised[0]} of "
-                    f"{promised[2]} that config.json says, in every layer, are served"
+                    f"{promised[1]} that config.json says, in every layer, are served"
                 )
         return self.attention.run(layer, query, key, value, *args, **kwargs)
 
@@ -65,14 +65,13 @@ def probe(
     model: Any,
     device: Device,
     kind: str,
-    kv_dtype: str,
     tolerance: float = TOLERANCE["float32"],
 ) -> None:
     """Raises UserError where `loaded`, an `engine.load.LoadedModel` of `model`, gives other probabilities than
     `expected`, which is `eager_logits` of the model as it was loaded.
     """
     positions = torch.arange(ROWS, device=device.name)
-    attention = _attention(loaded.shape, kv_dtype, device)
+    attention = _attention(loaded.shape, loaded.kv_dtype, device)
     with narrow_windows(model, WINDOW):
         try:
             ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))
@@ -90,9 +89,8 @@ def _tokens(vocab_size: int, device: Device) -> Tensor:
     return (torch.arange(ROWS, device=device.name) + vocab_size // 2) % vocab_size
 
 
-def _attention(shape: ModelShape, kv_dtype: str, device: Device) -> ProbeAttention:
-    dtype = getattr(torch, kv_dtype)
-    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, dtype, device.name)
+def _attention(shape: ModelShape, kv_dtype: torch.dtype, device: Device) -> ProbeAttention:
+    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_dtype, device.name)
     return ProbeAttention(SchedulerOutput.causal_rows(ROWS), cache, device)
 
 

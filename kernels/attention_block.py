@@ -6,13 +6,12 @@ import numpy as np
 from numba import njit
 
 from kernels.attention_scratch import KEYS, LINE
+from kernels.byte_kv import row_size
 from kernels.openmp import FASTMATH, exp
-from kernels.product import ROWS, byte_product, product, weighted_byte_product
+from kernels.product import ROWS, byte_scores, product, weighted_byte_product
 from kernels.softmax import LOWEST, byte_weights, highest, paired_weights, rescale, weights
 from kernels.vectors import WIDTH, prefetch
 
-# What of a block is in 8 bits: its scores, or weights and values as well.
-SCORES, VALUES = 1, 2
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 
 
@@ -29,16 +28,16 @@ def cap(scores: Any, count: int, factor: Any, softcap: Any) -> None:
 @njit(error_model="numpy", inline="always")
 def ask(keys: int, values: int, row: int, first: int, count: int) -> None:
     """Brings `count` keys and values of `row` bytes nearer."""
-    prefetch(keys + row * first, row * count // LINE)
-    prefetch(values + row * first, row * count // LINE)
+    prefetch(keys + row * first, -(row * count // -LINE))
+    prefetch(values + row * first, -(row * count // -LINE))
 
 
 def make_block(vectors: int) -> Any:
     """A block of keys against 1, 2 or 3 vectors of queries: scores, softmax, sums."""
     lanes, taken = WIDTH * vectors, ROWS[vectors]
     scores, scores_pairs = product(taken, vectors, "float32"), product(taken, vectors, "pairs")
-    scores_bytes = byte_product(taken, vectors, adds=False)
     score, score_pairs = product(1, vectors, "float32"), product(1, vectors, "pairs")
+    scores_bytes, score_bytes = byte_scores(taken, vectors), byte_scores(1, vectors)
     sums, sums_pairs = product(taken, vectors, "float32", adds=True), product(taken, vectors, "pairs", adds=True)
     sum_, sum_pairs = product(1, vectors, "float32", adds=True), product(1, vectors, "pairs", adds=True)
     sums_bytes, weights_bytes = weighted_byte_product(taken, vectors), byte_weights(vectors)
@@ -48,7 +47,7 @@ def make_block(vectors: int) -> Any:
 
     @njit(error_model="numpy", fastmath=FASTMATH)
     def block(
-        pairs: int,
+        each: int,
         count: int,
         dim: int,
         lane: int,
@@ -60,49 +59,47 @@ def make_block(vectors: int) -> Any:
         factor: Any,
         softcap: Any,
         scratch: Any,
-        by_bytes: int,
         asks: int,
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
-        `scratch` is a `Scratch`, of whose lanes there are `stride`. `by_bytes` is 0, or SCORES: its keys and queries
-        are there in 8 bits; or VALUES: its values too.
+        `each` elements are in a word. `scratch` is a `Scratch`, of whose lanes there are `stride`.
         """
         best, total, upper, room, factors = scratch.best, scratch.total, scratch.upper, scratch.scores, scratch.edges
         at, into = scratch.queries.ctypes.data + 4 * lane, room.ctypes.data
-        # The next block is asked for bit by bit while this one is scored: few queries wait for memory otherwise.
-        row = (2 if pairs else 4) * dim
-        if by_bytes:
-            few, scales, step = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data, dim // 4
-            b, zeros = scratch.byte_queries.ctypes.data + 4 * lane, scratch.query_offsets.ctypes.data + 4 * lane
-            query_scales = scratch.query_scales.ctypes.data + 4 * lane
-            for j in range(0, count, taken):  # may go on behind `count`: there is room for whole blocks
-                a, c = few + j * dim, into + 4 * j * lanes
-                if asks:
-                    ask(keys, values, row, j + KEYS, taken)
-                scores_bytes(a, step, b, stride, step, c, lanes, zeros, query_scales, scales + 4 * j)
-        elif pairs:
-            step = dim // 2
-            full = count // taken * taken
-            for j in range(0, full, taken):
-                if asks:
-                    ask(keys, values, row, j + KEYS, taken)
-                scores_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
-            for j in range(full, count):
-                score_pairs(keys + 4 * j * step, step, 1, at, stride, step, into + 4 * j * lanes, lanes, 0)
-        else:
-            full = count // taken * taken
-            for j in range(0, full, taken):
-                if asks:
-                    ask(keys, values, row, j + KEYS, taken)
-                scores(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
-            for j in range(full, count):
-                score(keys + 4 * j * dim, dim, 1, at, stride, dim, into + 4 * j * lanes, lanes, 0)
+        key_scales, terms = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data
+        zeros, query_scales = scratch.query_offsets.ctypes.data + 4 * lane, scratch.query_scales.ctypes.data + 4 * lane
+        step, row = dim // each, row_size(dim, 4 // each)
+        words = row // 4
+        for first in range(0, count, taken):
+            here = min(taken, count - first)
+            if asks:
+                # The next block is asked for bit by bit while this one is scored: few queries would wait for it.
+                ask(keys, values, row, first + KEYS, here)
+            if here == taken:
+                a, c, scale = keys + first * row, into + 4 * first * lanes, key_scales + 4 * first
+                if each == 4:
+                    term = terms + 4 * first
+                    scores_bytes(a, words, at, stride, step, c, lanes, zeros, query_scales, scale, term)
+                elif each == 2:
+                    scores_pairs(a, words, 1, at, stride, step, c, lanes, 0)
+                else:
+                    scores(a, words, 1, at, stride, step, c, lanes, 0)
+                continue
+            for j in range(first, count):
+                a, c, scale = keys + j * row, into + 4 * j * lanes, key_scales + 4 * j
+                if each == 4:
+                    term = terms + 4 * j
+                    score_bytes(a, words, at, stride, step, c, lanes, zeros, query_scales, scale, term)
+                elif each == 2:
+                    score_pairs(a, words, 1, at, stride, step, c, lanes, 0)
+                else:
+                    score(a, words, 1, at, stride, step, c, lanes, 0)
         if softcap > np.float32(0):
             cap(room, count * lanes, factor, softcap)
             factor = np.float32(LOG2E)
-        whole = -(count // -4) * 4 if by_bytes == VALUES else count + count % 2 if pairs else count
-        room[count * lanes : whole * lanes] = np.float32(LOWEST)
+        steps = -(count // -each)
+        room[count * lanes : each * steps * lanes] = np.float32(LOWEST)
         pivots, part, shares = factors[lanes:], factors[2 * lanes :], factors[3 * lanes :]
         low, high = scratch.lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
         pivot, share, corrections = pivots.ctypes.data, shares.ctypes.data, factors.ctypes.data
@@ -111,33 +108,32 @@ def make_block(vectors: int) -> Any:
         else:
             highest_(into, count, pivot, first_key, low, high)
         over = best.ctypes.data + 4 * lane
-        if by_bytes == VALUES:
+        if each == 4:
             rescale_bytes(pivot, factor, over, high, corrections, share)
-            weights_bytes(into, whole, factor, pivot, share, part.ctypes.data)
-        elif pairs:
+            inverses = scratch.inverse_pairs.ctypes.data
+            weights_bytes(into, 4 * steps, factor, pivot, share, inverses, part.ctypes.data)
+        elif each == 2:
             rescale_pairs(pivot, factor, over, high, corrections, 0)
-            weights_pairs(into, whole, factor, pivot, part.ctypes.data)
+            weights_pairs(into, 2 * steps, factor, pivot, part.ctypes.data)
         else:
             rescale_(pivot, factor, over, high, corrections, 0)
             weights_(into, count, factor, pivot, part.ctypes.data)
         for i in range(lanes):
             total[lane + i] = total[lane + i] * factors[i] + part[i]
         target = scratch.totals.ctypes.data + 4 * lane
-        source = scratch.values.ctypes.data if pairs else values
-        steps = (count + 1) // 2 if pairs else count
+        source = scratch.values.ctypes.data if each > 1 else values
         full = dim // taken * taken
         for d in range(0, full, taken):
             c = target + 4 * d * stride
-            if by_bytes == VALUES:
-                few = scratch.value_scales.ctypes.data + 4 * d
-                sums_bytes(source + 4 * d, 1, dim, into, lanes, whole // 4, c, stride, corrections, share, few)
-            elif pairs:
+            if each == 4:
+                sums_bytes(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections, share)
+            elif each == 2:
                 sums_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
             else:
                 sums(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
-        for d in range(full, dim):
+        for d in range(full, dim):  # of bytes there are none: `dim` is a multiple
             c = target + 4 * d * stride
-            if pairs:
+            if each == 2:
                 sum_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
             else:
                 sum_(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)

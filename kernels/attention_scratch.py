@@ -23,33 +23,33 @@ class Scratch(NamedTuple):
 
     by_lane: Any  # (lanes, words): queries as they came, in the end what they attended
     queries: Any  # (words, lanes)
-    totals: Any  # (dim, lanes): weighted sums of values
-    best: Any  # (lanes,): the power of two that weights are over
-    total: Any  # (lanes,): sums of weights
+    totals: Any  # (dim, lanes): weighted sums of values, of blocks' keys
+    best: Any  # (lanes,): the power of two that their weights are over
+    total: Any  # (lanes,): sums of those weights
     lower: Any  # (lanes,) int32: the keys of the segment that each reads, from here
     upper: Any  # (lanes,) int32: to here; 0 for none
     bounds: Any  # (vectors, 4) int64: of a block's lanes, keys that any reads and those that all do
     scores: Any  # (KEYS + 1, 3 vectors)
     edges: Any  # 12 vectors: corrections, pivots, sums and shares of a block's
     values: Any  # (KEYS / 2, dim): pairs of neighbouring keys, or four of them in bytes
-    means: Any  # (MAX_QUERIES, dim), and of those queries the two that follow
-    tops: Any
-    parts: Any
-    byte_keys: Any  # (KEYS, dim) bytes of which 128 is zero
+    means: Any  # (lanes, dim): as `totals`, of keys that one row reads
+    tops: Any  # (lanes,): as `best`
+    parts: Any  # (lanes,): as `total`
     key_scales: Any  # (KEYS,)
-    byte_queries: Any  # (dim / 4, lanes): signed bytes
+    terms: Any  # (KEYS,): what scores have added for their values' scales
+    inverses: Any  # (KEYS,): of those scales
+    inverse_pairs: Any  # (KEYS / 2,) words: pairs of them in bfloat16
     query_scales: Any  # (lanes,)
     query_offsets: Any  # (lanes,) int32: what the keys' zero adds to a score, negated
-    byte_room: Any  # (lanes, dim) bytes
-    value_scales: Any  # (dim,)
 
 
 @njit(error_model="numpy")
-def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
-    """`lanes` is in whole vectors; without `by_bytes` what holds bytes is empty."""
-    quarter = dim // 4 * by_bytes
+def scratch_for(lanes: int, dim: int) -> Any:
+    """`lanes` is in whole vectors."""
     by_lane, queries = lines_of(lanes * dim), lines_of(lanes * dim)
     by_lane[:], queries[:] = np.float32(0), np.float32(0)
+    query_scales, query_offsets = lines_of(lanes), lines_of(lanes)
+    query_scales[:], query_offsets[:] = np.float32(0), np.float32(0)
     return Scratch(
         by_lane,
         queries,
@@ -62,14 +62,13 @@ def scratch_for(lanes: int, dim: int, by_bytes: int) -> Any:
         lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
         lines_of(4 * MAX_VECTORS * WIDTH),
         lines_of(-(KEYS // -2) * dim),
-        lines_of(MAX_QUERIES * dim),
-        np.empty(MAX_QUERIES, np.float32),
-        np.empty(MAX_QUERIES, np.float32),
-        lines_of(KEYS * quarter),
+        lines_of(lanes * dim),
+        lines_of(lanes),
+        lines_of(lanes),
         lines_of(KEYS),
-        lines_of(lanes * quarter),
-        lines_of(lanes),
-        lines_of(lanes),
-        lines_of(lanes * quarter),
-        lines_of(dim),
+        lines_of(KEYS),
+        lines_of(KEYS),
+        lines_of(KEYS // 2),
+        query_scales,
+        query_offsets,
     )

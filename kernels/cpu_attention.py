@@ -15,11 +15,11 @@ from numba import njit
 from torch import Tensor
 
 from kernels import openmp
-from kernels.attention_block import LN2, LOG2E, SCORES, VALUES, make_block
+from kernels.attention_block import LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
-from kernels.byte_attention import quantize_keys, quantize_queries, quantize_values
-from kernels.byte_attention import takes as bytes_take
+from kernels.byte_kv import pack_values, quantize_queries, read_scales, row_size
+from kernels.kv_format import row_bytes, takes_bytes
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -43,12 +43,12 @@ _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
 
 def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
-    """Whether it is compiled here for these: on the CPU, in float32, or with keys in bfloat16 and an even `dim`."""
+    """Whether it is compiled here for these: on the CPU, in float32, or with narrower keys and an even `dim`."""
     if query.device.type != "cpu" or not openmp.available():
         return False
-    if keys.dtype == torch.float32:
-        return query.dtype == torch.float32
-    return keys.dtype == torch.bfloat16 and query.dtype in (torch.float32, torch.bfloat16) and keys.shape[2] % 2 == 0
+    if keys.dtype == torch.bfloat16:
+        return query.dtype in (torch.float32, torch.bfloat16) and keys.shape[2] % 2 == 0
+    return query.dtype == torch.float32 and keys.dtype in (torch.float32, torch.uint8)
 
 
 def cpu_attention(
@@ -62,25 +62,29 @@ def cpu_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
-    in_bytes: bool = False,
 ) -> Tensor:
     """query, out (rows, heads, dim) in float32 or bfloat16 each; cache, own: keys and values (kv_heads, slots, dim).
 
     Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
-    then rounded to it. Scores and sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
-    `in_bytes`: what is made of bfloat16 keys and values that several rows read may be in 8 bits, where this processor
-    can; a row's result then depends a little on the rows of its tile, which share the values' scales. Weights and
-    values of blocks that begin in a text's first 128 keys stay, because the first often has nearly all of the weight.
+    then rounded to it. Or they are rows of `kernels.byte_kv` (kv_heads, slots, dim + 4), where it takes `dim`; queries
+    are then rounded to 255 steps, and weights too where several rows read a key. That takes no `softcap`. Scores and
+    sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
     """
     rows, heads, dim = query.shape
     keys = cache[0]
-    kv_heads = keys.shape[0]
+    kv_heads, size = keys.shape[0], keys.itemsize
+    each = 4 // size
     assert query.dtype in (torch.float32, torch.bfloat16), query.dtype
     assert query.stride(2) == out.stride(2) == 1
     assert out.dtype in (torch.float32, torch.bfloat16), out.dtype
+    if each == 4:
+        assert takes_bytes(dim), dim
+        assert query.dtype == torch.float32, query.dtype
+        assert not softcap, softcap
+    width = row_bytes(dim, size) // size
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
-        assert tensor.stride()[1:] == (dim, 1), tensor.stride()
+        assert tensor.stride()[1:] == (width, 1), tensor.stride()
     _loop(
         query,
         *(cache + own),
@@ -97,16 +101,15 @@ def cpu_attention(
         query.stride(1),
         out.stride(0),
         out.stride(1),
-        keys.stride(0),
-        own[0].stride(0),
+        size * keys.stride(0),
+        size * own[0].stride(0),
         len(plan.segments),
         window,
         int(query.dtype == torch.bfloat16),
-        int(keys.dtype == torch.bfloat16),
+        each,
         float(scale),
         float(softcap),
         int(out.dtype == torch.bfloat16),
-        int(in_bytes and keys.dtype == torch.bfloat16 and bytes_take(dim)),
     )
     return out
 
@@ -127,7 +130,7 @@ def _pack_queries(
     by_lane: Any,
     queries: Any,
 ) -> None:
-    """Queries in the keys' dtype: by_lane[lane, word] as they lie, queries[word, lane] as lanes of vectors."""
+    """Queries in float32 or `pairs` of bfloat16: by_lane[lane, word] as they lie, queries[word, lane] as lanes."""
     count = dim // 2 if pairs else dim
     for lane in range(rows * group):
         start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
@@ -170,7 +173,7 @@ def _pack_values(values: int, count: int, dim: int, packed: Any) -> None:
             as_words[count // 2 * dim + d] = np.int32(source[(count - 1) * dim + d])
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", fastmath=FASTMATH)
 def _write(
     out: int,
     is_narrow: int,
@@ -182,32 +185,39 @@ def _write(
     group: int,
     dim: int,
     stride: int,
-    totals: Any,
-    total: Any,
-    by_lane: Any,
+    has_blocks: int,
+    scratch: Any,
 ) -> None:
-    """The sums over their weights, which are spent: `by_lane` is overwritten."""
+    """The sums over their weights: of blocks' keys, which are by element, if there were any, and of rows' own, by lane.
+
+    Queries are spent: `by_lane` is overwritten.
+    """
+    by_lane, best, total, tops, parts = scratch.by_lane, scratch.best, scratch.total, scratch.tops, scratch.parts
     lanes = -(rows * group // -WIDTH) * WIDTH
-    for lane in range(lanes):
-        total[lane] = np.float32(1) / total[lane]
-    for d in range(dim):
-        line = totals[d * stride : d * stride + lanes]
-        for lane in range(lanes):
-            line[lane] *= total[lane]
-    transpose(totals.ctypes.data, stride, dim, lanes, by_lane.ctypes.data, dim)
+    if has_blocks:
+        transpose(scratch.totals.ctypes.data, stride, dim, lanes, by_lane.ctypes.data, dim)
     for lane in range(rows * group):
+        made, means = by_lane[lane * dim : (lane + 1) * dim], scratch.means[lane * dim : (lane + 1) * dim]
+        pivot = max(best[lane], tops[lane])
+        kept, added = exp((best[lane] - pivot) * np.float32(LN2)), exp((tops[lane] - pivot) * np.float32(LN2))
+        share = np.float32(1) / (total[lane] * kept + parts[lane] * added)
+        if has_blocks:
+            for d in range(dim):
+                made[d] = (made[d] * kept + means[d] * added) * share
+        else:
+            for d in range(dim):
+                made[d] = means[d] * added * share
         start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
-        source = by_lane[lane * dim : (lane + 1) * dim]
         if is_narrow and dim % WIDTH == 0:
-            narrow_vectors(source.ctypes.data, dim // WIDTH, out + 2 * start)
+            narrow_vectors(made.ctypes.data, dim // WIDTH, out + 2 * start)
         elif is_narrow:
             target = uint16_at(out + 2 * start, dim)
             for d in range(dim):
-                target[d] = np.uint16(narrow(source[d]))
+                target[d] = np.uint16(narrow(made[d]))
         else:
             floats = float32_at(out + 4 * start, dim)
             for d in range(dim):
-                floats[d] = source[d]
+                floats[d] = made[d]
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
@@ -220,9 +230,8 @@ def _own_segment(
     window: int,
     keys: int,
     values: int,
-    pairs: int,
+    each: int,
     dim: int,
-    stride: int,
     factor: Any,
     softcap: Any,
     scratch: Any,
@@ -230,34 +239,33 @@ def _own_segment(
     next_values: int,
     next_count: int,
 ) -> None:
-    """`_segment` for few queries: row by row, then merged into their lanes. What is read next, see `row_block`."""
-    totals, best, total = scratch.totals, scratch.best, scratch.total
-    means, tops, parts = scratch.means, scratch.tops, scratch.parts
-    size = (2 if pairs else 4) * dim
+    """`_segment` for few queries, row by row. What is read next, see `row_block`."""
+    size, query_size = row_size(dim, 4 // each), 4 * (dim // each)
+    # Addresses, because slices of arrays are counted by atomic instructions.
+    by_lane, means = scratch.by_lane.ctypes.data, scratch.means.ctypes.data
+    tops, parts = scratch.tops.ctypes.data, scratch.parts.ctypes.data
+    query_scales, query_offsets = scratch.query_scales.ctypes.data, scratch.query_offsets.ctypes.data
+    scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
+    units = (factor, softcap, scratch.scores.ctypes.data)
     for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
         position = positions[row + r] - segment[4]
         stop = min(position + 1, segment[3] - segment[2])
         start = max(position - window + 1, 0) if window else np.int64(0)
         for first in range(0, group, MAX_QUERIES):
             count, lane = min(MAX_QUERIES, group - first), r * group + first
-            tops[:], parts[:], means[:] = np.float32(LEAST), np.float32(0), np.float32(0)
+            of_queries = (query_scales + 4 * lane, query_offsets + 4 * lane)
+            state = (means + 4 * lane * dim, tops + 4 * lane, parts + 4 * lane)
             for key in range(start, stop, KEYS):
-                at, here, query = key * size, min(KEYS, stop - key), scratch.by_lane.ctypes.data + lane * size
-                state = (scratch.scores, means, tops, parts)
+                at, here, query = key * size, min(KEYS, stop - key), by_lane + lane * query_size
                 # What lies a block's length ahead, as many keys as are here: of this row, then of what follows it.
                 near = max(min(here, stop - key - KEYS), 0)
                 skipped = max(key + KEYS - stop, 0)
                 far, later = at + KEYS * size, size * skipped
                 others = max(min(here - near, next_count - skipped), 0)
                 ahead = (keys + far, values + far, near, next_keys + later, next_values + later, others)
-                row_block(pairs, count, query, dim, keys + at, values + at, here, factor, softcap, *state, ahead)
-            for q in range(count):
-                pivot = max(best[lane + q], tops[q])
-                kept, added = exp((best[lane + q] - pivot) * np.float32(LN2)), exp((tops[q] - pivot) * np.float32(LN2))
-                best[lane + q], total[lane + q] = pivot, total[lane + q] * kept + parts[q] * added
-                for d in range(dim):
-                    at = d * stride + lane + q
-                    totals[at] = totals[at] * kept + means[q * dim + d] * added
+                row_block(
+                    each, count, query, dim, keys + at, values + at, here, *units, of_queries, scales, *state, ahead
+                )
 
 
 @njit(error_model="numpy")
@@ -270,15 +278,14 @@ def _segment(
     window: int,
     keys: int,
     values: int,
-    pairs: int,
+    each: int,
     dim: int,
     stride: int,
     factor: Any,
     softcap: Any,
     scratch: Any,
-    by_bytes: int,
 ) -> None:
-    """One segment's keys for those rows of the tile that read it; `by_bytes`, the queries are there in 8 bits too."""
+    """One segment's keys for those rows of the tile that read it."""
     lower, upper = scratch.lower, scratch.upper
     first_row, last_row = max(segment[0] - row, 0), min(segment[1] - row, rows)
     length, position = segment[3] - segment[2], segment[4]
@@ -304,11 +311,10 @@ def _segment(
         bounds = scratch.bounds[4 * vector : 4 * vector + 4]
         bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
         end = max(end, most)
-    size = 2 if pairs else 4
+    size = row_size(dim, 4 // each)
     for first_key in range(start, end, KEYS):
-        is_packed, level = False, 0
-        if by_bytes:
-            level = VALUES if position + first_key >= KEYS else SCORES
+        is_packed = False
+        k, v = keys + size * first_key, values + size * first_key
         for vector in range(first_vector, last_vector, MAX_VECTORS):
             vectors = min(last_vector - vector, MAX_VECTORS)
             lane, bounds = vector * WIDTH, scratch.bounds[4 * vector : 4 * vector + 4]
@@ -319,50 +325,41 @@ def _segment(
             count = last_key - first_key
             masked = first_key < inner_least or last_key > inner_most
             asks = not is_packed
-            if pairs and not is_packed:
+            if not is_packed:
                 here = min(KEYS, end - first_key)
-                v = values + size * first_key * dim
-                if level == VALUES:
-                    quantize_values(v, here, dim, scratch.values.ctypes.data, scratch.value_scales.ctypes.data)
-                else:
+                if each == 4:
+                    scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
+                    read_scales(k, v, here, dim, factor, scales)
+                    pack_values(v, here, dim, scratch)
+                elif each == 2:
                     _pack_values(v, here, dim, scratch.values)
-                if by_bytes:
-                    places = scratch.byte_keys.ctypes.data, scratch.key_scales.ctypes.data
-                    quantize_keys(keys + size * first_key * dim, here, dim, *places)
             is_packed = True
-            k, v = keys + size * first_key * dim, values + size * first_key * dim
-            limits = (masked, first_key, factor, softcap, scratch, level, asks)
+            limits = (masked, first_key, factor, softcap, scratch, asks)
             if vectors == 3:
-                _block_3(pairs, count, dim, lane, stride, k, v, *limits)
+                _block_3(each, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
-                _block_2(pairs, count, dim, lane, stride, k, v, *limits)
+                _block_2(each, count, dim, lane, stride, k, v, *limits)
             else:
-                _block_1(pairs, count, dim, lane, stride, k, v, *limits)
+                _block_1(each, count, dim, lane, stride, k, v, *limits)
 
 
 @njit(error_model="numpy")
-def _quantize_queries(lanes: int, dim: int, stride: int, scratch: Any) -> None:
-    places = scratch.byte_queries.ctypes.data, scratch.query_scales.ctypes.data, scratch.query_offsets.ctypes.data
-    quantize_queries(scratch.by_lane.ctypes.data, lanes, dim, stride, scratch.byte_room.ctypes.data, *places)
-
-
-@njit(error_model="numpy")
-def _place(segment: Any, head: int, size: int, dim: int, stores: Any) -> tuple[int, int]:
+def _place(segment: Any, head: int, size: int, stores: Any) -> tuple[int, int]:
     """Where a head's keys and values of a segment begin; `stores` is two stores' keys, values and heads' strides."""
     cache_keys, cache_values, cache_head, own_keys, own_values, own_head = stores
     if segment[5]:
-        at = size * (head * own_head + segment[2] * dim)
+        at = head * own_head + segment[2] * size
         return own_keys + at, own_values + at
-    at = size * (head * cache_head + segment[2] * dim)
+    at = head * cache_head + segment[2] * size
     return cache_keys + at, cache_values + at
 
 
 def _attend(arguments: Any) -> None:
-    a = words(arguments, 32)
+    a = words(arguments, 31)
     query, out, stores = a[0], a[5], (a[1], a[2], a[22], a[3], a[4], a[23])
     num_tiles, num_rows, heads, kv_heads, dim = a[13], a[14], a[15], a[16], a[17]
     row_stride, head_stride, out_row, out_head = a[18], a[19], a[20], a[21]
-    num_segments, window, is_narrow, pairs = a[24], a[25], a[26], a[27]
+    num_segments, window, is_narrow, each = a[24], a[25], a[26], a[27]
     scale, softcap = float32_of(a[28]), float32_of(a[29])
     positions, segments, tiles = (
         int64_at(a[7], num_rows),
@@ -372,7 +369,7 @@ def _attend(arguments: Any) -> None:
     offsets = int64_at(a[10], num_tiles + 1)
     order = int64_at(a[11], offsets[num_tiles])
     group = heads // kv_heads
-    size = 2 if pairs else 4
+    size = row_size(dim, 4 // each)
     # Scores are in powers of two; with a cap, first twice their share of it: tanh(x) = (1 - e^-2x) / (1 + e^-2x).
     factor = scale * np.float32(LOG2E)
     if softcap > np.float32(0):
@@ -381,44 +378,46 @@ def _attend(arguments: Any) -> None:
     for tile in range(num_tiles):
         most = np.maximum(most, tiles[2 * tile + 1] - tiles[2 * tile])
     stride = -(most * group // -WIDTH) * WIDTH
-    by_bytes = a[31]
-    scratch = scratch_for(stride, dim, by_bytes)
-    by_lane, totals, best, total = scratch.by_lane, scratch.totals, scratch.best, scratch.total
+    scratch = scratch_for(stride, dim)
+    best, total = scratch.best, scratch.total
     while True:
         unit = next_of(a.ctypes.data + 8 * 12)
         if unit >= num_tiles * kv_heads:
             break
         tile, head = unit // kv_heads, unit % kv_heads
         row, rows = tiles[2 * tile], tiles[2 * tile + 1] - tiles[2 * tile]
-        lanes_of = (group, dim, stride, pairs, by_lane, scratch.queries)
-        _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
-        have_bytes = False
-        totals[:] = np.float32(0)
+        if each == 4:
+            quantize_queries(query, row, rows, row_stride, head, head_stride, group, dim, stride, scratch)
+        else:
+            lanes_of = (group, dim, stride, each == 2, scratch.by_lane, scratch.queries)
+            _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
+        has_blocks = False
+        scratch.means[: rows * group * dim] = np.float32(0)
         for lane in range(stride):
             best[lane], total[lane] = np.float32(LEAST), np.float32(0)
+            scratch.tops[lane], scratch.parts[lane] = np.float32(LEAST), np.float32(0)
         if a[6]:
             sinks = float32_at(a[6], heads)
             for lane in range(rows * group):
                 best[lane], total[lane] = sinks[head * group + lane % group] * np.float32(LOG2E), np.float32(1)
         for at in range(offsets[tile], offsets[tile + 1]):
             segment = segments[6 * order[at] : 6 * order[at] + 6]
-            k, v = _place(segment, head, size, dim, stores)
-            shape = (pairs, dim, stride, factor, softcap, scratch)
+            k, v = _place(segment, head, size, stores)
+            shape = (factor, softcap, scratch)
             readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
                 after = (k, v, np.int64(0))
                 if at + 1 < offsets[tile + 1] and not window:
                     other = segments[6 * order[at + 1] : 6 * order[at + 1] + 6]
-                    next_k, next_v = _place(other, head, size, dim, stores)
+                    next_k, next_v = _place(other, head, size, stores)
                     after = (next_k, next_v, other[3] - other[2])
-                _own_segment(segment, row, rows, group, positions, window, k, v, *shape, *after)
+                _own_segment(segment, row, rows, group, positions, window, k, v, each, dim, *shape, *after)
             else:
-                in_bytes = by_bytes if readers > 1 else 0
-                if in_bytes and not have_bytes:
-                    _quantize_queries(-(rows * group // -WIDTH) * WIDTH, dim, stride, scratch)
-                    have_bytes = True
-                _segment(segment, row, rows, group, positions, window, k, v, *shape, in_bytes)
-        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, totals, total, by_lane)
+                if not has_blocks:
+                    scratch.totals[:] = np.float32(0)
+                    has_blocks = True
+                _segment(segment, row, rows, group, positions, window, k, v, each, dim, stride, *shape)
+        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, has_blocks, scratch)
 
 
 _loop = Loop(_attend, counter=12)

@@ -112,7 +112,7 @@ def _byte_rows(arguments: Any) -> None:
         largest = as_float32(most)
         step = np.float32(127) / max(largest, np.float32(1e-37))
         if block > 1:
-            to_bytes(into, step, target, size // WIDTH)
+            to_bytes(into, step, target, size // WIDTH, 128)
         else:
             made = int8_at(target, width)
             for i in range(size):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.gate import gate
+from kernels.kv_format import NATIVE_BYTES
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -26,7 +27,7 @@ from kernels.openmp import (
     words,
 )
 from kernels.product import ROWS, byte_product, product
-from kernels.vectors import NATIVE_BYTES, WIDTH, narrow_vectors
+from kernels.vectors import WIDTH, narrow_vectors
 
 VECTORS = 3
 LANES = VECTORS * WIDTH

@@ -7,11 +7,11 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORDS, Vectors, floats, integers
+from kernels.vectors import BYTE, FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # Vectors of a block at most: half the registers there are.
 MAX_VECTORS = 16
-_BYTES = ir.VectorType(ir.IntType(8), WIDTH)
+_BYTES = ir.VectorType(BYTE, WIDTH)
 
 
 def _mixing(vectors: int) -> Callable[..., None]:
@@ -97,23 +97,23 @@ def mix(vectors: int, values: int, factors: int, out: int, blocks: int, magnitud
 
 
 @intrinsic
-def to_bytes(_: Any, values: Any, step: Any, out: Any, vectors: Any) -> Any:
-    """For numba: out, in bytes, = 128 + values * step to the nearest, ties to even, which is within a byte."""
+def to_bytes(_: Any, values: Any, step: Any, out: Any, vectors: Any, zero: Any) -> Any:
+    """For numba: out, in bytes, = zero + values * step to the nearest, ties to even, which is within a byte."""
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
-        values, step_, out, count = arguments
+        values, step_, out, count, zero = arguments
         emit = Vectors(builder)
-        steps = emit.splat(step_)
+        steps, zeros = emit.splat(step_), emit.splat(builder.trunc(zero, WORD))
 
         def step(index: Any, _: list[Any]) -> list[Any]:
             at = builder.mul(index, LONG(WIDTH))
             scaled = builder.fmul(emit.load(FLOATS, emit.address(values, at)), steps)
             nearest = builder.fptosi(emit.call(f"llvm.roundeven.v{WIDTH}f32", FLOATS, scaled), WORDS)
-            made = builder.trunc(builder.add(nearest, integers(128)), _BYTES)
+            made = builder.trunc(builder.add(nearest, zeros), _BYTES)
             builder.store(made, builder.inttoptr(builder.add(out, at), ir.PointerType(_BYTES)), align=1)
             return []
 
         emit.loop(count, [], step)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.float32, types.int64, types.int64), generate
+    return types.void(types.int64, types.float32, *[types.int64] * 3), generate

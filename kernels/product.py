@@ -87,11 +87,52 @@ def byte_product(rows: int, vectors: int, *, adds: bool) -> Callable[..., None]:
     return f  # type: ignore[no-any-return]
 
 
+def byte_scores(rows: int, vectors: int) -> Callable[..., None]:
+    """For numba: `f(a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales, row_terms)`.
+
+    As `byte_product` that adds nothing but a term that the row has.
+    """
+
+    @intrinsic
+    def f(
+        _: Any,
+        a: Any,
+        a_row: Any,
+        b: Any,
+        b_step: Any,
+        count: Any,
+        c: Any,
+        c_row: Any,
+        starts: Any,
+        scales: Any,
+        row_scales: Any,
+        row_terms: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            a, a_row, b, b_step, count, c, c_row, starts, scales, row_scales, row_terms = arguments
+            emit = Vectors(builder)
+            first = _vectors(emit, WORDS, starts, vectors) * rows
+            sums = _sums(emit, "bytes", (a, a_row, LONG(1), b, b_step, count), rows, vectors, first)
+            columns = _vectors(emit, FLOATS, scales, vectors)
+            for index, at in enumerate(_cells(emit, c, c_row, rows, vectors)):
+                row, vector = divmod(index, vectors)
+                scale, term = (
+                    emit.splat(emit.load(FLOAT, emit.address(place, LONG(row)))) for place in (row_scales, row_terms)
+                )
+                factor = builder.fmul(columns[vector], scale)
+                emit.store(emit.multiply_add(builder.sitofp(sums[index], FLOATS), factor, term), at)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 11), generate
+
+    return f  # type: ignore[no-any-return]
+
+
 def weighted_byte_product(rows: int, vectors: int) -> Callable[..., None]:
-    """For numba: `f(a, a_row, a_step, b, b_step, count, c, c_row, factors, scales, row_scales)`.
+    """For numba: `f(a, a_row, a_step, b, b_step, count, c, c_row, factors, scales)`.
 
     As `product` that adds, of words of four bytes, signed in `a` and unsigned in `b`: sums, exact in int32, are
-    multiplied by the vectors of `scales` and by the row's scale, and c by those of `factors` before they are added.
+    multiplied by the vectors of `scales`, and c by those of `factors` before they are added.
     """
 
     @intrinsic
@@ -107,23 +148,20 @@ def weighted_byte_product(rows: int, vectors: int) -> Callable[..., None]:
         c_row: Any,
         factors: Any,
         scales: Any,
-        row_scales: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            a, a_row, a_step, b, b_step, count, c, c_row, factors, scales, row_scales = arguments
+            a, a_row, a_step, b, b_step, count, c, c_row, factors, scales = arguments
             emit = Vectors(builder)
             starts = [integers(0)] * (rows * vectors)
             sums = _sums(emit, "signed bytes", (a, a_row, a_step, b, b_step, count), rows, vectors, starts)
             kept, columns = _vectors(emit, FLOATS, factors, vectors), _vectors(emit, FLOATS, scales, vectors)
             for index, at in enumerate(_cells(emit, c, c_row, rows, vectors)):
-                row, vector = divmod(index, vectors)
-                row_scale = emit.load(FLOAT, emit.address(row_scales, LONG(row)))
-                factor = builder.fmul(columns[vector], emit.splat(row_scale))
-                before = builder.fmul(emit.load(FLOATS, at), kept[vector])
-                emit.store(emit.multiply_add(builder.sitofp(sums[index], FLOATS), factor, before), at)
+                before = builder.fmul(emit.load(FLOATS, at), kept[index % vectors])
+                total = builder.sitofp(sums[index], FLOATS)
+                emit.store(emit.multiply_add(total, columns[index % vectors], before), at)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), generate
+        return types.void(*[types.int64] * 10), generate
 
     return f  # type: ignore[no-any-return]
 

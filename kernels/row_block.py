@@ -14,18 +14,39 @@ from numba.extending import intrinsic
 
 from kernels.attention_block import LN2, LOG2E, cap
 from kernels.attention_scratch import KEYS, LINE, MAX_QUERIES
-from kernels.openmp import FASTMATH, exp
+from kernels.byte_kv import read_scales, row_size, zipped
+from kernels.kv_format import CHUNK as BYTE_CHUNK
+from kernels.kv_format import NATIVE_BYTES
+from kernels.openmp import FASTMATH, exp, float32_at, int32_at
 from kernels.softmax import LOWEST, highest, weights
-from kernels.vectors import FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, narrow_vectors, prefetch
+from kernels.vectors import (
+    BYTE,
+    FLOAT,
+    FLOATS,
+    HALF,
+    HALVES,
+    LONG,
+    WIDTH,
+    WORD,
+    WORDS,
+    Vectors,
+    floats,
+    integers,
+    narrow_vectors,
+    prefetch,
+)
 
-# Elements of a row that are read at once; `dim` is a multiple.
+# Elements of a row that are read at once, but for bytes; `dim` is a multiple.
 CHUNK = 2 * WIDTH
+# The weight of a byte's value that is 1.
+WEIGHT = 2**15 - 1
 
 
 def _row_scores(kind: str) -> Callable[..., None]:
     """For numba: `f(keys, key_words, count, query, steps, out)`: one query's scores of `count` <= 16 keys, as a vector.
 
     `key_words` is the stride of keys and `steps` the vectors of words in one. What is behind `count` is unspecified.
+    Of bytes, unsigned in keys and signed in the query, the scores are int32.
     """
 
     @intrinsic
@@ -33,6 +54,7 @@ def _row_scores(kind: str) -> Callable[..., None]:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             keys, key_words, count, query, steps, out = arguments
             emit, many = Vectors(builder), FLOATS if kind == "float32" else WORDS
+            zero, add = (integers(0), builder.add) if kind == "bytes" else (floats(0.0), builder.fadd)
             last = builder.sub(count, LONG(1))
             rows = []
             for key in range(WIDTH):
@@ -45,11 +67,11 @@ def _row_scores(kind: str) -> Callable[..., None]:
                 loaded = [emit.operand(emit.load(many, emit.address(row, at)), kind) for row in rows]
                 return [emit.multiply(key, asked, total, kind) for key, total in zip(loaded, sums, strict=True)]
 
-            sums = emit.loop(steps, [floats(0.0)] * WIDTH, step)
+            sums = emit.loop(steps, [zero] * WIDTH, step)
             # Neighbours are added until each vector is a lane of one: 16, 8, 4 and 2 lanes belong to a key before.
             while len(sums) > 1:
                 sums = [
-                    builder.fadd(_every_second(builder, left, right, 0), _every_second(builder, left, right, 1))
+                    add(_every_second(builder, left, right, 0), _every_second(builder, left, right, 1))
                     for left, right in zip(sums[::2], sums[1::2], strict=True)
                 ]
             emit.store(sums[0], out)
@@ -123,22 +145,123 @@ def _row_sums(kind: str, queries: int) -> Callable[..., None]:
     return f  # type: ignore[no-any-return]
 
 
-_scores, _scores_pairs = _row_scores("float32"), _row_scores("pairs")
+def _row_byte_sums(queries: int) -> Callable[..., None]:
+    """For numba: `f(weights, weight_words, values, value_bytes, count, out, out_words)`, for 64 elements of values.
+
+    out (queries, ...) += weights (queries, count) @ values (count, ...), of signed bytes. A word of weights is two
+    keys' in 16 bits, of which the one behind an odd `count` is zero; sums of up to `KEYS` are exact.
+    """
+
+    @intrinsic
+    def f(
+        _: Any, weights: Any, weight_words: Any, values: Any, value_bytes: Any, count: Any, out: Any, out_words: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            if not NATIVE_BYTES:
+                return context.get_dummy_value()  # compiled with the rest, never reached
+            weights, weight_words, values, value_bytes, count, out, out_words = arguments
+            emit, bytes_ = Vectors(builder), ir.VectorType(BYTE, 4 * WIDTH)
+            rows = [emit.address(weights, builder.mul(weight_words, LONG(q))) for q in range(queries)]
+            last = builder.sub(count, LONG(1))
+
+            def widened(part: Any, half: int) -> Any:
+                order = ir.Constant(ir.VectorType(WORD, 2 * WIDTH), [*range(2 * WIDTH * half, 2 * WIDTH * (half + 1))])
+                taken = builder.shuffle_vector(part, ir.Constant(bytes_, ir.Undefined), order)
+                return builder.bitcast(builder.sext(taken, HALVES), WORDS)
+
+            def step(index: Any, sums: list[Any]) -> list[Any]:
+                first = builder.shl(index, LONG(1))
+                second = builder.add(first, LONG(1))
+                second = builder.select(builder.icmp_signed("<", second, last), second, last)
+                even, odd = (
+                    emit.load(bytes_, builder.add(values, builder.mul(key, value_bytes))) for key in (first, second)
+                )
+                right = [widened(part, half) for part in zipped(emit, even, odd, kind=BYTE) for half in range(2)]
+                added = []
+                for q in range(queries):
+                    left = emit.splat(emit.load(WORD, emit.address(rows[q], index)))
+                    for v, words in enumerate(right):
+                        added.append(emit.call("llvm.x86.avx512.vpdpwssd.512", WORDS, sums[4 * q + v], words, left))
+                return added
+
+            steps = builder.ashr(builder.add(count, LONG(1)), LONG(1))
+            sums = emit.loop(steps, [integers(0)] * (4 * queries), step)
+            for q in range(queries):
+                for v in range(4):
+                    at = emit.address(out, builder.add(builder.mul(out_words, LONG(q)), LONG(v * WIDTH)))
+                    total = builder.sitofp(sums[4 * q + v], FLOATS)
+                    emit.store(emit.multiply_add(total, floats(1 / WEIGHT), emit.load(FLOATS, at)), at)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), generate
+
+    return f  # type: ignore[no-any-return]
+
+
+@intrinsic
+def _finish(_: Any, scores: Any, vectors: Any, offset: Any, scale: Any, key_scales: Any, terms: Any) -> Any:
+    """For numba: scores in int32 become float32, in place: (score + offset) * scale * the key's + its term."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        scores, vectors, offset, scale, key_scales, terms = arguments
+        emit = Vectors(builder)
+        offsets, scales = emit.splat(builder.trunc(offset, WORD)), emit.splat(scale)
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            at = builder.mul(index, LONG(WIDTH))
+            place = emit.address(scores, at)
+            score = builder.sitofp(builder.add(emit.load(WORDS, place), offsets), FLOATS)
+            factor = builder.fmul(emit.load(FLOATS, emit.address(key_scales, at)), scales)
+            emit.store(emit.multiply_add(score, factor, emit.load(FLOATS, emit.address(terms, at))), place)
+            return []
+
+        emit.loop(vectors, [], step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.float32, types.int64, types.int64), generate
+
+
+@intrinsic
+def _weigh(_: Any, weights: Any, vectors: Any, inverses: Any, sums: Any) -> Any:
+    """For numba: weights of at most 1 become integers of 16 bits, `WEIGHT` for 1, in place.
+
+    sums, a vector: of the weights as they were, times `inverses`.
+    """
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        weights, vectors, inverses, sums = arguments
+        emit = Vectors(builder)
+
+        def step(index: Any, total: list[Any]) -> list[Any]:
+            at = builder.mul(index, LONG(WIDTH))
+            weight = emit.load(FLOATS, emit.address(weights, at))
+            whole = builder.fptosi(emit.multiply_add(weight, floats(WEIGHT), floats(0.5)), WORDS)
+            narrow = builder.trunc(whole, ir.VectorType(HALF, WIDTH))
+            emit.store(narrow, emit.address(weights, builder.mul(index, LONG(WIDTH // 2))))
+            return [emit.multiply_add(weight, emit.load(FLOATS, emit.address(inverses, at)), total[0])]
+
+        (total,) = emit.loop(vectors, [floats(0.0)], step)
+        emit.store(total, sums)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+_scores, _scores_pairs, _scores_bytes = (_row_scores(kind) for kind in ("float32", "pairs", "bytes"))
 _sums_1, _sums_2, _sums_3, _sums_4 = (_row_sums("float32", queries) for queries in range(1, 5))
 _pairs_1, _pairs_2, _pairs_3, _pairs_4 = (_row_sums("pairs", queries) for queries in range(1, 5))
+_bytes_1, _bytes_2, _bytes_3, _bytes_4 = (_row_byte_sums(queries) for queries in range(1, 5))
 _highest, _weights = highest(1, masked=False), weights(1)
 
 
 @njit(error_model="numpy")
-def _ask(ahead: Any, lines: int, part: int, parts: int) -> None:
-    """Asks for one of `parts` equal parts of what is `ahead`, `lines` a key.
+def _ask(ahead: Any, first: int, start: int, end: int) -> None:
+    """Asks for lines `[start, end)` of what is `ahead`, whose nearer part has `first`, of keys and of values.
 
     A row's keys are read once, so they come from memory, and the processor foresees no more than a page; but many
     requests at once would hold up the loads.
     """
-    keys, values, count, later_keys, later_values, later_count = ahead
-    first, total = lines * count, lines * (count + later_count)
-    start, end = total * part // parts, total * (part + 1) // parts
+    keys, values, _, later_keys, later_values, _ = ahead
     if start < min(end, first):
         prefetch(values + LINE * start, min(end, first) - start)
         prefetch(keys + LINE * start, min(end, first) - start)
@@ -150,7 +273,7 @@ def _ask(ahead: Any, lines: int, part: int, parts: int) -> None:
 
 @njit(error_model="numpy", fastmath=FASTMATH)
 def row_block(
-    pairs: int,
+    each: int,
     queries: int,
     query: int,
     dim: int,
@@ -159,74 +282,99 @@ def row_block(
     count: int,
     factor: Any,
     softcap: Any,
-    scratch: Any,
-    means: Any,
-    best: Any,
-    total: Any,
+    room: int,
+    of_queries: tuple[int, int],
+    scales: tuple[int, int, int],
+    means: int,
+    best: int,
+    total: int,
     ahead: Any,
 ) -> None:
     """`count` keys against `queries` <= 4 queries: means (queries, dim), best and total go on from what they are.
 
-    query: the address of (queries, dim), in the keys' dtype and contiguous. scratch: 4 KEYS + 2 vectors. `ahead`
-    is what to bring nearer meanwhile: keys, values and how many, and the same of what comes behind these.
+    All places are addresses. query (queries, dim) is as keys are, and contiguous. `room` has 4 KEYS + 2 vectors of
+    float32; of bytes `of_queries` are scales and offsets, and `scales` room for what `read_scales` makes. `ahead` is
+    what to bring nearer meanwhile: keys, values and how many, and the same of what comes behind these.
     """
-    words = dim // 2 if pairs else dim
+    row, query_words = row_size(dim, 4 // each), dim // each
+    words = row // 4
     vectors = -(count // -WIDTH)
-    at, edge = scratch.ctypes.data, scratch[MAX_QUERIES * KEYS :]
-    pivots, sums = edge[:WIDTH], edge[WIDTH : 2 * WIDTH]
+    edge = room + 4 * MAX_QUERIES * KEYS
+    pivots, sums = float32_at(edge, WIDTH), float32_at(edge + 4 * WIDTH, WIDTH)
+    near, lines, asked_lines = row * ahead[2] // LINE, row * (ahead[2] + ahead[5]) // LINE, 0
+    part = lines // (queries * vectors) + 1
+    bests, totals = float32_at(best, queries), float32_at(total, queries)
+    query_scales, offsets = float32_at(of_queries[0], queries), int32_at(of_queries[1], queries)
+    if each == 4:
+        read_scales(keys, values, count, dim, factor, scales)
     for q in range(queries):
-        scores = scratch[q * KEYS : (q + 1) * KEYS]
-        into = scores.ctypes.data
+        into, asked = room + 4 * q * KEYS, query + 4 * q * query_words
+        scores = float32_at(into, KEYS)
         for j in range(0, count, WIDTH):
-            key, here = keys + 4 * j * words, min(WIDTH, count - j)
-            slot, slots = q * vectors + j // WIDTH, queries * vectors
-            _ask(ahead, 4 * words // LINE, slot, slots)
-            if pairs:
-                _scores_pairs(key, words, here, query + 4 * q * words, words // WIDTH, into + 4 * j)
+            key, here = keys + j * row, min(WIDTH, count - j)
+            _ask(ahead, near, asked_lines, min(asked_lines + part, lines))
+            asked_lines += part
+            if each == 4:
+                _scores_bytes(key, words, here, asked, query_words // WIDTH, into + 4 * j)
+            elif each == 2:
+                _scores_pairs(key, words, here, asked, query_words // WIDTH, into + 4 * j)
             else:
-                _scores(key, words, here, query + 4 * q * words, words // WIDTH, into + 4 * j)
+                _scores(key, words, here, asked, query_words // WIDTH, into + 4 * j)
         scale = factor
+        if each == 4:
+            _finish(into, vectors, np.int64(offsets[q]), query_scales[q], scales[0], scales[1])
         if softcap > np.float32(0):
             cap(scores, count, factor, softcap)
             scale = np.float32(LOG2E)
         for j in range(count, vectors * WIDTH):
             scores[j] = np.float32(LOWEST)
-        _highest(into, vectors, pivots.ctypes.data, 0, 0, 0)
+        _highest(into, vectors, edge, 0, 0, 0)
         pivot = pivots[0]
         for i in range(1, WIDTH):
             pivot = pivots[i] if pivots[i] > pivot else pivot
         pivot *= scale
-        pivot = best[q] if pivot < best[q] else pivot
+        pivot = bests[q] if pivot < bests[q] else pivot
         pivots[:] = pivot
-        _weights(into, vectors, scale, pivots.ctypes.data, sums.ctypes.data)
-        correction = exp((best[q] - pivot) * np.float32(LN2))
-        best[q] = pivot
+        _weights(into, vectors, scale, edge, sums.ctypes.data)
+        correction = exp((bests[q] - pivot) * np.float32(LN2))
+        bests[q] = pivot
+        if each == 4:
+            _weigh(into, vectors, scales[2], sums.ctypes.data)
+        elif each == 2:
+            narrow_vectors(into, vectors, into)
         summed = np.float32(0)
         for i in range(WIDTH):
             summed += sums[i]
-        total[q] = total[q] * correction + summed
-        mean = means[q * dim : (q + 1) * dim]
+        totals[q] = totals[q] * correction + summed
+        mean = float32_at(means + 4 * q * dim, dim)
         for d in range(dim):
             mean[d] *= correction
-        if pairs:
-            narrow_vectors(into, vectors, into)
-    target = means.ctypes.data
-    for d in range(0, words, CHUNK // 2 if pairs else CHUNK):
-        value, out = values + 4 * d, target + (8 * d if pairs else 4 * d)
-        if pairs:
+    step = BYTE_CHUNK if each == 4 else CHUNK
+    for d in range(0, dim, step):
+        value, out = values + 4 * (d // each), means + 4 * d
+        if each == 4:
             if queries == 1:
-                _pairs_1(at, KEYS, value, words, count, out, dim)
+                _bytes_1(room, KEYS, value, row, count, out, dim)
             elif queries == 2:
-                _pairs_2(at, KEYS, value, words, count, out, dim)
+                _bytes_2(room, KEYS, value, row, count, out, dim)
             elif queries == 3:
-                _pairs_3(at, KEYS, value, words, count, out, dim)
+                _bytes_3(room, KEYS, value, row, count, out, dim)
             else:
-                _pairs_4(at, KEYS, value, words, count, out, dim)
+                _bytes_4(room, KEYS, value, row, count, out, dim)
+        elif each == 2:
+            if queries == 1:
+                _pairs_1(room, KEYS, value, words, count, out, dim)
+            elif queries == 2:
+                _pairs_2(room, KEYS, value, words, count, out, dim)
+            elif queries == 3:
+                _pairs_3(room, KEYS, value, words, count, out, dim)
+            else:
+                _pairs_4(room, KEYS, value, words, count, out, dim)
         elif queries == 1:
-            _sums_1(at, KEYS, value, words, count, out, dim)
+            _sums_1(room, KEYS, value, words, count, out, dim)
         elif queries == 2:
-            _sums_2(at, KEYS, value, words, count, out, dim)
+            _sums_2(room, KEYS, value, words, count, out, dim)
         elif queries == 3:
-            _sums_3(at, KEYS, value, words, count, out, dim)
+            _sums_3(room, KEYS, value, words, count, out, dim)
         else:
-            _sums_4(at, KEYS, value, words, count, out, dim)
+            _sums_4(room, KEYS, value, words, count, out, dim)

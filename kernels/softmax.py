@@ -7,7 +7,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.vectors import FLOATS, HALVES, LONG, NATIVE_BYTES, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
+from kernels.kv_format import NATIVE_BYTES
+from kernels.vectors import FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8.
 POLYNOMIAL = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
@@ -205,18 +206,19 @@ def paired_weights(vectors: int) -> Callable[..., None]:
 def byte_weights(vectors: int) -> Callable[..., None]:
     """As `weights`, but four rows become one of words with a byte of each: `count` is a multiple of 4.
 
-    `f(scores, count, factor, pivot, shares, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS), at most
-    255; the pivot is in whole steps, above -32,000, and no score is above it. Which keys are rounded up
-    depends on the key alone, and of many with one weight as many are as make their sum right: small ones count for
-    what they are together. `sums` are of the bytes as they are written, times `shares`.
+    `f(scores, count, factor, pivot, shares, inverses, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS),
+    at most 255; the pivot is in whole steps, above -32,000, and no score is above it. Which keys are rounded up depends
+    on the key alone, and of many with one weight as many are as make their sum right: small ones count for what they
+    are together. `sums` are of what is rounded, in bfloat16, times the keys' `inverses` and the lane's `shares`; of
+    four keys, a word of `inverses` is of the first and the third, and the next of the two others.
     """
 
     @intrinsic
-    def f(_: Any, scores: Any, count: Any, factor: Any, pivot: Any, shares: Any, sums: Any) -> Any:
+    def f(_: Any, scores: Any, count: Any, factor: Any, pivot: Any, shares: Any, inverses: Any, sums: Any) -> Any:
         def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
             if not NATIVE_BYTES:
                 return context.get_dummy_value()  # compiled with the rest, never reached
-            scores, count, factor, pivot, shares, sums = arguments
+            scores, count, factor, pivot, shares, inverses, sums = arguments
             emit = Vectors(builder)
             ats = [LONG(v * WIDTH) for v in range(vectors)]
             scale = builder.fmul(emit.splat(factor), floats(STEPS))
@@ -228,17 +230,24 @@ def byte_weights(vectors: int) -> Callable[..., None]:
                 score = emit.load(FLOATS, emit.address(row, ats[v]))
                 return builder.bitcast(emit.greater(emit.multiply_add(score, scale, starts[v]), least), WORDS)
 
-            def in_256ths(row: Any, v: int, dither: Any) -> Any:
-                """Weights of a row and of the one after the next, 8 bits before the point and 8 behind."""
+            def steps_of_two(row: Any, v: int) -> Any:
+                """Of a row and of the one after the next."""
                 low = builder.and_(steps_of(row, v), integers(0xFFFF))
                 later = emit.address(row, LONG(2 * vectors * WIDTH))
-                steps = builder.bitcast(
-                    _bent(emit, builder.or_(low, builder.shl(steps_of(later, v), integers(16)))), HALVES
-                )
+                words = builder.or_(low, builder.shl(steps_of(later, v), integers(16)))
+                return builder.bitcast(_bent(emit, words), HALVES)
+
+            def in_256ths(steps: Any, dither: Any) -> Any:
+                """Weights, 8 bits before the point and 8 behind."""
                 mantissa = builder.or_(builder.and_(builder.shl(steps, halves(8)), halves(0x7F00)), halves(0x8000))
                 places = builder.sub(halves(0), builder.ashr(steps, halves(7)))
                 weight = emit.call("llvm.x86.avx512.psrlv.w.512", HALVES, mantissa, places)
                 return builder.bitcast(builder.add(weight, dither), WORDS)
+
+            def summed(steps: Any, inverse: Any, total: Any) -> Any:
+                """Steps are a bfloat16 but for where its exponents begin."""
+                words = builder.bitcast(builder.add(steps, halves((127 + 7) * STEPS)), WORDS)
+                return emit.multiply(emit.operand(words, "pairs"), inverse, total, "pairs")
 
             def step(index: Any, state: list[Any]) -> list[Any]:
                 noise, totals = state[0], state[1:]
@@ -246,24 +255,28 @@ def byte_weights(vectors: int) -> Callable[..., None]:
                 target = emit.address(scores, builder.mul(index, LONG(vectors * WIDTH)))
                 next_noise = builder.add(noise, halves(DITHER))
                 even, odd = (builder.lshr(x, halves(8)) for x in (noise, next_noise))
+                at = emit.address(inverses, builder.shl(index, LONG(1)))
+                first_inverse, second_inverse = (
+                    emit.operand(emit.splat(emit.load(WORD, emit.address(at, LONG(i)))), "pairs") for i in range(2)
+                )
                 added = []
                 for v, total in enumerate(totals):
-                    first = in_256ths(row, v, even)
-                    second = in_256ths(emit.address(row, LONG(vectors * WIDTH)), v, odd)
-                    upper = builder.lshr(builder.bitcast(first, HALVES), halves(8))
-                    words = builder.or_(builder.bitcast(upper, WORDS), builder.and_(second, integers(-0xFF0100)))
-                    emit.store(words, emit.address(target, ats[v]))
-                    added.append(emit.multiply((words,), (integers(0x01010101),), total, "bytes"))
+                    first = steps_of_two(row, v)
+                    second = steps_of_two(emit.address(row, LONG(vectors * WIDTH)), v)
+                    upper = builder.lshr(builder.bitcast(in_256ths(first, even), HALVES), halves(8))
+                    lower = builder.and_(in_256ths(second, odd), integers(-0xFF0100))
+                    emit.store(builder.or_(builder.bitcast(upper, WORDS), lower), emit.address(target, ats[v]))
+                    added.append(summed(second, second_inverse, summed(first, first_inverse, total)))
                 return [builder.add(noise, halves(4 * DITHER & 0xFFFF)), *added]
 
             start = ir.Constant(HALVES, [0, 2 * DITHER & 0xFFFF] * WIDTH)
-            _, *totals = emit.loop(builder.ashr(count, LONG(2)), [start] + [integers(0)] * vectors, step)
+            _, *totals = emit.loop(builder.ashr(count, LONG(2)), [start] + [floats(0.0)] * vectors, step)
             for at, total in zip(ats, totals, strict=True):
                 share = emit.load(FLOATS, emit.address(shares, at))
-                emit.store(builder.fmul(builder.sitofp(total, FLOATS), share), emit.address(sums, at))
+                emit.store(builder.fmul(total, share), emit.address(sums, at))
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.float32, *[types.int64] * 3), generate
+        return types.void(types.int64, types.int64, types.float32, *[types.int64] * 4), generate
 
     return f  # type: ignore[no-any-return]
 

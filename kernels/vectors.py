@@ -12,13 +12,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.kv_format import NATIVE_BYTES
+
 # Floats in a vector. A processor with narrower registers takes several for one.
 WIDTH = 16
 _FEATURES = binding.get_host_cpu_features()
 WIDE_REGISTERS = bool(_FEATURES.get("avx512f", False))
 NATIVE_BFLOAT16 = bool(_FEATURES.get("avx512bf16", False))
-# Four products of bytes summed in one instruction; where there is none, 8 bits are left to torch.
-NATIVE_BYTES = bool(_FEATURES.get("avx512vnni", False))
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -34,11 +34,11 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return hash(_BFloat)
 
 
-WORD, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
+BYTE, HALF, WORD, LONG, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(WORD, WIDTH)
 BFLOAT = _BFloat()
 # As many integers of 16 bits as a vector of words has halves.
-HALVES = ir.VectorType(ir.IntType(16), 2 * WIDTH)
+HALVES = ir.VectorType(HALF, 2 * WIDTH)
 _PAIRS = ir.VectorType(BFLOAT, 2 * WIDTH)
 BYTES = ("bytes", "signed bytes")
 
@@ -137,7 +137,7 @@ def interleave(_: Any, low: Any, high: Any, out: Any, vectors: Any) -> Any:
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
         low, high, out, count = arguments
-        emit, halves = Vectors(builder), ir.VectorType(ir.IntType(16), WIDTH)
+        emit, halves = Vectors(builder), ir.VectorType(HALF, WIDTH)
 
         def step(index: Any, _: list[Any]) -> list[Any]:
             at = builder.mul(index, LONG(2 * WIDTH))
@@ -183,7 +183,7 @@ def prefetch(_: Any, address: Any, lines: Any) -> Any:
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
         address, lines = arguments
-        byte = ir.PointerType(ir.IntType(8))
+        byte = ir.PointerType(BYTE)
         kind = ir.FunctionType(ir.VoidType(), [byte, WORD, WORD, WORD])
         ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
 

@@ -90,7 +90,7 @@ def plan_requests(run: Run, pending: pa.Table, config: EngineConfig) -> Plan:
         list(_requests(pending, run)),
         run.shape,
         config,
-        dtype_bytes=run.device.dtype_bytes,
+        dtype_bytes=run.kv_dtype_bytes,
         flops_per_second=run.device.flops_per_second,
         shard_seconds=run.job.shard_seconds,
     )

@@ -57,9 +57,13 @@ class Run:
         return self.folder.root
 
     @property
+    def kv_dtype_bytes(self) -> int:
+        return self.device.kv_dtype_bytes(self.shape, self.config.quantization)
+
+    @property
     def max_tokens(self) -> int:
         """Tokens, prompt and answer, that one request may have."""
-        return max_request_tokens(self.shape, self.config, self.device.dtype_bytes)
+        return max_request_tokens(self.shape, self.config, self.kv_dtype_bytes)
 
     @property
     def fingerprint(self) -> str:

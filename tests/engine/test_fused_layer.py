@@ -1,6 +1,7 @@
 """The swapped layers against the ones that transformers wrote."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
-from kernels import byte_attention
+from kernels.kv_format import takes_bytes
 from kernels.segments import Segment, Segments
 
 ROWS = 50
@@ -64,20 +65,20 @@ def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
     assert float((hidden(model) - wanted).abs().max()) < (0.2 if quantized else 2e-5)
 
 
-@pytest.mark.skipif(not byte_attention.takes(64), reason="this processor has no products of bytes")
-def test_in_8_bits_over_bfloat16_scores_are_in_8_bits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+BYTES = pytest.mark.skipif(not takes_bytes(64), reason="this processor has no products of bytes")
+
+
+@BYTES
+def test_int8_keeps_keys_and_values_in_8_bits() -> None:
+    """Which moves a hidden state by no more than keys and values in bfloat16 do, twice over."""
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(LlamaConfig(**SIZES | {"head_dim": 64})).eval().requires_grad_(False)
     model.set_attn_implementation(engine.attention.NAME)
     quantize_linears(model)
     fuse_layers(model, torch.float32)
-    wanted, got = hidden(model), hidden(model, kv_dtype=torch.bfloat16)
-    monkeypatch.setattr(model.model.layers[0], "takes_bytes", False)
-    monkeypatch.setattr(model.model.layers[1], "takes_bytes", False)
-    plain = hidden(model, kv_dtype=torch.bfloat16)
-    assert not torch.equal(got, plain)
+    wanted, got, plain = (hidden(model, kv_dtype=kind) for kind in (torch.float32, torch.uint8, torch.bfloat16))
     error, rounding = (float((made - wanted).square().mean().sqrt()) for made in (got, plain))
-    assert error < 2 * rounding
+    assert 0 < error < 2 * rounding
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,19 +96,21 @@ def test_the_last_layer_computes_the_asked_rows_alone(name: str, asked: list[int
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", pytest.param("int8", marks=BYTES)])
 def test_a_step_makes_the_calls_of_the_one_before_again(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many rows; what it reads and where it writes are its own. Another number of rows begins anew."""
     torch.manual_seed(0)
     model_class, config = MODELS[name]
+    config = deepcopy(config)
+    config.head_dim = 64 if kind == "int8" else config.head_dim
     model: Any = model_class(config).eval().requires_grad_(False)
     model.set_attn_implementation(engine.attention.NAME)
     if kind == "int8":
         quantize_linears(model)
     elif kind == "bfloat16":
         model.bfloat16()
-    dtype = torch.float32 if kind == "float32" else torch.bfloat16
-    fuse_layers(model, dtype)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}[kind]
+    fuse_layers(model, torch.bfloat16 if kind == "bfloat16" else torch.float32)
     reruns = []
     rerun = StepAttention.rerun
     monkeypatch.setattr(StepAttention, "rerun", lambda step, recorded: reruns.append(step) or rerun(step, recorded))

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from kernels import compile_loops, matmul, openmp
+from kernels.byte_kv import keys_of, values_of
 from kernels.int8_rows import byte_rows, quantize_rows
+from kernels.kv_format import takes_bytes
 from kernels.kv_write import reslot, write_kv, write_kv_reference
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rotary import rotate, rotate_reference
@@ -97,6 +99,29 @@ def test_write_kv(from_dtype: torch.dtype, to_dtype: torch.dtype, dim: int) -> N
         assert torch.equal(a, b)
     assert float((wanted[0][:, :, 9] - made[:, :, 1].to(to_dtype)).abs().max()) == 0
     assert float((wanted[1][:, :, 4] - made[:, :, 4].to(to_dtype)).abs().max()) == 0
+
+
+@pytest.mark.skipif(not takes_bytes(64), reason="this processor has no products of bytes")
+@pytest.mark.parametrize("dim", [64, 192])
+def test_write_kv_in_bytes(dim: int) -> None:
+    """To the bit what its definition makes, which is within half a step of what was given."""
+    made = torch.randn(2, 7, 3, dim) * 10 ** torch.linspace(-20, 5, 7)[:, None, None]
+    made[:, 3, 0], made[:, 5, 1, 7], made[:, 6, 2, 9] = 0, torch.inf, torch.nan
+    made = made.transpose(1, 2)
+    slots = torch.tensor([4, 9, -1, 0, -1, 2, 1])
+    got, wanted = ([torch.full((2, 3, 12, dim + 4), 9, dtype=torch.uint8) for _ in range(2)] for _ in range(2))
+    for (cache, own), write in ((got, write_kv), (wanted, write_kv_reference)):
+        write((made[0], made[1]), slots, (cache[0], cache[1]), (own[0], own[1]))
+    finite = made.isfinite().all(-1)
+    for row, slot in enumerate(slots.tolist()):
+        kept, twin = (places[int(slot < 0)][:, :, slot if slot >= 0 else row] for places in (got, wanted))
+        assert torch.equal(kept[finite[:, :, row]], twin[finite[:, :, row]])
+        for which, read in ((0, keys_of), (1, values_of)):
+            exact, back = made[which, :, row], read(kept[which])
+            assert torch.equal(back.isfinite().all(-1), finite[which, :, row])
+            largest = exact.abs().amax(-1, keepdim=True)
+            error = ((back - exact).abs() / (largest / 127 + 2.0**-29))[finite[which, :, row]]
+            assert bool((error <= 0.51).all())
 
 
 def test_every_loop_is_compiled_ahead() -> None:
