@@ -110,8 +110,8 @@ def make_block(vectors: int) -> Any:
         over = best.ctypes.data + 4 * lane
         if each == 4:
             rescale_bytes(pivot, factor, over, high, corrections, share)
-            inverses = scratch.inverse_pairs.ctypes.data
-            weights_bytes(into, 4 * steps, factor, pivot, share, inverses, part.ctypes.data)
+            inverses, dithers = scratch.inverses.ctypes.data, scratch.dithers.ctypes.data
+            weights_bytes(into, 4 * steps, factor, pivot, share, inverses, dithers, part.ctypes.data)
         elif each == 2:
             rescale_pairs(pivot, factor, over, high, corrections, 0)
             weights_pairs(into, 2 * steps, factor, pivot, part.ctypes.data)

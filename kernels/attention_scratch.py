@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from kernels.openmp import lines_of
+from kernels.softmax import DITHER
 from kernels.vectors import WIDTH
 
 # Bytes of a cache line.
@@ -38,7 +39,7 @@ class Scratch(NamedTuple):
     key_scales: Any  # (KEYS,)
     terms: Any  # (KEYS,): what scores have added for their values' scales
     inverses: Any  # (KEYS,): of those scales
-    inverse_pairs: Any  # (KEYS / 2,) words: pairs of them in bfloat16
+    dithers: Any  # (KEYS,): what weights in 8 bits have added before they are rounded
     query_scales: Any  # (lanes,)
     query_offsets: Any  # (lanes,) int32: what the keys' zero adds to a score, negated
 
@@ -50,6 +51,9 @@ def scratch_for(lanes: int, dim: int) -> Any:
     by_lane[:], queries[:] = np.float32(0), np.float32(0)
     query_scales, query_offsets = lines_of(lanes), lines_of(lanes)
     query_scales[:], query_offsets[:] = np.float32(0), np.float32(0)
+    dithers = lines_of(KEYS)
+    for key in range(KEYS):
+        dithers[key] = np.float32((DITHER * key) % 1.0 - 0.5)
     return Scratch(
         by_lane,
         queries,
@@ -68,7 +72,7 @@ def scratch_for(lanes: int, dim: int) -> Any:
         lines_of(KEYS),
         lines_of(KEYS),
         lines_of(KEYS),
-        lines_of(KEYS // 2),
+        dithers,
         query_scales,
         query_offsets,
     )

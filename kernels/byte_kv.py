@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels.kv_format import CHUNK, SCALE_BYTES, row_bytes
 from kernels.mix import to_bytes
-from kernels.openmp import FASTMATH, as_float32, bits_of, exp, float32_at, int8_at, int32_at, narrow, uint16_at
+from kernels.openmp import FASTMATH, as_float32, bits_of, exp, float32_at, int8_at, int32_at
 from kernels.transpose import transpose
 from kernels.vectors import BYTE, FLOAT, HALF, LONG, WIDTH, WORD, WORDS, Vectors, integers
 
@@ -148,22 +148,12 @@ def read_scales(keys: int, values: int, count: int, dim: int, factor: Any, place
         inverses[key] = np.float32(0)
 
 
-@njit(error_model="numpy")
-def pack_values(values: int, count: int, dim: int, scratch: Any) -> None:
-    """Values of four neighbouring keys in a word: values[key / 4, d]; and `inverse_pairs`, of `inverses`.
-
-    Of four keys, a word of pairs is of the first and the third, and the next of the two others.
-    """
-    _interleave(values, count, dim // CHUNK, scratch.values.ctypes.data)
-    inverses, pairs = scratch.inverses, uint16_at(scratch.inverse_pairs.ctypes.data, scratch.inverses.size)
-    for key in range(0, count, 4):
-        pairs[key], pairs[key + 1] = np.uint16(narrow(inverses[key])), np.uint16(narrow(inverses[key + 2]))
-        pairs[key + 2], pairs[key + 3] = np.uint16(narrow(inverses[key + 1])), np.uint16(narrow(inverses[key + 3]))
-
-
 @intrinsic
-def _interleave(_: Any, values: Any, count: Any, chunks: Any, out: Any) -> Any:
-    """For numba: see `pack_values`; `chunks` a row. What is behind `count` is the last again."""
+def pack_values(_: Any, values: Any, count: Any, chunks: Any, out: Any) -> Any:
+    """For numba: values of four neighbouring keys in a word, out (count / 4, 64 `chunks`): all are addresses.
+
+    What is behind `count` is the last again.
+    """
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
         values, count, chunks, out = arguments

@@ -19,6 +19,7 @@ from kernels.attention_block import LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
 from kernels.byte_kv import pack_values, quantize_queries, read_scales, row_size
+from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.kv_format import row_bytes, takes_bytes
 from kernels.openmp import (
     FASTMATH,
@@ -330,7 +331,7 @@ def _segment(
                 if each == 4:
                     scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
                     read_scales(k, v, here, dim, factor, scales)
-                    pack_values(v, here, dim, scratch)
+                    pack_values(v, here, dim // BYTE_CHUNK, scratch.values.ctypes.data)
                 elif each == 2:
                     _pack_values(v, here, dim, scratch.values)
             is_packed = True

@@ -1,5 +1,6 @@
 """The exponentials of a block of scores whose queries are lanes: each lane has a maximum and a sum of its own."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.kv_format import NATIVE_BYTES
-from kernels.vectors import FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
+from kernels.vectors import BYTE, FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8.
 POLYNOMIAL = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
@@ -23,10 +24,12 @@ BEND, NEAREST = 176, 144
 FLOOR = -100.0
 # The score of a key that is not read, and what no pivot is below.
 LOWEST, LEAST = -3e38, -1e30
-# A weight in 8 bits is 128 times its power of two, this many steps higher: 254.6 at most.
-LIFT = STEPS - 1
-# What a weight is rounded by goes from key to key in this part of 65,536, the golden ratio's, and so evenly.
-DITHER = 0x9E37
+# 2**x on [0, 1), from the constant on, least relative error: 1.7e-3, less than what rounds a weight in 8 bits.
+SHORT_POLYNOMIAL = (1.00172476, 0.65763628, 0.33718943)
+# The greatest weight in 8 bits: with half a step, and what a power may be above itself, it is in a byte.
+MOST = 254.0
+# What a weight is rounded by goes from key to key by this part of a step, the golden ratio's, and so evenly.
+DITHER = 0.6180339887498949
 
 
 def highest(vectors: int, *, masked: bool) -> Callable[..., None]:
@@ -90,10 +93,6 @@ def rescale(vectors: int, kind: str) -> Callable[..., None]:
             emit = Vectors(builder)
             scale = emit.splat(factor)
 
-            def whole(rounding: str, x: Any) -> Any:
-                steps = emit.call(f"llvm.{rounding}.v{WIDTH}f32", FLOATS, builder.fmul(x, floats(STEPS)))
-                return builder.fmul(steps, floats(1 / STEPS))
-
             for v in range(vectors):
                 at = LONG(v * WIDTH)
                 own = builder.fmul(emit.load(FLOATS, emit.address(pivots, at)), scale)
@@ -101,15 +100,16 @@ def rescale(vectors: int, kind: str) -> Callable[..., None]:
                 reads = builder.icmp_signed(">", emit.load(WORDS, emit.address(upper, at)), integers(0))
                 if kind == "bytes":
                     is_less = builder.fcmp_ordered("<", own, floats(LEAST))
-                    own = whole("ceil", builder.select(is_less, floats(LEAST), own))
+                    own = builder.select(is_less, floats(LEAST), own)
                 after = builder.select(builder.fcmp_ordered("<", own, before), before, own)
                 if kind == "pairs":
-                    after = whole("floor", after)
+                    steps = emit.call(f"llvm.floor.v{WIDTH}f32", FLOATS, builder.fmul(after, floats(STEPS)))
+                    after = builder.fmul(steps, floats(1 / STEPS))
                 correction = builder.select(reads, exp2(emit, builder.fsub(before, after)), floats(1.0))
                 emit.store(correction, emit.address(corrections, at))
                 emit.store(builder.select(reads, after, before), emit.address(best, at))
                 if kind == "bytes":
-                    share = exp2(emit, builder.fsub(builder.fsub(own, after), floats(7 + LIFT / STEPS)))
+                    share = exp2(emit, builder.fsub(builder.fsub(own, after), floats(math.log2(MOST))))
                     emit.store(builder.select(reads, share, floats(0.0)), emit.address(shares, at))
                     emit.store(own, emit.address(pivots, at))
                 else:
@@ -206,79 +206,88 @@ def paired_weights(vectors: int) -> Callable[..., None]:
 def byte_weights(vectors: int) -> Callable[..., None]:
     """As `weights`, but four rows become one of words with a byte of each: `count` is a multiple of 4.
 
-    `f(scores, count, factor, pivot, shares, inverses, sums)`: bytes are 2**(score * factor - pivot + 7 + LIFT / STEPS),
-    at most 255; the pivot is in whole steps, above -32,000, and no score is above it. Which keys are rounded up depends
-    on the key alone, and of many with one weight as many are as make their sum right: small ones count for what they
-    are together. `sums` are of what is rounded, in bfloat16, times the keys' `inverses` and the lane's `shares`; of
-    four keys, a word of `inverses` is of the first and the third, and the next of the two others.
+    `f(scores, count, factor, pivot, shares, inverses, dithers, sums)`: bytes are 2**(score * factor - pivot) * `MOST`
+    and a key's of `dithers`, of which there are `count`, to the nearest; no score is above the pivot. So of many with
+    one weight as many are rounded up as make their sum right: small ones count for what they are together. `sums` are
+    of the weights before they are rounded, times the keys' `inverses` and the lane's `shares`.
     """
 
     @intrinsic
-    def f(_: Any, scores: Any, count: Any, factor: Any, pivot: Any, shares: Any, inverses: Any, sums: Any) -> Any:
+    def f(
+        _: Any,
+        scores: Any,
+        count: Any,
+        factor: Any,
+        pivot: Any,
+        shares: Any,
+        inverses: Any,
+        dithers: Any,
+        sums: Any,
+    ) -> Any:
         def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
             if not NATIVE_BYTES:
                 return context.get_dummy_value()  # compiled with the rest, never reached
-            scores, count, factor, pivot, shares, inverses, sums = arguments
-            emit = Vectors(builder)
+            scores, count, factor, pivot, shares, inverses, dithers, sums = arguments
+            emit, scale = Vectors(builder), Vectors(builder).splat(factor)
             ats = [LONG(v * WIDTH) for v in range(vectors)]
-            scale = builder.fmul(emit.splat(factor), floats(STEPS))
-            least = floats(ROUNDING + LIFT + FLOOR * STEPS)
             pivots = [emit.load(FLOATS, emit.address(pivot, at)) for at in ats]
-            starts = [emit.multiply_add(x, floats(-STEPS), floats(ROUNDING + LIFT)) for x in pivots]
+            starts = [builder.fsub(floats(math.log2(MOST)), x) for x in pivots]
 
-            def steps_of(row: Any, v: int) -> Any:
-                score = emit.load(FLOATS, emit.address(row, ats[v]))
-                return builder.bitcast(emit.greater(emit.multiply_add(score, scale, starts[v]), least), WORDS)
-
-            def steps_of_two(row: Any, v: int) -> Any:
-                """Of a row and of the one after the next."""
-                low = builder.and_(steps_of(row, v), integers(0xFFFF))
-                later = emit.address(row, LONG(2 * vectors * WIDTH))
-                words = builder.or_(low, builder.shl(steps_of(later, v), integers(16)))
-                return builder.bitcast(_bent(emit, words), HALVES)
-
-            def in_256ths(steps: Any, dither: Any) -> Any:
-                """Weights, 8 bits before the point and 8 behind."""
-                mantissa = builder.or_(builder.and_(builder.shl(steps, halves(8)), halves(0x7F00)), halves(0x8000))
-                places = builder.sub(halves(0), builder.ashr(steps, halves(7)))
-                weight = emit.call("llvm.x86.avx512.psrlv.w.512", HALVES, mantissa, places)
-                return builder.bitcast(builder.add(weight, dither), WORDS)
-
-            def summed(steps: Any, inverse: Any, total: Any) -> Any:
-                """Steps are a bfloat16 but for where its exponents begin."""
-                words = builder.bitcast(builder.add(steps, halves((127 + 7) * STEPS)), WORDS)
-                return emit.multiply(emit.operand(words, "pairs"), inverse, total, "pairs")
-
-            def step(index: Any, state: list[Any]) -> list[Any]:
-                noise, totals = state[0], state[1:]
+            def step(index: Any, totals: list[Any]) -> list[Any]:
                 row = emit.address(scores, builder.mul(index, LONG(4 * vectors * WIDTH)))
                 target = emit.address(scores, builder.mul(index, LONG(vectors * WIDTH)))
-                next_noise = builder.add(noise, halves(DITHER))
-                even, odd = (builder.lshr(x, halves(8)) for x in (noise, next_noise))
-                at = emit.address(inverses, builder.shl(index, LONG(1)))
-                first_inverse, second_inverse = (
-                    emit.operand(emit.splat(emit.load(WORD, emit.address(at, LONG(i)))), "pairs") for i in range(2)
-                )
-                added = []
-                for v, total in enumerate(totals):
-                    first = steps_of_two(row, v)
-                    second = steps_of_two(emit.address(row, LONG(vectors * WIDTH)), v)
-                    upper = builder.lshr(builder.bitcast(in_256ths(first, even), HALVES), halves(8))
-                    lower = builder.and_(in_256ths(second, odd), integers(-0xFF0100))
-                    emit.store(builder.or_(builder.bitcast(upper, WORDS), lower), emit.address(target, ats[v]))
-                    added.append(summed(second, second_inverse, summed(first, first_inverse, total)))
-                return [builder.add(noise, halves(4 * DITHER & 0xFFFF)), *added]
+                first = builder.shl(index, LONG(2))
+                made: list[list[Any]] = [[] for _ in ats]
+                totals = [*totals]
+                for key in range(4):
+                    at = builder.add(first, LONG(key))
+                    inverse, dither = (
+                        emit.splat(emit.load(FLOAT, emit.address(place, at))) for place in (inverses, dithers)
+                    )
+                    for v, start in enumerate(starts):
+                        score = emit.load(FLOATS, emit.address(row, LONG((key * vectors + v) * WIDTH)))
+                        weight = _power(emit, emit.multiply_add(score, scale, start))
+                        totals[v] = emit.multiply_add(weight, inverse, totals[v])
+                        made[v].append(_nearest(emit, builder.fadd(weight, dither)))
+                for at, words in zip(ats, made, strict=True):
+                    emit.store(_bytes_of(emit, words), emit.address(target, at))
+                return totals
 
-            start = ir.Constant(HALVES, [0, 2 * DITHER & 0xFFFF] * WIDTH)
-            _, *totals = emit.loop(builder.ashr(count, LONG(2)), [start] + [floats(0.0)] * vectors, step)
+            totals = emit.loop(builder.ashr(count, LONG(2)), [floats(0.0)] * vectors, step)
             for at, total in zip(ats, totals, strict=True):
                 share = emit.load(FLOATS, emit.address(shares, at))
                 emit.store(builder.fmul(total, share), emit.address(sums, at))
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, types.float32, *[types.int64] * 4), generate
+        return types.void(types.int64, types.int64, types.float32, *[types.int64] * 5), generate
 
     return f  # type: ignore[no-any-return]
+
+
+def _power(emit: Vectors, x: Any) -> Any:
+    """2**x, of vectors, to a 580th; 0 far below, and NaN of NaN."""
+    mask, all_lanes = ir.IntType(16)(-1), WORD(4)  # rounding as it is set
+    rest = emit.call("llvm.x86.avx512.mask.reduce.ps.512", FLOATS, x, WORD(1), x, mask, all_lanes)
+    value = floats(SHORT_POLYNOMIAL[-1])
+    for coefficient in SHORT_POLYNOMIAL[-2::-1]:
+        value = emit.multiply_add(value, rest, floats(coefficient))
+    return emit.call("llvm.x86.avx512.mask.scalef.ps.512", FLOATS, value, x, value, mask, all_lanes)
+
+
+def _nearest(emit: Vectors, x: Any) -> Any:
+    """To integers, ties to even; what is not finite to the least."""
+    return emit.call("llvm.x86.avx512.mask.cvtps2dq.512", WORDS, x, integers(0), ir.IntType(16)(-1), WORD(4))
+
+
+def _bytes_of(emit: Vectors, words: list[Any]) -> Any:
+    """Of four vectors of integers one, whose words have a byte of each, clamped to [0, 255]."""
+    builder, bytes_ = emit.builder, ir.VectorType(BYTE, 4 * WIDTH)
+    low, high = (emit.call("llvm.x86.avx512.packusdw.512", HALVES, *words[i : i + 2]) for i in (0, 2))
+    packed = emit.call("llvm.x86.avx512.packuswb.512", bytes_, low, high)
+    # In quarters, four lanes of each vector in turn.
+    order = [16 * quarter + 4 * i + lane for quarter in range(4) for lane in range(4) for i in range(4)]
+    places = ir.Constant(ir.VectorType(WORD, 4 * WIDTH), order)
+    return builder.bitcast(builder.shuffle_vector(packed, ir.Constant(bytes_, ir.Undefined), places), WORDS)
 
 
 def _bent(emit: Vectors, words: Any) -> Any:
