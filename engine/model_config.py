@@ -17,7 +17,7 @@ ALIASES = {
 }
 
 # Types whose layers are norm, rotary attention, norm and gated MLP, and nothing else.
-FUSED = frozenset({"llama", "mistral", "qwen2"})
+FUSED = frozenset({"internlm3", "iquestcoder", "llama", "mistral", "qwen2"})
 SERVED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 LAYER_REASONS = {
     "chunked_attention": "attention within chunks",

@@ -58,6 +58,7 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
         kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(4),
     )
     engine = build_engine(files, config, detokenize=False)
+    assert engine.runner.model.shape == shape, "plans count on what is loaded"
     plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=60)}

@@ -14,12 +14,14 @@ from engine.device import resolve_device
 from engine.engine import Engine
 from engine.errors import UserError
 from engine.fused_layer import FusedLayer
-from engine.model import resolve_model
+from engine.model import load_shape, resolve_model
 from engine.planner import make_plan, shard_work
 from engine.projection import Projection
 from engine.quantize import Int8Linear, quantize_linears
 from engine.request import Request, RequestOutput
 from kernels.int8_rows import block_size, hadamard, mixed, quantize_rows
+from kernels.kv_format import takes_bytes
+from tests.engine.families import save_tiny
 
 
 def spread(rows: int, features: int) -> Tensor:
@@ -146,6 +148,27 @@ def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engi
     head = model._head.lm_head
     assert (head.panels if isinstance(head, Projection) else head.weight).dtype == int8_engine.runner.cache.dtype
     assert model.body.get_input_embeddings().weight.is_floating_point()
+
+
+@pytest.mark.skipif(not takes_bytes(64), reason="this processor has no products of bytes")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_are_in_8_bits_over_bfloat16(family: str, dtype: Any, tmp_path: Path) -> None:
+    """In fused layers; plans count on it, and the budget holds nearly twice the tokens."""
+    save_tiny(family, {"head_dim": 64, "hidden_act": "silu"}, tmp_path)
+    files = resolve_model(str(tmp_path))
+    config = EngineConfig(dtype=dtype, quantization="int8", kv_cache_memory=2**22)
+    shape, device = load_shape(files), resolve_device(config)
+    built = build_engine(files, config, detokenize=False)
+    kept = {"float32": torch.float32, "bfloat16": torch.bfloat16 if family == "qwen3" else torch.uint8}[dtype]
+    assert built.runner.cache.dtype == kept
+    assert device.kv_dtype_bytes(shape, "int8") == kept.itemsize
+    cache = built.runner.cache
+    token = sum(kept.itemsize * kv.stride(1) * len(kv) for kv in (*cache.keys, *cache.values))
+    assert token == 2 * shape.num_layers * shape.num_kv_heads * {1: 68, 2: 128, 4: 256}[kept.itemsize]
+    assert built.runner.block_bytes == 16 * token
+    assert built.runner.num_blocks == 2**22 // (16 * token)
+    built.close()
 
 
 def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
