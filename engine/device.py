@@ -8,7 +8,7 @@ from engine.config import EngineConfig, Quantization
 from engine.errors import UserError
 from engine.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
-from kernels.kv_format import takes_bytes
+from kernels.processor import takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KV_BYTES = {**DTYPE_BYTES, "uint8": 1}

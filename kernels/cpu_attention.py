@@ -20,7 +20,7 @@ from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
 from kernels.byte_kv import pack_values, quantize_queries, read_scales, row_size
 from kernels.kv_format import CHUNK as BYTE_CHUNK
-from kernels.kv_format import row_bytes, takes_bytes
+from kernels.kv_format import row_bytes
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -35,6 +35,7 @@ from kernels.openmp import (
     uint16_at,
     words,
 )
+from kernels.processor import takes_bytes
 from kernels.row_block import CHUNK, row_block
 from kernels.softmax import LEAST
 from kernels.transpose import transpose

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.gate import gate
-from kernels.kv_format import NATIVE_BYTES
 from kernels.openmp import (
     FASTMATH,
     Loop,
@@ -26,6 +25,7 @@ from kernels.openmp import (
     uint16_at,
     words,
 )
+from kernels.processor import NATIVE_BYTES
 from kernels.product import ROWS, byte_product, product
 from kernels.vectors import WIDTH, narrow_vectors
 

@@ -10,7 +10,8 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.vectors import FLOAT, FLOATS, LONG, WIDE_REGISTERS, WIDTH, WORD, WORDS, Vectors, floats, integers
+from kernels.processor import WIDE_REGISTERS
+from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # Rows of `c` for 1, 2 and 3 vectors a row: as many sums as there are registers for, and enough to hide their latency.
 ROWS = {1: 16, 2: 8, 3: 8} if WIDE_REGISTERS else {1: 4, 2: 2, 3: 1}

@@ -16,8 +16,8 @@ from kernels.attention_block import LN2, LOG2E, cap
 from kernels.attention_scratch import KEYS, LINE, MAX_QUERIES
 from kernels.byte_kv import read_scales, row_size, zipped
 from kernels.kv_format import CHUNK as BYTE_CHUNK
-from kernels.kv_format import NATIVE_BYTES
 from kernels.openmp import FASTMATH, exp, float32_at, int32_at
+from kernels.processor import NATIVE_BYTES
 from kernels.softmax import LOWEST, highest, weights
 from kernels.vectors import (
     BYTE,

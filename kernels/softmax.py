@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.kv_format import NATIVE_BYTES
+from kernels.processor import NATIVE_BYTES
 from kernels.vectors import BYTE, FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8.

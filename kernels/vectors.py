@@ -7,18 +7,15 @@ bytes that are neighbours along the dimension that a product sums over.
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.kv_format import NATIVE_BYTES
+from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 
 # Floats in a vector. A processor with narrower registers takes several for one.
 WIDTH = 16
-_FEATURES = binding.get_host_cpu_features()
-WIDE_REGISTERS = bool(_FEATURES.get("avx512f", False))
-NATIVE_BFLOAT16 = bool(_FEATURES.get("avx512bf16", False))
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
-from kernels.kv_format import takes_bytes
+from kernels.processor import takes_bytes
 from kernels.segments import Segment, Segments
 
 ROWS = 50

@@ -20,7 +20,7 @@ from engine.projection import Projection
 from engine.quantize import Int8Linear, quantize_linears
 from engine.request import Request, RequestOutput
 from kernels.int8_rows import block_size, hadamard, mixed, quantize_rows
-from kernels.kv_format import takes_bytes
+from kernels.processor import takes_bytes
 from tests.engine.families import save_tiny
 
 

@@ -14,7 +14,7 @@ from kernels import byte_kv, openmp
 from kernels.attention import attend, merge_into, segment_attention
 from kernels.attention_plan import MAX_ROWS, AttentionPlan, plan_attention
 from kernels.cpu_attention import cpu_attention, cpu_attention_takes
-from kernels.kv_format import takes_bytes
+from kernels.processor import takes_bytes
 from kernels.segments import Segment, Segments
 
 COMPILED = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")

@@ -9,8 +9,8 @@ from torch import Tensor
 from kernels import compile_loops, matmul, openmp
 from kernels.byte_kv import keys_of, values_of
 from kernels.int8_rows import byte_rows, quantize_rows
-from kernels.kv_format import takes_bytes
 from kernels.kv_write import reslot, write_kv, write_kv_reference
+from kernels.processor import takes_bytes
 from kernels.rms_norm import rms_norm, rms_norm_reference
 from kernels.rotary import rotate, rotate_reference
 

@@ -8,8 +8,8 @@ from numba import njit
 
 from kernels.attention_scratch import scratch_for
 from kernels.openmp import lines_of
+from kernels.processor import NATIVE_BYTES
 from kernels.softmax import LEAST, LOWEST, MOST, STEPS, byte_weights, highest, paired_weights, rescale, weights
-from kernels.vectors import NATIVE_BYTES
 
 LANES = 32
 KINDS = ("float32", "pairs", "bytes")
