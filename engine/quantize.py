@@ -36,7 +36,11 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         stretch = torch.ones(self.in_features) if magnitudes is None else stretch_of(magnitudes)
-        weight, scales = quantize_rows(linear.weight.detach(), stretch)
+        # Room for what stays is taken before all that goes: the next layer then finds the heap as this one did.
+        weight = torch.empty_like(linear.weight, dtype=torch.int8)
+        scales = torch.empty(self.out_features, dtype=torch.float32)
+        for kept, made in zip((weight, scales), quantize_rows(linear.weight.detach(), stretch), strict=True):
+            kept.copy_(made)
         self.register_buffer("factors", 1 / stretch)
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scales", scales)
@@ -91,7 +95,7 @@ def magnitudes_of(model: Any, linears: dict[str, nn.Linear]) -> dict[str, Tensor
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     tokens = torch.randint(model.config.vocab_size, CALIBRATION_SHAPE, generator=draw)
-    model(input_ids=tokens.to(model.device), use_cache=False)
+    model.base_model(input_ids=tokens.to(model.device), use_cache=False)  # no head, whose logits nobody reads
     model.set_attn_implementation(implementation)
     for hook in hooks:
         hook.remove()
