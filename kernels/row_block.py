@@ -38,7 +38,7 @@ from kernels.vectors import (
 
 # Elements of a row that are read at once, but for bytes; `dim` is a multiple.
 CHUNK = 2 * WIDTH
-# The weight of a byte's value that is 1.
+# What a weight of 1 is in 16 bits.
 WEIGHT = 2**15 - 1
 
 
