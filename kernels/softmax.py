@@ -9,7 +9,21 @@ from numba import types
 from numba.extending import intrinsic
 
 from kernels.processor import NATIVE_BYTES
-from kernels.vectors import BYTE, FLOAT, FLOATS, HALVES, LONG, WIDTH, WORD, WORDS, Vectors, floats, halves, integers
+from kernels.vectors import (
+    BYTE,
+    FLOAT,
+    FLOATS,
+    HALF,
+    HALVES,
+    LONG,
+    WIDTH,
+    WORD,
+    WORDS,
+    Vectors,
+    floats,
+    halves,
+    integers,
+)
 
 # 2**x on [-1/2, 1/2], from the constant on, least relative error: 8e-8.
 POLYNOMIAL = (1.00000007, 0.69314697, 0.2402212, 0.05550713, 0.00967554, 0.00132765)
@@ -30,6 +44,8 @@ SHORT_POLYNOMIAL = (1.00172476, 0.65763628, 0.33718943)
 MOST = 254.0
 # What a weight is rounded by goes from key to key by this part of a step, the golden ratio's, and so evenly.
 DITHER = 0.6180339887498949
+# Of an instruction with a mask: no lane is left out, and it rounds as the thread does.
+ALL_LANES, AS_SET = HALF(-1), WORD(4)
 
 
 def highest(vectors: int, *, masked: bool) -> Callable[..., None]:
@@ -228,7 +244,8 @@ def byte_weights(vectors: int) -> Callable[..., None]:
             if not NATIVE_BYTES:
                 return context.get_dummy_value()  # compiled with the rest, never reached
             scores, count, factor, pivot, shares, inverses, dithers, sums = arguments
-            emit, scale = Vectors(builder), Vectors(builder).splat(factor)
+            emit = Vectors(builder)
+            scale = emit.splat(factor)
             ats = [LONG(v * WIDTH) for v in range(vectors)]
             pivots = [emit.load(FLOATS, emit.address(pivot, at)) for at in ats]
             starts = [builder.fsub(floats(math.log2(MOST)), x) for x in pivots]
@@ -266,17 +283,16 @@ def byte_weights(vectors: int) -> Callable[..., None]:
 
 def _power(emit: Vectors, x: Any) -> Any:
     """2**x, of vectors, to a 580th; 0 far below, and NaN of NaN."""
-    mask, all_lanes = ir.IntType(16)(-1), WORD(4)  # rounding as it is set
-    rest = emit.call("llvm.x86.avx512.mask.reduce.ps.512", FLOATS, x, WORD(1), x, mask, all_lanes)
+    rest = emit.call("llvm.x86.avx512.mask.reduce.ps.512", FLOATS, x, WORD(1), x, ALL_LANES, AS_SET)
     value = floats(SHORT_POLYNOMIAL[-1])
     for coefficient in SHORT_POLYNOMIAL[-2::-1]:
         value = emit.multiply_add(value, rest, floats(coefficient))
-    return emit.call("llvm.x86.avx512.mask.scalef.ps.512", FLOATS, value, x, value, mask, all_lanes)
+    return emit.call("llvm.x86.avx512.mask.scalef.ps.512", FLOATS, value, x, value, ALL_LANES, AS_SET)
 
 
 def _nearest(emit: Vectors, x: Any) -> Any:
     """To integers, ties to even; what is not finite to the least."""
-    return emit.call("llvm.x86.avx512.mask.cvtps2dq.512", WORDS, x, integers(0), ir.IntType(16)(-1), WORD(4))
+    return emit.call("llvm.x86.avx512.mask.cvtps2dq.512", WORDS, x, integers(0), ALL_LANES, AS_SET)
 
 
 def _bytes_of(emit: Vectors, words: list[Any]) -> Any:
