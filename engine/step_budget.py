@@ -1,7 +1,8 @@
 """How many tokens a step takes where the job does not say: measured once on this machine, then read from the cache.
 
 A step's matmuls read all weights, so few rows waste memory's bandwidth; past some size more rows gain nothing, but hold
-more activations and keep rows that decode waiting. The smallest size within `CLOSE` of the best rate is taken.
+more activations. The default is left only for a size that is faster by `GAIN`: what a step costs beside its forward is
+not measured, and rates that differ by less are the machine's noise.
 """
 
 import json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from engine.model_runner import ModelRunner
 
 SIZES = (128, 256, 512, 1024, 2048)
-CLOSE = 0.03
+GAIN = 0.05
 ROUNDS = 2
 # No size is begun after this time.
 LIMIT_SECONDS = 1.0
@@ -43,8 +44,9 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
         return config.max_num_batched_tokens
     note = _note(model, config, device)
     try:
-        return int(json.loads(note.read_text())["max_num_batched_tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+        rates = json.loads(note.read_text())["tokens_per_second"]
+        return choose({int(size): float(rate) for size, rate in rates.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -59,12 +61,11 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     tokens = known_step_tokens(model, config, runner.device)
     if tokens is None:
         rates = measure(runner)
-        tokens = smallest_good(rates)
+        tokens = choose(rates)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
         if len(rates) == len(SIZES):
-            seen = {"max_num_batched_tokens": tokens, "tokens_per_second": rates}
             with suppress(OSError):
-                publish_file(_note(model, config, runner.device), json.dumps(seen))
+                publish_file(_note(model, config, runner.device), json.dumps({"tokens_per_second": rates}))
     return replace(config, max_num_batched_tokens=tokens)
 
 
@@ -97,12 +98,14 @@ def best_rates(seconds: Callable[[int], float]) -> dict[int, float]:
     return best
 
 
-def smallest_good(rates: dict[int, float]) -> int:
-    """The smallest size within `CLOSE` of the best rate; the default where not all sizes were tried."""
-    if len(rates) < len(SIZES):
+def choose(rates: dict[int, float]) -> int:
+    """The default, but for the smallest size that is faster by `GAIN` and within as much of the best.
+
+    The default too where not all sizes were tried.
+    """
+    if len(rates) < len(SIZES) or max(rates.values()) < (1 + GAIN) * rates[DEFAULT_STEP_TOKENS]:
         return DEFAULT_STEP_TOKENS
-    good = [size for size, rate in rates.items() if rate >= (1 - CLOSE) * max(rates.values())]
-    return min(good)
+    return min(size for size, rate in rates.items() if (1 + GAIN) * rate >= max(rates.values()))
 
 
 def _independent_rows(size: int, piece: int) -> SchedulerOutput:

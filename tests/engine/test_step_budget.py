@@ -14,7 +14,7 @@ from engine.device import resolve_device
 from engine.model import load_shape, resolve_model
 from engine.planner import make_plan
 from engine.request import Request
-from engine.step_budget import SIZES, best_rates, known_step_tokens, planning_config, smallest_good
+from engine.step_budget import SIZES, best_rates, choose, known_step_tokens, planning_config
 
 OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
 
@@ -27,21 +27,23 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("per_second", "chosen"),
     [
-        ((100, 200, 300, 301, 302), 512),
+        ((100, 100, 100, 100, 100), 1024),
+        ((102, 101, 100, 100, 104), 1024),
         ((100, 200, 300, 400, 500), 2048),
+        ((100, 200, 300, 301, 302), 1024),
         ((500, 400, 300, 200, 100), 128),
-        ((100, 97.1, 96.9, 99, 100), 128),
+        ((100, 120, 125, 100, 126), 256),
     ],
-    ids=["flat", "rising", "falling", "close"],
+    ids=["flat", "noise", "rising", "level", "falling", "small"],
 )
-def test_the_smallest_that_is_close_to_the_best(per_second: tuple[float, ...], chosen: int) -> None:
-    assert smallest_good(dict(zip(SIZES, per_second, strict=True))) == chosen
+def test_the_default_unless_another_is_clearly_faster(per_second: tuple[float, ...], chosen: int) -> None:
+    assert choose(dict(zip(SIZES, per_second, strict=True))) == chosen
 
 
 def test_a_measurement_that_was_cut_short_decides_nothing() -> None:
     rates = best_rates(lambda _: step_budget.LIMIT_SECONDS)
     assert list(rates) == [SIZES[0], SIZES[1]]
-    assert smallest_good(rates) == DEFAULT_STEP_TOKENS
+    assert choose(rates) == DEFAULT_STEP_TOKENS
 
 
 def test_each_size_keeps_its_best_round() -> None:
@@ -70,7 +72,8 @@ def test_measured_once_and_then_known(tiny_model: Path, monkeypatch: pytest.Monk
 
 def test_another_precision_is_another_measurement(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
-    step_budget.publish_file(step_budget._note(files, OPEN, device), json.dumps({"max_num_batched_tokens": 512}))
+    rates = {size: 2.0 if size == 512 else 1.0 for size in SIZES}
+    step_budget.publish_file(step_budget._note(files, OPEN, device), json.dumps({"tokens_per_second": rates}))
     assert known_step_tokens(files, OPEN, device) == 512
     assert known_step_tokens(files, replace(OPEN, quantization="int8"), device) is None
     assert known_step_tokens(files, OPEN, replace(device, label="cpu (64 cores)")) is None
