@@ -34,10 +34,14 @@ class Device:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
+    def packs(self, shape: ModelShape) -> bool:
+        """Whether layers and head are `engine.fused_layer`'s."""
+        return shape.can_fuse and self.backend == "torch" and self.dtype != "float16"
+
     def kv_dtype(self, shape: ModelShape, quantization: Quantization) -> str:
         """What keys and values are kept in; "uint8" is rows of `kernels.byte_kv`."""
-        narrow = quantization == "int8" and self.dtype == "bfloat16" and self.backend == "torch"
-        return "uint8" if narrow and shape.can_fuse and takes_bytes(shape.head_dim) else self.dtype
+        narrow = quantization == "int8" and self.dtype == "bfloat16"
+        return "uint8" if narrow and self.packs(shape) and takes_bytes(shape.head_dim) else self.dtype
 
     def kv_dtype_bytes(self, shape: ModelShape, quantization: Quantization) -> int:
         return KV_BYTES[self.kv_dtype(shape, quantization)]

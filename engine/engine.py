@@ -23,7 +23,7 @@ from engine.output_processor import OutputState, error_output
 from engine.plan import ShardWork
 from engine.request import RequestOutput
 from engine.scheduler import Sampled, Scheduler
-from engine.scheduler_output import SchedulerOutput
+from engine.scheduler_output import SampleRow, SchedulerOutput
 from engine.trace import OnStep, StepTrace
 
 if TYPE_CHECKING:
@@ -219,9 +219,17 @@ class Engine:
 
     @torch.inference_mode()
     def _sample(self, step: SchedulerOutput, hidden: Tensor) -> dict[int, Sampled]:
+        """Rows whose token is the greatest logit's, and nothing else is asked of them, need no logits."""
         sampled = {}
-        for part, logits in self.runner.logits(step, hidden, [sample.row for sample in step.samples]):
-            states = [self._states[sample.key] for sample in step.samples[part]]
+        plain: list[SampleRow] = []
+        others: list[SampleRow] = []
+        for sample in step.samples:
+            (plain if self._states[sample.key].takes_best else others).append(sample)
+        tokens = self.runner.best_tokens(step, hidden, [sample.row for sample in plain])
+        for sample, token in zip(plain, tokens, strict=True):
+            sampled[sample.key] = self._states[sample.key].take(token)
+        for part, logits in self.runner.logits(step, hidden, [sample.row for sample in others]):
+            states = [self._states[sample.key] for sample in others[part]]
             barred = [(row, state.suppressed) for row, state in enumerate(states) if state.suppressed]
             sampler.suppress(logits, [row for row, _ in barred], [ids for _, ids in barred])
             for row, (state, best) in enumerate(zip(states, sampler.greedy(logits), strict=True)):

@@ -18,7 +18,9 @@ from engine.model import ModelFiles, load_shape, weights_folder
 from engine.model_config import refuse
 from engine.model_shape import ModelShape
 from engine.probe import NARROW_TOLERANCE, TOLERANCE, eager_logits, probe
+from engine.projection import Head
 from engine.quantize import quantize_linears
+from engine.sampler import greedy
 
 # Attention is called by name, though the class does not say so.
 CALLED_BY_NAME = {"biogpt", "stablelm"}
@@ -42,6 +44,7 @@ class LoadedModel:
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
         self._step: object = None
+        self._screened = self._if_plain(model.get_output_embeddings())
         if model.config.model_type in HEARS_NOTHING:
             for module in self.body.modules():
                 if "layer_idx" in vars(module):
@@ -53,7 +56,7 @@ class LoadedModel:
     @property
     def weight_bytes(self) -> int:
         """Of all parameters and buffers, tied ones once."""
-        held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters()]
+        held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters(), *self._head.buffers()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
@@ -68,6 +71,21 @@ class LoadedModel:
         self._given.hidden = hidden[None]
         logits: Tensor = self._head(input_ids=None).logits[0]
         return logits.float()
+
+    def best_tokens(self, hidden: Tensor) -> list[int]:
+        """Of each row, the token whose logit is the greatest; -1 where they are not finite."""
+        if self._screened is None:
+            return greedy(self.logits(hidden))
+        best: list[int] = self._screened.best(hidden).tolist()
+        return best
+
+    @torch.inference_mode()
+    def _if_plain(self, head: object) -> Head | None:
+        """The head's layer, where the greatest logit can be looked for in it: logits are what it says."""
+        if not isinstance(head, Head) or head.screen is None:
+            return None
+        rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(0))
+        return head if torch.equal(self.logits(rows), head(rows)) else None
 
 
 @dataclass

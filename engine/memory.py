@@ -13,6 +13,7 @@ from engine.device import Device
 from engine.errors import UserError
 from engine.model import ModelFiles
 from engine.model_shape import ModelShape
+from kernels.processor import NATIVE_BYTES
 
 # Rows whose logits exist at one time, and how many copies of them: logits, log-probabilities, a draw's scratch.
 HEAD_ROWS, LOGITS_COPIES = 256, 3
@@ -43,8 +44,7 @@ class MemoryNeed:
 
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
     """For a model on `device`; activations are those of one layer, which the next one's replace."""
-    weights = _num_params(files, shape) * device.dtype_bytes
-    weights += shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
+    weights = _weights(files, shape, device) + shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or DEFAULT_STEP_TOKENS)
@@ -75,20 +75,27 @@ def machine_memory() -> int:
     return total
 
 
-def _num_params(files: ModelFiles, shape: ModelShape) -> int:
+def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
     """As the headers of the safetensors say; of a GGUF file, which packs them, as the sizes say."""
     if files.gguf_file is not None:
-        return shape.matmul_params + shape.head_params
-    return sum(map(_params_in, sorted(files.folder.glob("*.safetensors"))))
+        sizes = [[shape.matmul_params], [shape.vocab_size, shape.hidden_size]]
+    else:
+        sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
+    total = sum(map(prod, sizes)) * device.dtype_bytes
+    if device.packs(shape):
+        # A head that is the embedding too is packed beside it, and again in 8 bits where the processor takes them.
+        is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2
+        total += shape.head_params * (is_tied * device.dtype_bytes + NATIVE_BYTES)
+    return total
 
 
-def _params_in(file: Path) -> int:
-    """0 for a file that is no safetensors: loading says what is wrong with it."""
+def _sizes_in(file: Path) -> list[list[int]]:
+    """Of a file's tensors; none for a file that is no safetensors: loading says what is wrong with it."""
     with file.open("rb") as source, suppress(ValueError, KeyError, TypeError, AttributeError):
         length = int.from_bytes(source.read(8), "little")
         header = json.loads(source.read(min(length, file.stat().st_size)))
-        return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return 0
+        return [[int(side) for side in tensor["shape"]] for name, tensor in header.items() if name != "__metadata__"]
+    return []
 
 
 def _gib(size: int) -> str:

@@ -1,6 +1,7 @@
 """Runs a scheduler's step on a model."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -52,7 +53,21 @@ class ModelRunner:
 
         `hidden` is what the step's asked rows, of which they are some, came to.
         """
-        places = np.searchsorted(step.asked_rows, np.array(rows, dtype=np.int64))
-        for start in range(0, len(rows), HEAD_ROWS):
-            part = slice(start, min(start + HEAD_ROWS, len(rows)))
-            yield part, self.model.logits(hidden[torch.from_numpy(places[part])])
+        for part in _parts(len(rows)):
+            yield part, self.model.logits(hidden[_places(step, rows[part])])
+
+    @torch.inference_mode()
+    def best_tokens(self, step: SchedulerOutput, hidden: Tensor, rows: Sequence[int]) -> list[int]:
+        """Of `rows`, as in `logits`: the token whose logit is the greatest; -1 where they are not finite."""
+        parts = (self.model.best_tokens(hidden[_places(step, rows[part])]) for part in _parts(len(rows)))
+        return list(chain.from_iterable(parts))
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, HEAD_ROWS):
+        yield slice(start, min(start + HEAD_ROWS, count))
+
+
+def _places(step: SchedulerOutput, rows: Sequence[int]) -> Tensor:
+    """Where rows are among the asked ones."""
+    return torch.from_numpy(np.searchsorted(step.asked_rows, np.array(rows, dtype=np.int64)))

@@ -45,17 +45,27 @@ class OutputState:
         """Tokens that may not come next: ends, while the text is shorter than `min_tokens`."""
         return self.end_token_ids if len(self.sequence.token_ids) < self.params.min_tokens else ()
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the next token is that of the greatest logit, whatever the others are."""
+        return self.params.greedy and self.params.logprobs is None and not self.suppressed
+
     def take_row(self, logits: "Tensor", greedy_token: int) -> Sampled:
         """The next token out of one row of logits; `greedy_token` is -1 where they are not finite."""
-        if greedy_token < 0:
+        token = greedy_token
+        if token >= 0 and not self.params.greedy:
+            uniform = sampler.uniform(self._seed, self._random_stream, len(self.sequence.token_ids))
+            token = sampler.draw(logits, self.params, uniform)
+        if token >= 0 and self.params.logprobs is not None:
+            self.logprobs.append(sampler.token_logprobs(logits, token, self.params.logprobs))
+        return self.take(token)
+
+    def take(self, token: int) -> Sampled:
+        """The next token; -1 where the logits were not finite."""
+        if token < 0:
             self.error = "the model's logits are not finite"
             return Sampled(0, finished=True)
         count = len(self.sequence.token_ids)
-        token = greedy_token
-        if not self.params.greedy:
-            token = sampler.draw(logits, self.params, sampler.uniform(self._seed, self._random_stream, count))
-        if self.params.logprobs is not None:
-            self.logprobs.append(sampler.token_logprobs(logits, token, self.params.logprobs))
         if token in self.end_token_ids or self._at_stop_string(token, count + 1):
             self.finish_reason = "stop"
         elif count + 1 >= self.sequence.max_tokens:

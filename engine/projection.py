@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine import huge_pages
 from engine.quantize import Int8Linear
 from kernels import matmul, openmp
+from kernels.best_output import best_outputs, make_screen
 from kernels.int8_rows import byte_rows
 from kernels.rms_norm import rms_norm
 
@@ -91,8 +92,26 @@ class Projection(nn.Module):
         return out.reshape(*rows.shape[:-1], self.out_features)
 
 
+class Head(Projection):
+    """The layer behind the last: its outputs are logits, of which a greedy choice reads nothing but the greatest."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__(linear, dtype=dtype)
+        screen = make_screen(linear.weight.detach().to(dtype), self.panels)
+        if screen is not None:
+            coarse = replace(screen.coarse, words=huge_pages.moved(screen.coarse.words))
+            screen = replace(screen, coarse=coarse)
+            self.register_buffer("coarse", coarse.words)
+        self.screen = screen
+
+    def best(self, rows: Tensor) -> Tensor:
+        """(n, in_features) in any dtype to (n,): the greatest output's number; -1 where the row is not finite."""
+        assert self.screen is not None
+        return best_outputs(rows.to(self.takes).contiguous(), self.screen)
+
+
 def pack_head(model: Any, dtype: torch.dtype) -> None:
     """The head's weights in `dtype`, its logits in float32."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and can_pack(head):
-        model.set_output_embeddings(Projection(head, dtype=dtype))
+        model.set_output_embeddings(Head(head, dtype))

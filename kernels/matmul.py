@@ -168,7 +168,7 @@ _bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_RO
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
-def _tile(
+def tile_of(
     kind: int, rows: int, count: int, panel: int, steps: int, out: int, out_row: int, adds: int, ones: int, scaling: Any
 ) -> None:
     """out (count rounded up, 48) = rows @ panel, or += where it `adds`; all are addresses but `scaling`.
@@ -226,7 +226,7 @@ def _multiply(arguments: Any) -> None:
                 place = 4 * which * LANES
                 scaling = scales + place, offsets + place, row_scales + 4 * row, zeros.ctypes.data
                 adds = int(whole and mode == ADD)
-                _tile(kind, at, taken, source, steps, made, into_row, adds, ones.ctypes.data, scaling)
+                tile_of(kind, at, taken, source, steps, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
                     more, tile = bias[which * LANES : (which + 1) * LANES], both[part * TILE_ROWS * LANES :]
                     for r in range(taken):

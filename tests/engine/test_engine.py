@@ -121,6 +121,16 @@ def test_logprobs_equal_transformers(engine: Engine, tiny_model: Path) -> None:
     assert one(engine).logprobs is None
 
 
+def test_a_text_of_greatest_logits_makes_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are those that logits give to whom asks for more than tokens."""
+    if engine.runner.model._screened is None:
+        pytest.skip("this processor multiplies no bytes")
+    ways = {"logprobs": 0}, {"min_tokens": 24, "ignore_eos": True}, {"temperature": 0.5, "top_k": 1}
+    expected = [one(engine, **way).token_ids for way in ways]  # type: ignore[arg-type]
+    monkeypatch.setattr(engine.runner.model, "logits", None)
+    assert [one(engine, ignore_eos="ignore_eos" in way).token_ids for way in ways] == expected
+
+
 def test_cached_tokens_are_those_that_another_request_paid_for(engine: Engine) -> None:
     stem, params = "In the beginning there was a long stem", SamplingParams(max_tokens=1)
     requests = [Request(tail, prompt(engine, f"{stem} {tail}"), params) for tail in ("one", "two", "three")]
