@@ -1,6 +1,8 @@
 """The plan: frozen plain data that says what will run, in which order, and what it will cost."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,17 +68,11 @@ class PlanSummary:
         return 1 - self.ideal_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """Nodes in execution order (a parent before its children, a subtree contiguous), requests, shards.
-
-    `order[i]` is the index of the i-th request to run; `node_of[r]` the node at which request r's prompt ends.
-    """
+@dataclass(frozen=True, slots=True)
+class PlanOutline:
+    """What a plan will do, without its nodes and requests; as text, what a person reads before paying."""
 
     plan_id: str
-    nodes: tuple[PrefixNode, ...]
-    order: NDArray[np.int64]
-    node_of: NDArray[np.int64]
     shards: tuple[Shard, ...]
     summary: PlanSummary
 
@@ -98,6 +94,56 @@ class Plan:
             f"  expected time   {s.expected_seconds:>12,.1f} s",
         ]
         return "\n".join(lines)
+
+
+def join(outlines: Sequence[PlanOutline], kv_cache_memory: int) -> PlanOutline:
+    """Of plans that run one after the other: shards count on, sums are sums, and the KV peak is the highest.
+
+    What their prompts have in common is computed in each, and counted so.
+    """
+    if len(outlines) == 1:
+        return outlines[0]
+    shards: list[Shard] = []
+    for outline in outlines:
+        index, first = len(shards), shards[-1].last if shards else 0
+        shards += [
+            replace(shard, index=index + shard.index, first=first + shard.first, last=first + shard.last)
+            for shard in outline.shards
+        ]
+    summaries = [outline.summary for outline in outlines]
+    sums = {name: sum(getattr(summary, name) for summary in summaries) for name in _SUMMED}
+    peak = max((summary.peak_kv_bytes for summary in summaries), default=0)
+    names = "\n".join(outline.plan_id for outline in outlines)
+    return PlanOutline(
+        plan_id=blake2b(names.encode(), digest_size=16).hexdigest(),
+        shards=tuple(shards),
+        summary=PlanSummary(**sums, peak_kv_bytes=peak, kv_cache_memory=kv_cache_memory),
+    )
+
+
+_SUMMED = [field.name for field in fields(PlanSummary) if field.name not in ("peak_kv_bytes", "kv_cache_memory")]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Nodes in execution order (a parent before its children, a subtree contiguous), requests, shards.
+
+    `order[i]` is the index of the i-th request to run; `node_of[r]` the node at which request r's prompt ends.
+    """
+
+    plan_id: str
+    nodes: tuple[PrefixNode, ...]
+    order: NDArray[np.int64]
+    node_of: NDArray[np.int64]
+    shards: tuple[Shard, ...]
+    summary: PlanSummary
+
+    @property
+    def outline(self) -> PlanOutline:
+        return PlanOutline(self.plan_id, self.shards, self.summary)
+
+    def __str__(self) -> str:
+        return str(self.outline)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

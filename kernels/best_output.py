@@ -148,34 +148,25 @@ _floats, _pairs = product(1, 1, "float32"), product(1, 1, "pairs")
 
 
 @njit(error_model="numpy")
-def _note(
-    made: Any,
-    panel: int,
-    width: int,
-    steps: Any,
-    norms: Any,
-    of_step: Any,
-    of_norm: Any,
-    floors: Any,
-    row: int,
-    noted: Any,
-    most: Any,
-    count: int,
-) -> int:
-    """Raises a row's floor by `width` outputs of a panel and notes their vectors that reach it; how many are noted.
+def _note(made: Any, panel: int, width: int, steps: Any, norms: Any, row: int, ofs: Any, notes: Any, count: int) -> int:
+    """Raises a row's floor by `width` outputs of a panel and notes those vectors that reach it; how many are noted.
 
-    A note is the row and the vector, (row, panel * VECTORS + vector), and what its greatest output is at `most`.
+    `ofs` are all rows' parts of a margin, and their floors; `notes` are rows, vectors (panel * VECTORS + which), and
+    what their greatest output is at most.
     """
-    floor = floors[row]
+    of_steps, of_norms, floors = ofs
+    rows, vectors, tops = notes
+    first = panel * LANES
     for lane in range(width):
-        floor = max(floor, made[lane] - (of_step * steps[lane] + of_norm * norms[lane]))
-    floors[row] = max(floors[row], floor)
+        margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
+        floors[row] = max(floors[row], made[lane] - margin)
     for vector in range(VECTORS):
         top = np.float32(-np.inf)
         for lane in range(vector * WIDTH, min(width, (vector + 1) * WIDTH)):
-            top = max(top, made[lane] + (of_step * steps[lane] + of_norm * norms[lane]))
-        if top >= floor:
-            noted[2 * count], noted[2 * count + 1], most[count] = row, panel * VECTORS + vector, top
+            margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
+            top = max(top, made[lane] + margin)
+        if top >= floors[row]:
+            rows[count], vectors[count], tops[count] = row, panel * VECTORS + vector, top
             count += 1
     return count
 
@@ -200,15 +191,8 @@ def _settle(
 def _best(arguments: Any) -> None:
     a = words(arguments, 20)
     codes, coarse, exact_rows, exact = a[0], a[1], a[8], a[9]
-    units, count, outputs, panels, coarse_words, exact_words, is_narrow = (
-        a[13],
-        a[14],
-        a[15],
-        a[16],
-        a[17],
-        a[18],
-        a[19],
-    )
+    units, count, outputs, panels = a[13], a[14], a[15], a[16]
+    coarse_words, exact_words, is_narrow = a[17], a[18], a[19]
     steps, norms = float32_at(a[2], panels * LANES), float32_at(a[5], panels * LANES)
     scales, lengths, floors = float32_at(a[4], count), float32_at(a[6], count), float32_at(a[7], count)
     values, places = float32_at(a[10], units * count), int64_at(a[11], units * count)
@@ -219,39 +203,29 @@ def _best(arguments: Any) -> None:
     for row in range(count):
         of_steps[row] = np.float32(DEVIATIONS * OF_A_STEP) * lengths[row]
         of_norms[row] = np.float32(DEVIATIONS * OF_A_STEP) * scales[row]
-    near = np.empty(TILE_ROWS, np.int64)
-    noted, most = (
-        np.empty(2 * UNIT_PANELS * VECTORS * count, np.int64),
-        np.empty(UNIT_PANELS * VECTORS * count, np.float32),
-    )
+    ofs, near, most = (of_steps, of_norms, floors), np.empty(TILE_ROWS, np.int64), UNIT_PANELS * VECTORS * count
+    notes = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
     while True:
         unit = next_of(a.ctypes.data + 8 * 12)
         if unit >= units:
             break
-        notes = np.int64(0)
+        noted = np.int64(0)
         for panel in range(unit * UNIT_PANELS, min(panels, (unit + 1) * UNIT_PANELS)):
-            place, width = 4 * panel * LANES, min(LANES, outputs - panel * LANES)
-            own_steps, own_norms = (
-                steps[panel * LANES : (panel + 1) * LANES],
-                norms[panel * LANES : (panel + 1) * LANES],
-            )
+            place, source, width = 4 * panel * LANES, coarse + 4 * panel * coarse_words * LANES, outputs - panel * LANES
             for first in range(0, count, TILE_ROWS):
-                taken, source = min(TILE_ROWS, count - first), coarse + 4 * panel * coarse_words * LANES
+                taken, at = min(TILE_ROWS, count - first), codes + 4 * first * coarse_words
                 scaling = a[2] + place, a[3] + place, a[4] + 4 * first, zeros.ctypes.data
-                at = codes + 4 * first * coarse_words
                 tile_of(2, at, taken, source, coarse_words, made.ctypes.data, LANES, 0, 0, scaling)
                 margins = of_steps.ctypes.data + 4 * first, of_norms.ctypes.data + 4 * first
                 columns, over = (a[2] + place, a[5] + place), a[7] + 4 * first
                 found = _near(made.ctypes.data, taken, *columns, *margins, over, near.ctypes.data)
                 for i in range(found):
-                    row, line = first + near[i], made[near[i] * LANES : (near[i] + 1) * LANES]
-                    own = of_steps[row], of_norms[row]
-                    notes = _note(line, panel, width, own_steps, own_norms, *own, floors, row, noted, most, notes)
-        for i in range(notes):
-            row = noted[2 * i]
-            if most[i] < floors[row]:
+                    line = made[near[i] * LANES : (near[i] + 1) * LANES]
+                    noted = _note(line, panel, min(LANES, width), steps, norms, first + near[i], ofs, notes, noted)
+        for i in range(noted):
+            row, vector, at = notes[0][i], notes[1][i], unit * count + notes[0][i]
+            if notes[2][i] < floors[row]:
                 continue
-            vector, at = noted[2 * i + 1], unit * count + row
             best, value = _settle(exact_rows, exact, exact_words, is_narrow, outputs, row, vector, room)
             if value > values[at]:
                 values[at], places[at] = value, best

@@ -4,16 +4,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from engine.memory import MemoryNeed, memory_need
-from engine.plan import PlanSummary, Shard
+from engine.plan import PlanSummary, Shard, join
 from engine.step_budget import planning_config
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job import ScoringJob
 from tasks.output_folder import OutputFolder
-from tasks.plan import plan_requests
+from tasks.plan import plan_sections
 from tasks.run import make_run
 
 
@@ -51,16 +49,17 @@ def plan_job(job: ScoringJob) -> PlanReport:
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
         config = planning_config(run.model, run.config, run.device)
-        plan = plan_requests(run, pq.read_table(found.folder / PENDING), config)
+        outlines = [plan.outline for plan, _ in plan_sections(run, found.folder / PENDING, config)]
+        outline = join(outlines, config.kv_cache_memory)
     return PlanReport(
         rows=found.rows,
         rejected=found.rejected,
         unique=found.unique,
         committed=found.committed,
         pending=found.pending,
-        plan=plan.summary,
-        shards=plan.shards,
-        text=str(plan),
+        plan=outline.summary,
+        shards=outline.shards,
+        text=str(outline),
         memory=memory_need(run.model, run.shape, config, run.device),
         notes=extracted.notes,
     )

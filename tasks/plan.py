@@ -1,17 +1,15 @@
 """Third step: shared prefixes, execution order and shards, stored so that any process can run any shard."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.engine_cache import get_engine
-from engine.plan import Plan, PlanSummary, PrefixNode
+from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planner import make_plan
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -21,6 +19,7 @@ from tasks.deduplicate import PENDING, Deduplicated
 from tasks.failpoint import failpoint
 from tasks.run import Run
 from tasks.run_record import update_record
+from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.stored_plan import NODES, REQUESTS, ROWS, load_plan, store_plan
 from tasks.stored_plan import Planned as Planned
@@ -39,6 +38,7 @@ REQUEST_SCHEMA = pa.schema(
     ]
 )
 NODE_FIELDS = ("parent", "start", "end", "num_requests")
+NODE_SCHEMA = pa.schema([(name, pa.int64()) for name in NODE_FIELDS])
 
 
 def make_run_plan(run: Run, deduplicated: Deduplicated) -> Planned:
@@ -62,14 +62,12 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
     if deduplicated.reused_plan is not None:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
-    pending = pq.read_table(deduplicated.folder / PENDING)
-    plan = plan_requests(run, pending, _limits(run) if pending.num_rows else run.config)
-    planned = _describe(run, deduplicated, plan)
-    staged = run.folder.staged(planned.plan_id)
+    config = _limits(run) if deduplicated.pending else run.config
+    staged = run.folder.staged(run.run_id.replace("run-", "plan-"))
     staged.mkdir(mode=0o700)
     (deduplicated.folder / ROWS).rename(staged / ROWS)
-    _write_requests(plan, pending, staged / REQUESTS)
-    _write_nodes(plan.nodes, staged / NODES)
+    outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
+    planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))
     store_plan(run, planned, staged)
     return planned
 
@@ -82,12 +80,15 @@ def _limits(run: Run) -> EngineConfig:
     return replace(run.config, max_num_batched_tokens=tokens)
 
 
-def plan_requests(run: Run, pending: pa.Table, config: EngineConfig) -> Plan:
-    """`pending` as `deduplicate` writes it; `config` is the run's, with a step's tokens settled."""
-    if pending.num_rows == 0:
-        return _empty_plan(run)
+def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[tuple[Plan, pa.Table]]:
+    """Plans of `pending.parquet`, each with its rows; `config` is the run's, with a step's tokens settled."""
+    for section in read_sections(pending):
+        yield plan_requests(run, section, config), section
+
+
+def plan_requests(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
     return make_plan(
-        list(_requests(pending, run)),
+        list(_requests(section, run)),
         run.shape,
         config,
         dtype_bytes=run.kv_dtype_bytes,
@@ -110,21 +111,15 @@ def to_requests(batch: pa.RecordBatch, params: SamplingParams, *, is_choice: boo
         yield Request(request_hash, prompt, by_room[room], own)
 
 
-def _requests(pending: pa.Table, run: Run) -> Iterator[Request]:
-    for batch in pending.to_batches():
+def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
+    for batch in section.to_batches():
         yield from to_requests(batch, run.job.sampling.params(), is_choice=run.job.task.type == "choice")
 
 
-def _empty_plan(run: Run) -> Plan:
-    nothing: NDArray[np.int64] = np.empty(0, np.int64)
-    summary = PlanSummary(0, 0, 0, 0, 0, 0, 0, 0, run.config.kv_cache_memory, 0.0)
-    return Plan("empty", (), nothing, nothing, (), summary)
-
-
-def _describe(run: Run, deduplicated: Deduplicated, plan: Plan) -> Planned:
+def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
     return Planned(
         plan_id=run.run_id.replace("run-", "plan-"),
-        layout_id=plan.plan_id,
+        layout_id=outline.plan_id,
         run_id=run.run_id,
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,
@@ -134,30 +129,40 @@ def _describe(run: Run, deduplicated: Deduplicated, plan: Plan) -> Planned:
         unique=deduplicated.unique,
         committed=deduplicated.committed,
         pending=deduplicated.pending,
-        summary=plan.summary,
-        text=str(plan),
-        shards=plan.shards,
+        summary=outline.summary,
+        text=str(outline),
+        shards=outline.shards,
     )
 
 
-def _write_requests(plan: Plan, pending: pa.Table, path: Path) -> None:
-    """In execution order, one row group a shard."""
-    # A plan may hold more tokens than the 32-bit offsets of one list array can count.
-    wide = pending.schema.set(1, pa.field("prompt_token_ids", pa.large_list(pa.int32())))
-    assert pending.schema.names[1] == "prompt_token_ids", pending.schema.names
-    pending = pending.cast(wide).combine_chunks()
-    with open_private(path) as file, pq.ParquetWriter(file, REQUEST_SCHEMA, compression="zstd") as writer:
-        for shard in plan.shards:
-            chosen = plan.order[shard.first : shard.last]
-            table = pending.take(pa.array(chosen)).append_column("node", pa.array(plan.node_of[chosen]))
-            writer.write_table(table.cast(REQUEST_SCHEMA), row_group_size=len(chosen))
+def _write_sections(sections: Iterable[tuple[Plan, pa.Table]], staged: Path) -> Iterator[PlanOutline]:
+    """To `requests.parquet` in execution order, a row group a shard, and to `nodes.parquet`, where row i is node i."""
+    with (
+        open_private(staged / REQUESTS) as requests_file,
+        pq.ParquetWriter(requests_file, REQUEST_SCHEMA, compression="zstd") as requests,
+        open_private(staged / NODES) as nodes_file,
+        pq.ParquetWriter(nodes_file, NODE_SCHEMA) as nodes,
+    ):
+        num_nodes = 0
+        for plan, section in sections:
+            _write_requests(plan, section, num_nodes, requests)
+            nodes.write_table(_node_table(plan.nodes, num_nodes))
+            num_nodes += len(plan.nodes)
+            yield plan.outline
 
 
-def _write_nodes(nodes: Sequence[PrefixNode], path: Path) -> None:
-    """Row i is node i."""
+def _write_requests(plan: Plan, section: pa.Table, first_node: int, writer: pq.ParquetWriter) -> None:
+    for shard in plan.shards:
+        chosen = plan.order[shard.first : shard.last]
+        nodes = pa.array(first_node + plan.node_of[chosen])
+        table = section.take(pa.array(chosen)).append_column("node", nodes)
+        writer.write_table(table.cast(REQUEST_SCHEMA), row_group_size=len(chosen))
+
+
+def _node_table(nodes: Sequence[PrefixNode], first_node: int) -> pa.Table:
     columns = {name: [getattr(node, name) for node in nodes] for name in NODE_FIELDS}
-    with open_private(path) as file:
-        pq.write_table(pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()}), file)
+    columns["parent"] = [parent if parent < 0 else first_node + parent for parent in columns["parent"]]
+    return pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()}, NODE_SCHEMA)
 
 
 plan = as_task(make_run_plan, "plan")

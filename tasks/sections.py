@@ -1,0 +1,56 @@
+"""Pending requests a section at a time: as many as are planned in memory at once, however many there are."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tasks.duck import BATCH_ROWS, working_connection
+from tasks.parquet_sink import parquet_sink
+from tasks.statements import statement
+
+# Planning takes about 2.5 kB a row and 12 bytes a prompt token.
+SECTION_ROWS, SECTION_TOKENS = 2**17, 2**25
+
+
+def read_sections(pending: Path) -> Iterator[pa.Table]:
+    """Rows of `pending.parquet`: as they lie there if one section holds them all, else sorted by prompt.
+
+    Sorted, prompts with a prefix in common follow each other, so that it is computed twice only where a section ends.
+    The sort is DuckDB's, and spills beside the file.
+    """
+    with pq.ParquetFile(pending) as file:
+        rows = file.metadata.num_rows
+    first = next(_cut(pending), None)
+    if first is None or first.num_rows == rows:
+        yield from () if first is None else (first,)
+        return
+    del first
+    ordered = pending.with_name("ordered.parquet")
+    with working_connection(pending.parent) as connection:
+        query = connection.sql(statement("requests_by_prompt"), params={"requests": str(pending)})
+        reader = query.to_arrow_reader(BATCH_ROWS)
+        with parquet_sink(ordered, reader.schema) as sink:
+            for batch in reader:
+                sink.write(batch)
+    yield from _cut(ordered)
+    ordered.unlink()
+
+
+def _cut(path: Path) -> Iterator[pa.Table]:
+    """Each in one chunk a column."""
+    held: list[pa.RecordBatch] = []
+    rows = tokens = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS):
+            held.append(batch)
+            rows += batch.num_rows
+            tokens += pc.sum(pc.list_value_length(batch.column("prompt_token_ids"))).as_py()
+            if rows >= SECTION_ROWS or tokens >= SECTION_TOKENS:
+                section = pa.Table.from_batches(held).combine_chunks()
+                held, rows, tokens = [], 0, 0
+                yield section
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
