@@ -28,8 +28,9 @@ def write_pending(folder: Path, prompts: list[list[int]]) -> Path:
 
 
 def shared(before: list[int], after: list[int]) -> int:
-    """Of two prompts, neither of which begins with the other."""
-    return next(at for at, (x, y) in enumerate(zip(before, after, strict=False)) if x != y)
+    """Tokens that two prompts begin with."""
+    pairs = enumerate(zip(before, after, strict=False))
+    return next((at for at, (x, y) in pairs if x != y), min(len(before), len(after)))
 
 
 def prompts_of(table: pa.Table) -> list[list[int]]:
