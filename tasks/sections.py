@@ -11,7 +11,7 @@ from tasks.duck import BATCH_ROWS, working_connection
 from tasks.parquet_sink import parquet_sink
 from tasks.statements import statement
 
-# Planning takes about 2.5 kB a row and 12 bytes a prompt token.
+# Planning takes a few hundred MiB for as many.
 SECTION_ROWS, SECTION_TOKENS = 2**17, 2**25
 
 
