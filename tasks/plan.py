@@ -63,13 +63,17 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
     config = _limits(run) if deduplicated.pending else run.config
-    staged = run.folder.staged(run.run_id.replace("run-", "plan-"))
+    staged = run.folder.staged(_plan_id(run))
     staged.mkdir(mode=0o700)
     (deduplicated.folder / ROWS).rename(staged / ROWS)
     outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
     planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))
     store_plan(run, planned, staged)
     return planned
+
+
+def _plan_id(run: Run) -> str:
+    return run.run_id.replace("run-", "plan-")
 
 
 def _limits(run: Run) -> EngineConfig:
@@ -83,10 +87,10 @@ def _limits(run: Run) -> EngineConfig:
 def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[tuple[Plan, pa.Table]]:
     """Plans of `pending.parquet`, each with its rows; `config` is the run's, with a step's tokens settled."""
     for section in read_sections(pending):
-        yield plan_requests(run, section, config), section
+        yield _plan_section(run, section, config), section
 
 
-def plan_requests(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
+def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
     return make_plan(
         list(_requests(section, run)),
         run.shape,
@@ -118,7 +122,7 @@ def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
 
 def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
     return Planned(
-        plan_id=run.run_id.replace("run-", "plan-"),
+        plan_id=_plan_id(run),
         layout_id=outline.plan_id,
         run_id=run.run_id,
         fingerprint=run.fingerprint,
