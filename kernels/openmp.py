@@ -25,6 +25,11 @@ from numba import carray, cfunc, config, float32, njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from kernels.processor import PROCESSOR
+
+# numba compiles for the processor that vectors are chosen for.
+config.CPU_NAME, config.CPU_FEATURES = PROCESSOR.name, PROCESSOR.features
+
 # Sums may be reordered; NaN and infinity keep their meaning, because a row that is not finite must stay so.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -127,18 +132,23 @@ def _compile(function: Callable[..., None]) -> Any:
 
     numba knows a compiled loop by its own file; what it takes from others is told by the folder's name.
     """
-    shared = sorted(Path(__file__).parent.glob("*.py"))
-    source = hashlib.sha256(b"".join(file.read_bytes() for file in shared)).hexdigest()[:12]
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     home = Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline")
     compiled = partial(cfunc, types.void(types.CPointer(types.int64)), fastmath=FASTMATH, error_model="numpy")
-    folder, config.CACHE_DIR = config.CACHE_DIR, str(home / "loops" / source)
+    folder, config.CACHE_DIR = config.CACHE_DIR, str(home / "loops" / cache_key())
     try:
         return compiled(cache=True)(function)
     except (OSError, RuntimeError):  # numba raises the second where it finds no folder for its cache
         return compiled()(function)
     finally:
         config.CACHE_DIR = folder
+
+
+def cache_key() -> str:
+    """Of all compiled loops: their sources, and the processor that they are compiled for."""
+    parts = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    parts += [part.encode() for part in (PROCESSOR.triple, PROCESSOR.name, PROCESSOR.features)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def _word(argument: Tensor | int | float) -> int:
