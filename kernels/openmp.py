@@ -257,8 +257,10 @@ bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
 
 @njit(inline="always", error_model="numpy")
 def narrow(x: Any) -> Any:
-    """The bits of the bfloat16 nearest to a float32, ties to even; what is not finite stays so."""
+    """The bits of the bfloat16 nearest to a float32, ties to even; NaN stays NaN."""
     bits = bits_of(x)
+    if bits & types.int32(0x7FFFFFFF) > types.int32(0x7F800000):
+        return (bits >> types.int32(16)) | types.int32(0x40)
     return (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
 
 

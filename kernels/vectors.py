@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
+from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES, PROCESSOR
 
 # Floats in a vector. A processor with narrower registers takes several for one.
 WIDTH = 16
@@ -77,6 +77,9 @@ class Vectors:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), operands)
 
     def multiply_add(self, x: Any, y: Any, total: Any) -> Any:
+        """x * y + total, rounded once where an instruction does it; a call of C's `fma` would cost as much as ten."""
+        if not PROCESSOR.fuses:
+            return self.builder.fadd(self.builder.fmul(x, y), total)
         return self.call(f"llvm.fma.v{WIDTH}f32", FLOATS, x, y, total)
 
     def greater(self, x: Any, y: Any) -> Any:
@@ -105,6 +108,19 @@ class Vectors:
         for x, y in zip(left, right, strict=True):
             total = self.multiply_add(x, y, total)
         return total
+
+    def narrow(self, x: Any) -> Any:
+        """bfloat16, or their bits, nearest to floats, ties to even; NaN stays NaN, with its sign."""
+        if NATIVE_BFLOAT16:
+            return self.builder.fptrunc(x, ir.VectorType(BFLOAT, WIDTH))
+        builder, sixteen = self.builder, integers(16)
+        bits = builder.bitcast(x, WORDS)
+        high = builder.lshr(bits, sixteen)
+        odd = builder.and_(high, integers(1))
+        rounded = builder.lshr(builder.add(bits, builder.add(odd, integers(0x7FFF))), sixteen)
+        is_nan = builder.fcmp_unordered("uno", x, x)
+        quiet = builder.or_(high, integers(0x40))
+        return builder.trunc(builder.select(is_nan, quiet, rounded), ir.VectorType(HALF, WIDTH))
 
     def loop(self, count: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
         """`count` times, at least once, `values = body(step, values)` from `starts` on; returns the last values."""
@@ -164,8 +180,7 @@ def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
 
         def step(index: Any, _: list[Any]) -> list[Any]:
             wide = emit.load(FLOATS, emit.address(values, builder.mul(index, LONG(WIDTH))))
-            short = builder.fptrunc(wide, ir.VectorType(BFLOAT, WIDTH))
-            emit.store(short, emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
+            emit.store(emit.narrow(wide), emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
             return []
 
         emit.loop(count, [], step)
