@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import typer
+
 from engine.errors import UserError
 from flows.result_writer import write_result
 from flows.sql_format import Format, choose_format
@@ -14,6 +16,8 @@ def run_sql(statement: str, output: Path | None, form: Format | None, to: Path |
     """Answers one SELECT over the views of an output folder, by default that of the latest run."""
     folder = output if output is not None else latest_output()
     with query(folder, statement) as result:
+        if result.warning is not None:
+            typer.echo(f"trunkline: {result.warning}", err=True)
         if to is None:
             write_result(result, choose_format(form, to), sys.stdout.buffer, terminal=sys.stdout.isatty())
             sys.stdout.buffer.flush()

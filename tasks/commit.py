@@ -2,12 +2,11 @@
 
 import errno
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import duckdb
 
@@ -71,10 +70,3 @@ def replace_file(staged: Path, final: Path) -> None:
     os.replace(staged, final)
     failpoint("replace.renamed")
     fsync(final.parent)
-
-
-def stage_json(staged: Path, content: Mapping[str, Any]) -> Path:
-    """One line of JSON, so that DuckDB reads a list of such files as rows."""
-    with open_private(staged) as file:
-        file.write(json.dumps(content, allow_nan=False).encode() + b"\n")
-    return staged

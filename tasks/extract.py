@@ -67,8 +67,8 @@ def extract_rows(run: Run) -> Extracted:
     columns = used_columns(run.job, renderer)
     folder = run.folder.staged("extract")
     folder.mkdir(mode=0o700)
-    snapshot = take_snapshot(source, columns, folder / SNAPSHOT, lambda digest: find_open_plan(run, digest) is not None)
-    plan_id = find_open_plan(run, snapshot.digest)
+    snapshot = take_snapshot(source, columns, folder / SNAPSHOT, lambda digest: _open_plan(run, digest) is not None)
+    plan_id = _open_plan(run, snapshot.digest)
     if plan_id is not None:
         return _reuse(run, plan_id, folder)
     _check_ids(snapshot.files, source, folder)
@@ -79,6 +79,10 @@ def extract_rows(run: Run) -> Extracted:
     failpoint("extract.done")
     notes = () if source.id is not None else ("no source.id: a row's id is its position, counted from 0",)
     return Extracted(rows, rejected, folder, snapshot.digest, notes=notes)
+
+
+def _open_plan(run: Run, digest: str) -> str | None:
+    return find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed)
 
 
 def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:

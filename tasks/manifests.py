@@ -1,17 +1,16 @@
 """The manifests decide what is committed: one JSON file a shard, which names its part and the part's sha256."""
 
-import json
-import logging
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from tasks.commit import commit_file, sha256_of, stage_json
+from tasks.commit import commit_file, sha256_of
+from tasks.damage import DamagedError, set_aside, tell
 from tasks.output_folder import OutputFolder
-
-log = logging.getLogger(__name__)
+from tasks.stored_json import read_json, stage_json
 
 _PART_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.parquet", re.ASCII)
 
@@ -62,27 +61,43 @@ def write_manifest(folder: OutputFolder, manifest: ShardManifest) -> bool:
 
 def find_manifest(folder: OutputFolder, plan_id: str, shard_id: str) -> ShardManifest | None:
     """A shard's manifest, or None while the shard is not committed."""
-    path = manifest_path(folder, plan_id, shard_id)
-    return _load(folder, path) if path.is_file() else None
+    try:
+        return _load(folder, manifest_path(folder, plan_id, shard_id))
+    except DamagedError:
+        return None
 
 
 def read_manifests(folder: OutputFolder) -> list[ShardManifest]:
     """Every manifest whose parts are there with the right size, by name; others are passed over."""
-    return [manifest for path in _paths(folder) if (manifest := _load(folder, path)) is not None]
+    good = []
+    for path in _paths(folder):
+        with suppress(DamagedError):
+            good.append(_load(folder, path))
+    return good
+
+
+def inspect_manifests(folder: OutputFolder) -> tuple[list[ShardManifest], dict[Path, DamagedError]]:
+    """Every manifest whose parts are there to the byte; the paths of the others, with what is wrong."""
+    good, damaged = [], {}
+    for path in _paths(folder):
+        try:
+            good.append(_check_parts(folder, _load(folder, path)))
+        except DamagedError as problem:
+            damaged[path] = problem
+    return good, damaged
 
 
 def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
-    """Reads every part against its sha256. What is damaged is set aside as `*.bad`: its shard is to be scored again.
+    """As `inspect_manifests`; what is damaged is set aside as `*.bad`: its shard is to be scored again.
 
     Only the lock's holder may call it. Parts that no manifest names are removed.
     """
-    good = []
-    for path in _paths(folder):
-        manifest = _load(folder, path)
-        if manifest is not None and all(sha256_of(folder.parts / part.name) == part.sha256 for part in manifest.files):
-            good.append(manifest)
-        else:
-            _set_aside(folder, path, manifest)
+    good, damaged = inspect_manifests(folder)
+    for path, problem in damaged.items():
+        tell(problem, "its shard will be scored again")
+        for file in {path, problem.path}:
+            if os.path.lexists(file):
+                set_aside(file)
     _remove_orphans(folder, good)
     return good
 
@@ -96,45 +111,44 @@ def _paths(folder: OutputFolder) -> list[Path]:
     return sorted(folder.manifests.glob("shard-*.json")) if folder.manifests.is_dir() else []
 
 
-def _load(folder: OutputFolder, path: Path) -> ShardManifest | None:
-    """None for a manifest that is truncated, foreign, or names a part that is not there whole."""
+def _load(folder: OutputFolder, path: Path) -> ShardManifest:
+    """Raises DamagedError for a manifest that is truncated, foreign, or names a part that is not there whole."""
+    content = read_json(path)
     try:
-        manifest = _from_json(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
+        files = tuple(PartFile(**part) for part in content.pop("files"))
+        manifest = ShardManifest(files=files, **content)
+    except (TypeError, KeyError):
+        raise DamagedError(path, "is another version's") from None
     if manifest_path(folder, manifest.plan_id, manifest.shard_id) != path:
-        return None
-    sizes = [_size(folder.parts / part.name) for part in manifest.files]
-    return manifest if sizes == [part.bytes for part in manifest.files] else None
+        raise DamagedError(path, "is another shard's")
+    for part in files:
+        if not _PART_NAME.fullmatch(part.name):
+            raise DamagedError(path, "names a part that is not one of ours")
+        _check_size(folder.parts / part.name, part.bytes)
+    return manifest
 
 
-def _from_json(content: Any) -> ShardManifest:
-    files = tuple(PartFile(**part) for part in content.pop("files"))
-    if not all(_PART_NAME.fullmatch(part.name) for part in files):
-        raise ValueError("a part's name is not one of ours")
-    return ShardManifest(files=files, **content)
+def _check_size(part: Path, size: int) -> None:
+    if not part.is_file() or part.is_symlink():
+        raise DamagedError(part, "is no file" if os.path.lexists(part) else "is gone")
+    if part.stat().st_size != size:
+        raise DamagedError(part, f"has {part.stat().st_size:,} bytes of {size:,}")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() and not path.is_symlink() else -1
-
-
-def _set_aside(folder: OutputFolder, path: Path, manifest: ShardManifest | None) -> None:
-    parts = [folder.parts / part.name for part in manifest.files] if manifest is not None else []
-    log.warning("%s or its part is damaged: set aside as *.bad, its shard will be scored again", path.name)
-    for file in [path, *parts]:
-        if file.exists():
-            file.rename(_bad_name(file))
-
-
-def _bad_name(file: Path) -> Path:
-    names = (file.with_name(f"{file.name}{suffix}") for suffix in (".bad", *(f".{n}.bad" for n in range(1, 1000))))
-    return next(name for name in names if not name.exists())
+def _check_parts(folder: OutputFolder, manifest: ShardManifest) -> ShardManifest:
+    for part in manifest.files:
+        if sha256_of(folder.parts / part.name) != part.sha256:
+            raise DamagedError(folder.parts / part.name, "is damaged: its bytes are not those that were committed")
+    return manifest
 
 
 def _remove_orphans(folder: OutputFolder, good: Sequence[ShardManifest]) -> None:
     """A run killed between a part and its manifest leaves the part behind."""
     named = {part.name for manifest in good for part in manifest.files}
     for path in folder.parts.iterdir():
-        if _PART_NAME.fullmatch(path.name) and path.name not in named:
+        if not _PART_NAME.fullmatch(path.name) or path.name in named:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            set_aside(path)  # somebody's, whatever its name: it may hold what they want
+        else:
             path.unlink()

@@ -21,7 +21,7 @@ from tasks.run import Run
 from tasks.run_record import update_record
 from tasks.sections import read_sections
 from tasks.step import as_task
-from tasks.stored_plan import NODES, REQUESTS, ROWS, load_plan, store_plan
+from tasks.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
 from tasks.stored_plan import Planned as Planned
 from tasks.token_arrays import TOKEN_LIST, TOKEN_LISTS, from_list_array, from_lists_array
 
@@ -63,17 +63,13 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
     config = _limits(run) if deduplicated.pending else run.config
-    staged = run.folder.staged(_plan_id(run))
+    staged = run.folder.staged(plan_id_of(run.run_id))
     staged.mkdir(mode=0o700)
     (deduplicated.folder / ROWS).rename(staged / ROWS)
     outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
     planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))
-    store_plan(run, planned, staged)
+    store_plan(run.folder, planned, run.job.model_dump(mode="json"), staged)
     return planned
-
-
-def _plan_id(run: Run) -> str:
-    return run.run_id.replace("run-", "plan-")
 
 
 def _limits(run: Run) -> EngineConfig:
@@ -122,7 +118,7 @@ def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
 
 def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
     return Planned(
-        plan_id=_plan_id(run),
+        plan_id=plan_id_of(run.run_id),
         layout_id=outline.plan_id,
         run_id=run.run_id,
         fingerprint=run.fingerprint,

@@ -8,6 +8,7 @@ import duckdb
 
 from tasks.failpoint import failpoint
 from tasks.latest import remember_output
+from tasks.manifests import read_manifests
 from tasks.run import Run
 from tasks.run_record import update_record
 from tasks.statements import statement
@@ -54,7 +55,7 @@ def publish_results(run: Run, plan_id: str) -> Published:
 def _figures(run: Run, plan_id: str) -> Published:
     rows = load_plan(run.folder, plan_id).rows
     is_choice = run.job.task.type == "choice"
-    with open_views(run.folder, plan_id) as connection:
+    with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
         [(results, errors)] = _all(connection, "published_counts")
         savings = _all(connection, "run_savings", run_id=run.run_id)
         prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)

@@ -12,20 +12,29 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.duck import BATCH_ROWS
 from tasks.output_folder import OutputFolder
+from tasks.published import open_published
 from tasks.statements import first_line, single_select
-from tasks.views import open_views, published_plan
+from tasks.views import open_views
 
 
 class QueryResult(AbstractContextManager["QueryResult"]):
-    """Rows as they come: read `batches` or `table` once, inside the context."""
+    """Rows as they come: read `batches` or `table` once, inside the context.
+
+    `warning` is a line for the user where rows are missing that should be there.
+    """
+
+    warning: str | None = None
 
     def __init__(self, folder: OutputFolder, sql: str) -> None:
-        self._connecting = open_views(folder, published_plan(folder))
+        self._published = open_published(folder)
+        self._connecting = open_views(folder, self._published.plan_id, self._published.manifests)
         self._sql = sql
 
     def __enter__(self) -> Self:
         try:
-            self._reader = self._connecting.__enter__().sql(self._sql).to_arrow_reader(BATCH_ROWS)
+            connection = self._connecting.__enter__()
+            self.warning = self._published.warning(connection)
+            self._reader = connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
         except duckdb.Error as problem:
             self._connecting.__exit__(None, None, None)
             raise UserError(f"sql: {first_line(problem)}") from None

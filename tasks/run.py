@@ -32,7 +32,9 @@ from tasks.run_record import (
     new_run_id,
     next_sequence,
     update_record,
+    verify_records,
 )
+from tasks.stored_plan import verify_plans
 
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
@@ -98,7 +100,9 @@ def open_run(job: ScoringJob, retry_failed: bool = False) -> Iterator[Run]:
     with folder.locked(), disk_errors(folder.root):
         failpoint("run.locked")
         folder.sweep_staging()
+        verify_records(folder)
         mark_interrupted(folder)
+        verify_plans(folder)
         verify_manifests(folder)
         sequence = next_sequence(folder)
         run = replace(draft, sequence=sequence, run_id=new_run_id(sequence))

@@ -1,16 +1,18 @@
 """`manifests/run-<sequence>.json`: what a run was asked, what it did, how it ended."""
 
-import json
 import logging
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.commit import commit_file, replace_file, stage_json
+from tasks.commit import commit_file, replace_file
+from tasks.damage import DamagedError, set_aside, tell
 from tasks.output_folder import OutputFolder
+from tasks.stored_json import read_json, stage_json
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,26 @@ def new_run_id(sequence: int) -> str:
 
 def read_records(folder: OutputFolder) -> list[RunRecord]:
     """All runs, oldest first. A damaged record is passed over: it decides nothing that is committed."""
+    return inspect_records(folder)[0]
+
+
+def inspect_records(folder: OutputFolder) -> tuple[list[RunRecord], list[DamagedError]]:
+    """All runs, oldest first, and what is wrong with the records that are damaged."""
     found = [(int(match[1]), path) for path in _files(folder) if (match := _NAME.fullmatch(path.name))]
-    records = [_load(path) for _, path in sorted(found)]
-    return [record for record in records if record is not None]
+    good, damaged = [], []
+    for _, path in sorted(found):
+        try:
+            good.append(_load(path))
+        except DamagedError as problem:
+            damaged.append(problem)
+    return good, damaged
+
+
+def verify_records(folder: OutputFolder) -> None:
+    """Sets damaged records aside, as only the lock's holder may: the run is then known by what it committed alone."""
+    for problem in inspect_records(folder)[1]:
+        tell(problem, "that run is no longer listed; what it committed stays")
+        set_aside(problem.path)
 
 
 def next_sequence(folder: OutputFolder) -> int:
@@ -83,9 +102,10 @@ def create_record(folder: OutputFolder, record: RunRecord) -> None:
 def update_record(folder: OutputFolder, run_id: str, **changes: Any) -> None:
     """A record that is damaged stays so: it decides nothing that is committed."""
     path = folder.manifests / f"{run_id}.json"
-    record = _load(path)
-    if record is None:
-        log.warning("%s has lost its record", run_id)
+    try:
+        record = _load(path)
+    except DamagedError as problem:
+        log.warning("%s: %s has lost its record", problem, run_id)
         return
     replace_file(stage_json(folder.staged("run.json"), asdict(replace(record, **changes))), path)
 
@@ -105,8 +125,10 @@ def _files(folder: OutputFolder) -> Iterable[Path]:
     return folder.manifests.iterdir() if folder.manifests.is_dir() else ()
 
 
-def _load(path: Path) -> RunRecord | None:
-    try:
-        return RunRecord(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return None
+def _load(path: Path) -> RunRecord:
+    content = read_json(path)
+    with suppress(TypeError):
+        record = RunRecord(**content)
+        if f"{record.run_id}.json" == path.name:
+            return record
+    raise DamagedError(path, "is another version's, or another run's")

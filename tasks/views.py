@@ -4,21 +4,20 @@ In the database file names are relative, so that the folder can be moved. DuckDB
 directory first, hence our own connections take absolute names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 import duckdb
 
-from engine.errors import UserError
 from tasks.commit import replace_file
 from tasks.duck import view_connection
 from tasks.failpoint import failpoint
-from tasks.manifests import manifest_path, part_files, read_manifests
+from tasks.manifests import ShardManifest, manifest_path, part_files, read_manifests
 from tasks.output_folder import OutputFolder
 from tasks.parts import newest_results
 from tasks.run_record import read_records, record_path
 from tasks.statements import literal, literals, statement
-from tasks.stored_plan import ROWS, load_plan, plan_folder
+from tasks.stored_plan import ROWS, plan_folder
 
 
 def write_views(folder: OutputFolder, plan_id: str) -> None:
@@ -26,7 +25,7 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
     staged = folder.staged("results.duckdb")
     connection = duckdb.connect(str(staged), config={"file_search_path": str(folder.root)})
     try:
-        for one in _statements(folder, plan_id, ""):
+        for one in _statements(folder, plan_id, read_manifests(folder), ""):
             connection.execute(one)
     finally:
         connection.close()
@@ -35,22 +34,15 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
     replace_file(staged, folder.database)
 
 
-def open_views(folder: OutputFolder, plan_id: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-    """A locked connection on which the views are."""
-    return view_connection(_statements(folder, plan_id, f"{folder.root}/"), folder.root)
+def open_views(
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """A locked connection on which the views of these shards are."""
+    return view_connection(_statements(folder, plan_id, manifests, f"{folder.root}/"), folder.root)
 
 
-def published_plan(folder: OutputFolder) -> str:
-    """The plan whose rows the newest publication shows. Raises UserError where nothing is published."""
-    for record in reversed(read_records(folder)):
-        if record.published_plan is not None and plan_folder(folder, record.published_plan).is_dir():
-            return record.published_plan
-    raise UserError(f"{folder.root}: holds no results; name the output folder of a run")
-
-
-def _statements(folder: OutputFolder, plan_id: str, prefix: str) -> Iterator[str]:
+def _statements(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str) -> Iterator[str]:
     """File names come from the manifests, never from a glob."""
-    manifests = read_manifests(folder)
     shards = [manifest_path(folder, one.plan_id, one.shard_id).name for one in manifests]
     records = [record_path(folder, record).name for record in read_records(folder)]
     rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
@@ -59,13 +51,17 @@ def _statements(folder: OutputFolder, plan_id: str, prefix: str) -> Iterator[str
         "outcomes",
         rows=literal(f"{prefix}{rows}"),
         newest=newest_results([f"{prefix}{name}" for name in part_files(manifests)]),
-        plan_run=literal(load_plan(folder, plan_id).run_id),
+        plan_run=literal(plan_id.replace("plan-", "run-")),
     )
     yield statement("results")
     yield statement("errors")
-    yield statement("runs", records=literals([f"{prefix}manifests/{name}" for name in records]))
+    yield statement("runs", records=_records([f"{prefix}manifests/{name}" for name in records]))
     yield statement("shards", manifests=_shards([f"{prefix}manifests/{name}" for name in shards]))
     yield statement("prefix_savings")
+
+
+def _records(files: list[str]) -> str:
+    return statement("records", records=literals(files)) if files else statement("no_records")
 
 
 def _shards(files: list[str]) -> str:
