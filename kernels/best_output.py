@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
@@ -21,7 +22,7 @@ from kernels.int8_rows import byte_rows, quantize_rows
 from kernels.matmul import LANES, TILE_ROWS, VECTORS, Panels, tile_of
 from kernels.openmp import Loop, float32_at, int64_at, lines_of, next_of, words
 from kernels.product import product
-from kernels.vectors import FLOAT, FLOATS, HALF, LONG, WIDTH, Vectors
+from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, Vectors
 
 DEVIATIONS = 10
 # The standard deviation of what rounding to a whole step leaves, in steps.
@@ -36,7 +37,7 @@ UNIT_PANELS = 32
 class Screen:
     """A layer twice: `exact`, and `coarse` in 8 bits, mixed; `norms` are the lengths of its outputs' weights.
 
-    norms (panels * 48,), 0 behind the last output; ones (inputs,).
+    norms (panels * LANES,), 0 behind the last output; ones (inputs,).
     """
 
     exact: Panels
@@ -143,7 +144,7 @@ def _near(
     return types.int64(*[types.int64] * 8), generate
 
 
-_MASK, _LONGS = HALF, LONG.as_pointer()
+_MASK, _LONGS = ir.IntType(WIDTH), LONG.as_pointer()
 _floats, _pairs = product(1, 1, "float32"), product(1, 1, "pairs")
 
 

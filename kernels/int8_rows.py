@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels import openmp
-from kernels.mix import MAX_VECTORS, mix, to_bytes
+from kernels.mix import MAX_BLOCK, MIN_BLOCK, mix, to_bytes
 from kernels.openmp import Loop, as_float32, float32_at, float32_of, int8_at, lines_of, share, words
 from kernels.vectors import WIDTH
 
 INT8_MAX = 127
-# Neighbours that are mixed at most.
-MAX_BLOCK = MAX_VECTORS * WIDTH
 # `matmul` takes several rows at once, and may read behind the last.
 SPARE_ROWS = 16
 
@@ -29,7 +27,7 @@ SPARE_ROWS = 16
 def block_size(size: int) -> int:
     """Neighbours of a row of `size` that are mixed: the largest power of two that divides it; 1 where that is small."""
     block = min(size & -size, MAX_BLOCK)
-    return block if block >= WIDTH else 1
+    return block if block >= MIN_BLOCK else 1
 
 
 def mixed(values: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ def _byte_rows(arguments: Any) -> None:
         source, target = a[0] + 4 * row * stride, a[1] + row * width
         if block > 1:
             blocks = size // block
-            mix(block // WIDTH, source, a[8], into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
+            mix(block, source, a[8], into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
         else:
             magnitudes[:], squares[:] = np.int32(0), np.float32(0)
             values, bits = float32_at(source, size), mixed_row.view(np.int32)

@@ -1,7 +1,8 @@
 """Rows times weights on the CPU, in float32, bfloat16 or 8 bits: what a model's linear layers are.
 
-Weights are packed once into panels of 48 outputs, so that a panel stays in a core's own cache while all rows pass it,
-and what is done to the products (scales, biases, sums, gates) is done to a tile of them that has not left that cache.
+Weights are packed once into panels of `LANES` outputs, so that a panel stays in a core's own cache while all rows pass
+it, and what is done to the products (scales, biases, sums, gates) is done to a tile of them that has not left that
+cache.
 """
 
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 class Panels:
     """Weights (outputs, inputs) of `dtype`, packed for `matmul`.
 
-    words (panels, steps, 48) of 4 bytes: an input each in float32, two in bfloat16, four in int8. `gated`: the outputs
-    are gates, then as many ups, and a panel of gates is followed by the panel of their ups. bias (panels, 48) or
-    empty. In int8: scales (panels, 48), by which a column's sum is multiplied, and offsets (panels, 48) in int32, -128
-    times the sum of its weights; else empty.
+    words (panels, steps, LANES) of 4 bytes: an input each in float32, two in bfloat16, four in int8. `gated`: the
+    outputs are gates, then as many ups, and a panel of gates is followed by the panel of their ups. bias (panels,
+    LANES) or empty. In int8: scales (panels, LANES), by which a column's sum is multiplied, and offsets (panels, LANES)
+    in int32, -128 times the sum of its weights; else empty.
     """
 
     words: Tensor
@@ -171,10 +172,10 @@ _bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_RO
 def tile_of(
     kind: int, rows: int, count: int, panel: int, steps: int, out: int, out_row: int, adds: int, ones: int, scaling: Any
 ) -> None:
-    """out (count rounded up, 48) = rows @ panel, or += where it `adds`; all are addresses but `scaling`.
+    """out (count rounded up, LANES) = rows @ panel, or += where it `adds`; all are addresses but `scaling`.
 
     `out_row` is the stride of out's rows; `scaling` are the addresses of a panel's scales and offsets, of the rows'
-    scales, and of 48 zeros, for bytes.
+    scales, and of a row of zeros, for bytes.
     """
     scales, offsets, row_scales, zeros = scaling
     for row in range(0, count, _ROWS):

@@ -9,8 +9,8 @@ from numba.extending import intrinsic
 
 from kernels.vectors import BYTE, FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
-# Vectors of a block at most: half the registers there are.
-MAX_VECTORS = 16
+# Neighbours of a block, at least and at most: what is mixed is the same on every processor.
+MIN_BLOCK, MAX_BLOCK = 16, 256
 _BYTES = ir.VectorType(BYTE, WIDTH)
 
 
@@ -78,22 +78,22 @@ def _across(emit: Vectors, xs: list[Any]) -> list[Any]:
     return xs
 
 
-_mix_1, _mix_2, _mix_4, _mix_8, _mix_16 = (_mixing(vectors) for vectors in (1, 2, 4, 8, 16))
+_mix_16, _mix_32, _mix_64, _mix_128, _mix_256 = (_mixing(block // WIDTH) for block in (16, 32, 64, 128, 256))
 
 
 @njit(error_model="numpy")
-def mix(vectors: int, values: int, factors: int, out: int, blocks: int, magnitudes: int, squares: int) -> None:
-    """As `_mixing`'s, for 1, 2, 4, 8 or 16 vectors a block."""
-    if vectors == 16:
-        _mix_16(values, factors, out, blocks, magnitudes, squares)
-    elif vectors == 8:
-        _mix_8(values, factors, out, blocks, magnitudes, squares)
-    elif vectors == 4:
-        _mix_4(values, factors, out, blocks, magnitudes, squares)
-    elif vectors == 2:
-        _mix_2(values, factors, out, blocks, magnitudes, squares)
+def mix(block: int, values: int, factors: int, out: int, blocks: int, magnitudes: int, squares: int) -> None:
+    """As `_mixing`'s, for blocks of 16, 32, 64, 128 or 256 neighbours."""
+    if block == 256:
+        _mix_256(values, factors, out, blocks, magnitudes, squares)
+    elif block == 128:
+        _mix_128(values, factors, out, blocks, magnitudes, squares)
+    elif block == 64:
+        _mix_64(values, factors, out, blocks, magnitudes, squares)
+    elif block == 32:
+        _mix_32(values, factors, out, blocks, magnitudes, squares)
     else:
-        _mix_1(values, factors, out, blocks, magnitudes, squares)
+        _mix_16(values, factors, out, blocks, magnitudes, squares)
 
 
 @intrinsic

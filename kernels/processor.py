@@ -108,7 +108,6 @@ def _host_features() -> str:
 
 
 PROCESSOR = _this_processor()
-WIDE_REGISTERS = PROCESSOR.lanes == 16
 NATIVE_BFLOAT16 = PROCESSOR.pairs
 # Four products of bytes summed in one instruction; where there is none, 8 bits are left to torch.
 NATIVE_BYTES = PROCESSOR.bytes

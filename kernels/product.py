@@ -10,11 +10,12 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from kernels.processor import WIDE_REGISTERS
+from kernels.processor import PROCESSOR
 from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
-# Rows of `c` for 1, 2 and 3 vectors a row: as many sums as there are registers for, and enough to hide their latency.
-ROWS = {1: 16, 2: 8, 3: 8} if WIDE_REGISTERS else {1: 4, 2: 2, 3: 1}
+# Rows of `c` for 1, 2 and 3 vectors a row, by the registers there are: as many sums as they hold beside a row of `b`,
+# and enough to hide their latency. They divide what attention has of keys and, as a rule, of elements.
+ROWS = {16: {1: 8, 2: 4, 3: 4}, 32: {1: 16, 2: 8, 3: 8}}[PROCESSOR.registers]
 
 
 def product(rows: int, vectors: int, kind: str, *, adds: bool = False) -> Callable[..., None]:

@@ -56,7 +56,7 @@ def _rotate(arguments: Any) -> None:
                 high[i] = right * turn_cos[half + i] + left * turn_sin[half + i]
         if block:
             at, unused = a[0] + 4 * row * width, edge.ctypes.data
-            mix(block // WIDTH, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
+            mix(block, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
 
 
 _loop = Loop(_rotate)

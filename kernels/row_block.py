@@ -43,7 +43,7 @@ WEIGHT = 2**15 - 1
 
 
 def _row_scores(kind: str) -> Callable[..., None]:
-    """For numba: `f(keys, key_words, count, query, steps, out)`: one query's scores of `count` <= 16 keys, as a vector.
+    """For numba: `f(keys, key_words, count, query, steps, out)`: one query's scores of `count` keys, a vector at most.
 
     `key_words` is the stride of keys and `steps` the vectors of words in one. What is behind `count` is unspecified.
     Of bytes, unsigned in keys and signed in the query, the scores are int32.
@@ -68,7 +68,7 @@ def _row_scores(kind: str) -> Callable[..., None]:
                 return [emit.multiply(key, asked, total, kind) for key, total in zip(loaded, sums, strict=True)]
 
             sums = emit.loop(steps, [zero] * WIDTH, step)
-            # Neighbours are added until each vector is a lane of one: 16, 8, 4 and 2 lanes belong to a key before.
+            # Neighbours are added until each vector is a lane of one: half as many vectors, half as many lanes a key.
             while len(sums) > 1:
                 sums = [
                     add(_every_second(builder, left, right, 0), _every_second(builder, left, right, 1))
@@ -87,7 +87,7 @@ def _every_second(builder: Any, left: Any, right: Any, first: int) -> Any:
 
 
 def _row_sums(kind: str, queries: int) -> Callable[..., None]:
-    """For numba: `f(weights, weight_words, values, value_words, count, out, out_words)`, for 32 elements of values.
+    """For numba: `f(weights, weight_words, values, value_words, count, out, out_words)`, `CHUNK` elements a value.
 
     out (queries, ...) += weights (queries, count) @ values (count, ...). In pairs, weights are words of two keys', of
     which the one behind an odd `count` is zero.

@@ -12,13 +12,13 @@ from kernels.vectors import LONG, WIDTH, WORDS, Vectors
 
 @intrinsic
 def _square(_: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
-    """For numba: target (16, 16) = source (16, 16) transposed; addresses, and strides of rows in words."""
+    """For numba: target = source transposed, `WIDTH` rows of as many words; addresses, and strides of rows in words."""
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
         source, source_row, target, target_row = arguments
         emit = Vectors(builder)
         rows = [emit.load(WORDS, emit.address(source, builder.mul(source_row, LONG(index)))) for index in range(WIDTH)]
-        # Quarters of 2, 4, 8 and 16 rows and lanes change places.
+        # Quarters of 2, 4, and at last all rows and lanes change places.
         distance = 1
         while distance < WIDTH:
             lower = [lane if not lane & distance else lane + WIDTH - distance for lane in range(WIDTH)]

@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES, PROCESSOR
 
-# Floats in a vector. A processor with narrower registers takes several for one.
-WIDTH = 16
+# Floats in a vector, which is a register.
+WIDTH = PROCESSOR.lanes
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]

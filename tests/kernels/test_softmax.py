@@ -10,8 +10,9 @@ from kernels.attention_scratch import scratch_for
 from kernels.openmp import lines_of
 from kernels.processor import NATIVE_BYTES
 from kernels.softmax import LEAST, LOWEST, MOST, STEPS, byte_weights, highest, paired_weights, rescale, weights
+from kernels.vectors import WIDTH
 
-LANES = 32
+LANES = 2 * WIDTH
 KINDS = ("float32", "pairs", "bytes")
 _highest, _weights, _paired, _bytes = highest(2, masked=False), weights(2), paired_weights(2), byte_weights(2)
 _rescale = {kind: rescale(2, kind) for kind in KINDS}
@@ -79,7 +80,7 @@ def test_what_is_far_below_weighs_next_to_nothing() -> None:
 
 def test_the_highest_is_nan_where_one_is() -> None:
     scores = np.random.default_rng(0).standard_normal((7, LANES)).astype(np.float32)
-    scores[2, 4], scores[6, 9], scores[0, 30], scores[3] = np.nan, -np.nan, np.nan, LOWEST
+    scores[2, 4], scores[6, 5], scores[0, -2], scores[3] = np.nan, -np.nan, np.nan, LOWEST
     out = np.empty(LANES, np.float32)
     run_highest(scores.reshape(-1), out)
     assert np.array_equal(out, scores.max(0), equal_nan=True)
