@@ -1,6 +1,7 @@
 """`trunkline score`: the flow under a progress bar, then what came out."""
 
 import atexit
+import importlib
 import logging
 import os
 import sys
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.engine_cache import trace_steps
-from engine.errors import UserError
+from engine.errors import EngineDeadError, UserError
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
 from flows.score import ShardsFailedError, score
 from flows.stopping import stopping
+from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from tasks.job import ScoringJob
 from tasks.transient import OUTSIDE
@@ -47,12 +49,18 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
             code = _say(messages, str(error), 2)
         except OUTSIDE as error:
             said = str(error).strip().partition("\n")[0]
-            code = _say(messages, f"{type(error).__name__}: {said}; the same command continues", 1)
+            kind = "" if isinstance(error, EngineDeadError) else f"{type(error).__name__}: "
+            code = _say(messages, f"{kind}{said}; the same command continues", 1)
     _leave(code)
 
 
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
     with progress_bar(messages):
+        server = start_server()
+        # Two seconds of imports, which most runs need, while the server comes up.
+        importlib.import_module("engine.build")
+        if server is not None:
+            server.wait_until_ready()
         report = score(job, retry_failed=retry_failed)
     print_report(report, Console(), time.time() - psutil.Process().create_time())
 

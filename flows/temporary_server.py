@@ -1,0 +1,70 @@
+"""Prefect's temporary server, which comes up in a process of its own while this one imports the model's libraries.
+
+Left alone, Prefect starts the same server when a flow begins, imports all of it into this process too, and waits.
+`python flows/temporary_server.py FD` is the server, on a socket that its parent listens on.
+"""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+
+SECONDS_TO_STOP = 5.0
+
+
+class TemporaryServer:
+    """A server of this process's own. Requests to it wait in the socket's queue until it is up."""
+
+    def __init__(self) -> None:
+        from prefect.context import refresh_global_settings_context
+
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            # -P: neither the working directory nor this folder may hide a library.
+            command = [sys.executable, "-P", __file__, str(listening.fileno())]
+            self._process = subprocess.Popen(command, pass_fds=[listening.fileno()])
+        self._url = f"http://127.0.0.1:{port}/api"
+        # Registered before Prefect's own exit functions, it runs after them: they send what is left.
+        atexit.register(self.stop)
+        os.environ["PREFECT_API_URL"] = self._url
+        refresh_global_settings_context()
+
+    def wait_until_ready(self) -> None:
+        """Raises ConnectionError where it does not come up."""
+        import httpx
+        from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as TIMEOUT
+
+        try:
+            httpx.get(f"{self._url}/health", timeout=TIMEOUT.value(), trust_env=False).raise_for_status()
+        except httpx.HTTPError as problem:
+            raise ConnectionError(f"Prefect's temporary server does not come up ({problem})") from problem
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def start_server() -> TemporaryServer | None:
+    """None where the user has a server, or wants none to be started."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE
+
+    if PREFECT_API_URL.value() or not PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        return None
+    return TemporaryServer()
+
+
+def serve(descriptor: int) -> None:
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
