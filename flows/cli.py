@@ -141,7 +141,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def main() -> None:
-    """Runs the command; what the user can mend is one line on stderr and exit code 2."""
+    """Runs the command; what the user can mend is a line on stderr, and exit code 2."""
     try:
         app()
     except UserError as error:
@@ -153,7 +153,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"trunkline: {' '.join(message.split())}", err=True)
+    for line in message.splitlines():
+        typer.echo(f"trunkline: {' '.join(line.split())}", err=True)
     sys.exit(code)
 
 

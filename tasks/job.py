@@ -1,10 +1,11 @@
 """What a user asks for: the job file's schema, which is the flow's parameter schema as well."""
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
 from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
 from tasks.job_part import Name, Part, exactly_one
@@ -94,28 +95,27 @@ Kept = Annotated[
 
 
 class DuckDBSource(Part):
-    """A database file, opened read-only, and one SELECT."""
+    """A DuckDB database, opened read-only, and one SELECT on it."""
 
-    database: Name
-    query: Name
+    database: Name = Field(description="The database's file. Views in it may read files that lie beside it.")
+    query: Name = Field(description="One SELECT; its rows are the source's.")
 
 
 class Source(Part):
     """Where the rows come from. Exactly one of `parquet`, `csv`, `jsonl` (globs) and `duckdb`."""
 
-    parquet: Name | None = None
-    csv: Name | None = None
-    jsonl: Name | None = None
+    parquet: Name | None = Field(default=None, description="Parquet files: a path, or a glob such as `data/*.parquet`.")
+    csv: Name | None = Field(default=None, description="CSV files with a header, `.gz` too: a path or a glob.")
+    jsonl: Name | None = Field(default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob.")
     duckdb: DuckDBSource | None = None
     id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")
     keep: Kept = Field(
         default={}, description="Columns that the results carry: a list, or a mapping to the name they get."
     )
 
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        exactly_one(self, ("parquet", "csv", "jsonl", "duckdb"))
-        return self
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from exactly_one(given, ("parquet", "csv", "jsonl", "duckdb"))
 
     @property
     def kind(self) -> str:
@@ -125,15 +125,16 @@ class Source(Part):
 class Prompt(Part):
     """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
 
-    column: Name | None = None
-    template: Name | None = None
+    column: Name | None = Field(default=None, description="A column that holds the prompts.")
+    template: Name | None = Field(
+        default=None, description="A Jinja template over columns, sandboxed; an undefined name is an error."
+    )
     messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
     chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
 
-    @model_validator(mode="after")
-    def _one_prompt(self) -> Self:
-        exactly_one(self, ("column", "template", "messages"))
-        return self
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from exactly_one(given, ("column", "template", "messages"))
 
     @property
     def uses_chat(self) -> bool:
@@ -143,22 +144,30 @@ class Prompt(Part):
 class Task(Part):
     """`choice` scores labels as continuations of the prompt; `generate` writes text."""
 
-    type: Literal["choice", "generate"]
-    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = None
-    labels_column: Name | None = None
+    type: Literal["choice", "generate"] = Field(
+        description="`choice`: which label is the likeliest continuation; `generate`: a text."
+    )
+    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
+        default=None, description="`choice`: the labels of all rows, white space included."
+    )
+    labels_column: Name | None = Field(
+        default=None, description="`choice`: a column with each row's labels, a list or its JSON."
+    )
 
-    @model_validator(mode="after")
-    def _labels_for_choice(self) -> Self:
-        if self.type == "choice":
-            exactly_one(self, ("labels", "labels_column"))
-        elif self.labels is not None or self.labels_column is not None:
-            raise ValueError("labels belong to type: choice")
-        return self
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        keys = ("labels", "labels_column")
+        if given.get("type") == "choice":
+            yield from exactly_one(given, keys)
+        elif given.get("type") == "generate" and any(given.get(key) is not None for key in keys):
+            yield "labels belong to type: choice"
 
 
 class Model(Part):
+    """Which model, and how many bits of it."""
+
     path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
-    dtype: Dtype = "auto"
+    dtype: Dtype = Field(default="auto", description="auto: float32 on the CPU, bfloat16 on a GPU.")
     quantization: Quantization = Field(
         default="none", description="int8: 8-bit weights and activations; int4: 4-bit weights, on a GPU."
     )
@@ -167,39 +176,59 @@ class Model(Part):
 class EngineLimits(Part):
     """How the engine computes: never what, but for `max_model_len`."""
 
-    kv_cache_memory: Size = Field(default=EngineConfig().kv_cache_memory, ge=2**20)
+    kv_cache_memory: Size = Field(
+        default=EngineConfig().kv_cache_memory, ge=2**20, description="Memory for keys and values, such as `2GiB`."
+    )
     max_num_batched_tokens: StepTokens = Field(
         default=0,
         ge=0,
         description="Tokens of a step; auto (or 0): where this machine's matmuls saturate, measured once.",
     )
-    max_model_len: int = Field(default=0, ge=0)
-    block_size: int = Field(default=EngineConfig().block_size, ge=1)
-    max_num_seqs: int = Field(default=EngineConfig().max_num_seqs, ge=1)
-    sharing: Sharing = EngineConfig().sharing
-    order: Order = EngineConfig().order
-    admission: Admission = EngineConfig().admission
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    max_model_len: int = Field(
+        default=0, ge=0, description="Tokens of a prompt with its answer, at most; 0: what the model was made for."
+    )
+    block_size: int = Field(default=EngineConfig().block_size, ge=1, description="Tokens of a block of the KV cache.")
+    max_num_seqs: int = Field(
+        default=EngineConfig().max_num_seqs, ge=1, description="Rows that run at once, where `admission` is count."
+    )
+    sharing: Sharing = Field(
+        default=EngineConfig().sharing, description="Which shared prefixes are computed once; multi_level: all."
+    )
+    order: Order = Field(
+        default=EngineConfig().order, description="Which group runs first; fcfs: as the table has them."
+    )
+    admission: Admission = Field(
+        default=EngineConfig().admission,
+        description="Rows begin while their KV fits (memory), or up to a number (count).",
+    )
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
+    )
 
 
 class ScoringJob(Part):
     """A table of prompts, what is asked of each, the model, and where the results go."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="Names the run: letters, digits, dots, dashes and underscores."
+    )
     source: Source
     prompt: Prompt
     task: Task
     model: Model = Model()
     sampling: Sampling = Sampling()
     engine: EngineLimits = EngineLimits()
-    shard_seconds: float = Field(default=45.0, gt=0, le=86_400)
+    shard_seconds: float = Field(
+        default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what a stopped run can lose."
+    )
     output: Name | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
 
-    @model_validator(mode="after")
-    def _sampling_is_used(self) -> Self:
-        if self.task.type == "choice" and self.sampling != Sampling():
-            raise ValueError("sampling has no effect on type: choice; remove it")
-        return self
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        task, sampling = given.get("task"), given.get("sampling")
+        kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
+        if kind == "choice" and sampling is not None and _changes(sampling):
+            yield "sampling has no effect on type: choice; remove it"
 
     @property
     def output_folder(self) -> Path:
@@ -207,3 +236,10 @@ class ScoringJob(Part):
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(dtype=self.model.dtype, quantization=self.model.quantization, **self.engine.model_dump())
+
+
+def _changes(sampling: object) -> bool:
+    try:
+        return Sampling.model_validate(sampling) != Sampling()
+    except ValidationError:
+        return True

@@ -1,6 +1,6 @@
-"""Reads a job file. Whatever is wrong with it is said in one line: the file, the dotted key, the cure."""
+"""Reads a job file. Each thing that is wrong with it is said in a line: the file, the dotted key, the cure."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -10,17 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import UserError
 from tasks.job import ScoringJob
+from tasks.job_yaml import read_yaml
 
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; here they are refused."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"key {key!r} twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
+# pydantic's words are about Python.
+_EXPECTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "tuple_type": "a list",
+}
 
 
 def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) -> ScoringJob:
@@ -35,18 +38,17 @@ def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) ->
 
 
 def parse_job(content: Mapping[str, Any], name: str) -> ScoringJob:
-    """`name` is what error lines begin with."""
+    """`name` is what error lines begin with. Raises UserError with a line for each fault."""
     try:
         return ScoringJob.model_validate(content)
     except ValidationError as invalid:
-        errors = invalid.errors(include_url=False)
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise UserError(f"{name}: {_one_line(errors[0])}{more}") from None
+        faults = [f"{name}: {_one_line(error)}" for error in invalid.errors(include_url=False)]
+        raise UserError("\n".join(faults)) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
     except UnicodeDecodeError:
@@ -73,7 +75,7 @@ def _override(content: dict[str, Any], dotted: str, value: object) -> None:
 def _value(text: str) -> Any:
     """What the text says in YAML; a text that is none, such as a template, is itself."""
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -87,9 +89,13 @@ def _one_line(error: Any) -> str:
         return f"{key}: is required"
     if kind == "string_type":
         return f"{key}: must be text, not {error['input']!r:.60}; put it in quotes"
-    message = " ".join(str(error["msg"]).split()).removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict | list | BaseModel) or kind == "value_error" else error["input"]
-    return f"{key}: {message[:1].lower()}{message[1:]}" + (f" (got {given!r:.60})" if given != "" else "")
+    if kind in _EXPECTED:
+        return f"{key}: must be {_EXPECTED[kind]}, not {error['input']!r:.60}"
+    if kind == "model_type":
+        return f"{key}: must hold keys ({', '.join(_keys_at(loc))}), not {error['input']!r:.60}"
+    message = " ".join(str(error["msg"]).split()).removeprefix("Value error, ").removeprefix("Input ")
+    said = kind in ("value_error", "faults") or isinstance(error["input"], dict | list | BaseModel)
+    return f"{key}: {message[:1].lower()}{message[1:]}" + ("" if said else f" (got {error['input']!r:.60})")
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:

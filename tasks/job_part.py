@@ -1,8 +1,17 @@
 """What all parts of a job file have in common."""
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, StringConstraints(min_length=1)]
 
@@ -12,9 +21,39 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:  # noqa: ARG003
+        """What is wrong between keys. `given` is not validated: its values may be anything."""
+        yield from ()
 
-def exactly_one(part: BaseModel, keys: tuple[str, ...]) -> None:
-    """Raises ValueError, which pydantic turns into an error of the part."""
-    given = [key for key in keys if getattr(part, key) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(keys)}; {' and '.join(given) or 'none'} given")
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_faults(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """What is wrong between keys is said beside what is wrong within them, so that one look mends a file."""
+        own = list(cls.faults(value)) if isinstance(value, Mapping) else []
+        try:
+            part = handler(value)
+        except ValidationError as invalid:
+            within = [_again(error) for error in invalid.errors(include_url=False)]
+        else:
+            if not own:
+                return part
+            within = []
+        between = [
+            InitErrorDetails(type=PydanticCustomError("faults", "{said}", {"said": one}), input=value) for one in own
+        ]
+        raise ValidationError.from_exception_data(cls.__name__, [*within, *between])
+
+
+def _again(error: Any) -> InitErrorDetails:
+    kind = error["type"]
+    if kind == "faults":
+        kind = PydanticCustomError("faults", "{said}", error["ctx"])
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
+
+
+def exactly_one(given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
+    """A fault where not one of the keys has a value."""
+    there = [key for key in keys if given.get(key) is not None]
+    if len(there) != 1:
+        yield f"give exactly one of {', '.join(keys)}; {' and '.join(there) or 'none'} given"

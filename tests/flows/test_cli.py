@@ -95,6 +95,23 @@ def test_wrong_arguments_are_one_line(
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("no_flow")
+def test_every_fault_of_a_job_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_job: dict[str, Any]
+) -> None:
+    del small_job["name"]
+    small_job["task"]["type"] = "guess"
+    small_job["source"]["keeep"] = []
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(small_job))
+    assert run(monkeypatch, "score", str(path)) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"trunkline: {path}: name: is required",
+        f"trunkline: {path}: source.keeep: unknown key; did you mean keep?",
+        f"trunkline: {path}: task.type: should be 'choice' or 'generate' (got 'guess')",
+    ]
+
+
 def test_policies_are_options_of_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_job_file: Path
 ) -> None:
@@ -149,7 +166,11 @@ def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_j
     ("error", "code", "said"),
     [
         (OSError(5, "Input/output error", "/data/part"), 1, "OSError: [Errno 5] Input/output error: '/data/part'; the"),
-        (EngineDeadError("the engine died: RuntimeError('no room')"), 1, "EngineDeadError: the engine died"),
+        (
+            EngineDeadError("the engine died: RuntimeError('no room')"),
+            1,
+            "the engine died: RuntimeError('no room'); the same",
+        ),
         (MemoryError(), 1, "MemoryError: "),
         (UserError("source.id: is not there"), 2, "source.id: is not there"),
     ],

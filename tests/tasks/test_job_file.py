@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import yaml
 from engine.errors import UserError
 from tasks.job import ScoringJob
 from tasks.job_file import load_job
+from tasks.job_part import Part
+from tests.tasks.job_table import PAGE, job_table, written
 
 GOOD: dict[str, Any] = {
     "name": "topics",
@@ -79,11 +82,14 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
         ({"source": {"parquet": "a", "keep": ["x", "x"]}}, "names a column twice"),
         ({"prompt": {"column": "a", "template": "b"}}, "prompt: give exactly one of column, template, messages"),
         ({"task": {"type": "guess"}}, "task.type: "),
-        ({"task": {"type": "choice"}}, "task: give exactly one of labels, labels_column; none given"),
+        ({"task": {"type": "choice"}, "sampling": {}}, "task: give exactly one of labels, labels_column; none given"),
         ({"task": {"type": "generate", "labels": ["a"]}}, "labels belong to type: choice"),
-        ({"task": {"type": "choice", "labels": [True, False]}}, "task.labels.0: must be text, not True; put it in"),
-        ({"task": {"type": "choice", "labels": ["a", "a"]}}, "names a label twice"),
-        ({"task": {"type": "choice", "labels": []}}, "name at least one label"),
+        (
+            {"task": {"type": "choice", "labels": [True, "b"]}, "sampling": {}},
+            "task.labels.0: must be text, not True; put",
+        ),
+        ({"task": {"type": "choice", "labels": ["a", "a"]}, "sampling": {}}, "names a label twice"),
+        ({"task": {"type": "choice", "labels": []}, "sampling": {}}, "name at least one label"),
         ({"task": {"type": "choice", "labels": [" yes"]}}, "sampling has no effect on type: choice"),
         ({"sampling": {"max_tokens": 1, "max_gen_toks": 2}}, "max_gen_toks and max_tokens say the same"),
         ({"sampling": {"max_tokens": 0}}, "sampling.max_tokens: "),
@@ -125,3 +131,94 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_renamed_column_may_be_kept(tmp_path: Path) -> None:
     job = load(tmp_path, source={"parquet": "a", "keep": {"label": "truth"}})
     assert job.source.keep == {"label": "truth"}
+
+
+def read(tmp_path: Path, text: str, overrides: dict[str, object] | None = None) -> ScoringJob:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return load_job(path, overrides)
+
+
+CHOICE = """
+name: topics
+source: {parquet: a}
+prompt: {column: text, chat: true}
+task: {type: choice, labels: [yes, no, on, off, y, 12:30, 2026-11-27, 1_000, =]}
+engine: {kv_cache_memory: 0x4000000, max_model_len: 0o17, block_size: 010}
+shard_seconds: 1e2
+output: ~
+"""
+
+
+def test_plain_words_mean_what_yaml_1_2_says(tmp_path: Path) -> None:
+    job = read(tmp_path, CHOICE)
+    assert job.task.labels == ("yes", "no", "on", "off", "y", "12:30", "2026-11-27", "1_000", "=")
+    assert (job.engine.kv_cache_memory, job.engine.max_model_len, job.engine.block_size) == (2**26, 15, 10)
+    assert (job.shard_seconds, job.output, job.prompt.chat) == (100.0, None, True)
+
+
+def test_an_override_means_the_same_as_the_file(tmp_path: Path) -> None:
+    job = read(tmp_path, CHOICE, {"task.labels": "[no, yes]", "prompt.chat": "false"})
+    assert (job.task.labels, job.prompt.chat) == (("no", "yes"), False)
+
+
+@pytest.mark.parametrize("word", ["true", "True", "TRUE", "false", "False", "FALSE"])
+def test_booleans_are_booleans(tmp_path: Path, word: str) -> None:
+    assert read(tmp_path, CHOICE.replace("true", word)).prompt.chat is (word.lower() == "true")
+    with pytest.raises(UserError, match=r"task\.labels\.0: must be text, not (True|False); put it in quotes"):
+        read(tmp_path, CHOICE.replace("[yes", f"[{word}"))
+
+
+def test_all_faults_are_listed_those_between_keys_too(tmp_path: Path) -> None:
+    changes = {
+        "name": "../up",
+        "source": {"parquet": "a", "csv": "b", "id": 7},
+        "prompt": {"colum": "text"},
+        "task": {"type": "choice", "labels": [True, " a"], "labels_column": "x"},
+        "sampling": {"temperature": "hot", "min_tokens": 9, "max_gen_toks": 3},
+        "engine": {"max_model_len": "many", "sharing": []},
+        "colour": "red",
+    }
+    with pytest.raises(UserError) as said:
+        load(tmp_path, **changes)
+    name = f"{tmp_path / 'job.yaml'}: "
+    lines = str(said.value).splitlines()
+    assert all(line.startswith(name) for line in lines)
+    keys = [line.removeprefix(name).partition(": ")[0] for line in lines]
+    assert keys == [
+        *("name", "source.id", "source", "prompt.colum", "prompt", "task.labels.0", "task"),
+        *("sampling.temperature", "sampling", "engine.max_model_len", "engine.sharing", "colour", "job"),
+    ]
+
+
+@pytest.mark.parametrize("value", [None, True, 7, 0.5, "text", ["a"], {"a": 1}, {}], ids=repr)
+def test_no_fault_names_a_class_of_ours(tmp_path: Path, value: object) -> None:
+    """Every key in turn, a group in a group too."""
+    classes = {part.__name__ for part in Part.__subclasses__()} - {"Task", "Model", "Source", "Prompt", "Sampling"}
+    keys = [line.split("`")[1] for line in job_table().splitlines()[2:]]
+    heard = 0
+    for key in keys:
+        try:
+            load(tmp_path, {key: value})
+        except UserError as problem:
+            heard += 1
+            said = str(problem)
+            assert not any(name in said for name in (*classes, "instance of", "dictionary", "tuple")), said
+    assert heard > 5
+
+
+def test_a_group_says_its_keys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"source\.duckdb: must hold keys \(database, query\), not 'a\.duckdb'"):
+        load(tmp_path, source={"duckdb": "a.duckdb"})
+
+
+def test_the_page_has_the_table_of_all_keys() -> None:
+    """`python -m tests.tasks.job_table` rewrites it."""
+    assert written(PAGE.read_text()) == job_table()
+
+
+def test_the_page_s_own_example_is_a_job(tmp_path: Path) -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    job = read(tmp_path, f"name: tickets\ntask: {{type: generate}}\n{example}")
+    assert job.source.kind == "duckdb"
+    assert (job.source.id, job.prompt.column) == ("ticket", "body")
