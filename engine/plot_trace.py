@@ -105,6 +105,8 @@ def plot(
 ) -> None:
     """Draw TRACE as an SVG file."""
     target = out or trace.with_suffix(".svg")
+    if target.suffix.lower() != ".svg":
+        raise UserError(f"{target}: the drawing is SVG; end its name in .svg")
     picture = draw(read_trace(trace))
     try:
         target.write_text(picture, encoding="utf-8")

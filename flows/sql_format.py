@@ -3,6 +3,8 @@
 from enum import StrEnum
 from pathlib import Path
 
+from engine.errors import UserError
+
 
 class Format(StrEnum):
     TABLE = "table"
@@ -11,9 +13,21 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
+# A text table is for reading: it is cut after a thousand rows.
+_ENDINGS = {f".{form}": form for form in (Format.CSV, Format.JSON, Format.PARQUET)} | {".txt": Format.TABLE}
+
+
 def choose_format(asked: Format | None, to: Path | None) -> Format:
-    """The format asked for, else the one that the file's name tells, else a table."""
+    """The format asked for, else the one that the file's ending says; a table where there is no file.
+
+    Raises UserError for an ending that says none.
+    """
     if asked is not None:
         return asked
-    suffix = to.suffix.removeprefix(".") if to is not None else ""
-    return Format(suffix) if suffix in {"csv", "json", "parquet"} else Format.TABLE
+    if to is None:
+        return Format.TABLE
+    form = _ENDINGS.get(to.suffix.lower())
+    if form is None:
+        ending = to.suffix or "no ending"
+        raise UserError(f"--to {to}: {ending} is not written; end it in {', '.join(_ENDINGS)}, or say --format")
+    return form

@@ -91,6 +91,16 @@ def test_an_empty_trace_is_an_empty_plot() -> None:
     assert not list(ET.fromstring(plot_trace.draw([])).iter(f"{SVG}g"))
 
 
+def test_a_drawing_is_svg_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    TraceWriter(path)(StepTrace(0, 3, 0, 0, 1, 0, 1000, 0.25, 5.5, 1.5))
+    with pytest.raises(UserError, match=r"trace\.png: the drawing is SVG; end its name in \.svg"):
+        plot_trace.plot(path, tmp_path / "trace.png")
+    assert not (tmp_path / "trace.png").exists()
+    plot_trace.plot(path, tmp_path / "other.SVG")
+    assert (tmp_path / "other.SVG").read_text().startswith("<svg")
+
+
 def test_what_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").write_text('{"step": 1}\n')
     with pytest.raises(UserError, match="is not a trace"):

@@ -239,9 +239,23 @@ def test_every_command_shows_an_example(
         (None, None, Format.TABLE),
         (None, Path("a.csv"), Format.CSV),
         (None, Path("a.txt"), Format.TABLE),
+        (None, Path("a.CSV"), Format.CSV),
+        (None, Path("a.json"), Format.JSON),
         (Format.JSON, Path("a.csv"), Format.JSON),
+        (Format.CSV, Path("a"), Format.CSV),
         (None, Path("a.parquet"), Format.PARQUET),
     ],
 )
 def test_the_files_name_tells_the_format(asked: Format | None, to: Path | None, chosen: Format) -> None:
     assert choose_format(asked, to) is chosen
+
+
+@pytest.mark.parametrize(("name", "ending"), [("a.xlsx", ".xlsx"), ("a.csv.gz", ".gz"), ("a", "no ending")])
+def test_an_ending_that_is_not_written_is_refused_before_the_query(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, ending: str
+) -> None:
+    to = tmp_path / name
+    assert run(monkeypatch, "sql", "select 1", "--output", str(tmp_path / "nowhere"), "--to", str(to)) == 2
+    cure = "end it in .csv, .json, .parquet, .txt, or say --format"
+    assert capsys.readouterr().err == f"trunkline: --to {to}: {ending} is not written; {cure}\n"
+    assert not to.exists()
