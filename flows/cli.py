@@ -107,7 +107,9 @@ def sql(
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
     ] = None,
     form: Annotated[Format | None, typer.Option("--format", "-f", help="How to write the answer.")] = None,
-    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="Write into a file, in the form that its ending says.")] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="Write into a file; its ending says how.")
+    ] = None,
 ) -> None:
     """Query the results: views results, errors, runs, shards and prefix_savings."""
     from flows.run_sql import run_sql
