@@ -16,7 +16,9 @@ from rich.table import Table
 from engine.errors import UserError
 from flows.sql_format import Format
 from flows.terminal_text import as_text
+from tasks.cells import cells, has_cells, text_of
 from tasks.query import QueryResult
+from tasks.row_error import RowError
 
 TABLE_ROWS = 1_000
 # Without a terminal nothing limits the width.
@@ -87,7 +89,7 @@ def _write_json(result: QueryResult, out: BinaryIO) -> None:
     for batch in result.batches():
         for row in _rows(batch):
             record = dict(zip(result.columns, map(_json_value, row), strict=True))
-            out.write(f"{separator}{json.dumps(record, ensure_ascii=False, default=str)}".encode())
+            out.write(f"{separator}{json.dumps(record, ensure_ascii=False, default=text_of)}".encode())
             separator = ",\n "
     out.write(b"[]\n" if separator == "[" else b"]\n")
 
@@ -107,7 +109,24 @@ _WRITERS: dict[Format, Callable[[QueryResult, BinaryIO], None]] = {
 
 def _rows(batch: pa.RecordBatch) -> Any:
     # By column, because two columns of a query may have one name.
-    return zip(*(column.to_pylist(maps_as_pydicts="strict") for column in batch.columns), strict=True)
+    return zip(*map(_values, batch.columns), strict=True)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    if has_cells(column.type):
+        return list(map(_printable, cells(column)))
+    return [None if value is None else str(value) for value in column.to_pylist()]
+
+
+def _printable(value: Any) -> Any:
+    """Bytes that are no text as DuckDB writes them."""
+    if isinstance(value, RowError):
+        return value.message
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, dict):
+        return {_printable(key): _printable(item) for key, item in value.items()}
+    return list(map(_printable, value)) if isinstance(value, list) else value
 
 
 def _cell(value: Any) -> str:
@@ -117,20 +136,16 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {_cell(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value))
-    return str(value)
+    return ", ".join(map(_cell, value)) if isinstance(value, list) else text_of(value)
 
 
-def _csv_cell(value: Any) -> Any:
-    return json.dumps(_json_value(value), ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+def _csv_cell(value: Any) -> str:
+    return "" if value is None else text_of(value)
 
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _json_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_value(item) for item in value]
-    return value
+        return {key: _json_value(item) for key, item in value.items()}
+    return list(map(_json_value, value)) if isinstance(value, list) else value

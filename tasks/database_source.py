@@ -6,26 +6,43 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
+from duckdb.sqltypes import DuckDBPyType
 
 from engine.errors import UserError
-from tasks.commit import open_private
 from tasks.duck import BATCH_ROWS, database_connection
 from tasks.job import DuckDBSource
 from tasks.statements import first_line, identifier, single_select, statement
 
+_NESTED = {"array", "list", "map", "struct"}
+# Arrow gets a bit string's bytes, a time without its zone, -1 for a large unsigned number; Parquet has no intervals.
+_FOREIGN = {"bignum", "bit", "geometry", "interval", "time with time zone", "uhugeint", "union", "variant", "varint"}
 
-def read_columns(source: DuckDBSource) -> tuple[str, ...]:
+
+def read_schema(source: DuckDBSource) -> pa.Schema:
     with _query(source) as relation:
-        return tuple(relation.columns)
+        return _readable(relation, relation.columns).limit(0).to_arrow_table().schema
 
 
-def write_snapshot(source: DuckDBSource, columns: Sequence[str], target: Path) -> None:
-    with _query(source) as relation, open_private(target) as file:
-        reader = relation.project(", ".join(map(identifier, columns))).to_arrow_reader(BATCH_ROWS)
-        with pq.ParquetWriter(file, reader.schema) as writer:
-            for batch in reader:
-                writer.write_batch(batch)
+def read_batches(source: DuckDBSource, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _query(source) as relation:
+        yield from _readable(relation, columns).to_arrow_reader(BATCH_ROWS)
+
+
+def _readable(relation: duckdb.DuckDBPyRelation, columns: Sequence[str]) -> duckdb.DuckDBPyRelation:
+    """These columns; one whose type Arrow or Parquet would not hold whole is its text, by DuckDB's own cast."""
+    kinds = dict(zip(relation.columns, relation.types, strict=True))
+    names = {name: identifier(name) for name in columns}
+    return relation.project(
+        ", ".join(
+            statement("as_text", column=names[name]) if _is_foreign(kinds[name]) else names[name] for name in names
+        )
+    )
+
+
+def _is_foreign(kind: DuckDBPyType) -> bool:
+    if kind.id in _NESTED:
+        return any(_is_foreign(child) for _, child in kind.children if isinstance(child, DuckDBPyType))
+    return kind.id in _FOREIGN
 
 
 @contextmanager

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.errors import UserError
 from engine.tokenizer import load_tokenizer
-from tasks.columns import used_columns
+from tasks.columns import find_columns
 from tasks.duck import working_connection
 from tasks.encode import Encoder
 from tasks.failpoint import failpoint
 from tasks.job import ROW_COLUMN, Source
+from tasks.kept import kept_type
 from tasks.parquet_sink import parquet_sink
 from tasks.prompts import PromptRenderer
 from tasks.requests import NewRequest, RequestBuilder
 from tasks.row_error import RowError
 from tasks.run import Run
 from tasks.snapshot import take_snapshot
-from tasks.source_rows import SourceBatch, kept_type, read_batches
+from tasks.source_rows import SourceBatch, read_batches
 from tasks.statements import statement
 from tasks.step import as_task
 from tasks.stored_plan import ROWS, find_open_plan, load_plan
@@ -63,17 +63,19 @@ def extract_rows(run: Run) -> Extracted:
     failpoint("extract.start")
     source = run.job.source
     tokenizer = load_tokenizer(run.model)
-    renderer = PromptRenderer(run.job.prompt, tokenizer)
-    columns = used_columns(run.job, renderer)
+    columns = find_columns(run.job)
+    renderer = PromptRenderer(run.job.prompt, columns.prompt, tokenizer)
     folder = run.folder.staged("extract")
     folder.mkdir(mode=0o700)
-    snapshot = take_snapshot(source, columns, folder / SNAPSHOT, lambda digest: _open_plan(run, digest) is not None)
+    snapshot = take_snapshot(
+        source, columns.schema, folder / SNAPSHOT, lambda digest: _open_plan(run, digest) is not None
+    )
     plan_id = _open_plan(run, snapshot.digest)
     if plan_id is not None:
         return _reuse(run, plan_id, folder)
     _check_ids(snapshot.files, source, folder)
     encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
-    rows, rejected = _write_rows(run, snapshot.files, columns, RequestBuilder(run, renderer, encoder), folder)
+    rows, rejected = _write_rows(run, snapshot.files, columns.schema, RequestBuilder(run, renderer, encoder), folder)
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)
     failpoint("extract.done")
@@ -108,14 +110,14 @@ def _check_ids(files: Sequence[Path], source: Source, folder: Path) -> None:
 
 
 def _write_rows(
-    run: Run, files: Sequence[Path], columns: Sequence[str], builder: RequestBuilder, folder: Path
+    run: Run, files: Sequence[Path], columns: pa.Schema, builder: RequestBuilder, folder: Path
 ) -> tuple[int, int]:
     """Returns the numbers of rows and of rejected rows."""
     source = run.job.source
-    schema = _row_schema(files[0], source)
+    schema = _row_schema(columns, source)
     rows = rejected = 0
     with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
-        for batch in read_batches(files, columns):
+        for batch in read_batches(files, columns.names):
             failpoint("extract.batch")
             ids = batch.ids(source.id) if source.id is not None else list(map(str, _positions(batch).to_pylist()))
             built = builder.build(batch, ids)
@@ -126,9 +128,8 @@ def _write_rows(
     return rows, rejected
 
 
-def _row_schema(file: Path, source: Source) -> pa.Schema:
-    fields = pq.read_schema(file)
-    kept = [(name, kept_type(fields.field(column), column)) for column, name in source.keep.items()]
+def _row_schema(columns: pa.Schema, source: Source) -> pa.Schema:
+    kept = [(name, kept_type(columns.field(column))) for column, name in source.keep.items()]
     own = [(ROW_COLUMN, pa.int64()), ("prompt_tokens", pa.int32())]
     texts = [(name, pa.string()) for name in ("custom_id", "request_hash", "error_type", "error_message")]
     return pa.schema([*own, *texts, *kept])
@@ -146,7 +147,7 @@ def _row_batch(
         pa.array([None if one is None else one.request_hash for one in requests], pa.string()),
         pa.array([None if one is None else one.type for one in errors], pa.string()),
         pa.array([None if one is None else one.message for one in errors], pa.string()),
-        *(batch.kept(column) for column in source.keep),
+        *(batch.kept(column, schema.field(name).type) for column, name in source.keep.items()),
     ]
     return pa.record_batch(columns, schema=schema)
 

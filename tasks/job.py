@@ -1,5 +1,6 @@
 """What a user asks for: the job file's schema, which is the flow's parameter schema as well."""
 
+import codecs
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,6 +86,25 @@ def _auto_is_zero(value: object) -> object:
     return 0 if value == "auto" else value
 
 
+def _delimiter(text: str) -> str:
+    """YAML takes `'\\t'` in single quotes for two characters."""
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError("is one character, such as ; or \\t, and neither a quote nor a line's end")
+    return text
+
+
+def _encoding(name: str) -> str:
+    try:
+        if "a".encode(name).decode(name) == "a":
+            return codecs.lookup(name).name
+    except (LookupError, UnicodeError, ValueError):
+        pass
+    raise ValueError(f"{name!r:.60} is no text encoding that Python knows; cp1252 and utf-16 are two")
+
+
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
 StepTokens = Annotated[int, BeforeValidator(_auto_is_zero, json_schema_input_type=int | Literal["auto"])]
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
 Kept = Annotated[
@@ -108,6 +128,8 @@ class Source(Part):
     csv: Name | None = Field(default=None, description="CSV files with a header, `.gz` too: a path or a glob.")
     jsonl: Name | None = Field(default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob.")
     duckdb: DuckDBSource | None = None
+    delimiter: Delimiter | None = Field(default=None, description="Of CSV; found in the file where it is not said.")
+    encoding: Encoding | None = Field(default=None, description="Of CSV and JSONL; UTF-8 or a byte order mark's.")
     id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")
     keep: Kept = Field(
         default={}, description="Columns that the results carry: a list, or a mapping to the name they get."
@@ -116,6 +138,10 @@ class Source(Part):
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
         yield from exactly_one(given, ("parquet", "csv", "jsonl", "duckdb"))
+        if given.get("delimiter") is not None and given.get("csv") is None:
+            yield "delimiter belongs to csv"
+        if given.get("encoding") is not None and given.get("csv") is None and given.get("jsonl") is None:
+            yield "encoding belongs to csv and jsonl"
 
     @property
     def kind(self) -> str:
@@ -135,6 +161,10 @@ class Prompt(Part):
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
         yield from exactly_one(given, ("column", "template", "messages"))
+
+    @property
+    def key(self) -> str:
+        return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
 
     @property
     def uses_chat(self) -> bool:

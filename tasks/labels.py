@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.request import TokenIds
+from tasks.cells import is_utf8
 from tasks.encode import Encoder
 from tasks.row_error import BAD_LABELS, CONTEXT_OVERFLOW, RowError
-from tasks.source_rows import is_utf8
 
 _CACHED_LABEL_SETS = 4096
 _CACHED_CHARACTERS = 20_000
@@ -105,6 +105,8 @@ def split_context(text: str) -> tuple[str, str]:
 
 def parse_labels(value: object) -> tuple[str, ...] | RowError:
     """A column's value as labels: a list of texts, or its JSON text."""
+    if isinstance(value, RowError):
+        return value
     if isinstance(value, str):
         try:
             value = json.loads(value)

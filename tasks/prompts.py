@@ -1,72 +1,91 @@
 """Rows to prompt texts: a column, a Jinja template over columns, or chat messages."""
 
 import json
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from engine.errors import UserError
+from tasks.cells import Cell, CellOrError, is_utf8, text_of
 from tasks.job import Prompt
 from tasks.row_error import BAD_ENCODING, BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
-from tasks.source_rows import SourceBatch, is_utf8
+from tasks.source_rows import SourceBatch
+from tasks.template import PromptTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+_TEMPLATE_FAILURES = (
+    *(TemplateError, ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError, ValueError),
+)
 RenderedPrompt = str | RowError
 Message = dict[str, str]
 
 
+def prompt_names(prompt: Prompt) -> tuple[str, ...]:
+    """The columns that a prompt may read. Raises UserError for a template that is not one."""
+    if prompt.template is not None:
+        return PromptTemplate(prompt.template).names
+    return (prompt.column or prompt.messages or "",)
+
+
+def prompt_columns(prompt: Prompt, available: Sequence[str]) -> tuple[str, ...]:
+    """Those of them that it reads from a source of the `available` columns."""
+    return PromptTemplate(prompt.template).columns(available) if prompt.template is not None else prompt_names(prompt)
+
+
 class PromptRenderer:
-    """Renders a batch at a time. `columns` are the source columns that it reads.
+    """Renders a batch at a time out of `columns`, which `prompt_columns` gives.
 
     Raises UserError for a template that is not one, or a chat prompt for a model without a chat template.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: "PreTrainedTokenizerFast | None" = None) -> None:
+    def __init__(self, prompt: Prompt, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self.prompt = prompt
+        self.columns = tuple(columns)
         self._tokenizer = tokenizer
-        self._environment = _environment()
-        self._template: Template | None = None
-        if prompt.template is not None:
-            self.columns = _template_columns(self._environment, prompt.template)
-            self._template = self._environment.from_string(prompt.template)
-        else:
-            self.columns = (prompt.column or prompt.messages or "",)
-        if tokenizer is not None and prompt.uses_chat and not tokenizer.chat_template:
-            raise UserError("prompt: this model has no chat template; give the whole text with column or template")
+        self._template = None if prompt.template is None else PromptTemplate(prompt.template)
+        check_chat(prompt, tokenizer)
 
     def render(self, batch: SourceBatch) -> list[RenderedPrompt]:
         """A text or an error for each row; a text is UTF-8 without NUL and holds more than white space."""
         values = [batch.values(column) for column in self.columns]
         return [self._render_row(row) for row in zip(*values, strict=True)]
 
-    def _render_row(self, values: tuple[object, ...]) -> RenderedPrompt:
+    def _render_row(self, values: tuple[CellOrError, ...]) -> RenderedPrompt:
+        for column, value in zip(self.columns, values, strict=True):
+            if isinstance(value, RowError):
+                return RowError(value.type, f"column {column!r}: {value.message}")
+        good = [value for value in values if not isinstance(value, RowError)]
         if self.prompt.messages is not None:
-            messages = parse_messages(values[0])
+            messages = parse_messages(good[0])
             return messages if isinstance(messages, RowError) else self._apply_chat(messages)
         if self._template is not None:
-            text = self._fill(self._template, dict(zip(self.columns, values, strict=True)))
+            text = self._fill(self._template, dict(zip(self.columns, good, strict=True)))
         else:
-            text = _check_text(values[0])
+            text = _check_text(good[0])
         if isinstance(text, RowError) or not self.prompt.chat:
             return text
         return self._apply_chat([{"role": "user", "content": text}])
 
-    def _fill(self, template: Template, values: dict[str, object]) -> RenderedPrompt:
+    def _fill(self, template: PromptTemplate, values: dict[str, Cell]) -> RenderedPrompt:
         try:
             return _check_text(template.render(values))
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as problem:
+        except _TEMPLATE_FAILURES as problem:
             return described(TEMPLATE_ERROR, "the template fails on this row", problem)
 
     def _apply_chat(self, messages: list[Message]) -> RenderedPrompt:
-        assert self._tokenizer is not None
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except (TemplateError, TypeError, ValueError) as problem:
             return described(BAD_MESSAGES, "the model's chat template refuses the messages", problem)
+
+
+def check_chat(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast") -> None:
+    if prompt.uses_chat and not tokenizer.chat_template:
+        raise UserError("prompt: this model has no chat template; give the whole text with column or template")
 
 
 def parse_messages(value: object) -> list[Message] | RowError:
@@ -97,10 +116,10 @@ def _message(entry: object) -> Message | RowError:
     return _encoding_error(role + content) or {"role": role, "content": content}
 
 
-def _check_text(value: object) -> RenderedPrompt:
+def _check_text(value: Cell) -> RenderedPrompt:
     if value is None:
         return RowError(EMPTY_PROMPT, "the prompt is NULL")
-    text = value if isinstance(value, str) else str(value)
+    text = text_of(value)
     if not text.strip():
         return RowError(EMPTY_PROMPT, "the prompt is empty" if not text else "the prompt is white space alone")
     return _encoding_error(text) or text
@@ -110,32 +129,3 @@ def _encoding_error(text: str) -> RowError | None:
     if "\x00" in text:
         return RowError(BAD_ENCODING, "the prompt holds a NUL character")
     return None if is_utf8(text) else RowError(BAD_ENCODING, "the prompt is not valid UTF-8")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_not_null)
-
-
-def _not_null(value: Any) -> Any:
-    """A NULL in a prompt would read `None`, which nobody means."""
-    if value is None:
-        raise ValueError("a column that it prints is NULL; write {{ column or '' }} where that is meant")
-    return value
-
-
-def _template_columns(environment: ImmutableSandboxedEnvironment, template: str) -> tuple[str, ...]:
-    """The columns that a template names."""
-    try:
-        tree = environment.parse(template)
-        environment.from_string(template)
-    except TemplateSyntaxError as problem:
-        raise UserError(f"prompt.template: line {problem.lineno}: {problem.message}") from None
-    if any(True for _ in _referenced(tree)):
-        raise UserError("prompt.template: include, import and extends are not there; write the template whole")
-    columns = tuple(sorted(meta.find_undeclared_variables(tree) - set(environment.globals)))
-    if not columns:
-        raise UserError("prompt.template: names no column, so that all prompts would be equal")
-    return columns
-
-
-_referenced: Callable[[Any], Iterable[str | None]] = meta.find_referenced_templates

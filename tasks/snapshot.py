@@ -1,8 +1,10 @@
 """The source as it was when the run began: Parquet files in place, every other source copied to Parquet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from tasks.failpoint import failpoint
 from tasks.job import Source
@@ -21,10 +23,10 @@ class Snapshot:
         check_unchanged(self.originals)
 
 
-def take_snapshot(source: Source, columns: Sequence[str], target: Path, is_known: Callable[[str], bool]) -> Snapshot:
+def take_snapshot(source: Source, schema: pa.Schema, target: Path, is_known: Callable[[str], bool]) -> Snapshot:
     """Copies nothing where `is_known` says that this content needs no reading; `files` are then not to be read."""
     if source.kind == "duckdb":
-        write_snapshot(source, columns, target)
+        write_snapshot(source, schema, target)
         failpoint("snapshot.copied")
         return Snapshot((target,), digest_files([target]), ())
     files = find_files(source)
@@ -32,6 +34,6 @@ def take_snapshot(source: Source, columns: Sequence[str], target: Path, is_known
     digest = digest_files(files)
     if source.kind == "parquet" or is_known(digest):
         return Snapshot(files, digest, states)
-    write_snapshot(source, columns, target)
+    write_snapshot(source, schema, target)
     failpoint("snapshot.copied")
     return Snapshot((target,), digest, states)

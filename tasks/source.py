@@ -1,7 +1,7 @@
 """The source's files, their columns, and a digest of their content."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from glob import glob
@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import UserError
-from tasks import database_source, text_source
+from tasks import database_source, parquet_source, text_source
+from tasks.commit import open_private
 from tasks.job import Source
+from tasks.partitions import partition_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,24 @@ def find_files(source: Source) -> tuple[Path, ...]:
     return files
 
 
-def read_columns(source: Source) -> tuple[str, ...]:
-    """The source's column names. Reads headers and the first lines, no more. Raises UserError."""
+def read_schema(source: Source, wanted: Collection[str]) -> pa.Schema:
+    """The source's columns with their types. Reads headers, and lines until all that are `wanted` were met."""
     if source.duckdb is not None:
-        return database_source.read_columns(source.duckdb)
+        return database_source.read_schema(source.duckdb)
+    files = find_files(source)
     if source.kind == "parquet":
-        return _parquet_columns(find_files(source))
-    return text_source.read_columns(find_files(source), source.kind)
+        return parquet_source.read_schema(files, wanted)
+    return text_source.read_schema(files, source, wanted)
+
+
+def read_data(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The source's rows as they are now, in bounded batches of the named columns."""
+    if source.duckdb is not None:
+        return database_source.read_batches(source.duckdb, columns)
+    files = find_files(source)
+    if source.kind == "parquet":
+        return parquet_source.read_batches(files, columns)
+    return text_source.read_batches(files, source, columns)
 
 
 def check_columns(columns: Sequence[str], wanted: dict[str, str]) -> None:
@@ -59,9 +72,11 @@ def file_states(files: Sequence[Path]) -> tuple[FileState, ...]:
 
 
 def digest_files(files: Sequence[Path]) -> str:
-    """Of the contents in order; names do not count."""
+    """Of the contents in order; names do not count, but for the columns that partitions make of them."""
     digest = hashlib.sha256()
     for path in files:
+        if partition := partition_of(path):
+            digest.update(repr(partition).encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
@@ -74,30 +89,8 @@ def check_unchanged(states: Sequence[FileState]) -> None:
             raise UserError(f"source: {state.path} changed while it was read; run again when nothing writes to it")
 
 
-def write_snapshot(source: Source, columns: Sequence[str], target: Path) -> None:
-    """Copies the named columns of a source that is not Parquet into one Parquet file."""
-    if source.duckdb is not None:
-        database_source.write_snapshot(source.duckdb, columns, target)
-    else:
-        text_source.write_snapshot(find_files(source), source.kind, columns, target)
-
-
-def _parquet_columns(files: Sequence[Path]) -> tuple[str, ...]:
-    first = _parquet_schema(files[0])
-    for path in files[1:]:
-        other = _parquet_schema(path)
-        if not first.equals(other):
-            name = next((n for n in first.names if n not in other.names or first.field(n) != other.field(n)), None)
-            what = f"column {name!r} differs" if name is not None else "its columns differ"
-            raise UserError(f"source.parquet: {path}: {what} from {files[0].name}; all files need the same columns")
-    twice = [name for name in first.names if first.names.count(name) > 1]
-    if twice:
-        raise UserError(f"source.parquet: {files[0]} has column {twice[0]!r} twice")
-    return tuple(first.names)
-
-
-def _parquet_schema(path: Path) -> pa.Schema:
-    try:
-        return pq.read_schema(path).remove_metadata()
-    except (pa.ArrowException, OSError) as problem:
-        raise UserError(f"source.parquet: {path} cannot be read as Parquet ({str(problem)[:100]})") from None
+def write_snapshot(source: Source, schema: pa.Schema, target: Path) -> None:
+    """Copies the schema's columns of a source that is not Parquet into one Parquet file."""
+    with open_private(target) as file, pq.ParquetWriter(file, schema) as writer:
+        for batch in read_data(source, schema.names):
+            writer.write_batch(batch)

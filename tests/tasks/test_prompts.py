@@ -5,7 +5,7 @@ import pytest
 
 from engine.errors import UserError
 from tasks.job import Prompt
-from tasks.prompts import PromptRenderer
+from tasks.prompts import PromptRenderer, check_chat, prompt_columns
 from tasks.row_error import RowError
 from tasks.source_rows import SourceBatch
 from tests.tasks.fakes import ByteTokenizer
@@ -13,7 +13,8 @@ from tests.tasks.fakes import ByteTokenizer
 
 def render(prompt: Prompt, **columns: list[Any]) -> list[str | tuple[str, str]]:
     """Texts, or (type, message) of errors."""
-    renderer = PromptRenderer(prompt, ByteTokenizer())  # type: ignore[arg-type]
+    read = prompt_columns(prompt, list(columns))
+    renderer = PromptRenderer(prompt, read, ByteTokenizer())  # type: ignore[arg-type]
     rendered = renderer.render(SourceBatch(0, pa.record_batch(columns)))
     return [(one.type, one.message) if isinstance(one, RowError) else one for one in rendered]
 
@@ -31,8 +32,8 @@ def test_a_template_over_columns() -> None:
         ("{{ n / 0 }}", "division by zero"),
         ("{{ n + title }}", "unsupported operand"),
         ("{{ nothing }}", "a column that it prints is NULL"),
-        ("{{ ''.__class__.__mro__ }}{{ n }}", "unsafe"),
-        ("{{ tags.append('x') }}", "unsafe"),
+        ("{{ ''.__class__.__mro__ }}{{ n }}", "a value has no methods"),
+        ("{{ tags.append('x') }}", "a value has no methods"),
         ("{{ range(1000000) | list }}{{ n }}", "Range too big"),
     ],
 )
@@ -63,10 +64,10 @@ def test_chat_wraps_a_text_and_leaves_messages_as_they_are() -> None:
 def test_a_model_without_a_chat_template() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.chat_template = None
-    PromptRenderer(Prompt(column="a"), tokenizer)  # type: ignore[arg-type]
+    check_chat(Prompt(column="a"), tokenizer)  # type: ignore[arg-type]
     for prompt in (Prompt(column="a", chat=True), Prompt(messages="a")):
         with pytest.raises(UserError, match="no chat template"):
-            PromptRenderer(prompt, tokenizer)  # type: ignore[arg-type]
+            check_chat(prompt, tokenizer)  # type: ignore[arg-type]
 
 
 def test_numbers_are_prompts_too() -> None:

@@ -146,13 +146,6 @@ def test_sources_that_are_not_there(job_of: JobMaker, tmp_path: Path) -> None:
         check_job(job_of(source={"parquet": str(tmp_path / "half.parquet")}))
 
 
-def test_parquet_files_that_differ(job_of: JobMaker, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "p1.parquet")
-    pq.write_table(pa.table({"text": [1]}), tmp_path / "p2.parquet")
-    with pytest.raises(UserError, match=r"p2.parquet: column 'text' differs from p1.parquet"):
-        check_job(job_of(source={"parquet": str(tmp_path / "p?.parquet")}))
-
-
 def test_names_with_dots_and_names_given_twice(job_of: JobMaker, tmp_path: Path) -> None:
     rows = pa.table({"a.b": ["one"], "a": [{"b": "two"}], 'ä "q"': ["kept"]})
     job = job_of(rows, prompt={"column": "a.b"}, source={"keep": ["a.b", "a", 'ä "q"']})
