@@ -8,6 +8,7 @@ cache: reading it takes many times longer than mapping the result.
 import hashlib
 import json
 import os
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from shutil import rmtree
 from typing import Any
 
 from engine.errors import UserError
+from engine.gguf_header import read_header
 from engine.model_config import refuse, shape_of
 from engine.model_shape import ModelShape
 
@@ -99,10 +101,15 @@ def publish_file(target: Path, text: str) -> None:
 
 
 def _convert(model: ModelFiles, part: str, write: Callable[[Path], None]) -> Path:
-    """`write`'s folder for `part` of a GGUF model, made if the cache lacks it; whole or not there at all."""
+    """`write`'s folder for `part` of a GGUF model, made if the cache lacks it; whole or not there at all.
+
+    Raises UserError for a file that is not GGUF, cut off, or of an architecture that transformers does not read.
+    """
     target = cache_dir() / "models" / f"{model.name}-{model.fingerprint[:12]}" / part
     if target.is_dir():
         return target
+    file = model.folder / str(model.gguf_file)
+    read_header(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=target.parent))
     try:
@@ -111,9 +118,17 @@ def _convert(model: ModelFiles, part: str, write: Callable[[Path], None]) -> Pat
     except OSError:
         if not target.is_dir():  # another process was not the first to finish
             raise
+    except (ValueError, LookupError, NotImplementedError, struct.error) as problem:
+        said = str(problem).partition("\n")[0]
+        raise UserError(f"model.path: {file} cannot be converted ({said})") from None
     finally:
         rmtree(staging, ignore_errors=True)
     return target
+
+
+def lacks_chat_template(model: ModelFiles) -> bool:
+    """True where a GGUF file's header says so, in a second: converting it for its tokenizer may take a minute."""
+    return model.gguf_file is not None and "tokenizer.chat_template" not in read_header(model.folder / model.gguf_file)
 
 
 def tokenizer_folder(model: ModelFiles) -> Path:

@@ -84,7 +84,9 @@ def refuse(config: Config, kind: str) -> None:
 def shape_of(config: Config, generation: Config) -> ModelShape:
     """Raises KeyError for a size that the configuration lacks."""
     heads, hidden = int(_find(config, "num_attention_heads")), int(_find(config, "hidden_size"))
+    vocab_size = int(config["vocab_size"])
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return ModelShape(
         num_layers=int(_find(config, "num_hidden_layers")),
         hidden_size=hidden,
@@ -92,9 +94,9 @@ def shape_of(config: Config, generation: Config) -> ModelShape:
         num_kv_heads=_kv_heads(config, heads),
         head_dim=_head_dim(config, hidden // heads),
         intermediate_size=int(config.get("moe_intermediate_size") or _find(config, "intermediate_size", 4 * hidden)),
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=vocab_size,
         max_model_len=_max_model_len(config),
-        eos_token_ids=tuple(eos if isinstance(eos, list) else [] if eos is None else [eos]),
+        eos_token_ids=tuple(end for end in ends if end < vocab_size),  # another is never written
         experts_per_token=int(config.get("num_experts_per_tok") or 1),
         can_fuse=config.get("model_type") in FUSED and config.get("hidden_act", "silu") == "silu",
     )

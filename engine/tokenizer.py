@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
-from engine.model import ModelFiles, tokenizer_folder
+from engine.model import ModelFiles, load_shape, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -15,7 +15,7 @@ GENERAL = "TokenizersBackend"
 
 
 def load_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
-    """Raises UserError where the model has none that runs without remote code."""
+    """Raises UserError where the model has none that runs without remote code, or another model's."""
     from transformers import PreTrainedTokenizerFast
 
     folder = tokenizer_folder(model)
@@ -30,7 +30,20 @@ def load_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
         raise UserError(f"model.path: no tokenizer in {folder} ({str(problem).splitlines()[0]})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"model.path: {folder} needs tokenizer.json, the fast tokenizer's file")
+    _refuse_foreign(tokenizer, model)
     return tokenizer
+
+
+def _refuse_foreign(tokenizer: "PreTrainedTokenizerFast", model: ModelFiles) -> None:
+    """Special tokens alone may lie beyond the embeddings, as Gemma 3's for images do; a row that holds one is an error."""
+    known = load_shape(model).vocab_size
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    beyond = [token_id for token_id in tokenizer.get_vocab().values() if token_id >= known and token_id not in special]
+    if beyond:
+        raise UserError(
+            f"model.path: {model.name} has a vocabulary of {known:,} tokens, its tokenizer knows {max(beyond) + 1:,}; "
+            "take the tokenizer that belongs to the weights"
+        )
 
 
 def _class_of(folder: Path) -> str | None:

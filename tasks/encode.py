@@ -24,7 +24,9 @@ class Encoder:
         self._add_special_tokens = add_special_tokens
         self._max_tokens = max_tokens
         # No token stands for more characters than its own text has, so a longer prompt need not be encoded.
-        self._max_characters = max_tokens * max(map(len, tokenizer.get_vocab()))
+        vocabulary = tokenizer.get_vocab()
+        self._max_characters = max_tokens * max(map(len, vocabulary))
+        self.largest_id = max(vocabulary.values())
         self.special_tokens = tuple(tokenizer.all_special_tokens)
 
     def fits(self, text: str) -> bool:

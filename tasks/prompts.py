@@ -20,6 +20,9 @@ _TEMPLATE_FAILURES = (
     *(TemplateError, ArithmeticError, AttributeError, LookupError),
     *(RecursionError, TypeError, ValueError),
 )
+
+NO_CHAT_TEMPLATE = "prompt: this model has no chat template; give the whole text with column or template"
+
 RenderedPrompt = str | RowError
 Message = dict[str, str]
 
@@ -85,7 +88,7 @@ class PromptRenderer:
 
 def check_chat(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast") -> None:
     if prompt.uses_chat and not tokenizer.chat_template:
-        raise UserError("prompt: this model has no chat template; give the whole text with column or template")
+        raise UserError(NO_CHAT_TEMPLATE)
 
 
 def parse_messages(value: object) -> list[Message] | RowError:

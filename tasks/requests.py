@@ -8,7 +8,7 @@ from tasks.encode import Encoder
 from tasks.labels import LabelEncoder, LabelIds, LabelledPrompt, parse_labels, split_context
 from tasks.prompts import PromptRenderer, RenderedPrompt
 from tasks.request_hash import RequestHasher
-from tasks.row_error import CONTEXT_OVERFLOW, RowError
+from tasks.row_error import CONTEXT_OVERFLOW, UNKNOWN_TOKEN, RowError
 from tasks.run import Run
 from tasks.source_rows import SourceBatch
 
@@ -30,6 +30,7 @@ class RequestBuilder:
     def __init__(self, run: Run, renderer: PromptRenderer, encoder: Encoder) -> None:
         self._job = run.job
         self._max_tokens = run.max_tokens
+        self._vocab_size = run.shape.vocab_size
         self._renderer = renderer
         self._encoder = encoder
         self._label_encoder = LabelEncoder(encoder)
@@ -38,8 +39,17 @@ class RequestBuilder:
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
         prompts = self._renderer.render(batch)
         if self._job.task.type == "generate":
-            return self._generate(prompts, custom_ids)
-        return self._choice(prompts, self._label_texts(batch), custom_ids)
+            built = self._generate(prompts, custom_ids)
+        else:
+            built = self._choice(prompts, self._label_texts(batch), custom_ids)
+        return built if self._encoder.largest_id < self._vocab_size else [self._if_known(one) for one in built]
+
+    def _if_known(self, built: NewRequest | RowError) -> NewRequest | RowError:
+        if isinstance(built, RowError):
+            return built
+        if all((ids < self._vocab_size).all() for ids in (built.prompt_token_ids, *built.labels)):
+            return built
+        return RowError(UNKNOWN_TOKEN, "the prompt or a label holds a special token that the model has no embedding of")
 
     def _generate(self, prompts: Sequence[RenderedPrompt], custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
         encoded = self._encoder.encode_prompts(prompts)

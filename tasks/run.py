@@ -14,13 +14,14 @@ from engine.config import EngineConfig
 from engine.device import Device, resolve_device
 from engine.errors import UserError
 from engine.memory import memory_need, refuse_too_large
-from engine.model import ModelFiles, load_shape, resolve_model
+from engine.model import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model_shape import ModelShape, max_request_tokens
 from tasks.commit import disk_errors
 from tasks.failpoint import failpoint
 from tasks.job import ScoringJob
 from tasks.manifests import read_manifests, verify_manifests
 from tasks.output_folder import OutputFolder
+from tasks.prompts import NO_CHAT_TEMPLATE
 from tasks.run_record import (
     COMPLETED,
     FAILED,
@@ -78,6 +79,8 @@ class Run:
 def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_failed: bool = False) -> Run:
     """Raises UserError for a model or a device that is not there, or for more memory than the machine has."""
     model = resolve_model(job.model.path)
+    if job.prompt.uses_chat and lacks_chat_template(model):
+        raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     device = resolve_device(job.engine_config())
     config = job.engine_config()
@@ -85,6 +88,9 @@ def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
+    for token_id in job.sampling.stop_token_ids:
+        if not 0 <= token_id < shape.vocab_size:
+            raise UserError(f"sampling.stop_token_ids: {token_id} is no token of this model (0 to {shape.vocab_size - 1})")
     return run
 
 

@@ -1,7 +1,9 @@
 """The steps together: every row once, equal requests once, nothing twice."""
 
+import json
 import pickle
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,3 +309,19 @@ def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     assert job.output_folder.stat().st_mode & 0o777 == 0o700
     assert OutputFolder(job.output_folder).database in files
+
+
+def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tmp_path: Path) -> None:
+    rows = [{"id": "plain", "text": "plain"}, {"id": "special", "text": "with <|end|> in it"}]
+    job = job_of(rows, source={"id": "id"})
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 258}))
+    run_steps(job)
+    ended = {row["custom_id"]: row["error_type"] for row in table(job)}
+    assert ended == {"plain": None, "special": "UNKNOWN_TOKEN"}
+
+
+def test_a_stop_token_that_the_model_lacks_is_refused(job_of: JobMaker) -> None:
+    job = job_of([{"text": "a"}], task={"type": "generate"}, sampling={"stop_token_ids": [300]})
+    with pytest.raises(UserError, match=r"sampling.stop_token_ids: 300 is no token of this model \(0 to 299\)"):
+        plan_job(job)
