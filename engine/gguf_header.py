@@ -39,10 +39,12 @@ def _value(file: BinaryIO, kind: int) -> Value:
     if kind == _TEXT:
         return _text(file).decode("utf-8", "replace")
     if kind == _ARRAY:
-        return _skip_array(file)
+        _skip_array(file)
+        return None
     if kind not in _SCALARS:
         raise ValueError(f"a value has the unknown type {kind}")
-    return _unpack(file, _SCALARS[kind])[0]
+    value: Value = _unpack(file, _SCALARS[kind])[0]
+    return value
 
 
 def _skip_array(file: BinaryIO) -> None:

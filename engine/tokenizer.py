@@ -35,7 +35,7 @@ def load_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
 
 
 def _refuse_foreign(tokenizer: "PreTrainedTokenizerFast", model: ModelFiles) -> None:
-    """Special tokens alone may lie beyond the embeddings, as Gemma 3's for images do; a row that holds one is an error."""
+    """Special tokens alone may lie beyond the embeddings, as Gemma 3's for images; a row with one is an error row."""
     known = load_shape(model).vocab_size
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     beyond = [token_id for token_id in tokenizer.get_vocab().values() if token_id >= known and token_id not in special]

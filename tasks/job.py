@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
 from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
-from tasks.job_part import Name, Part, exactly_one
+from tasks.job_part import FilePath, Name, Part, exactly_one
 from tasks.sampling import Sampling
 
 RESULT_COLUMNS = (
@@ -117,16 +117,20 @@ Kept = Annotated[
 class DuckDBSource(Part):
     """A DuckDB database, opened read-only, and one SELECT on it."""
 
-    database: Name = Field(description="The database's file. Views in it may read files that lie beside it.")
+    database: FilePath = Field(description="The database's file. Views in it may read files that lie beside it.")
     query: Name = Field(description="One SELECT; its rows are the source's.")
 
 
 class Source(Part):
     """Where the rows come from. Exactly one of `parquet`, `csv`, `jsonl` (globs) and `duckdb`."""
 
-    parquet: Name | None = Field(default=None, description="Parquet files: a path, or a glob such as `data/*.parquet`.")
-    csv: Name | None = Field(default=None, description="CSV files with a header, `.gz` too: a path or a glob.")
-    jsonl: Name | None = Field(default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob.")
+    parquet: FilePath | None = Field(
+        default=None, description="Parquet files: a path, or a glob such as `data/*.parquet`."
+    )
+    csv: FilePath | None = Field(default=None, description="CSV files with a header, `.gz` too: a path or a glob.")
+    jsonl: FilePath | None = Field(
+        default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob."
+    )
     duckdb: DuckDBSource | None = None
     delimiter: Delimiter | None = Field(default=None, description="Of CSV; found in the file where it is not said.")
     encoding: Encoding | None = Field(default=None, description="Of CSV and JSONL; UTF-8 or a byte order mark's.")
@@ -196,7 +200,7 @@ class Task(Part):
 class Model(Part):
     """Which model, and how many bits of it."""
 
-    path: Name = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
+    path: FilePath = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
     dtype: Dtype = Field(default="auto", description="auto: float32 on the CPU, bfloat16 on a GPU.")
     quantization: Quantization = Field(
         default="none", description="int8: 8-bit weights and activations; int4: 4-bit weights, on a GPU."
@@ -251,7 +255,7 @@ class ScoringJob(Part):
     shard_seconds: float = Field(
         default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what a stopped run can lose."
     )
-    output: Name | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
+    output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:

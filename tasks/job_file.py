@@ -1,5 +1,6 @@
 """Reads a job file. Each thing that is wrong with it is said in a line: the file, the dotted key, the cure."""
 
+import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,6 +25,9 @@ _EXPECTED = {
     "int_type": "a whole number",
     "tuple_type": "a list",
 }
+
+# Of what others say, which may quote all that the user wrote.
+_LONGEST_FAULT = 500
 
 
 def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) -> ScoringJob:
@@ -56,7 +60,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as problem:
         mark = getattr(problem, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
-        raise UserError(f"{path}:{where} is not valid YAML: {getattr(problem, 'problem', problem)}") from None
+        said = str(getattr(problem, "problem", problem))
+        raise UserError(f"{path}:{where} is not valid YAML: {said[:_LONGEST_FAULT]}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a job; it holds no keys like name, source, prompt, task")
     return content
@@ -82,20 +87,25 @@ def _value(text: str) -> Any:
 
 def _one_line(error: Any) -> str:
     loc, kind = tuple(error["loc"]), error["type"]
-    key = ".".join(str(part) for part in loc) or "job"
+    key = ".".join(f"{part!s:.60}" for part in loc) or "job"
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(loc)}"
     if kind == "missing":
         return f"{key}: is required"
     if kind == "string_type":
-        return f"{key}: must be text, not {error['input']!r:.60}; put it in quotes"
+        return f"{key}: must be text, not {_shown(error['input'])}; put it in quotes"
     if kind in _EXPECTED:
-        return f"{key}: must be {_EXPECTED[kind]}, not {error['input']!r:.60}"
+        return f"{key}: must be {_EXPECTED[kind]}, not {_shown(error['input'])}"
     if kind == "model_type":
-        return f"{key}: must hold keys ({', '.join(_keys_at(loc))}), not {error['input']!r:.60}"
-    message = " ".join(str(error["msg"]).split()).removeprefix("Value error, ").removeprefix("Input ")
+        return f"{key}: must hold keys ({', '.join(_keys_at(loc))}), not {_shown(error['input'])}"
+    message = " ".join(str(error["msg"])[:_LONGEST_FAULT].split()).removeprefix("Value error, ").removeprefix("Input ")
     said = kind in ("value_error", "faults") or isinstance(error["input"], dict | list | BaseModel)
-    return f"{key}: {message[:1].lower()}{message[1:]}" + ("" if said else f" (got {error['input']!r:.60})")
+    return f"{key}: {message[:1].lower()}{message[1:]}" + ("" if said else f" (got {_shown(error['input'])})")
+
+
+def _shown(value: object) -> str:
+    """Its beginning: a few lines of YAML may name lists of lists longer than any disk."""
+    return reprlib.repr(value)[:60]
 
 
 def _suggest(loc: tuple[Any, ...]) -> str:

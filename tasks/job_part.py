@@ -1,9 +1,12 @@
 """What all parts of a job file have in common."""
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     ModelWrapValidatorHandler,
@@ -14,6 +17,27 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Name = Annotated[str, StringConstraints(min_length=1)]
+
+# What Linux allows, in bytes: a path, and a name in it.
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+
+
+def _usable_path(path: str) -> str:
+    """What the system can look for; whether it is there is asked later."""
+    if "\0" in path:
+        raise ValueError("holds a NUL character, which no path may")
+    try:
+        size = len(os.fsencode(Path(path).expanduser()))
+    except RuntimeError:
+        raise ValueError(f"{path:.60} names a user whom this machine does not know") from None
+    if size > _LONGEST_PATH:
+        raise ValueError(f"is {size:,} bytes long; a path may have {_LONGEST_PATH:,}")
+    if any(len(os.fsencode(name)) > _LONGEST_NAME for name in path.split("/")):
+        raise ValueError(f"holds a name of more than {_LONGEST_NAME} bytes, the most that a file may have")
+    return path
+
+
+FilePath = Annotated[Name, AfterValidator(_usable_path)]
 
 
 class Part(BaseModel):

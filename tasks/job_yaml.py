@@ -46,4 +46,11 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_int)
 
 def read_yaml(text: str) -> Any:
     """The text's value. Raises yaml.YAMLError where it is no YAML, or a mapping has a key twice."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except yaml.reader.ReaderError as problem:
+        raise yaml.YAMLError(f"{problem.reason} (character {problem.character:#x})") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as problem:  # a tag whose value is not of its kind
+        raise yaml.YAMLError(f"a value is not what its tag or its form says ({str(problem)[:100]})") from None
