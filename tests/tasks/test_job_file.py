@@ -78,7 +78,7 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
         ({"model": {"path": "a" * 300}}, "model.path: holds a name of more than 255 bytes"),
         ({"model": {"path": "a\0b"}}, "model.path: holds a NUL character"),
         ({"model": {"path": "~nobody-here/x"}}, "names a user whom this machine does not know"),
-        ({"output": "a/" * 3000}, "output: is 6,000 bytes long"),
+        ({"output": "a/" * 3000}, "output: is 5,999 bytes long"),
         ({"source": {"csv": "\U0001f4a9" * 64}}, "source.csv: holds a name of more than 255 bytes"),
         ({"source": {"duckdb": {"database": "a" * 300, "query": "b"}}}, "source.duckdb.database: holds a name"),
         ({"name": 7}, "name: must be text, not 7; put it in quotes"),
