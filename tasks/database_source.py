@@ -10,7 +10,6 @@ from duckdb.sqltypes import DuckDBPyType
 
 from engine.errors import UserError
 from tasks.duck import BATCH_ROWS, database_connection
-from tasks.job import DuckDBSource
 from tasks.statements import first_line, identifier, single_select, statement
 
 _NESTED = {"array", "list", "map", "struct"}
@@ -18,13 +17,13 @@ _NESTED = {"array", "list", "map", "struct"}
 _FOREIGN = {"bignum", "bit", "geometry", "interval", "time with time zone", "uhugeint", "union", "variant", "varint"}
 
 
-def read_schema(source: DuckDBSource) -> pa.Schema:
-    with _query(source) as relation:
+def read_schema(database: Path, query: str) -> pa.Schema:
+    with _query(database, query) as relation:
         return _readable(relation, relation.columns).limit(0).to_arrow_table().schema
 
 
-def read_batches(source: DuckDBSource, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with _query(source) as relation:
+def read_batches(database: Path, query: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _query(database, query) as relation:
         yield from _readable(relation, columns).to_arrow_reader(BATCH_ROWS)
 
 
@@ -46,12 +45,9 @@ def _is_foreign(kind: DuckDBPyType) -> bool:
 
 
 @contextmanager
-def _query(source: DuckDBSource) -> Iterator[duckdb.DuckDBPyRelation]:
+def _query(database: Path, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
     """The query's relation. Every failure of the database or the query is the user's to mend."""
-    database = Path(source.database).expanduser().absolute()
-    if not database.is_file():
-        raise UserError(f"source.duckdb.database: no file {source.database}")
-    query = single_select(source.query, "source.duckdb.query")
+    query = single_select(query, "source.duckdb.query")
     try:
         with database_connection(database) as connection:
             # A view takes the text as it is: one statement, with whatever semicolon and comment end it.
@@ -59,6 +55,6 @@ def _query(source: DuckDBSource) -> Iterator[duckdb.DuckDBPyRelation]:
             yield connection.sql(statement("source_rows"))
     except duckdb.IOException as problem:
         said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
-        raise UserError(f"source.duckdb.database: {source.database} cannot be opened ({said})") from None
+        raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None
     except (duckdb.Error, pa.ArrowNotImplementedError) as problem:
         raise UserError(f"source.duckdb.query: {first_line(problem)}") from None

@@ -132,6 +132,10 @@ class Source(Part):
         default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob."
     )
     duckdb: DuckDBSource | None = None
+    folder: FilePath | None = Field(
+        default=None,
+        description="Where relative paths start that lead nowhere from the working directory: the job file's folder.",
+    )
     delimiter: Delimiter | None = Field(default=None, description="Of CSV; found in the file where it is not said.")
     encoding: Encoding | None = Field(default=None, description="Of CSV and JSONL; UTF-8 or a byte order mark's.")
     id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")

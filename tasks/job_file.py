@@ -38,6 +38,9 @@ def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) ->
     content = _read_yaml(Path(path))
     for key, value in (overrides or {}).items():
         _override(content, key, value)
+    source = content.get("source")
+    if isinstance(source, dict):
+        source.setdefault("folder", str(Path(path).absolute().parent))
     return parse_job(content, str(path))
 
 

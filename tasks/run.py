@@ -71,7 +71,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        job = self.job.model_dump(mode="json", exclude={"output"})
+        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from tasks.failpoint import failpoint
 from tasks.job import Source
-from tasks.source import FileState, check_unchanged, digest_files, file_states, find_files, write_snapshot
+from tasks.source import FileState, check_unchanged, digest_files, file_states, write_snapshot
+from tasks.source_paths import find_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from glob import glob
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from tasks import database_source, parquet_source, text_source
 from tasks.commit import open_private
 from tasks.job import Source
 from tasks.partitions import partition_of
+from tasks.source_paths import find_database, find_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +27,10 @@ class FileState:
     inode: int
 
 
-def find_files(source: Source) -> tuple[Path, ...]:
-    """The files of a Parquet, CSV or JSONL source, in the order of their names."""
-    pattern = getattr(source, source.kind)
-    files = tuple(sorted(path for name in glob(pattern, recursive=True) if (path := Path(name)).is_file()))
-    if not files:
-        raise UserError(f"source.{source.kind}: no file matches {pattern} (looked from {Path.cwd()})")
-    return files
-
-
 def read_schema(source: Source, wanted: Collection[str]) -> pa.Schema:
     """The source's columns with their types. Reads headers, and lines until all that are `wanted` were met."""
     if source.duckdb is not None:
-        return database_source.read_schema(source.duckdb)
+        return database_source.read_schema(find_database(source), source.duckdb.query)
     files = find_files(source)
     if source.kind == "parquet":
         return parquet_source.read_schema(files, wanted)
@@ -49,7 +40,7 @@ def read_schema(source: Source, wanted: Collection[str]) -> pa.Schema:
 def read_data(source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The source's rows as they are now, in bounded batches of the named columns."""
     if source.duckdb is not None:
-        return database_source.read_batches(source.duckdb, columns)
+        return database_source.read_batches(find_database(source), source.duckdb.query, columns)
     files = find_files(source)
     if source.kind == "parquet":
         return parquet_source.read_batches(files, columns)
