@@ -1,5 +1,6 @@
 """Reads a job file. Each thing that is wrong with it is said in a line: the file, the dotted key, the cure."""
 
+import os
 import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -40,7 +41,7 @@ def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) ->
         _override(content, key, value)
     source = content.get("source")
     if isinstance(source, dict):
-        source.setdefault("folder", str(Path(path).absolute().parent))
+        source.setdefault("folder", os.path.dirname(os.path.abspath(path)))
     return parse_job(content, str(path))
 
 
