@@ -67,7 +67,7 @@ class Projection(nn.Module):
         self.register_buffer("factors", factors)
         self.register_buffer("norm_weight", None if norm is None else norm.weight.detach().float())
         self.eps: float | None = None if norm is None else norm.variance_epsilon
-        self.takes = torch.float32 if quantized or norm is not None else weight.dtype
+        self.takes = torch.float32 if quantized or norm is not None else matmul.rows_dtype(weight.dtype)
         self.in_features = weight.shape[1]
         self.out_features = len(weight) // (2 if gated else 1)
 
@@ -81,7 +81,7 @@ class Projection(nn.Module):
             rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))
         elif self.norm_weight is not None:
             assert self.eps is not None
-            normed = self.workspace.rows("normed", len(rows), self.in_features, self.panels.dtype)
+            normed = self.workspace.rows("normed", len(rows), self.in_features, matmul.rows_dtype(self.panels.dtype))
             rows = rms_norm(rows, self.norm_weight, self.eps, normed)
         return matmul.matmul(rows, self.panels, out, add=add, row_scales=scales)
 
@@ -107,7 +107,7 @@ class Head(Projection):
     def best(self, rows: Tensor) -> Tensor:
         """(n, in_features) in any dtype to (n,): the greatest output's number; -1 where the row is not finite."""
         assert self.screen is not None
-        return best_outputs(rows.to(self.takes).contiguous(), self.screen)
+        return best_outputs(rows.to(self.panels.dtype).contiguous(), self.screen)
 
 
 def pack_head(model: Any, dtype: torch.dtype) -> None:

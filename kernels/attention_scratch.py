@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from kernels.openmp import lines_of
+from kernels.processor import NATIVE_BFLOAT16
 from kernels.softmax import DITHER
 from kernels.vectors import WIDTH
 
@@ -32,7 +33,8 @@ class Scratch(NamedTuple):
     bounds: Any  # (vectors, 4) int64: of a block's lanes, keys that any reads and those that all do
     scores: Any  # (KEYS + 1, 3 vectors)
     edges: Any  # 12 vectors: corrections, pivots, sums and shares of a block's
-    values: Any  # (KEYS / 2, dim): pairs of neighbouring keys, or four of them in bytes
+    keys: Any  # (KEYS, dim): of bfloat16, where no instruction multiplies it
+    values: Any  # the same, or (KEYS / 2, dim): pairs of neighbouring keys, or four of them in bytes
     means: Any  # (lanes, dim): as `totals`, of keys that one row reads
     tops: Any  # (lanes,): as `best`
     parts: Any  # (lanes,): as `total`
@@ -65,7 +67,8 @@ def scratch_for(lanes: int, dim: int) -> Any:
         np.empty(4 * (lanes // WIDTH), np.int64),
         lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
         lines_of(4 * MAX_VECTORS * WIDTH),
-        lines_of(-(KEYS // -2) * dim),
+        lines_of(0 if NATIVE_BFLOAT16 else KEYS * dim),
+        lines_of(KEYS // 2 * dim if NATIVE_BFLOAT16 else KEYS * dim),
         lines_of(lanes * dim),
         lines_of(lanes),
         lines_of(lanes),

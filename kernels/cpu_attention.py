@@ -35,11 +35,11 @@ from kernels.openmp import (
     uint16_at,
     words,
 )
-from kernels.processor import takes_bytes
+from kernels.processor import NATIVE_BFLOAT16, takes_bytes
 from kernels.row_block import CHUNK, row_block
 from kernels.softmax import LEAST
 from kernels.transpose import transpose
-from kernels.vectors import WIDTH, interleave, narrow_vectors
+from kernels.vectors import WIDTH, interleave, narrow_vectors, part_pairs, widen_vectors
 
 _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
@@ -173,6 +173,17 @@ def _pack_values(values: int, count: int, dim: int, packed: Any) -> None:
     if count % 2:
         for d in range(dim):
             as_words[count // 2 * dim + d] = np.int32(source[(count - 1) * dim + d])
+
+
+@njit(error_model="numpy")
+def _widen(halves: int, count: int, out: int) -> None:
+    """`count` numbers of bfloat16 as float32; addresses."""
+    whole = count // WIDTH * WIDTH
+    if whole:
+        widen_vectors(halves, whole // WIDTH, out)
+    source, target = uint16_at(halves, count), int32_at(out, count)
+    for i in range(whole, count):
+        target[i] = np.int32(source[i]) << np.int32(16)
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
@@ -314,6 +325,9 @@ def _segment(
         bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
         end = max(end, most)
     size = row_size(dim, 4 // each)
+    # Where no instruction multiplies bfloat16, a block of it becomes float32 before all queries meet it.
+    widens = each == 2 and not NATIVE_BFLOAT16
+    taken = 1 if widens else each
     for first_key in range(start, end, KEYS):
         is_packed = False
         k, v = keys + size * first_key, values + size * first_key
@@ -328,21 +342,25 @@ def _segment(
             masked = first_key < inner_least or last_key > inner_most
             asks = not is_packed
             if not is_packed:
-                here = min(KEYS, end - first_key)
+                here: Any = min(KEYS, end - first_key)
                 if each == 4:
                     scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
                     read_scales(k, v, here, dim, factor, scales)
                     pack_values(v, here, dim // BYTE_CHUNK, scratch.values.ctypes.data)
+                elif widens:
+                    k, v = scratch.keys.ctypes.data, scratch.values.ctypes.data
+                    _widen(keys + size * first_key, here * dim, k)
+                    _widen(values + size * first_key, here * dim, v)
                 elif each == 2:
                     _pack_values(v, here, dim, scratch.values)
             is_packed = True
-            limits = (masked, first_key, factor, softcap, scratch, asks)
+            limits = (masked, first_key, factor, softcap, scratch, asks and not widens)
             if vectors == 3:
-                _block_3(each, count, dim, lane, stride, k, v, *limits)
+                _block_3(taken, count, dim, lane, stride, k, v, *limits)
             elif vectors == 2:
-                _block_2(each, count, dim, lane, stride, k, v, *limits)
+                _block_2(taken, count, dim, lane, stride, k, v, *limits)
             else:
-                _block_1(each, count, dim, lane, stride, k, v, *limits)
+                _block_1(taken, count, dim, lane, stride, k, v, *limits)
 
 
 @njit(error_model="numpy")
@@ -391,8 +409,11 @@ def _attend(arguments: Any) -> None:
         if each == 4:
             quantize_queries(query, row, rows, row_stride, head, head_stride, group, dim, stride, scratch)
         else:
-            lanes_of = (group, dim, stride, each == 2, scratch.by_lane, scratch.queries)
+            parts = each == 2 and not NATIVE_BFLOAT16
+            lanes_of = (group, dim, stride, each == 2, scratch.by_lane, scratch.totals if parts else scratch.queries)
             _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
+            if parts:
+                part_pairs(scratch.totals.ctypes.data, dim // 2, stride // WIDTH, scratch.queries.ctypes.data)
         has_blocks = False
         scratch.means[: rows * group * dim] = np.float32(0)
         for lane in range(stride):

@@ -26,9 +26,9 @@ from kernels.openmp import (
     uint16_at,
     words,
 )
-from kernels.processor import NATIVE_BYTES
+from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 from kernels.product import ROWS, byte_product, product
-from kernels.vectors import WIDTH, narrow_vectors
+from kernels.vectors import WIDTH, narrow_vectors, part_pairs
 
 VECTORS = 3
 LANES = VECTORS * WIDTH
@@ -91,17 +91,29 @@ def available(dtype: torch.dtype) -> bool:
     return dtype in _KINDS and (dtype != torch.int8 or NATIVE_BYTES)
 
 
+def rows_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What `matmul` takes rows in for weights of `dtype`.
+
+    Where no instruction multiplies bfloat16, a panel of it becomes float32 before all of a unit's rows pass it; rows
+    have no reason then to be rounded.
+    """
+    if dtype == torch.int8:
+        return torch.uint8
+    return dtype if NATIVE_BFLOAT16 else torch.float32
+
+
 def matmul(
     rows: Tensor, weights: Panels, out: Tensor, *, add: bool = False, row_scales: Tensor | None = None
 ) -> Tensor:
     """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
 
-    rows (n, inputs) in the weights' dtype, contiguous; in int8 they are bytes of which 128 means zero, with
-    `row_scales` (n,). `inputs` is even in bfloat16 and a multiple of 4 in bytes. out (n, outputs) in float32,
-    or (n, outputs / 2) in float32 or bfloat16.
+    rows (n, inputs) in `rows_dtype`, contiguous; bytes are 128 where they mean zero, and have `row_scales` (n,).
+    `inputs` is even for bfloat16 and a multiple of 4 for int8. out (n, outputs) in float32, or (n, outputs / 2) in
+    float32 or bfloat16.
     """
     count, steps = len(rows), weights.words.shape[1]
-    assert rows.shape[1] * rows.dtype.itemsize == 4 * steps, (rows.shape, rows.dtype, steps)
+    assert rows.dtype == rows_dtype(weights.dtype), (rows.dtype, weights.dtype)
+    assert rows.shape[1] * weights.dtype.itemsize == 4 * steps, (rows.shape, weights.dtype, steps)
     assert rows.is_contiguous()
     assert out.stride(1) == 1
     assert out.dtype == torch.float32 or weights.gated
@@ -207,6 +219,10 @@ def _multiply(arguments: Any) -> None:
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
     gates = 2 if mode == GATE else 1
+    parts = kind == 1 and not NATIVE_BFLOAT16
+    # Of a panel and of a row, as they are multiplied.
+    deep = 2 * steps if parts else steps
+    wide = lines_of(gates * deep * LANES if parts else 0)
     across = num_panels // gates
     while True:
         unit = next_of(a.ctypes.data + 8 * 7)
@@ -214,8 +230,12 @@ def _multiply(arguments: Any) -> None:
             break
         panel, first = unit % across, unit // across * UNIT_ROWS
         width = min(LANES, columns - panel * LANES)
+        unit_panels = panels + 4 * panel * gates * steps * LANES
+        if parts:
+            part_pairs(unit_panels, gates * steps, VECTORS, wide.ctypes.data)
+            unit_panels = wide.ctypes.data
         for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
-            taken, at = min(TILE_ROWS, count - row), rows + 4 * row * steps
+            taken, at = min(TILE_ROWS, count - row), rows + 4 * row * deep
             # Whole tiles of sums go where they belong; what is cut, biased or gated is made aside first.
             whole = mode != GATE and not has_bias and width == LANES and taken % _ROWS == 0
             into, into_row = both.ctypes.data, LANES
@@ -223,11 +243,11 @@ def _multiply(arguments: Any) -> None:
                 into, into_row = out + 4 * (row * out_row + panel * LANES), out_row
             for part in range(gates):
                 which = panel * gates + part
-                made, source = into + 4 * part * TILE_ROWS * LANES, panels + 4 * which * steps * LANES
+                made, source = into + 4 * part * TILE_ROWS * LANES, unit_panels + 4 * part * deep * LANES
                 place = 4 * which * LANES
                 scaling = scales + place, offsets + place, row_scales + 4 * row, zeros.ctypes.data
                 adds = int(whole and mode == ADD)
-                tile_of(kind, at, taken, source, steps, made, into_row, adds, ones.ctypes.data, scaling)
+                tile_of(0 if parts else kind, at, taken, source, deep, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
                     more, tile = bias[which * LANES : (which + 1) * LANES], both[part * TILE_ROWS * LANES :]
                     for r in range(taken):

@@ -190,6 +190,54 @@ def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
 
 
 @intrinsic
+def widen_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
+    """For numba: `count` vectors of bfloat16 at `values` become float32 at `out`."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        values, count, out = arguments
+        emit, halves = Vectors(builder), ir.PointerType(ir.VectorType(HALF, WIDTH))
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            at = builder.mul(index, LONG(WIDTH))
+            short = builder.load(builder.inttoptr(builder.add(values, builder.shl(at, LONG(1))), halves), align=2)
+            emit.store(builder.shl(builder.zext(short, WORDS), integers(16)), emit.address(out, at))
+            return []
+
+        emit.loop(count, [], step)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def part_pairs(_: Any, words: Any, rows: Any, vectors: Any, out: Any) -> Any:
+    """For numba: `rows` rows of so many vectors of pairs become two each, in float32: lower halves, then upper."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        words, rows, vectors, out = arguments
+        emit, width = Vectors(builder), builder.mul(vectors, LONG(WIDTH))
+
+        def row(index: Any, _: list[Any]) -> list[Any]:
+            start = builder.mul(index, width)
+            source, target = emit.address(words, start), emit.address(out, builder.shl(start, LONG(1)))
+
+            def step(place: Any, _: list[Any]) -> list[Any]:
+                at = builder.mul(place, LONG(WIDTH))
+                pairs = emit.load(WORDS, emit.address(source, at))
+                emit.store(builder.shl(pairs, integers(16)), emit.address(target, at))
+                emit.store(builder.and_(pairs, integers(-65536)), emit.address(target, builder.add(at, width)))
+                return []
+
+            emit.loop(vectors, [], step)
+            return []
+
+        emit.loop(rows, [], row)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
 def prefetch(_: Any, address: Any, lines: Any) -> Any:
     """For numba: asks for `lines` lines of 64 bytes to be brought into a core's second cache; any address will do."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from kernels import matmul as module
 from kernels import openmp
 from kernels.int8_rows import byte_rows, quantize_rows
-from kernels.matmul import available, matmul, matmul_reference, pack
+from kernels.matmul import available, matmul, matmul_reference, pack, rows_dtype
 
 pytestmark = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
 SIZES = [(0, 64, 48), (1, 4, 2), (7, 64, 50), (33, 100, 96), (300, 576, 192), (9, 1536, 576)]
@@ -37,7 +37,7 @@ def test_equals_its_definition(rows: int, inputs: int, outputs: int, dtype: torc
         (weight, scales), (given, row_scales) = quantize_rows(weight), byte_rows(x, torch.ones(inputs))
         taken = given[:, :inputs].int() - 128
     else:
-        taken = given = x.to(dtype)
+        taken = given = x.to(rows_dtype(dtype))
     wanted = matmul_reference(taken, weight.to(dtype), gated=gated, bias=more, scales=scales, row_scales=row_scales)
     panels = pack(weight.to(dtype), gated=gated, bias=more, scales=scales)
     room = torch.full((rows, outputs // (2 if gated else 1) + 3), torch.nan)
@@ -65,7 +65,7 @@ def test_more_bytes_than_a_panel_takes_at_once() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_more_inputs_than_a_panel_takes_at_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = 2 * module.MAX_STEPS + 6
-    x, weight = torch.randn(5, inputs).to(dtype), (torch.randn(50, inputs) / inputs**0.5).to(dtype)
+    x, weight = torch.randn(5, inputs).to(rows_dtype(dtype)), (torch.randn(50, inputs) / inputs**0.5).to(dtype)
     got = matmul(x, pack(weight), torch.full((5, 50), torch.nan))
     assert float((got - matmul_reference(x, weight)).abs().max()) < 1e-4
 
