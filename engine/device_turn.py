@@ -16,6 +16,7 @@ from threading import Lock
 from engine.device import Device
 from engine.file_lock import HeldError, hold
 from engine.model import cache_dir
+from engine.stages import enter
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class DeviceTurn:
                 for name in self._names:
                     stack.enter_context(hold(_file(name)))
             except HeldError as held:
+                if self.waiting_for != str(held):
+                    enter(f"waiting for {held}, which has the device")
                 self.waiting_for = str(held)
                 return False
             except OSError as problem:

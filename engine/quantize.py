@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
+from engine.stages import enter
 from kernels.int8_rows import quantize_rows
 
 CALIBRATION_SHAPE = (2, 256)
@@ -60,7 +61,9 @@ def quantize_linears(model: Any) -> int:
     Embeddings and head stay. Raises UserError for a model whose body holds no `nn.Linear`.
     """
     linears = linears_of(model)
+    enter("calibrating")
     magnitudes = magnitudes_of(model, linears)
+    enter("quantizing")
     for path, linear in linears.items():
         model.base_model.set_submodule(path, Int8Linear(linear, magnitudes.get(path)))
     return len(linears)

@@ -22,6 +22,7 @@ from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
 from engine.device import Device
 from engine.model import ModelFiles, cache_dir, publish_file
 from engine.scheduler_output import SchedulerOutput
+from engine.stages import enter
 from kernels.segments import Segment, Segments
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     """`config` with a number: known, or else measured on the loaded model, and kept if the cache takes it."""
     tokens = known_step_tokens(model, config, runner.device)
     if tokens is None:
+        enter("measuring a step's size, once")
         rates = measure(runner)
         tokens = choose(rates)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.

@@ -56,7 +56,7 @@ class RunPage:
     def _write_progress(self, fraction: float) -> None:
         percent = 100 * fraction
         if self._progress_id is None:
-            created = create_progress_artifact(percent, key=f"{self._key}-progress", description="Rows scored")
+            created = create_progress_artifact(percent, key=f"{self._key}-progress", description="Tokens computed")
             assert isinstance(created, UUID), created
             self._progress_id = created
         else:

@@ -13,6 +13,8 @@ from flows.sql_format import Format
 
 # The bar says it on the terminal, and Prefect keeps the log of a run either way.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+# ... and other libraries' bars would write over ours.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Whatever reaches prefect, torch or pyarrow is imported inside the command, so that --help is instant.
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def drift(
 
     from flows.show_drift import show_drift
 
-    show_drift(loaded, rows, Console())
+    show_drift(loaded, rows, Console(), Console(stderr=True))
 
 
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')

@@ -9,6 +9,8 @@ from engine.device import resolve_device
 from engine.device_turn import turn_of
 from engine.engine_cache import get_engine
 from engine.model import ModelFiles
+from engine.stages import hear_stages
+from flows.progress import Computed
 
 
 class LoadingEngine:
@@ -19,6 +21,7 @@ class LoadingEngine:
         self._config = config
         self._turn = turn_of(resolve_device(config))
         self._ready = threading.Event()
+        self._stage = "loading the model"
         self._thread = threading.Thread(target=self._load, name="load-model", daemon=True)
 
     def start(self) -> None:
@@ -31,9 +34,18 @@ class LoadingEngine:
         """The process that has the device while the engine waits for it."""
         return self._turn.waiting_for
 
+    @property
+    def stage(self) -> str | None:
+        """What it does before it can score; None once it can."""
+        return None if self._ready.is_set() else self._stage
+
+    def _enter(self, stage: str) -> None:
+        self._stage = stage
+
     def _load(self) -> None:
         try:
-            self._engine = get_engine(self._model, self._config)
+            with hear_stages(self._enter):
+                self._engine = get_engine(self._model, self._config)
             self._start = self._engine.counters()
         except Exception:
             # The shard that needs the engine tries again and reports.
@@ -41,11 +53,14 @@ class LoadingEngine:
         else:
             self._ready.set()
 
-    def totals(self) -> tuple[int, int]:
-        """Requests finished and tokens computed since it was asked for; zeros while the model loads."""
+    def computed(self) -> Computed:
+        """What the engine has done since it was asked for; nothing while the model loads."""
         if not self._ready.is_set():
-            return 0, 0
+            return Computed()
         now, start = self._engine.counters(), self._start
-        tokens = now.computed_prompt_tokens + now.generated_tokens
-        tokens -= start.computed_prompt_tokens + start.generated_tokens
-        return now.finished_requests - start.finished_requests, tokens
+        return Computed(
+            requests=now.finished_requests - start.finished_requests,
+            prefill=now.computed_prompt_tokens - start.computed_prompt_tokens,
+            label=now.label_tokens - start.label_tokens,
+            decode=now.generated_tokens - start.generated_tokens,
+        )

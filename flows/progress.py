@@ -1,30 +1,57 @@
 """How far the scoring is, and how fast: plain numbers that a bar and an artifact show."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from flows.countdown import Countdown
+from flows.token_costs import TokenCosts
 
 WINDOW_SECONDS = 20.0
+# As if so many requests had been seen whose answers are as long as they may be.
+DOUBTED_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do: all rows, those done before this run, and the cost of the others in tokens.
+    """What there is to do: all rows, those done before this run, and the tokens that the plan computes for the others.
 
-    `tokens` is the plan's number to compute, generated tokens at their most.
+    `label` tokens are those of labels; `decode` tokens are generated ones at their most.
     """
 
     rows: int
     rows_done: int
     requests: int
-    tokens: int
+    prefill: int
+    label: int = 0
+    decode: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What this run has done of its `Work`."""
+
+    requests: int = 0
+    prefill: int = 0
+    label: int = 0
+    decode: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of prompts and labels, which are computed many at a time."""
+        return self.prefill + self.label
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.decode
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A moment of a run. `seconds_left` is None until a speed is known.
+    """A moment of a run. `fraction` is of the time that it takes; `seconds_left` is None until a speed is known.
 
     `waiting_for` names the process that has the device.
     """
@@ -32,26 +59,47 @@ class Progress:
     stage: str
     rows: int = 0
     rows_done: int = 0
+    work: Work | None = None
+    computed: Computed = Computed()
+    fraction: float = 0.0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     waiting_for: str | None = None
 
-    @property
-    def fraction(self) -> float:
-        return self.rows_done / self.rows if self.rows else 0.0
-
 
 class Meter:
-    """Turns the totals of a run so far into `Progress`."""
+    """Turns the totals of a run so far into `Progress`. Neither the fraction nor the time left jumps."""
 
     def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
         self._work = work
         self._clock = clock
-        self._readings: deque[tuple[float, int]] = deque()
+        self._costs = TokenCosts()
+        self._countdown = Countdown(clock)
+        self._readings: deque[tuple[float, Computed]] = deque()
+        self._fraction = 0.0
+        self._committed = Computed()
 
-    def read(self, requests: int, tokens: int) -> Progress:
-        """Progress after `requests` were finished and `tokens` computed."""
-        return Progress("scoring", self._work.rows, self._rows_done(requests), *self._speed(requests, tokens))
+    def commit(self, requests: int, decode: int) -> None:
+        """`requests` ended with `decode` generated tokens: what runs yet is expected to be alike."""
+        before = self._committed
+        self._committed = replace(before, requests=before.requests + requests, decode=before.decode + decode)
+
+    def read(self, computed: Computed) -> Progress:
+        self._learn(computed)
+        left = self._seconds_left(computed)
+        done = self._costs.seconds(computed.prompt, computed.decode) or 0.0
+        fraction = 1.0 if computed.requests >= self._work.requests else done / (done + left) if left else 0.0
+        self._fraction = max(self._fraction, fraction)
+        return Progress(
+            "scoring",
+            self._work.rows,
+            self._rows_done(computed.requests),
+            self._work,
+            computed,
+            self._fraction,
+            self._speed(),
+            self._countdown.read(left) if left is not None else None,
+        )
 
     def _rows_done(self, requests: int) -> int:
         work = self._work
@@ -61,21 +109,38 @@ class Meter:
         share = min(1.0, requests / work.requests)
         return work.rows_done + int(share * (work.rows - work.rows_done))
 
-    def _speed(self, requests: int, tokens: int) -> tuple[float, float | None]:
+    def _learn(self, computed: Computed) -> None:
+        """Keeps the readings at which something was computed, of the last seconds."""
         now = self._clock()
-        self._readings.append((now, tokens))
-        while now - self._readings[0][0] > WINDOW_SECONDS:
+        if self._readings:
+            at, before = self._readings[-1]
+            if computed.tokens == before.tokens:
+                if not computed.tokens:
+                    self._readings[-1] = now, computed  # the model still loads
+                return
+            self._costs.learn(now - at, computed.prompt - before.prompt, computed.decode - before.decode)
+        self._readings.append((now, computed))
+        while len(self._readings) > 2 and now - self._readings[0][0] > WINDOW_SECONDS:
             self._readings.popleft()
-        since, first = self._readings[0]
-        speed = (tokens - first) / (now - since) if now > since else 0.0
-        if speed <= 0:
-            return 0.0, None
-        # Text often ends before its cap, so tokens alone would promise too long a wait.
-        by_tokens = tokens / self._work.tokens if self._work.tokens else 1.0
-        by_requests = requests / self._work.requests if self._work.requests else 1.0
-        done = min(1.0, max(by_tokens, by_requests))
-        left = max(0, self._work.tokens - tokens) if done < 1 else 0
-        return speed, left / speed
+
+    def _seconds_left(self, computed: Computed) -> float | None:
+        """Rows finish late in a shard and often before their cap, so neither rows nor the plan alone say it."""
+        work = self._work
+        if computed.requests >= work.requests:
+            return 0.0
+        prompt = max(0, work.prefill + work.label - computed.prompt)
+        return self._costs.seconds(prompt, max(0, self._expected_decode(computed) - computed.decode))
+
+    def _expected_decode(self, computed: Computed) -> int:
+        """Of all requests, as the committed ones were; before any is, as those that have ended were at most."""
+        seen = self._committed if self._committed.requests else computed
+        most = self._work.decode / self._work.requests
+        each = (seen.decode + DOUBTED_REQUESTS * most) / (seen.requests + DOUBTED_REQUESTS)
+        return math.ceil(min(most, each) * self._work.requests)
+
+    def _speed(self) -> float:
+        (since, first), (now, last) = self._readings[0], self._readings[-1]
+        return (last.tokens - first.tokens) / (now - since) if now > since else 0.0
 
 
 Watcher = Callable[[Progress], None]

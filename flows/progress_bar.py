@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
 from flows.progress import Progress, watch
@@ -22,9 +22,7 @@ def progress_bar(console: Console) -> Iterator[None]:
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[done]}"),
         TextColumn("{task.fields[left]}"),
         console=console,
         transient=True,
@@ -32,7 +30,7 @@ def progress_bar(console: Console) -> Iterator[None]:
         expand=True,
     )
     with bar:
-        row = bar.add_task("starting", total=None, speed="", left="")
+        row = bar.add_task("starting", total=None, done="", left="")
         with watch(lambda progress: _show(bar, row, progress)):
             yield
 
@@ -54,11 +52,27 @@ def _show(bar: RichProgress, row: TaskID, progress: Progress) -> None:
     bar.update(
         row,
         description=progress.stage,
-        completed=progress.rows_done,
-        total=progress.rows or None,
-        speed=f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens_per_second else "",
+        completed=progress.fraction,
+        total=1.0 if progress.tokens_per_second else None,
+        done=done_words(progress),
         left=f"{time_words(progress.seconds_left)} left" if progress.seconds_left is not None else "",
     )
+
+
+def done_words(progress: Progress) -> str:
+    """Tokens against the plan, then rows; rows alone before there is a plan."""
+    if progress.work is None:
+        return f"{progress.rows:,} rows" if progress.rows else ""
+    work, computed = progress.work, progress.computed
+    kinds = [
+        ("prefill", computed.prefill, work.prefill),
+        ("label", computed.label, work.label),
+        ("decode", computed.decode, work.decode),
+        ("rows", progress.rows_done, progress.rows),
+    ]
+    counts = [f"{name} {done:,}/{total:,}" for name, done, total in kinds if total]
+    speed = [f"{progress.tokens_per_second:,.0f} tokens/s"] if progress.tokens_per_second else []
+    return ", ".join(counts + speed)
 
 
 def time_words(seconds: float) -> str:

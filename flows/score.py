@@ -94,7 +94,9 @@ class ShardRunner:
                 rows=planned.rows,
                 rows_done=planned.rows - round((planned.rows - planned.rejected) * pending),
                 requests=planned.pending,
-                tokens=summary.computed_tokens + summary.label_tokens + summary.max_decode_tokens,
+                prefill=summary.computed_tokens,
+                label=summary.label_tokens,
+                decode=summary.max_decode_tokens,
             )
         )
         self._done: list[ShardDone] = []
@@ -112,7 +114,7 @@ class ShardRunner:
             raise
         finally:
             seconds = time.monotonic() - start
-            tell(Progress("publishing", self._planned.rows, self._progress.rows_done))
+            tell(replace(self._progress, stage="publishing", seconds_left=None))
             published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,
@@ -146,6 +148,8 @@ class ShardRunner:
             self._log.error("shard %s failed: %s", shard.shard_id, error)
             return len(self._failures) < FAILED_SHARDS_ALLOWED
         self._done.append(done)
+        if not done.skipped:
+            self._meter.commit(done.requests, done.generated_tokens)
         self._log.info(
             "shard %d of %d: %s requests, %d errors, %.1f s",
             done.index + 1,
@@ -157,7 +161,10 @@ class ShardRunner:
         return True
 
     def _tick(self) -> None:
-        self._progress = self._meter.read(*self._engine.totals())
+        self._progress = self._meter.read(self._engine.computed())
+        stage = self._engine.stage
+        if stage is not None and self._planned.pending:
+            self._progress = replace(self._progress, stage=stage)
         holder = self._engine.waiting_for
         if holder is not None:
             self._progress = replace(self._progress, stage=f"waiting for {holder}", waiting_for=holder)

@@ -1,7 +1,7 @@
 """How far a job's answers move in the precision that it chose: a sample scored in full precision and in that one."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from engine.device_turn import turn_of
 from engine.errors import UserError
 from engine.model import ModelFiles
 from engine.request import Request, RequestOutput
+from engine.stages import hear_stages
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job import ScoringJob
@@ -43,22 +44,25 @@ class Drift:
     same_tokens: float | None = None
 
 
-def measure_drift(job: ScoringJob, rows: int) -> Drift:
+def measure_drift(job: ScoringJob, rows: int, tell: Callable[[str], None] = lambda _: None) -> Drift:
     """Scores `rows` unique requests, spread over the whole table, on two engines, one after the other.
 
     Nothing is written to the job's output folder, and answers that it holds are not used. Generated text is greedy
-    whatever the job samples. Raises UserError where both precisions are the same, or no request is left.
+    whatever the job samples. `tell` hears what is being done, in a few words.
+
+    Raises UserError where both precisions are the same, or no request is left.
     """
     if rows < 1:
         raise UserError(f"--rows {rows}: ask for at least one")
     chosen = job.engine_config()
     full = full_precision(chosen)
+    tell("reading rows")
     with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
         folder = OutputFolder(Path(scratch))
         folder.create()
         run = make_run(job, folder)
         requests = _sample(run, rows)
-    before, after = (_score(run.model, config, requests) for config in (full, chosen))
+    before, after = (_score(run.model, config, requests, tell) for config in (full, chosen))
     return compare(_precision(full), _precision(chosen), before, after)
 
 
@@ -145,16 +149,21 @@ def _sample(run: Run, rows: int) -> list[Request]:
     return [request for batch in batches for request in to_requests(batch, params, is_choice=is_choice)]
 
 
-def _score(model: ModelFiles, config: EngineConfig, requests: list[Request]) -> list[RequestOutput]:
+def _score(
+    model: ModelFiles, config: EngineConfig, requests: list[Request], tell: Callable[[str], None]
+) -> list[RequestOutput]:
     from engine.batch import plan_requests, run_plan
     from engine.build import start_engine
 
-    engine = start_engine(model, config, turn=turn_of(resolve_device(config)))
-    try:
-        engine.wait_until_loaded()
-        return run_plan(engine, plan_requests(engine, requests), requests)
-    finally:
-        engine.close()
+    precision = _precision(config)
+    with hear_stages(lambda stage: tell(f"{precision}: {stage}")):
+        engine = start_engine(model, config, turn=turn_of(resolve_device(config)))
+        try:
+            engine.wait_until_loaded()
+            tell(f"{precision}: scoring {len(requests):,} rows")
+            return run_plan(engine, plan_requests(engine, requests), requests)
+        finally:
+            engine.close()
 
 
 def _precision(config: EngineConfig) -> str:

@@ -1,7 +1,12 @@
+import math
+from itertools import pairwise
+
 import pytest
 
-from flows.progress import Meter, Progress, Work, tell, watch
-from flows.progress_bar import time_words
+from flows.countdown import Countdown
+from flows.progress import Computed, Meter, Progress, Work, tell, watch
+from flows.progress_bar import done_words, time_words
+from flows.token_costs import TokenCosts
 
 
 class Clock:
@@ -13,44 +18,122 @@ class Clock:
 
 
 def meter(clock: Clock, **work: int) -> Meter:
-    given = {"rows": 100, "rows_done": 0, "requests": 50, "tokens": 1000} | work
+    given = {"rows": 100, "rows_done": 0, "requests": 50, "prefill": 600, "label": 0, "decode": 400} | work
     return Meter(Work(**given), clock)
 
 
 def test_rows_follow_the_requests_that_are_done() -> None:
-    clock = Clock()
-    reading = meter(clock, rows_done=20).read(25, 400)
-    assert (reading.rows_done, reading.rows, reading.fraction) == (60, 100, 0.6)
+    reading = meter(Clock(), rows_done=20).read(Computed(25, 200, 0, 100))
+    assert (reading.rows_done, reading.rows) == (60, 100)
 
 
-def test_speed_and_time_left_come_from_the_last_seconds() -> None:
+def test_time_left_is_the_plans_tokens_at_the_last_minutes_speed() -> None:
     clock = Clock()
-    measured = meter(clock)
-    assert measured.read(0, 0).seconds_left is None
+    measured = meter(clock, decode=0, prefill=900, label=100)
+    assert measured.read(Computed()).seconds_left is None
+    clock.now = 30.0  # loading counts for nothing
+    assert measured.read(Computed()).seconds_left is None
+    clock.now = 40.0
+    first = measured.read(Computed(5, prefill=180, label=20))
+    assert (first.tokens_per_second, first.fraction) == (20, 0.2)
+    assert first.seconds_left == 40
+    clock.now = 101.0
+    measured.read(Computed(20, 300, 40))
+    clock.now = 151.0
+    assert measured.read(Computed(21, 600, 40)).tokens_per_second == 6  # over the 50 s before
+
+
+def test_text_that_ends_early_is_expected_to_go_on_so() -> None:
+    """40 requests of at most 100 tokens end after 10: from at most 4,000 to 400 and a little."""
+    clock = Clock()
+    measured = meter(clock, requests=40, prefill=0, decode=4000)
+    measured.read(Computed())
     clock.now = 10.0
-    first = measured.read(10, 200)
-    assert first.tokens_per_second == pytest.approx(20)
-    assert first.seconds_left == pytest.approx(40)
-    clock.now = 40.0  # the slow start is out of the window by now
-    measured.read(20, 300)
-    clock.now = 41.0
-    assert measured.read(21, 340).tokens_per_second == pytest.approx(40)
+    reading = measured.read(Computed(20, decode=230))
+    assert reading.fraction == 230 / math.ceil(40 * (230 + 4 * 100) / (20 + 4))
+    measured.commit(18, 180)
+    clock.now = 11.0
+    reading = measured.read(Computed(20, decode=240))
+    assert reading.fraction == pytest.approx(240 / math.ceil(40 * (180 + 4 * 100) / (18 + 4)))
+    clock.now = 20.0
+    done = measured.read(Computed(40, decode=400))
+    assert (done.fraction, done.seconds_left) == (1.0, 0)
 
 
-def test_text_that_ends_early_does_not_leave_time_at_the_end() -> None:
+def test_nothing_jumps_while_rows_finish_late() -> None:
+    """Four shards, one after the other: prefill, then decode, and all rows of a shard in its last second.
+
+    A generated token costs 27 times a prompt's, and a quarter of the cap is never used.
+    """
     clock = Clock()
-    measured = meter(clock)
-    measured.read(0, 0)
-    clock.now = 5.0
-    assert measured.read(50, 100).seconds_left == 0
+    measured = meter(clock, rows=40, requests=40, prefill=40_000, decode=4_000)
+    measured.read(Computed())
+    shown: list[tuple[float, float]] = []
+    fractions: list[float] = []
+    for shard in range(4):
+        for second in range(1, 31):
+            clock.now += 1.0
+            prefill = 10_000 * shard + min(10_000, 1_000 * second)
+            decode = 750 * shard + max(0, second - 10) * 750 // 20
+            reading = measured.read(Computed(10 * (shard + (second == 30)), prefill, 0, decode))
+            assert reading.seconds_left is not None
+            shown.append((120 - clock.now, reading.seconds_left))
+            fractions.append(reading.fraction)
+        measured.commit(10, 750)
+    steps = [after - before for (_, before), (_, after) in pairwise(shown)]
+    assert max(steps) < 4
+    assert min(steps[:-1]) > -2
+    assert all(abs(left - true) < 10 for true, left in shown[30:])
+    assert shown[-1][1] == 0
+    assert fractions == sorted(fractions)
+
+
+def test_a_token_of_each_kind_has_its_own_cost() -> None:
+    costs = TokenCosts()
+    assert costs.seconds(1, 1) is None
+    costs.learn(1.0, 1000, 0)
+    assert costs.seconds(500, 500) == 1.0
+    for _ in range(100):
+        costs.learn(1.0, 1000, 0)
+        costs.learn(1.0, 0, 50)
+    assert costs.seconds(1000, 0) == pytest.approx(1.0, rel=0.01)
+    assert costs.seconds(0, 50) == pytest.approx(1.0, rel=0.05)
+    mixed = TokenCosts()
+    for decode in range(100):
+        mixed.learn(0.001 * 500 + 0.02 * decode, 500, decode)
+    assert mixed.seconds(0, 1) == pytest.approx(0.02, rel=0.15)
+
+
+def test_a_countdown_follows_the_clock_and_gives_way_slowly() -> None:
+    clock = Clock()
+    countdown = Countdown(clock)
+    assert countdown.read(100.0) == 100.0
+    clock.now = 10.0
+    assert countdown.read(90.0) == 90.0
+    clock.now = 11.0
+    assert countdown.read(189.0) == pytest.approx(89 + 100 * (1 - math.exp(-0.1)))
+    clock.now = 12.0
+    assert countdown.read(0.0) == 0.0
 
 
 def test_a_retried_shard_does_not_pass_the_end() -> None:
-    assert meter(Clock()).read(80, 2000).rows_done == 100
+    reading = meter(Clock()).read(Computed(80, 2000, 0, 900))
+    assert (reading.rows_done, reading.fraction) == (100, 1.0)
 
 
 def test_nothing_to_do_is_done() -> None:
-    assert meter(Clock(), requests=0, tokens=0).read(0, 0).fraction == 1.0
+    reading = meter(Clock(), requests=0, prefill=0, decode=0).read(Computed())
+    assert (reading.fraction, reading.rows_done) == (1.0, 100)
+
+
+def test_the_bar_says_tokens_against_the_plan_then_rows() -> None:
+    clock = Clock()
+    measured = meter(clock, label=50)
+    assert done_words(Progress("planning", 1234)) == "1,234 rows"
+    assert done_words(measured.read(Computed())) == "prefill 0/600, label 0/50, decode 0/400, rows 0/100"
+    clock.now = 2.0
+    words = done_words(measured.read(Computed(25, 500, 25, 75)))
+    assert words == "prefill 500/600, label 25/50, decode 75/400, rows 50/100, 300 tokens/s"
 
 
 def test_watchers_hear_until_they_leave() -> None:
