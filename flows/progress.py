@@ -84,6 +84,10 @@ class Meter:
         before = self._committed
         self._committed = replace(before, requests=before.requests + requests, decode=before.decode + decode)
 
+    def restart(self) -> None:
+        """Costs are measured from the next reading on: until now nothing could be computed."""
+        self._readings.clear()
+
     def read(self, computed: Computed) -> Progress:
         self._learn(computed)
         left = self._seconds_left(computed)
@@ -115,8 +119,6 @@ class Meter:
         if self._readings:
             at, before = self._readings[-1]
             if computed.tokens == before.tokens:
-                if not computed.tokens:
-                    self._readings[-1] = now, computed  # the model still loads
                 return
             self._costs.learn(now - at, computed.prompt - before.prompt, computed.decode - before.decode)
         self._readings.append((now, computed))

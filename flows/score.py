@@ -161,9 +161,11 @@ class ShardRunner:
         return True
 
     def _tick(self) -> None:
+        stage = self._engine.stage if self._planned.pending else None
+        if stage is not None:
+            self._meter.restart()
         self._progress = self._meter.read(self._engine.computed())
-        stage = self._engine.stage
-        if stage is not None and self._planned.pending:
+        if stage is not None:
             self._progress = replace(self._progress, stage=stage)
         holder = self._engine.waiting_for
         if holder is not None:

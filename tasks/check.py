@@ -1,17 +1,26 @@
-"""Finds what is wrong with a job before anything runs: seconds, no weights, nothing written to the output folder."""
+"""Finds what is wrong with a job before anything runs: no weights are read, nothing is written to its folder."""
+
+import tempfile
+from pathlib import Path
 
 from engine.tokenizer import load_tokenizer
 from tasks.columns import find_columns
+from tasks.ids import check_ids
 from tasks.job import ScoringJob
 from tasks.output_folder import OutputFolder
 from tasks.prompts import check_chat
 from tasks.run import make_run
+from tasks.source import read_data
+from tasks.source_rows import number_rows
 
 
 def check_job(job: ScoringJob) -> None:
-    """Raises UserError for a missing file, column, model or device, and for a template that is not one."""
+    """Raises UserError for a missing file, column, model or device, a template or an id that is not one."""
     find_columns(job)
     folder = OutputFolder(job.output_folder)
     folder.check()
     run = make_run(job, folder)
     check_chat(job.prompt, load_tokenizer(run.model))
+    if job.source.id is not None:
+        with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
+            check_ids(number_rows(read_data(job.source, [job.source.id])), job.source.id, Path(scratch))

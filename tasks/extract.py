@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from engine.errors import UserError
 from engine.tokenizer import load_tokenizer
 from tasks.columns import find_columns
-from tasks.duck import working_connection
 from tasks.encode import Encoder
 from tasks.failpoint import failpoint
+from tasks.ids import check_ids
 from tasks.job import ROW_COLUMN, Source
 from tasks.kept import kept_type
 from tasks.parquet_sink import parquet_sink
@@ -22,7 +21,6 @@ from tasks.row_error import RowError
 from tasks.run import Run
 from tasks.snapshot import take_snapshot
 from tasks.source_rows import SourceBatch, read_batches
-from tasks.statements import statement
 from tasks.step import as_task
 from tasks.stored_plan import ROWS, find_open_plan, load_plan
 from tasks.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
@@ -73,7 +71,8 @@ def extract_rows(run: Run) -> Extracted:
     plan_id = _open_plan(run, snapshot.digest)
     if plan_id is not None:
         return _reuse(run, plan_id, folder)
-    _check_ids(snapshot.files, source, folder)
+    if source.id is not None:
+        check_ids(read_batches(snapshot.files, [source.id]), source.id, folder)
     encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
     rows, rejected = _write_rows(run, snapshot.files, columns.schema, RequestBuilder(run, renderer, encoder), folder)
     snapshot.check_unchanged()
@@ -91,22 +90,6 @@ def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:
     planned = load_plan(run.folder, plan_id)
     note = f"taking up {plan_id} of {planned.run_id}, which did not finish"
     return Extracted(planned.rows, planned.rejected, folder, planned.source_digest, plan_id, (note,))
-
-
-def _check_ids(files: Sequence[Path], source: Source, folder: Path) -> None:
-    """Before any work: ids are read alone, and DuckDB groups them out of core."""
-    if source.id is None:
-        return
-    path = folder / "ids.parquet"
-    schema = pa.schema([(ROW_COLUMN, pa.int64()), ("custom_id", pa.string())])
-    with parquet_sink(path, schema) as sink:
-        for batch in read_batches(files, [source.id]):
-            sink.write(pa.record_batch([_positions(batch), pa.array(batch.ids(source.id))], schema=schema))
-    with working_connection(folder) as connection:
-        found = connection.execute(statement("duplicate_ids"), {"ids": str(path)}).fetchall()
-    path.unlink()
-    for custom_id, num_rows in found:
-        raise UserError(f"source.id: column {source.id!r} is not unique: {num_rows} rows have {custom_id!r:.80}")
 
 
 def _write_rows(

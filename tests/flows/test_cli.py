@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from pyarrow.csv import write_csv
 
 from engine.errors import EngineDeadError, UserError
 from flows import cli
@@ -93,6 +96,33 @@ def test_wrong_arguments_are_one_line(
     printed = capsys.readouterr()
     assert said in printed.err
     assert printed.err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("no_flow")
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+@pytest.mark.parametrize(
+    ("ids", "said"), [(["a", "b", "a"], "not unique: 2 rows have 'a'"), (["a", None, "b"], "NULL")]
+)
+def test_ids_are_checked_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    small_job: dict[str, Any],
+    kind: str,
+    ids: list[str | None],
+    said: str,
+) -> None:
+    rows = tmp_path / f"ids.{kind}"
+    table = pa.table({"row_id": ids, "text": ["x", "y", "z"]})
+    (pq.write_table if kind == "parquet" else write_csv)(table, rows)
+    small_job["source"] = {kind: str(rows), "id": "row_id"}
+    path = tmp_path / "ids.yaml"
+    path.write_text(yaml.safe_dump(small_job))
+    assert run(monkeypatch, "score", str(path)) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("no_flow")

@@ -31,7 +31,10 @@ def test_time_left_is_the_plans_tokens_at_the_last_minutes_speed() -> None:
     clock = Clock()
     measured = meter(clock, decode=0, prefill=900, label=100)
     assert measured.read(Computed()).seconds_left is None
-    clock.now = 30.0  # loading counts for nothing
+    clock.now = 30.0  # the model loads
+    measured.restart()
+    assert measured.read(Computed()).seconds_left is None
+    clock.now = 35.0
     assert measured.read(Computed()).seconds_left is None
     clock.now = 40.0
     first = measured.read(Computed(5, prefill=180, label=20))

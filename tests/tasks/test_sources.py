@@ -177,14 +177,14 @@ def test_kept_columns_keep_their_types(job_of: JobMaker) -> None:
 def test_a_source_that_changes_while_it_is_read(
     job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = job_of(pa.table({"text": ["a"]}))
-    check_ids = extract._check_ids
+    job = job_of(pa.table({"id": ["1"], "text": ["a"]}), source={"id": "id"})
+    check_ids = extract.check_ids
 
     def change(*arguments: Any) -> None:
-        pq.write_table(pa.table({"text": ["b"]}), tmp_path / "rows.parquet")
+        pq.write_table(pa.table({"id": ["1"], "text": ["b"]}), tmp_path / "rows.parquet")
         check_ids(*arguments)
 
-    monkeypatch.setattr(extract, "_check_ids", change)
+    monkeypatch.setattr(extract, "check_ids", change)
     with pytest.raises(UserError, match=r"rows.parquet changed while it was read"):
         run_steps(job)
 
