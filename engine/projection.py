@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine import huge_pages
 from engine.quantize import Int8Linear
-from kernels import matmul, openmp
+from kernels import matmul
 from kernels.best_output import best_outputs, make_screen
 from kernels.int8_rows import byte_rows
 from kernels.rms_norm import rms_norm
@@ -18,7 +18,7 @@ Linear = nn.Linear | Int8Linear
 
 def can_pack(layer: Any) -> bool:
     """Whether `Projection` takes it here."""
-    if not isinstance(layer, Linear) or layer.weight.device.type != "cpu" or not openmp.available():
+    if not isinstance(layer, Linear) or layer.weight.device.type != "cpu":
         return False
     whole_words = layer.weight.dtype == torch.int8 or layer.in_features * layer.weight.dtype.itemsize % 4 == 0
     return whole_words and matmul.available(layer.weight.dtype)

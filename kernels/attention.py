@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention_plan import AttentionPlan
+from kernels.byte_kv import keys_of, values_of
 
 KVPair = tuple[Tensor, Tensor]
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -25,7 +26,7 @@ def segment_attention(
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """As `kernels.cpu_attention.cpu_attention`, in any dtype and on any device."""
+    """As `kernels.cpu_attention.cpu_attention`, in any dtype and on any device; of 8 bits nothing else is rounded."""
     heads_first = query.transpose(0, 1)
     means = torch.zeros_like(heads_first, dtype=torch.float32)
     lse = query.new_full(heads_first.shape[:2], -torch.inf, dtype=torch.float32)
@@ -35,7 +36,10 @@ def segment_attention(
         behind = positions[rows, None] - torch.arange(position, position + kv_end - kv_start, device=query.device)
         hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
         mask = torch.zeros(hidden.shape, device=query.device).masked_fill_(hidden, -torch.inf) if hidden.any() else None
-        key, value = (tensor[:, kv_start:kv_end].to(query.dtype) for tensor in (keys, values))
+        key, value = (tensor[:, kv_start:kv_end] for tensor in (keys, values))
+        if keys.dtype == torch.uint8:
+            key, value = keys_of(key), values_of(value)
+        key, value = key.to(query.dtype), value.to(query.dtype)
         part = attend(heads_first[:, rows], key, value, scale, mask=mask, softcap=softcap)
         merge_into(means[:, rows], lse[:, rows], *part)
     if sinks is not None:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from kernels.attention_scratch import KEYS, LINE
 from kernels.byte_kv import row_size
-from kernels.openmp import FASTMATH, exp
+from kernels.jit import FASTMATH, njit
+from kernels.openmp import exp
 from kernels.product import ROWS, byte_scores, product, weighted_byte_product
 from kernels.softmax import LOWEST, byte_weights, highest, paired_weights, rescale, weights
 from kernels.vectors import WIDTH, prefetch

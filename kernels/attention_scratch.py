@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from kernels.jit import njit
 from kernels.openmp import lines_of
 from kernels.processor import NATIVE_BFLOAT16
 from kernels.softmax import DITHER

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 from torch import Tensor
 
+from kernels.jit import FASTMATH, intrinsic, ir, njit, types
 from kernels.kv_format import CHUNK, SCALE_BYTES, row_bytes
 from kernels.mix import to_bytes
-from kernels.openmp import FASTMATH, as_float32, bits_of, exp, float32_at, int8_at, int32_at
+from kernels.openmp import as_float32, bits_of, exp, float32_at, int8_at, int32_at
 from kernels.transpose import transpose
 from kernels.vectors import BYTE, FLOAT, HALF, LONG, WIDTH, WORD, WORDS, Vectors, integers
 

@@ -11,18 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
-from kernels import openmp
 from kernels.attention_block import LN2, LOG2E, make_block
 from kernels.attention_plan import AttentionPlan
 from kernels.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTORS, scratch_for
 from kernels.byte_kv import pack_values, quantize_queries, read_scales, row_size
+from kernels.jit import FASTMATH, njit
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.kv_format import row_bytes
 from kernels.openmp import (
-    FASTMATH,
     Loop,
     Recording,
     exp,
@@ -46,7 +44,7 @@ _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
 def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
     """Whether it is compiled here for these: on the CPU, in float32, or with narrower keys and an even `dim`."""
-    if query.device.type != "cpu" or not openmp.available():
+    if query.device.type != "cpu" or not _loop.available:
         return False
     if keys.dtype == torch.bfloat16:
         return query.dtype in (torch.float32, torch.bfloat16) and keys.shape[2] % 2 == 0

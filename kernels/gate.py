@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from numba import types
-from numba.extending import intrinsic
-
+from kernels.jit import intrinsic, types
 from kernels.softmax import exp2
 from kernels.vectors import FLOATS, LONG, WIDTH, Vectors, floats
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels import openmp
 from kernels.mix import MAX_BLOCK, MIN_BLOCK, mix, to_bytes
 from kernels.openmp import Loop, as_float32, float32_at, float32_of, int8_at, lines_of, share, words
 from kernels.vectors import WIDTH
@@ -68,11 +67,12 @@ def byte_rows(
     `SPARE_ROWS` behind them.
     """
     rows, size = values.shape
-    if values.dtype != torch.float32 or values.device.type != "cpu" or not openmp.available():
+    if values.dtype != torch.float32 or values.device.type != "cpu" or not _loop.available:
         quantized, scales = quantize_rows(values, factors)
         if eps is not None:
             scales = scales * torch.rsqrt(values.float().square().mean(-1) + eps)
-        return (functional.pad(quantized, (0, -size % 4)).view(torch.uint8) + 128), scales
+        made = functional.pad(quantized, (0, -size % 4)).view(torch.uint8) + 128
+        return (made, scales) if out is None else (out[0].copy_(made), out[1].copy_(scales))
     assert values.stride(1) == 1
     width = -(size // -4) * 4
     if out is None:

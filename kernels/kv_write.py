@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import byte_kv, openmp
+from kernels import byte_kv
 from kernels.byte_kv import row_size, write_key, write_value
 from kernels.kv_format import row_bytes
 from kernels.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at, words
@@ -28,7 +28,7 @@ def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
     dtype, or rows of `kernels.byte_kv` (kv_heads, slots, dim + 4), which are made of float32.
     """
     key, value = made
-    compiled = key.device.type == "cpu" and (key.dtype, cache[0].dtype) in KINDS and openmp.available()
+    compiled = key.device.type == "cpu" and (key.dtype, cache[0].dtype) in KINDS and _loop.available
     if not compiled or key.stride(2) != 1 or key.stride() != value.stride():
         write_kv_reference(made, slots, cache, own)
         return

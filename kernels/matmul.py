@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
 from kernels.gate import gate
+from kernels.jit import FASTMATH, njit
 from kernels.openmp import (
-    FASTMATH,
     Loop,
     float32_at,
     is_recording,
@@ -87,8 +86,8 @@ def _by_panel(values: Tensor, gated: bool) -> Tensor:
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies `dtype` here; bytes need an instruction of their own."""
-    return dtype in _KINDS and (dtype != torch.int8 or NATIVE_BYTES)
+    """Whether it is compiled here for `dtype`; bytes need an instruction of their own."""
+    return dtype in _KINDS and (dtype != torch.int8 or NATIVE_BYTES) and _loop.available
 
 
 def rows_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -3,10 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
-
+from kernels.jit import intrinsic, ir, njit, types
 from kernels.vectors import BYTE, FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # Neighbours of a block, at least and at most: what is mixed is the same on every processor.

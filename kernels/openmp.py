@@ -9,36 +9,28 @@ the work by `share(count)`.
 """
 
 import ctypes
-import hashlib
-import os
 import struct
 import threading
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import binding, ir
-from numba import carray, cfunc, config, float32, njit, types
-from numba.extending import intrinsic
 from torch import Tensor
 
-from kernels.processor import PROCESSOR
-
-# numba compiles for the processor that vectors are chosen for.
-config.CPU_NAME, config.CPU_FEATURES = PROCESSOR.name, PROCESSOR.features
-
-# Sums may be reordered; NaN and infinity keep their meaning, because a row that is not finite must stay so.
-FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+from kernels.jit import FASTMATH, INSTALLED, binding, carray, float32, intrinsic, ir, njit, types
+from kernels.loop_cache import compile_function, left_to_torch
 
 _THREAD_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads")
 
 
 @cache
 def _runtime() -> ctypes.CDLL | None:
-    """torch's OpenMP runtime, or None where it is not one that starts teams in libgomp's way."""
+    """torch's OpenMP runtime, or None where it is not one that starts teams in libgomp's way, or nothing compiles."""
+    if not INSTALLED:
+        return None
     try:
         runtime = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libgomp*"))))
         start = runtime.GOMP_parallel
@@ -53,7 +45,7 @@ def _runtime() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether compiled loops run here; where not, every kernel takes its torch twin."""
+    """Whether loops can run here; where not, every kernel takes its torch twin."""
     return _runtime() is not None
 
 
@@ -69,10 +61,15 @@ class Loop:
         self._compiled: Any = None
         self._address = 0
 
+    @cached_property
+    def available(self) -> bool:
+        """Whether it runs here; where not, its kernel takes its torch twin. The first that is asked compiles all."""
+        return available() and self._function.__module__ not in left_to_torch()
+
     def compile(self) -> None:
         """Before the first call, which does it otherwise."""
         if self._compiled is None:
-            compiled = _compile(self._function)
+            compiled = compile_function(self._function)
             self._address = compiled.address
             self._compiled = compiled
 
@@ -125,30 +122,6 @@ class Recording:
 def is_recording() -> bool:
     """On this thread."""
     return getattr(_thread, "recording", None) is not None
-
-
-def _compile(function: Callable[..., None]) -> Any:
-    """From numba's cache on disk, or now: about a second, once; at every start where no folder can be written.
-
-    numba knows a compiled loop by its own file; what it takes from others is told by the folder's name.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline")
-    compiled = partial(cfunc, types.void(types.CPointer(types.int64)), fastmath=FASTMATH, error_model="numpy")
-    folder, config.CACHE_DIR = config.CACHE_DIR, str(home / "loops" / cache_key())
-    try:
-        return compiled(cache=True)(function)
-    except (OSError, RuntimeError):  # numba raises the second where it finds no folder for its cache
-        return compiled()(function)
-    finally:
-        config.CACHE_DIR = folder
-
-
-def cache_key() -> str:
-    """Of all compiled loops: their sources, and the processor that they are compiled for."""
-    parts = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-    parts += [part.encode() for part in (PROCESSOR.triple, PROCESSOR.name, PROCESSOR.features)]
-    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
 
 
 def _word(argument: Tensor | int | float) -> int:

@@ -7,9 +7,7 @@ vectors: an outer product a step, with nothing summed across a vector (Goto & va
 from collections.abc import Callable
 from typing import Any
 
-from numba import types
-from numba.extending import intrinsic
-
+from kernels.jit import intrinsic, types
 from kernels.processor import PROCESSOR
 from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 

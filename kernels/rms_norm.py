@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import openmp
 from kernels.openmp import Loop, float32_at, float32_of, narrow, share, uint16_at, words
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row; x (rows, size) in float32, out in float32 or bfloat16."""
-    if x.dtype != weight.dtype or x.dtype != torch.float32 or x.device.type != "cpu" or not openmp.available():
+    if x.dtype != weight.dtype or x.dtype != torch.float32 or x.device.type != "cpu" or not _loop.available:
         return out.copy_(rms_norm_reference(x, weight, eps))
     assert x.is_contiguous()
     assert out.is_contiguous()

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import openmp
 from kernels.int8_rows import block_size, mixed
 from kernels.mix import mix
 from kernels.openmp import Loop, float32_at, lines_of, share, words
@@ -19,7 +18,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = Fal
     `mixes`: each head then goes through `mixed`. Queries and keys that both did have the products that they had, and
     no element is far larger than the others, which is what 8 bits want.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not openmp.available():
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not _loop.available:
         rotate_reference(x, cos, sin, heads, mixes=mixes)
         return
     assert x.is_contiguous()

@@ -8,15 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
 
 from kernels.attention_block import LN2, LOG2E, cap
 from kernels.attention_scratch import KEYS, LINE, MAX_QUERIES
 from kernels.byte_kv import read_scales, row_size, zipped
+from kernels.jit import FASTMATH, intrinsic, ir, njit, types
 from kernels.kv_format import CHUNK as BYTE_CHUNK
-from kernels.openmp import FASTMATH, exp, float32_at, int32_at
+from kernels.openmp import exp, float32_at, int32_at
 from kernels.processor import NATIVE_BYTES
 from kernels.softmax import LOWEST, highest, weights
 from kernels.vectors import (

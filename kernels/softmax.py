@@ -4,10 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
+from kernels.jit import intrinsic, ir, types
 from kernels.processor import NATIVE_BYTES
 from kernels.vectors import (
     BYTE,

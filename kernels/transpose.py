@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
-
+from kernels.jit import intrinsic, ir, njit, types
 from kernels.openmp import int32_at
 from kernels.vectors import LONG, WIDTH, WORDS, Vectors
 

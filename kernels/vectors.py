@@ -7,11 +7,7 @@ bytes that are neighbours along the dimension that a product sums over.
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-
+from kernels.jit import cgutils, intrinsic, ir, types
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES, PROCESSOR
 
 # Floats in a vector, which is a register.

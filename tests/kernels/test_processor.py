@@ -7,6 +7,7 @@ import sys
 import pytest
 from llvmlite import binding
 
+from kernels import loop_cache
 from kernels.processor import Processor, processor_of
 
 LINUX, ARM, APPLE = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macosx"
@@ -73,9 +74,7 @@ def _asked(given: dict[str, str]) -> str:
 
 
 def test_cache_of_loops_is_keyed_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kernels import openmp
-
-    here = openmp.cache_key()
+    here = loop_cache.cache_key()
     lesser = Processor(LINUX, "nehalem", "", 4, 16, fuses=False, pairs=False, bytes=False)
-    monkeypatch.setattr(openmp, "PROCESSOR", lesser)
-    assert openmp.cache_key() not in (here, "")
+    monkeypatch.setattr(loop_cache, "PROCESSOR", lesser)
+    assert loop_cache.cache_key() not in (here, "")
