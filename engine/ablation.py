@@ -22,6 +22,7 @@ import typer
 from engine.bench_set import WORKLOADS
 from engine.build import build_engine
 from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
+from engine.device import resolve_device
 from engine.errors import UserError
 from engine.model import ModelFiles, resolve_model
 from engine.request import Request
@@ -107,6 +108,7 @@ def ablation(
     named = {file.stem: read_workload(file) for file in workloads or ()}
     named = named or {name: list(map(to_request, rows())) for name, rows in WORKLOADS.items()}
     medians: dict[str, list[float]] = {}
+    typer.echo(f"{resolve_device(base).described}\n")
     for name, requests in named.items():
         runs: list[list[Timed]] = [[] for _ in configs]
         for _ in range(rounds):

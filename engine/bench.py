@@ -9,7 +9,6 @@
 """
 
 import json
-import platform
 import resource
 import sys
 import time
@@ -107,7 +106,7 @@ def bench(
         "ceiling_fraction": None if rate is None else round(run.ceiling_fraction(rate), 4),
         "dtype": device.dtype,
         "quantization": quantization,
-        "device": f"{device.label}, {platform.machine()}",
+        "device": device.described,
         "version": version("trunkline"),
         "torch": version("torch"),
         "max_num_batched_tokens": engine.config.max_num_batched_tokens,

@@ -51,6 +51,7 @@ def time_precision(files: ModelFiles, config: EngineConfig, precision: str) -> l
         {
             "workload": name,
             "precision": precision,
+            "device": device.described,
             "seconds": round(run.seconds, 3),
             "load_seconds": round(load_seconds, 3),
             "computed_prompt_tokens": run.plan.summary.computed_tokens,
@@ -62,9 +63,10 @@ def time_precision(files: ModelFiles, config: EngineConfig, precision: str) -> l
 
 
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
-    """Seconds, and the ceiling's fraction in brackets: a row a workload, a column a precision."""
+    """Seconds, and the ceiling's fraction in brackets: a row a workload, a column a precision; the device above."""
     precisions = list(dict.fromkeys(report["precision"] for report in reports))
-    lines = [f"| workload | {' | '.join(precisions)} |", "|---" * (len(precisions) + 1) + "|"]
+    lines = [*sorted({report["device"] for report in reports}), ""]
+    lines += [f"| workload | {' | '.join(precisions)} |", "|---" * (len(precisions) + 1) + "|"]
     for name in WORKLOADS:
         cells = [name]
         for report in reports:

@@ -1,6 +1,7 @@
 """The one place that chooses device, dtype and attention backend."""
 
 import os
+import platform
 import sys
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from engine.config import EngineConfig, Quantization
 from engine.errors import UserError
 from engine.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
-from kernels.processor import takes_bytes
+from kernels.processor import PROCESSOR, takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 KV_BYTES = {**DTYPE_BYTES, "uint8": 1}
@@ -45,6 +46,11 @@ class Device:
 
     def kv_dtype_bytes(self, shape: ModelShape, quantization: Quantization) -> int:
         return KV_BYTES[self.kv_dtype(shape, quantization)]
+
+    @property
+    def described(self) -> str:
+        """For a benchmark: on a CPU, with what loops are compiled for."""
+        return f"{self.label}, {PROCESSOR if self.name == 'cpu' else platform.machine()}"
 
     @property
     def backend(self) -> Backend:

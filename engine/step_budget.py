@@ -23,6 +23,7 @@ from engine.device import Device
 from engine.model import ModelFiles, cache_dir, publish_file
 from engine.scheduler_output import SchedulerOutput
 from engine.stages import enter
+from kernels.processor import PROCESSOR
 from kernels.segments import Segment, Segments
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def _few_layers(body: Any, num_layers: int) -> Iterator[None]:
 
 def _note(model: ModelFiles, config: EngineConfig, device: Device) -> Path:
     """The cache's file for all that decides the rates."""
-    identity = (model.fingerprint, device.dtype, config.quantization, device.label, version("torch"), _processor())
+    made_for = (device.label, version("torch"), _processor(), PROCESSOR.name, PROCESSOR.features)
+    identity = (model.fingerprint, device.dtype, config.quantization, *made_for)
     return cache_dir() / "step-tokens" / f"{sha256(repr(identity).encode()).hexdigest()[:32]}.json"
 
 

@@ -40,7 +40,8 @@ def test_sharing_computes_less(tiny_model: Path, tmp_path: Path, capsys: pytest.
     shape = ["--groups", "2", "--degree", "3", "--prefix", "40", "--distinct", "5"]
     workload = write(tmp_path, "generate", *shape, "--output", "2")
     ablation.ablation([workload], str(tiny_model), 0.01, every=True)
-    heading, _, *lines = capsys.readouterr().out.strip().splitlines()
+    device, _, heading, _, *lines = capsys.readouterr().out.strip().splitlines()
+    assert device.startswith("cpu (")
     assert heading == "w, float32"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert len(rows) == 16

@@ -6,6 +6,7 @@ import pytest
 
 from engine import bench
 from engine.trace import read_trace
+from kernels.processor import PROCESSOR
 from tests.engine.test_workload import write
 
 KEYS = {
@@ -50,6 +51,7 @@ def test_the_last_line_is_the_report(
     assert report.keys() >= KEYS
     assert (report["rows"], report["prompt_tokens"], report["computed_prompt_tokens"]) == (6, 270, 110)
     assert report["generated_tokens"] == 24
+    assert report["device"].endswith(f", {PROCESSOR}")
     assert report["saved_fraction"] == report["ideal_saved_fraction"] == pytest.approx(160 / 270, abs=1e-4)
     assert 0 < report["peak_kv_bytes"] <= 0.01 * 2**30
     assert 0 < report["ceiling_fraction"] < 1

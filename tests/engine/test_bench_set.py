@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine import bench_set
+from engine.config import EngineConfig
+from engine.device import resolve_device
 from engine.workload import choice, generate
+from kernels.processor import PROCESSOR
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -32,7 +35,9 @@ def test_a_table_and_then_json(
 ) -> None:
     precisions = ["--precision", "float32", "--precision", "int8"]
     run(monkeypatch, "--model", str(tiny_model), "--kv-gib", "0.01", *precisions)
-    *table, last = capsys.readouterr().out.splitlines()
+    device, gap, *table, last = capsys.readouterr().out.splitlines()
+    assert (device, gap) == (resolve_device(EngineConfig(device="cpu")).described, "")
+    assert device.endswith(f", {PROCESSOR}")
     assert [line.split("|")[1].strip() for line in table] == ["workload", "---", *SMALL]
     assert table[0] == "| workload | float32 | int8 |"
     reports = json.loads(last)
