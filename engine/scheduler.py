@@ -4,6 +4,10 @@ Prefill is the nodes' work, decode the sequences'. A request is admitted when al
 peak is free, so nothing is preempted and nothing is computed twice; it waits otherwise. Nodes are freed when the
 last request below them ends. Every step takes one token of each running sequence and fills the rest of the token
 budget with prefill chunks in plan order.
+
+A step may be scheduled while the one before it still runs: the tokens that it samples are then pending, and are taken
+in by `update` one step late. A text whose length ends it takes no further step; one that a token ends takes one row
+more, which nobody reads.
 """
 
 import heapq
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
+from engine.decode_rows import DecodeRows
 from engine.label_tree import build_label_tree
 from engine.plan import PrefixNode, ShardWork
 from engine.request import TokenIds
@@ -32,7 +37,8 @@ class Sampled:
 class Scheduler:
     """Holds every submitted request from `add` until `update` returns it as finished, each once."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, max_model_len: int) -> None:
+    def __init__(self, config: EngineConfig, pool: BlockPool, max_model_len: int, *, decode_ahead: int = 0) -> None:
+        """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0."""
         assert config.max_num_batched_tokens > 0, "the step's tokens are settled before"
         self.config = config
         self.pool = pool
@@ -44,6 +50,9 @@ class Scheduler:
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
         self._running: dict[int, Sequence] = {}
+        self._in_flight = 0
+        self._decodes: DecodeRows | None = None
+        self._decode_ahead = decode_ahead
         self._next_key = 0
 
     @property
@@ -86,36 +95,68 @@ class Scheduler:
                 self._finish(sequence)
         return added
 
-    def schedule(self) -> SchedulerOutput:
-        """The next step. There is always one while there is work."""
+    def schedule(self) -> SchedulerOutput | None:
+        """The next step. There is always one while there is work and no step in flight."""
         step = Step(decodes=list(self._running.values()))
         budget = self.config.max_num_batched_tokens - len(step.decodes)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
                 budget -= self._prefill(step, budget)
+        if not step and self._in_flight:
+            return None
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
-        return build_output(step)
+        output = self._output(step)
+        self._expect(output)
+        return output
 
     def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
-        """Takes in a step's tokens; returns the sequences that it finished. Scored ones always are."""
+        """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
+
+        `sampled` has a token for each sample whose sequence is still in `sequences`.
+        """
+        self._in_flight -= 1
         finished = []
         for sample in output.samples:
-            sequence = self.sequences[sample.key]
+            sequence = self.sequences.get(sample.key)
+            if sequence is None:
+                continue  # it ended while this step ran
+            sequence.num_pending -= 1
             sequence.token_ids.append(sampled[sample.key].token_id)
             if sampled[sample.key].finished:
                 finished.append(sequence)
-            elif sequence.admitted:
-                self._running[sequence.key] = sequence
         finished += [self.sequences[key] for key in dict.fromkeys(score.key for score in output.scores)]
         for sequence in finished:
             self._finish(sequence)
         return finished
 
+    def _output(self, step: Step) -> SchedulerOutput:
+        """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
+        if step.chunks or step.asked_again or not self._decode_ahead:
+            self._decodes = None
+            return build_output(step)
+        output = self._decodes.next(self._running) if self._decodes is not None else None
+        if output is None:
+            self._decodes = DecodeRows(build_output(step), self._running, self._decode_ahead)
+            output = self._decodes.output
+        return output
+
+    def _expect(self, output: SchedulerOutput) -> None:
+        """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
+        self._in_flight += 1
+        for index, sample in enumerate(output.samples):
+            sequence = self.sequences[sample.key]
+            sequence.num_pending += 1
+            sequence.sample_index = index
+            if sequence.num_output_tokens >= sequence.max_tokens:
+                self._running.pop(sequence.key, None)
+            elif sequence.admitted:
+                self._running[sequence.key] = sequence
+
     def check_integrity(self) -> None:
         """Our own invariant after a drain: nothing is held, every block is free."""
-        left = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
+        left = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling), self._in_flight
         assert not any(left), left
         assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
 
@@ -231,7 +272,7 @@ class Scheduler:
             sequence.asked = True
             sequence.num_cached_tokens -= 1
             step.asked_again.append(sequence)
-        elif sequence.token_ids:
+        elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
             step.decodes.append(sequence)
 
@@ -271,7 +312,7 @@ class Scheduler:
                 chunk.asked.append(sequence)
                 if not sequence.admitted:
                     sequence.num_cached_tokens = sequence.num_prompt_tokens
-            elif sequence.admitted and sequence.token_ids:
+            elif sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
                 self._running[sequence.key] = sequence
         labels = sum(len(sequence.label_tree.token_ids) for sequence in chunk.asked if sequence.label_tree is not None)
         return last - first + labels

@@ -34,7 +34,9 @@ class ScoreRow:
 class SchedulerOutput:
     """The segments that a row is in hold each token of its context, and itself, once.
 
-    `slot_mapping` says where each row's KV is kept; -1 where no later step reads it.
+    `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
+    `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
+    rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read.
     """
 
     input_ids: NDArray[np.int64]
@@ -46,6 +48,7 @@ class SchedulerOutput:
     num_prefill_tokens: int
     num_decode_tokens: int
     num_label_tokens: int
+    ahead: int = 0
 
     @property
     def num_scheduled_tokens(self) -> int:

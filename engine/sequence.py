@@ -52,7 +52,8 @@ class Sequence:
     """A request on its way. `order` is its place in the plan; `max_tokens` is what the context leaves of its cap.
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
-    can ever need is reserved.
+    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is the
+    `sample_index`-th sample of the step that makes it.
     """
 
     key: int
@@ -62,6 +63,8 @@ class Sequence:
     max_tokens: int
     label_tree: LabelTree | None
     token_ids: list[int] = field(default_factory=list)
+    num_pending: int = 0
+    sample_index: int = 0
     table: BlockTable | None = None
     num_cached_tokens: int = 0
     asked: bool = False
@@ -71,6 +74,16 @@ class Sequence:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens, those in flight included."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def last_token(self) -> int:
+        """The token to decode from, as `SchedulerOutput.input_ids` says it."""
+        return -1 - self.sample_index if self.num_pending else self.token_ids[-1]
 
     @property
     def decode_kv_tokens(self) -> int:

@@ -137,7 +137,7 @@ class _Builder:
         self.label_rows(sequence)
 
     def decode(self, sequence: Sequence) -> None:
-        node, count = sequence.node, len(sequence.token_ids)
+        node, count = sequence.node, sequence.num_output_tokens
         if sequence.is_tail:
             assert node.table is not None
             self.below(node.chain[:-1])
@@ -146,7 +146,7 @@ class _Builder:
             assert sequence.table is not None
             self.below(node.chain)
             slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
-        self.tokens.append(sequence.token_ids[-1])
+        self.tokens.append(sequence.last_token)
         self.positions.append(sequence.num_prompt_tokens + count - 1)
         self.slots.append(slots[-1][1] - 1)
         self._reads(self.row - 1, slots, position)

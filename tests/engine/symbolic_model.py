@@ -4,7 +4,11 @@ An entry of KV is a number that stands for a token behind a chain of tokens. A r
 segments show are exactly those of the chain up to it.
 """
 
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
 
 from engine.scheduler import Sampled, Scheduler
 from engine.scheduler_output import SchedulerOutput
@@ -90,27 +94,40 @@ class SymbolicModel:
         return chain
 
 
-def drain(scheduler: Scheduler, model: SymbolicModel, sequences: Iterable[Sequence]) -> dict[str, list[int] | dict]:
-    """Runs everything; returns each request's tokens, or where each target of its labels was looked up."""
+def drain(
+    scheduler: Scheduler, model: SymbolicModel, sequences: Iterable[Sequence], in_flight: int = 0
+) -> dict[str, list[int] | dict]:
+    """Runs everything; returns each request's tokens, or where each target of its labels was looked up.
+
+    Steps run in order, as on a device; each is taken in when `in_flight` more have been scheduled.
+    """
     live = {sequence.key: sequence for sequence in sequences if not sequence.finished}
+    made = {key: sequence.request.prompt_token_ids.tolist() for key, sequence in live.items()}
     results: dict[str, list[int] | dict] = {}
-    while scheduler.has_work():
-        step = scheduler.schedule()
-        rows = model.run(step)
-        sampled = {}
-        for sample in step.samples:
-            sequence = live[sample.key]
-            tokens = [*sequence.request.prompt_token_ids.tolist(), *sequence.token_ids]
-            assert rows[sample.row] == model.chain_of(tokens)
-            count = len(sequence.token_ids) + 1
-            token = model.next_token(tokens)
-            stops = token == 0 and not sequence.request.params.ignore_eos
-            sampled[sample.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
-        for score in step.scores:
-            places = results.setdefault(live[score.key].request.request_id, {})
-            for label, target in zip(score.labels, score.targets, strict=True):
-                places.setdefault(label, []).append((rows[score.row], target))
-        for sequence in scheduler.update(step, sampled):
-            if sequence.label_tree is None:
-                results[sequence.request.request_id] = sequence.token_ids
+    launched: deque[tuple[SchedulerOutput, dict[int, Sampled]]] = deque()
+    last: list[int] = []
+    while scheduler.has_work() or launched:
+        step = scheduler.schedule() if scheduler.has_work() else None
+        if step is not None:
+            step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
+            rows = model.run(step)
+            sampled, last = {}, []
+            for sample in step.samples:
+                sequence, tokens = live[sample.key], made[sample.key]
+                assert rows[sample.row] == model.chain_of(tokens)
+                token = model.next_token(tokens)
+                tokens.append(token)
+                last.append(token)
+                stops = token == 0 and not sequence.request.params.ignore_eos
+                count = len(tokens) - sequence.num_prompt_tokens
+                sampled[sample.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
+            for score in step.scores:
+                places = results.setdefault(live[score.key].request.request_id, {})
+                for label, target in zip(score.labels, score.targets, strict=True):
+                    places.setdefault(label, []).append((rows[score.row], target))
+            launched.append((step, sampled))
+        while launched and (step is None or len(launched) > in_flight):
+            for sequence in scheduler.update(*launched.popleft()):
+                if sequence.label_tree is None:
+                    results[sequence.request.request_id] = sequence.token_ids
     return results

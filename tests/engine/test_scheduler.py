@@ -39,11 +39,17 @@ def config(num_blocks: int, **changes: Any) -> EngineConfig:
 
 
 def run(
-    requests: list[Request], limits: EngineConfig, num_blocks: int, shard_order: Any = None, shard_seconds: float = 1e9
+    requests: list[Request],
+    limits: EngineConfig,
+    num_blocks: int,
+    shard_order: Any = None,
+    shard_seconds: float = 1e9,
+    in_flight: int = 0,
+    decode_ahead: int = 0,
 ) -> tuple[dict[str, Any], Plan, Scheduler, int]:
     plan = plan_of(requests, limits, shard_seconds)
     pool = BlockPool(num_blocks, BLOCK)
-    scheduler = Scheduler(limits, pool, SHAPE.max_model_len)
+    scheduler = Scheduler(limits, pool, SHAPE.max_model_len, decode_ahead=decode_ahead)
     model = SymbolicModel(num_blocks * BLOCK)
     shards = list(plan.shards)
     if shard_order is not None:
@@ -55,11 +61,11 @@ def run(
     def counting() -> Any:
         nonlocal computed
         step = schedule()
-        computed += step.num_prefill_tokens
+        computed += step.num_prefill_tokens if step is not None else 0
         return step
 
     scheduler.schedule = counting  # type: ignore[method-assign]
-    results = drain(scheduler, model, sequences)
+    results = drain(scheduler, model, sequences, in_flight)
     scheduler.check_integrity()
     return results, plan, scheduler, computed
 
@@ -108,12 +114,23 @@ def tables(draw: st.DrawFn) -> list[Request]:
     st.integers(16, 60),
     st.integers(1, 24),
     st.sampled_from([1e9, 0.5]),
+    st.integers(0, 1),
+    st.sampled_from([0, 1, 5]),
 )
 def test_every_row_sees_its_context_and_nothing_is_computed_twice(
-    requests: list[Request], sharing: Any, order: Any, num_blocks: int, budget: int, shard_seconds: float
+    requests: list[Request],
+    sharing: Any,
+    order: Any,
+    num_blocks: int,
+    budget: int,
+    shard_seconds: float,
+    in_flight: int,
+    decode_ahead: int,
 ) -> None:
     limits = config(num_blocks, sharing=sharing, order=order, max_num_batched_tokens=budget)
-    results, plan, scheduler, computed = run(requests, limits, num_blocks, shard_seconds=shard_seconds)
+    results, plan, scheduler, computed = run(
+        requests, limits, num_blocks, None, shard_seconds, in_flight, decode_ahead
+    )
     assert looked_up(results) == expected(requests)
     assert computed == plan.summary.computed_tokens
     assert scheduler.evictions == 0
@@ -123,7 +140,7 @@ def test_every_row_sees_its_context_and_nothing_is_computed_twice(
 @settings(max_examples=60, deadline=None)
 @given(tables(), st.randoms(use_true_random=False), st.integers(16, 30))
 def test_shards_out_of_order_still_end_right(requests: list[Request], random: Any, num_blocks: int) -> None:
-    results, *_ = run(requests, config(num_blocks), num_blocks, shard_order=random, shard_seconds=0.2)
+    results, *_ = run(requests, config(num_blocks), num_blocks, random, 0.2, in_flight=num_blocks % 2)
     assert looked_up(results) == expected(requests)
 
 
