@@ -1,8 +1,7 @@
 """A step's plan on the device: every index tensor that attention needs, made once a step in one copy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,10 @@ from torch import Tensor
 from kernels.segments import Int32s, Ints, Segments
 from kernels.split_plan import ITEM_FIELDS, PIECE_FIELDS, SplitPlan, TileShape, split_plan
 from kernels.tuning import AttentionConfig, attention_config, processors_of
+
+
+# Of each of a capacity's numbers but the rows.
+MIN_ROOM = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,29 @@ class Capacity:
     rows: int
     partials: int
 
+    @classmethod
+    def twice(cls, parts: Iterable[SplitPlan], rows: int) -> "Capacity":
+        """Room for plans of `rows` rows that need at most twice what these do, and some more where they are small."""
+        needs = np.array([_needs(part) for part in parts]).max(0)
+        items, pieces, entries, _, partials = (2 * needs + MIN_ROOM).tolist()
+        return cls(items, pieces, entries, rows, partials)
+
+    def refuse(self, part: SplitPlan) -> None:
+        """Raises CapacityError for a plan that has no room here."""
+        rooms = (self.items, self.pieces, self.entries, self.rows, self.partials)
+        if any(need > room for need, room in zip(_needs(part), rooms, strict=True)):
+            raise CapacityError(f"the plan needs {_needs(part)} where its capacity gives {rooms}")
+
+
+class CapacityError(ValueError):
+    """A plan is larger than what a captured graph has room for."""
+
+
+def _needs(part: SplitPlan) -> tuple[int, int, int, int, int]:
+    """In the order of `Capacity`."""
+    rows = max(part.num_rows, len(part.merge_rows))
+    return len(part.items), len(part.pieces), len(part.table), rows, max(part.num_partials, len(part.merge_partials))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Indices:
@@ -103,6 +129,7 @@ class PrefixPlan:
     partial_out: Tensor
     partial_lse: Tensor
     num_rows: int
+    capacity: Capacity | None
 
 
 def plan(
@@ -115,11 +142,14 @@ def plan(
     config: AttentionConfig | None = None,
     processors: int | None = None,
     capacity: Capacity | None = None,
+    room: bool = False,
     into: PrefixPlan | None = None,
+    ahead: int = 0,
 ) -> PrefixPlan:
-    """Everything that layers share. With `into`, a plan of the same `capacity` and windows is overwritten in place.
+    """Everything that layers share. With `into`, a plan of the same windows is overwritten in place.
 
-    Asserts that a plan fits its capacity. `config` and `processors` are the device's own if not given.
+    A plan with a `capacity`, or with `room` for twice what it holds, takes others; raises CapacityError for one that does not fit. `config` and
+    `processors` are the device's own if not given. The plan holds for `ahead` steps more, as in `split_plan`.
     """
     device = torch.device(device)
     widest = _widest(segments) * shape.slice_heads
@@ -134,16 +164,24 @@ def plan(
             window=window,
             processors=(processors or processors_of(device)) * config.programs,
             head_slices=shape.kv_heads * shape.slices,
+            ahead=ahead,
         )
         for window in windows
     }
     if into is not None:
-        assert capacity is not None
+        assert into.capacity is not None, "a plan without room for others"
         assert (into.shape, into.config, set(into.launches)) == (shape, config, set(split)), "not the captured plan"
+        for part in split.values():
+            into.capacity.refuse(part)
         for window, launch in into.launches.items():
-            _upload(split[window], capacity, launch)
+            _upload(split[window], into.capacity, launch)
         into.num_rows = len(row_positions)
         return into
+    if capacity is None and room:
+        capacity = Capacity.twice(split.values(), len(row_positions))
+    if capacity is not None:
+        for part in split.values():
+            capacity.refuse(part)
     partials = capacity.partials if capacity else max((part.num_partials for part in split.values()), default=0)
     made = PrefixPlan(
         shape=shape,
@@ -152,6 +190,7 @@ def plan(
         partial_out=torch.empty((max(partials, 1), shape.heads, shape.dim), dtype=torch.float32, device=device),
         partial_lse=torch.empty((max(partials, 1), shape.heads), dtype=torch.float32, device=device),
         num_rows=len(row_positions),
+        capacity=capacity,
     )
     for window, part in split.items():
         made.launches[window] = _allocate(part, capacity, device)
@@ -189,30 +228,26 @@ def _rooms(part: SplitPlan, capacity: Capacity | None) -> list[int]:
     return [1, 1, items, pieces, capacity.entries, capacity.rows, capacity.rows, capacity.rows + 1, capacity.partials]
 
 
-def _split(buffer: Tensor, rooms: Sequence[int]) -> tuple[Tensor, ...]:
+def _aligned(room: int) -> int:
     """Each array begins at 16 bytes, always: Triton compiles anew for a pointer that is aligned in another way."""
-    return torch.split(buffer, [-(-room // 4) * 4 for room in rooms])
-
-
-def _buffer(rooms: Sequence[int], **where: Any) -> Tensor:
-    return torch.zeros(sum(-(-room // 4) * 4 for room in rooms), dtype=torch.int32, **where)
+    return -(-room // 4) * 4
 
 
 def _allocate(part: SplitPlan, capacity: Capacity | None, device: torch.device) -> Launch:
     rooms = _rooms(part, capacity)
-    buffer = _buffer(rooms, device=device)
+    buffer = torch.zeros(sum(map(_aligned, rooms)), dtype=torch.int32, device=device)
     narrow = bool((part.items[:, 5] == 0).any()) or capacity is not None
     wide = bool((part.items[:, 5] == 1).any()) or capacity is not None
     grid_items = capacity.items if capacity else len(part.items)
     grid_merges = capacity.rows if capacity else len(part.merge_rows)
-    return Launch(Indices(*_split(buffer, rooms)), buffer, grid_items, grid_merges, narrow, wide)
+    return Launch(Indices(*torch.split(buffer, [*map(_aligned, rooms)])), buffer, grid_items, grid_merges, narrow, wide)
 
 
 def _upload(part: SplitPlan, capacity: Capacity | None, launch: Launch) -> None:
     """One copy, from pinned memory (which torch keeps until the copy has run), so that the host does not wait."""
-    rooms = _rooms(part, capacity)
-    host = _buffer(rooms, pin_memory=launch.buffer.is_cuda)
-    for target, array, room in zip(_split(host, rooms), _arrays(part), rooms, strict=True):
-        assert len(array) <= room, f"the plan needs {len(array)} where its capacity gives {room}"
-        target[: len(array)] = torch.from_numpy(array)
+    host = torch.empty(launch.buffer.shape, dtype=torch.int32, pin_memory=launch.buffer.is_cuda)
+    target, start = host.numpy(), 0
+    for array, room in zip(_arrays(part), _rooms(part, capacity), strict=True):
+        target[start : start + len(array)] = array
+        start += _aligned(room)
     launch.buffer.copy_(host, non_blocking=True)

@@ -83,12 +83,16 @@ def split_plan(
     window: int | None = None,
     processors: int,
     head_slices: int,
+    ahead: int = 0,
 ) -> SplitPlan:
-    """`processors` programs run at once; every item runs once for each of `head_slices` (KV heads, at least)."""
+    """`processors` programs run at once; every item runs once for each of `head_slices` (KV heads, at least).
+
+    The plan holds as well when all rows stand up to `ahead` positions further on, with their keys in the segments.
+    """
     assert tile.narrow_rows >= 1, tile
     assert int(row_positions.max(initial=0)) < 2**30, "positions are 32 bits on the device"
     paging = paged(segments, len(row_positions), page)
-    tiles = _tiles(paging, row_positions, tile, window or NO_WINDOW)
+    tiles = _tiles(paging, row_positions, tile, window or NO_WINDOW, ahead)
     return _items(tiles, paging, row_positions, tile, processors, head_slices)
 
 
@@ -104,7 +108,7 @@ def _regions(paging: PagedSegments, num_rows: int, tile: TileShape) -> Ints:
     return np.asarray(bounds[touches])
 
 
-def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int) -> _Tiles:
+def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int, ahead: int) -> _Tiles:
     bounds = _regions(paging, len(positions), tile)
     low = np.searchsorted(bounds, paging.row_start, "right") - 1
     counts = np.searchsorted(bounds, paging.row_end, "left") - low
@@ -129,7 +133,7 @@ def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int)
     piece_segment = segment[members[first_member[tile_group][piece_tile] + ranges(repeats)]]
     nearest, farthest = _span(positions, tile_start, tile_end)
     wide = tile_end - tile_start > tile.narrow_rows
-    spans = nearest[piece_tile], farthest[piece_tile]
+    spans = nearest[piece_tile], farthest[piece_tile] + ahead
     which, pieces = _pieces(paging, piece_segment, *spans, wide[piece_tile], tile.keys, window)
     return _Tiles(tile_start, tile_end, wide.astype(np.int64), piece_tile[which], pieces)
 
