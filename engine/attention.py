@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
+from engine.step_inputs import StepInputs
 from kernels.attention import segment_attention
 from kernels.attention_plan import AttentionPlan, plan_attention
 from kernels.backend import Backend
@@ -32,11 +33,11 @@ class StepAttention:
     `asked_rows` (asked,) are those whose hidden states are read behind the last layer.
     """
 
-    def __init__(self, step: SchedulerOutput, cache: KVCache, device: str) -> None:
+    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache) -> None:
         self.step = step
         self.cache = cache
-        self.slots = torch.from_numpy(step.slot_mapping).to(device)
-        self.asked_rows = torch.from_numpy(step.asked_rows).to(device)
+        self.slots = inputs.slots
+        self.asked_rows = inputs.asked_rows
         self.plan = self._plan(step.position_ids, step.segments)
 
     @cached_property

@@ -51,6 +51,7 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
         scheduler.add(shard_work(plan, shard, requests))
     while scheduler.has_work():
         output = scheduler.schedule()
+        assert output is not None, "nothing is in flight"
         steps += 1
         sampled = {}
         for sample in output.samples:

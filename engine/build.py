@@ -17,6 +17,7 @@ from engine.model_runner import ModelRunner
 from engine.step_budget import engine_config
 from engine.tokenizer import load_tokenizer
 from engine.trace import OnStep
+from engine.warm_up import warm_up
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
@@ -53,6 +54,8 @@ def start_engine(
         loaded = load_model(model, device, config.quantization)
         leave_files([loaded.body])
         runner = ModelRunner(loaded, config, device)
+        if device.backend == "triton":
+            warm_up(runner)
         return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":

@@ -1,6 +1,7 @@
 """The engine: one loop that schedules, runs and samples, for any number of shards at once."""
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -9,10 +10,6 @@ from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from engine import sampler
 from engine.block_pool import BlockPool
 from engine.config import EngineConfig
 from engine.device_turn import DeviceTurn
@@ -22,8 +19,9 @@ from engine.model_shape import max_model_len
 from engine.output_processor import OutputState, error_output
 from engine.plan import ShardWork
 from engine.request import RequestOutput
-from engine.scheduler import Sampled, Scheduler
-from engine.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduler import Scheduler
+from engine.scheduler_output import SchedulerOutput
+from engine.step_sampler import StepSampler, StepSamples
 from engine.trace import OnStep, StepTrace
 
 if TYPE_CHECKING:
@@ -33,6 +31,9 @@ OnOutput = Callable[[RequestOutput], None]
 
 # An engine without work keeps the device this long: a run's next shard may be on its way.
 KEEP_TURN_SECONDS = 10.0
+# Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
+# of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
+DECODE_AHEAD = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Engine:
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._open: dict[int, _Submission] = {}
         self._states: dict[int, OutputState] = {}
+        self._in_flight: deque[_InFlight] = deque()
         self._death: BaseException | None = None
         self._closing = False
         self._lock = threading.Lock()
@@ -133,7 +135,9 @@ class Engine:
             self.runner, self.config = load()
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
-            self.scheduler = Scheduler(self.config, self.pool, limit)
+            ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
+            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
+            self._sampler = StepSampler(self.runner, self._states)
         except BaseException as error:
             self._death = error
             self._turn.give(self)
@@ -143,11 +147,15 @@ class Engine:
             self._loop()
             self._turn.give(self)
 
+    @property
+    def _busy(self) -> bool:
+        return self.scheduler.has_work() or bool(self._in_flight)
+
     def _loop(self) -> None:
         try:
             while not self._closing:
-                self._receive(block=not self.scheduler.has_work())
-                if self.scheduler.has_work() and not self._closing:
+                self._receive(block=not self._busy)
+                if self._busy and not self._closing:
                     self._step()
         except BaseException as death:
             self._death = death
@@ -190,63 +198,43 @@ class Engine:
             submission.future.set_result([])
 
     def _step(self) -> None:
-        times = [perf_counter()]
-        step = self.scheduler.schedule()
-        times.append(perf_counter())
-        held = self.scheduler.num_running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
-        hidden = self.runner.hidden(step)
-        times.append(perf_counter())
-        sampled = self._sample(step, hidden)
-        self._score(step, hidden)
-        times.append(perf_counter())
+        """Schedules and launches a step, and takes in the one that as many steps behind are in flight."""
+        started = perf_counter()
+        step = self.scheduler.schedule() if self.scheduler.has_work() else None
+        if step is not None:
+            self._launch(step, started)
+        while self._in_flight and (step is None or len(self._in_flight) > self.runner.num_steps_ahead):
+            self._take(self._in_flight.popleft())
+
+    def _launch(self, step: SchedulerOutput, started: float) -> None:
+        scheduled = perf_counter()
+        held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
+        forward = self.runner.forward(step)
+        computed = perf_counter()
+        samples = self._sampler.launch(step, forward)
+        self.runner.last_tokens = samples.tokens
+        self._in_flight.append(_InFlight(samples, held, (started, scheduled, computed, perf_counter())))
+
+    def _take(self, flown: "_InFlight") -> None:
+        step, before = flown.samples.step, perf_counter()
+        sampled = self._sampler.take(flown.samples)
+        taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
-        times.append(perf_counter())
         if self.on_step is not None:
-            self.on_step(_trace(self._counters.steps, step, held, times))
+            self.on_step(_trace(self._counters.steps, flown, (before, taken, perf_counter())))
         counters = self._counters
         self._counters = replace(
             counters,
             finished_requests=counters.finished_requests + len(finished),
             computed_prompt_tokens=counters.computed_prompt_tokens + step.num_prefill_tokens,
             label_tokens=counters.label_tokens + step.num_label_tokens,
-            generated_tokens=counters.generated_tokens + len(step.samples),
+            generated_tokens=counters.generated_tokens + len(sampled),
             steps=counters.steps + 1,
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
         for sequence in finished:
             self._deliver(sequence.key, self._states.pop(sequence.key).output())
-
-    @torch.inference_mode()
-    def _sample(self, step: SchedulerOutput, hidden: Tensor) -> dict[int, Sampled]:
-        """Rows whose token is the greatest logit's, and nothing else is asked of them, need no logits."""
-        sampled = {}
-        plain: list[SampleRow] = []
-        others: list[SampleRow] = []
-        for sample in step.samples:
-            (plain if self._states[sample.key].takes_best else others).append(sample)
-        tokens = self.runner.best_tokens(step, hidden, [sample.row for sample in plain])
-        for sample, token in zip(plain, tokens, strict=True):
-            sampled[sample.key] = self._states[sample.key].take(token)
-        for part, logits in self.runner.logits(step, hidden, [sample.row for sample in others]):
-            states = [self._states[sample.key] for sample in others[part]]
-            barred = [(row, state.suppressed) for row, state in enumerate(states) if state.suppressed]
-            sampler.suppress(logits, [row for row, _ in barred], [ids for _, ids in barred])
-            for row, (state, best) in enumerate(zip(states, sampler.greedy(logits), strict=True)):
-                sampled[state.sequence.key] = state.take_row(logits[row], best)
-        return sampled
-
-    @torch.inference_mode()
-    def _score(self, step: SchedulerOutput, hidden: Tensor) -> None:
-        for part, logits in self.runner.logits(step, hidden, [score.row for score in step.scores]):
-            asked = [
-                (row, score, label, target)
-                for row, score in enumerate(step.scores[part])
-                for label, target in zip(score.labels, score.targets, strict=True)
-            ]
-            values = sampler.target_logprobs(logits, [a[0] for a in asked], [a[3] for a in asked])
-            for (_, score, label, _), logprob, is_best, finite in zip(asked, *values, strict=True):
-                self._states[score.key].take_score(label, logprob, is_best, finite)
 
     def _deliver(self, key: int, output: RequestOutput) -> None:
         submission = self._open.pop(key)
@@ -268,6 +256,7 @@ class Engine:
             submission.future.set_exception(self._error())
         self._open.clear()
         self._states.clear()
+        self._in_flight.clear()
 
     def _error(self) -> EngineDeadError | EngineClosedError:
         if self._death is None:
@@ -277,10 +266,22 @@ class Engine:
         return error
 
 
-def _trace(number: int, step: SchedulerOutput, held: tuple[int, int, int], times: list[float]) -> StepTrace:
-    """`held` were running, unfinished and KV bytes behind the scheduling; `times` are of the step's five ends."""
-    running, unfinished, kv_bytes = held
-    scheduled, computed, sampled, updated = (1000 * (after - before) for before, after in pairwise(times))
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
+    began and ended, and when its forward pass and its samples were launched.
+    """
+
+    samples: StepSamples
+    held: tuple[int, int, int]
+    times: tuple[float, float, float, float]
+
+
+def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) -> StepTrace:
+    """`taking` is when the wait for the step began, when its tokens were taken, and when the scheduler had them."""
+    step, (running, unfinished, kv_bytes) = flown.samples.step, flown.held
+    scheduled, computed, sampled = (1000 * (after - before) for before, after in pairwise(flown.times))
+    taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
     return StepTrace(
         step=number,
         prefill_tokens=step.num_prefill_tokens,
@@ -291,5 +292,5 @@ def _trace(number: int, step: SchedulerOutput, held: tuple[int, int, int], times
         kv_bytes=kv_bytes,
         schedule_ms=scheduled + updated,
         model_ms=computed,
-        sample_ms=sampled,
+        sample_ms=sampled + taken,
     )

@@ -73,12 +73,9 @@ class LoadedModel:
         logits: Tensor = self._head(input_ids=None).logits[0]
         return logits.float()
 
-    def best_tokens(self, hidden: Tensor) -> list[int]:
-        """Of each row, the token whose logit is the greatest; -1 where they are not finite."""
-        if self._screened is None:
-            return greedy(self.logits(hidden))
-        best: list[int] = self._screened.best(hidden).tolist()
-        return best
+    def best_tokens(self, hidden: Tensor) -> Tensor:
+        """(rows,) int64: of each row, the token whose logit is the greatest; -1 where they are not finite."""
+        return greedy(self.logits(hidden)) if self._screened is None else self._screened.best(hidden)
 
     @torch.inference_mode()
     def _if_plain(self, head: object) -> Head | None:
@@ -164,10 +161,9 @@ def _fuse(model: Any, device: Device) -> bool:
     """Whether all layers are `engine.fused_layer`'s then."""
     if device.backend == "torch":
         return fuse_layers(model, getattr(torch, device.dtype)) > 0
-    from engine.rotary_attention import fuse_rotary
+    from engine.gpu_layer import swap_layers  # as above
 
-    fuse_rotary(model)
-    return False
+    return swap_layers(model)
 
 
 def _refuse(config: Any, name: str) -> None:

@@ -1,19 +1,24 @@
 """Runs a scheduler's step on a model."""
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.attention import step_attention
 from engine.config import EngineConfig
 from engine.device import Device
+from engine.forward import Forward
 from engine.kv_cache import KVCache
 from engine.load import LoadedModel
 from engine.model_shape import num_kv_blocks
 from engine.scheduler_output import SchedulerOutput
+from engine.step_inputs import StepInputs, resolved, step_inputs, to_device
+from kernels.segments import Ints
+
+if TYPE_CHECKING:
+    from engine.decode_graphs import DecodeGraphs
 
 # Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
 HEAD_ROWS = 256
@@ -39,35 +44,72 @@ class ModelRunner:
             device.name,
         )
 
-    @torch.inference_mode()
-    def hidden(self, step: SchedulerOutput) -> Tensor:
-        """(asked rows, hidden_size); the KV of all of the step's rows is in the cache when this returns."""
-        attention = self.step_attention(step, self.cache, self.device.name)
-        input_ids = torch.from_numpy(step.input_ids).to(self.device.name)
-        position_ids = torch.from_numpy(step.position_ids).to(self.device.name)
-        return self.model.hidden(input_ids, position_ids, attention)
+        self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
+        self.graphs = self._decode_graphs()
+
+    @property
+    def num_slots(self) -> int:
+        return self.cache.keys[0].shape[1]
+
+    @property
+    def num_steps_ahead(self) -> int:
+        """Steps that may be scheduled while one runs: a GPU runs by itself, a CPU in the engine's own thread."""
+        return 1 if self.device.backend == "triton" else 0
 
     @torch.inference_mode()
-    def logits(self, step: SchedulerOutput, hidden: Tensor, rows: Sequence[int]) -> Iterator[tuple[slice, Tensor]]:
-        """Logits of `rows`, a bounded number at a time: which of them, and (rows, vocab_size) in float32.
+    def forward(self, step: SchedulerOutput) -> Forward:
+        """Of the step's asked rows; the KV of all of its rows is in the cache when this has run.
 
-        `hidden` is what the step's asked rows, of which they are some, came to.
+        Tokens in flight are read from `last_tokens`, what the step before sampled.
         """
-        for part in _parts(len(rows)):
-            yield part, self.model.logits(hidden[_places(step, rows[part])])
+        if self.graphs is not None and self.graphs.takes(step, self.last_tokens):
+            return self.graphs.run(step, self.last_tokens)
+        inputs = step_inputs(step, self.device.name)
+        ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
+        attention = self.step_attention(step, inputs, self.cache)
+        return Forward(self.model.hidden(ids, inputs.position_ids, attention))
+
+    def hidden(self, step: SchedulerOutput) -> Tensor:
+        """(asked rows, hidden_size)."""
+        return self.forward(step).hidden
 
     @torch.inference_mode()
-    def best_tokens(self, step: SchedulerOutput, hidden: Tensor, rows: Sequence[int]) -> list[int]:
-        """Of `rows`, as in `logits`: the token whose logit is the greatest; -1 where they are not finite."""
-        parts = (self.model.best_tokens(hidden[_places(step, rows[part])]) for part in _parts(len(rows)))
-        return list(chain.from_iterable(parts))
+    def logits(self, hidden: Tensor, places: Ints) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of the rows of `hidden` at `places`, a bounded number at a time: which, and (rows, vocab_size)."""
+        for part in _parts(len(places)):
+            yield part, self.model.logits(hidden[self.index(places[part])])
+
+    @torch.inference_mode()
+    def best_tokens(self, hidden: Tensor, places: Ints) -> Tensor:
+        """(places,) int64: the token whose logit is the greatest; -1 where they are not finite."""
+        if not len(places):
+            return torch.empty(0, dtype=torch.int64, device=hidden.device)
+        whole = len(places) == len(hidden)
+        rows = hidden if whole else hidden[self.index(places)]
+        return torch.cat([self.model.best_tokens(rows[part]) for part in _parts(len(places))])
+
+    def index(self, places: Ints) -> Tensor:
+        """On the device, so that to index by it waits for nothing."""
+        return to_device(places, self.device.name)
+
+    def _decode_graphs(self) -> "DecodeGraphs | None":
+        """Where all of a step is launches of ours and products: what transformers runs may wait for the device."""
+        if self.device.backend != "triton" or not self.model.shape.can_fuse:
+            return None
+
+        from engine.decode_graphs import DecodeGraphs, cuda_capture  # where Triton is not installed, nothing asks
+        from engine.triton_attention import TritonStepAttention
+
+        def compute(input_ids: Tensor, position_ids: Tensor, attention: TritonStepAttention) -> Forward:
+            hidden = self.model.hidden(input_ids, position_ids, attention)
+            return Forward(hidden, torch.cat([self.model.best_tokens(hidden[part]) for part in _parts(len(hidden))]))
+
+        def attend(step: SchedulerOutput, inputs: StepInputs) -> TritonStepAttention:
+            return TritonStepAttention(step, inputs, self.cache, room=True)
+
+        return DecodeGraphs(compute, attend, self.device.name, cuda_capture())
 
 
 def _parts(count: int) -> Iterator[slice]:
     for start in range(0, count, HEAD_ROWS):
         yield slice(start, min(start + HEAD_ROWS, count))
-
-
-def _places(step: SchedulerOutput, rows: Sequence[int]) -> Tensor:
-    """Where rows are among the asked ones."""
-    return torch.from_numpy(np.searchsorted(step.asked_rows, np.array(rows, dtype=np.int64)))

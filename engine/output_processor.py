@@ -12,7 +12,6 @@ from engine.scheduler import Sampled
 from engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 NON_FINITE = "NON_FINITE"
@@ -42,29 +41,31 @@ class OutputState:
 
     @property
     def suppressed(self) -> Many[int]:
-        """Tokens that may not come next: ends, while the text is shorter than `min_tokens`."""
-        return self.end_token_ids if len(self.sequence.token_ids) < self.params.min_tokens else ()
+        """Tokens that may not be the one in flight: ends, while the text is shorter than `min_tokens`."""
+        return self.end_token_ids if self._place < self.params.min_tokens else ()
 
     @property
     def takes_best(self) -> bool:
-        """Whether the next token is that of the greatest logit, whatever the others are."""
+        """Whether the token in flight is that of the greatest logit, whatever the others are."""
         return self.params.greedy and self.params.logprobs is None and not self.suppressed
 
-    def take_row(self, logits: "Tensor", greedy_token: int) -> Sampled:
-        """The next token out of one row of logits; `greedy_token` is -1 where they are not finite."""
-        token = greedy_token
-        if token >= 0 and not self.params.greedy:
-            uniform = sampler.uniform(self._seed, self._random_stream, len(self.sequence.token_ids))
-            token = sampler.draw(logits, self.params, uniform)
-        if token >= 0 and self.params.logprobs is not None:
-            self.logprobs.append(sampler.token_logprobs(logits, token, self.params.logprobs))
-        return self.take(token)
+    @property
+    def uniform(self) -> float:
+        """What the token in flight is drawn by."""
+        return sampler.uniform(self._seed, self._random_stream, self._place)
 
-    def take(self, token: int) -> Sampled:
+    @property
+    def _place(self) -> int:
+        """Of the last token that was scheduled, in the text."""
+        return self.sequence.num_output_tokens - 1
+
+    def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Sampled:
         """The next token; -1 where the logits were not finite."""
         if token < 0:
             self.error = "the model's logits are not finite"
             return Sampled(0, finished=True)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
         count = len(self.sequence.token_ids)
         if token in self.end_token_ids or self._at_stop_string(token, count + 1):
             self.finish_reason = "stop"

@@ -13,6 +13,7 @@ from engine.errors import UserError
 from engine.kv_cache import KVCache
 from engine.model_shape import ModelShape
 from engine.scheduler_output import SchedulerOutput
+from engine.step_inputs import step_inputs
 
 ROWS = 8
 WINDOW = 3
@@ -29,7 +30,7 @@ class ProbeAttention:
     """
 
     def __init__(self, step: SchedulerOutput, cache: KVCache, device: Device) -> None:
-        self.attention = step_attention(device.backend)(step, cache, device.name)
+        self.attention = step_attention(device.backend)(step, step_inputs(step, device.name), cache)
         self.asked_rows = self.attention.asked_rows
         self.cache = cache
         self.layers: list[int] = []

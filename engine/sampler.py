@@ -1,6 +1,7 @@
 """Chooses tokens from logits, and reads off log-probabilities."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -13,32 +14,45 @@ from engine.sampling_params import SamplingParams
 
 def suppress(logits: Tensor, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
     """Bars `token_ids[i]` from row `rows[i]`, in place."""
-    for row, ids in zip(rows, token_ids, strict=True):
-        logits[row, list(ids)] = -torch.inf
+    pairs = [(row, token) for row, ids in zip(rows, token_ids, strict=True) for token in ids]
+    if pairs:
+        at = _on(logits, pairs, torch.int64)
+        logits[at[:, 0], at[:, 1]] = -torch.inf
 
 
-def greedy(logits: Tensor) -> list[int]:
-    """(rows, vocab_size): each row's best token; -1 where the row is not finite."""
+def greedy(logits: Tensor) -> Tensor:
+    """(rows, vocab_size) to (rows,) int64: each row's best token; -1 where the row is not finite."""
     best = logits.max(-1)
-    return torch.where(torch.isfinite(best.values), best.indices, -1).tolist()
+    return torch.where(torch.isfinite(best.values), best.indices, -1)
 
 
-def draw(logits: Tensor, params: SamplingParams, uniform: float) -> int:
-    """One token of one row (vocab_size,) by inverse CDF: the same `uniform` gives the same token in any batch.
+def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
+    """(rows, vocab_size) to (rows,): a token of each by inverse CDF; a row's uniform gives its token in any batch.
 
-    Temperature first, then top_k, then top_p over what is left, as vLLM orders them.
+    Temperature first, then top_k, then top_p over what is left, as vLLM orders them. A row that is not finite gives any
+    token.
     """
-    ordered, ids = (logits.double() / params.temperature).sort(descending=True, stable=True)
-    if params.top_k > 0:
-        ordered, ids = ordered[: params.top_k], ids[: params.top_k]
-    probs = ordered.softmax(-1)
-    if params.top_p < 1:
-        keep = probs.cumsum(-1) - probs < params.top_p
-        keep[0] = True
-        probs, ids = probs[keep], ids[keep]
-    cdf = probs.cumsum(-1)
-    index = int(torch.searchsorted(cdf, uniform * float(cdf[-1]), right=True))
-    return int(ids[min(index, len(ids) - 1)])
+    temperature, top_p = (_on(logits, [[v] for v in c], torch.float64) for c in zip(*_scales(params), strict=True))
+    top_k = _on(logits, [[p.top_k or logits.shape[-1]] for p in params], torch.int64)
+    ordered, ids = (logits.double() / temperature).sort(descending=True, stable=True)
+    place = torch.arange(logits.shape[-1], device=logits.device)
+    probs = ordered.masked_fill_(place >= top_k, -torch.inf).softmax(-1)
+    keep = (probs.cumsum(-1) - probs < top_p) & (place < top_k)
+    keep[:, 0] = True
+    cdf = probs.mul_(keep).cumsum(-1)
+    index = torch.searchsorted(cdf, _on(logits, [[u] for u in uniforms], torch.float64) * cdf[:, -1:], right=True)
+    return ids.gather(-1, index.clamp_(max=keep.sum(-1, keepdim=True) - 1))[:, 0]
+
+
+def _scales(params: Sequence[SamplingParams]) -> list[tuple[float, float]]:
+    """Temperature and top_p; of 1 or more, top_p keeps everything, whatever a sum rounds to."""
+    return [(p.temperature, p.top_p if p.top_p < 1 else 2.0) for p in params]
+
+
+def _on(made: Tensor, numbers: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """On `made`'s device, from pinned memory, so that the host does not wait."""
+    host = torch.tensor(numbers, dtype=dtype, pin_memory=made.is_cuda)
+    return host.to(made.device, non_blocking=True)
 
 
 def uniform(seed: int, stream: int, step: int) -> float:
@@ -46,24 +60,36 @@ def uniform(seed: int, stream: int, step: int) -> float:
     return float(Generator(Philox(key=[seed & (2**64 - 1), stream & (2**64 - 1)], counter=step)).random())
 
 
-def token_logprobs(logits: Tensor, token_id: int, count: int) -> TokenLogprobs:
-    """The token's log-probability in one row (vocab_size,), with the `count` best alternatives."""
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLogprobs:
+    """Of rows: the chosen token's log-probability (rows,), and the best tokens (rows, count) with theirs."""
+
+    chosen: Tensor
+    best: Tensor
+    best_tokens: Tensor
+
+    def of(self, row: int, token_id: int, count: int) -> TokenLogprobs:
+        """A row's, with its `count` best alternatives."""
+        top = zip(self.best_tokens[row, :count].tolist(), self.best[row, :count].tolist(), strict=True)
+        return TokenLogprobs(token_id, float(self.chosen[row]), tuple(top))
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> RowLogprobs:
+    """Of (rows, vocab_size) and a token of each row (rows,), with the `count` best alternatives."""
     logprobs = logits.log_softmax(-1)
-    best = logprobs.topk(count) if count else None
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)) if best is not None else ()
-    return TokenLogprobs(token_id, float(logprobs[token_id]), top)
+    best = logprobs.topk(count)
+    return RowLogprobs(logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0], best.values, best.indices)
 
 
-def target_logprobs(
-    logits: Tensor, rows: Sequence[int], targets: Sequence[int]
-) -> tuple[list[float], list[bool], list[bool]]:
-    """For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether the row is finite."""
+def target_logprobs(logits: Tensor, rows: Sequence[int], targets: Sequence[int]) -> Tensor:
+    """(3, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
+    the row is finite.
+    """
     best = logits.max(-1)
     lse = logits.logsumexp(-1)
-    at = torch.tensor([rows, targets], device=logits.device)
+    at = _on(logits, (rows, targets), torch.int64)
     logprobs = logits[at[0], at[1]] - lse[at[0]]
-    is_best = best.indices[at[0]] == at[1]
-    return logprobs.tolist(), is_best.tolist(), torch.isfinite(lse[at[0]]).tolist()
+    return torch.stack((logprobs, (best.indices[at[0]] == at[1]).float(), torch.isfinite(lse[at[0]]).float()))
 
 
 def stream_of(prompt_token_ids: TokenIds) -> int:

@@ -57,8 +57,14 @@ class SchedulerOutput:
     @property
     def asked_rows(self) -> NDArray[np.int64]:
         """Rows whose logits are read, ascending: no others need what only the last layer makes of them."""
+        if len(self.samples) == len(self.input_ids):
+            return np.arange(len(self.input_ids))
         rows = [sample.row for sample in self.samples] + [score.row for score in self.scores]
         return np.unique(np.array(rows, dtype=np.int64))
+
+    def places(self, rows: list[int]) -> NDArray[np.int64]:
+        """Where `rows`, which are some of the asked ones, are among them."""
+        return np.searchsorted(self.asked_rows, np.array(rows, dtype=np.int64))
 
     @classmethod
     def causal_rows(cls, rows: int) -> "SchedulerOutput":

@@ -8,7 +8,7 @@ not measured, and rates that differ by less are the machine's noise.
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -16,20 +16,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
 from engine.device import Device
 from engine.model import ModelFiles, cache_dir, publish_file
-from engine.scheduler_output import SchedulerOutput
 from engine.stages import enter
+from engine.warm_up import independent_rows
+from kernels.backend import Backend
 from kernels.processor import PROCESSOR
-from kernels.segments import Segment, Segments
 
 if TYPE_CHECKING:
     from engine.model_runner import ModelRunner
 
-SIZES = (128, 256, 512, 1024, 2048)
+# By backend.
+SIZES = {"torch": (128, 256, 512, 1024, 2048), "triton": (1024, 2048, 4096, 8192, 16384)}
+DEFAULT = {"torch": DEFAULT_STEP_TOKENS, "triton": 8192}
 GAIN = 0.05
 ROUNDS = 2
 # No size is begun after this time.
@@ -47,14 +47,14 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     note = _note(model, config, device)
     try:
         rates = json.loads(note.read_text())["tokens_per_second"]
-        return choose({int(size): float(rate) for size, rate in rates.items()})
+        return choose({int(size): float(rate) for size, rate in rates.items()}, device.backend)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def planning_config(model: ModelFiles, config: EngineConfig, device: Device) -> EngineConfig:
     """For a plan without an engine: the default where nothing is known."""
-    tokens = known_step_tokens(model, config, device) or DEFAULT_STEP_TOKENS
+    tokens = known_step_tokens(model, config, device) or DEFAULT[device.backend]
     return replace(config, max_num_batched_tokens=tokens)
 
 
@@ -64,9 +64,9 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     if tokens is None:
         enter("measuring a step's size, once")
         rates = measure(runner)
-        tokens = choose(rates)
+        tokens = choose(rates, runner.device.backend)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
-        if len(rates) == len(SIZES):
+        if len(rates) == len(SIZES[runner.device.backend]):
             with suppress(OSError):
                 publish_file(_note(model, config, runner.device), json.dumps({"tokens_per_second": rates}))
     return replace(config, max_num_batched_tokens=tokens)
@@ -77,22 +77,23 @@ def measure(runner: "ModelRunner") -> dict[int, float]:
     piece = min(PIECE, runner.model.shape.max_model_len)
 
     def seconds(size: int) -> float:
-        step = _independent_rows(size, piece)
+        step = independent_rows([min(piece, size - start) for start in range(0, size, piece)])
         started = time.perf_counter()
         runner.hidden(step)[-1, -1].item()  # a GPU is done only when a value is there
         return time.perf_counter() - started
 
+    sizes = SIZES[runner.device.backend]
     with _few_layers(runner.model.body, runner.model.shape.num_layers):
-        seconds(SIZES[0])  # pays for what is built once
-        return best_rates(seconds)
+        seconds(sizes[0])  # pays for what is built once
+        return best_rates(seconds, sizes)
 
 
-def best_rates(seconds: Callable[[int], float]) -> dict[int, float]:
+def best_rates(seconds: Callable[[int], float], sizes: Sequence[int]) -> dict[int, float]:
     """The best of `ROUNDS` at each size; rounds go over all sizes in turn, so that a slow moment hits no size alone."""
     best: dict[int, float] = {}
     spent = 0.0
     for _ in range(ROUNDS):
-        for size in SIZES:
+        for size in sizes:
             if spent > LIMIT_SECONDS:
                 return best
             took = seconds(size)
@@ -101,22 +102,15 @@ def best_rates(seconds: Callable[[int], float]) -> dict[int, float]:
     return best
 
 
-def choose(rates: dict[int, float]) -> int:
+def choose(rates: dict[int, float], backend: Backend) -> int:
     """The default, but for the smallest size that is faster by `GAIN` and within as much of the best.
 
     The default too where not all sizes were tried.
     """
-    if len(rates) < len(SIZES) or max(rates.values()) < (1 + GAIN) * rates[DEFAULT_STEP_TOKENS]:
-        return DEFAULT_STEP_TOKENS
+    default = DEFAULT[backend]
+    if len(rates) < len(SIZES[backend]) or max(rates.values()) < (1 + GAIN) * rates[default]:
+        return default
     return min(size for size, rate in rates.items() if (1 + GAIN) * rate >= max(rates.values()))
-
-
-def _independent_rows(size: int, piece: int) -> SchedulerOutput:
-    """`size` rows as sequences of `piece` tokens."""
-    positions = np.arange(size, dtype=np.int64) % piece
-    ends = [(start, min(start + piece, size)) for start in range(0, size, piece)]
-    segments = Segments.of(Segment(start, end, start, end, 0, in_step=True) for start, end in ends)
-    return replace(SchedulerOutput.causal_rows(size), position_ids=positions, segments=segments, input_ids=positions)
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """A step's attention through the Triton kernels: in place of `engine.attention.StepAttention` on a GPU."""
 
+from collections.abc import Iterable
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
+from engine.step_inputs import StepInputs
 from kernels.kv_write_triton import rope_write
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
@@ -13,18 +17,48 @@ from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
 class TritonStepAttention:
     """One step's attention: made once a step, run once a layer. Holds what all layers share.
 
-    Layers with one window share a plan, which is made when the first of them runs.
+    Layers with one window share a plan, which is made when the first of them runs. `room` is for a captured graph: the
+    plans then take other steps, whose rows are as many.
     """
 
-    def __init__(self, step: SchedulerOutput, cache: KVCache, device: str) -> None:
+    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
         self.step = step
         self.cache = cache
-        self.device = device
-        self.slots = torch.from_numpy(step.slot_mapping).to(device)
-        self.asked_rows = torch.from_numpy(step.asked_rows).to(device)
-        self.written_rows = torch.from_numpy((step.slot_mapping >= 0).nonzero()[0]).to(device)
-        self.written_slots = self.slots[self.written_rows]
+        self.slots = inputs.slots
+        self.asked_rows = inputs.asked_rows
+        self._room = room
         self._plans: dict[int | None, PrefixPlan] = {}
+
+    @property
+    def plans(self) -> Iterable[PrefixPlan]:
+        """Of each window that a layer has run with."""
+        return self._plans.values()
+
+    def replan(self, step: SchedulerOutput) -> None:
+        """Overwrites the plans with those of `step`. Raises CapacityError where there is no room for one."""
+        for window, planned in self._plans.items():
+            self._plan(step, planned.shape, window, planned)
+        self.step = step
+
+    def _plan(
+        self, step: SchedulerOutput, shape: AttentionShape, window: int | None, into: PrefixPlan | None = None
+    ) -> PrefixPlan:
+        return plan(
+            step.segments,
+            step.position_ids,
+            shape,
+            self.slots.device,
+            windows=(window,),
+            room=self._room,
+            into=into,
+            ahead=step.ahead,
+        )
+
+    @cached_property
+    def _written(self) -> tuple[Tensor, Tensor]:
+        """Rows whose KV is kept, and where."""
+        rows = torch.from_numpy((self.step.slot_mapping >= 0).nonzero()[0]).to(self.slots.device)
+        return rows, self.slots[rows]
 
     def run(
         self,
@@ -52,8 +86,7 @@ class TritonStepAttention:
         shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], keys.shape[1])
         planned = self._plans.get(window or None)
         if planned is None:
-            planned = plan(self.step.segments, self.step.position_ids, shape, self.device, windows=(window or None,))
-            self._plans[window or None] = planned
+            planned = self._plans[window or None] = self._plan(self.step, shape, window or None)
         assert planned.shape == shape, (planned.shape, shape)
         stores = (key, value, keys, values)
         made, _ = run(planned, query, *stores, scale, window=window or None, softcap=softcap, sinks=sinks, out=out)
@@ -62,8 +95,9 @@ class TritonStepAttention:
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """(rows, kv_heads, dim) into the cache, those rows that a later step reads."""
         assert self.cache.dtype == key.dtype, (self.cache.dtype, key.dtype)
+        rows, slots = self._written
         for cache, made in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-            cache[:, self.written_slots] = made[self.written_rows].transpose(0, 1)
+            cache[:, slots] = made[rows].transpose(0, 1)
 
 
 def _paged(cache: Tensor) -> Tensor:

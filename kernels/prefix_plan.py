@@ -11,7 +11,6 @@ from kernels.segments import Int32s, Ints, Segments
 from kernels.split_plan import ITEM_FIELDS, PIECE_FIELDS, SplitPlan, TileShape, split_plan
 from kernels.tuning import AttentionConfig, attention_config, processors_of
 
-
 # Of each of a capacity's numbers but the rows.
 MIN_ROOM = 256
 
@@ -148,8 +147,9 @@ def plan(
 ) -> PrefixPlan:
     """Everything that layers share. With `into`, a plan of the same windows is overwritten in place.
 
-    A plan with a `capacity`, or with `room` for twice what it holds, takes others; raises CapacityError for one that does not fit. `config` and
-    `processors` are the device's own if not given. The plan holds for `ahead` steps more, as in `split_plan`.
+    A plan with a `capacity`, or with `room` for twice what it holds, takes others; raises CapacityError for one that
+    does not fit. `config` and `processors` are the device's own if not given. The plan holds for `ahead` steps more, as
+    in `split_plan`.
     """
     device = torch.device(device)
     widest = _widest(segments) * shape.slice_heads

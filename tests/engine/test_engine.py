@@ -196,7 +196,7 @@ def test_a_dead_engine_fails_its_shards_and_is_replaced(tiny_model: Path, monkey
     def broken(_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(engine.runner, "hidden", broken)
+    monkeypatch.setattr(engine.runner, "forward", broken)
     with pytest.raises(EngineDeadError, match="no room"):
         engine.submit(work(engine, requests)).result(timeout=60)
     with pytest.raises(EngineDeadError):

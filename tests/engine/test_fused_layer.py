@@ -16,6 +16,7 @@ from engine.fused_layer import FusedLayer, fuse_layers
 from engine.kv_cache import KVCache
 from engine.quantize import quantize_linears
 from engine.scheduler_output import SampleRow, SchedulerOutput
+from engine.step_inputs import step_inputs
 from kernels.processor import takes_bytes
 from kernels.segments import Segment, Segments
 
@@ -41,7 +42,7 @@ MODELS = {
 def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_dtype: torch.dtype = torch.float32) -> torch.Tensor:
     cache = KVCache(2, 2, 0, model.config.head_dim, kv_dtype, "cpu")
     output = replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked))
-    step = StepAttention(output, cache, "cpu")
+    step = StepAttention(output, step_inputs(output, "cpu"), cache)
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
         return model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
@@ -142,7 +143,7 @@ def prefilled_and_read(model: Any, kv_dtype: torch.dtype, *, anew: bool = False)
         )
         if anew:
             model.model.layers[0].workspace.moves += 1
-        step = StepAttention(output, cache, "cpu")
+        step = StepAttention(output, step_inputs(output, "cpu"), cache)
         places = torch.from_numpy(output.position_ids)[None]
         with torch.inference_mode():
             made = model.model(input_ids=ids[None], position_ids=places, use_cache=False, step=step)

@@ -14,7 +14,8 @@ LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
 def probabilities(params: SamplingParams) -> list[float]:
     """The distribution that `draw` samples from, read off a fine grid of uniforms."""
     count = 4000
-    tally = Counter(sampler.draw(LOGITS, params, (i + 0.5) / count) for i in range(count))
+    uniforms = [(i + 0.5) / count for i in range(count)]
+    tally = Counter(sampler.draw(LOGITS.expand(count, -1), [params] * count, uniforms).tolist())
     return [tally[token] / count for token in range(len(LOGITS))]
 
 
@@ -58,14 +59,14 @@ def test_prompts_have_streams_of_their_own() -> None:
 def test_rows_that_are_not_finite_become_no_token(bad: float) -> None:
     logits = torch.stack([LOGITS, LOGITS])
     logits[1, 2] = bad
-    assert sampler.greedy(logits) == [0, -1]
-    _, _, finite = sampler.target_logprobs(logits, [0, 1], [1, 1])
+    assert sampler.greedy(logits).tolist() == [0, -1]
+    _, _, finite = sampler.target_logprobs(logits, [0, 1], [1, 1]).tolist()
     assert finite == [True, False]
 
 
 def test_target_logprobs() -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    logprobs, is_best, finite = sampler.target_logprobs(logits, [0, 1, 1], [0, 4, 3])
+    logprobs, is_best, finite = sampler.target_logprobs(logits, [0, 1, 1], [0, 4, 3]).tolist()
     p = softmax(LOGITS.tolist())
     assert logprobs == pytest.approx([math.log(p[0]), math.log(p[0]), math.log(p[1])], abs=1e-5)
     assert is_best == [True, True, False]
@@ -73,14 +74,14 @@ def test_target_logprobs() -> None:
 
 
 def test_token_logprobs_gives_the_best_alternatives_first() -> None:
-    got = sampler.token_logprobs(LOGITS, 2, 2)
+    got = sampler.token_logprobs(LOGITS[None], torch.tensor([2]), 2).of(0, 2, 2)
     p = softmax(LOGITS.tolist())
     assert got.logprob == pytest.approx(math.log(p[2]), abs=1e-5)
     assert [token for token, _ in got.top] == [0, 1]
-    assert sampler.token_logprobs(LOGITS, 2, 0).top == ()
+    assert sampler.token_logprobs(LOGITS[None], torch.tensor([2]), 2).of(0, 2, 0).top == ()
 
 
 def test_suppressed_tokens_cannot_come() -> None:
     logits = LOGITS.repeat(2, 1)
     sampler.suppress(logits, [1], [(0, 1)])
-    assert sampler.greedy(logits) == [0, 2]
+    assert sampler.greedy(logits).tolist() == [0, 2]

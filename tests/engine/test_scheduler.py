@@ -128,9 +128,7 @@ def test_every_row_sees_its_context_and_nothing_is_computed_twice(
     decode_ahead: int,
 ) -> None:
     limits = config(num_blocks, sharing=sharing, order=order, max_num_batched_tokens=budget)
-    results, plan, scheduler, computed = run(
-        requests, limits, num_blocks, None, shard_seconds, in_flight, decode_ahead
-    )
+    results, plan, scheduler, computed = run(requests, limits, num_blocks, None, shard_seconds, in_flight, decode_ahead)
     assert looked_up(results) == expected(requests)
     assert computed == plan.summary.computed_tokens
     assert scheduler.evictions == 0

@@ -14,8 +14,9 @@ from engine.device import resolve_device
 from engine.model import load_shape, resolve_model
 from engine.planner import make_plan
 from engine.request import Request
-from engine.step_budget import SIZES, best_rates, choose, known_step_tokens, planning_config
+from engine.step_budget import best_rates, choose, known_step_tokens, planning_config
 
+SIZES = step_budget.SIZES["torch"]
 OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
 
 
@@ -37,18 +38,18 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["flat", "noise", "rising", "level", "falling", "small"],
 )
 def test_the_default_unless_another_is_clearly_faster(per_second: tuple[float, ...], chosen: int) -> None:
-    assert choose(dict(zip(SIZES, per_second, strict=True))) == chosen
+    assert choose(dict(zip(SIZES, per_second, strict=True)), "torch") == chosen
 
 
 def test_a_measurement_that_was_cut_short_decides_nothing() -> None:
-    rates = best_rates(lambda _: step_budget.LIMIT_SECONDS)
+    rates = best_rates(lambda _: step_budget.LIMIT_SECONDS, SIZES)
     assert list(rates) == [SIZES[0], SIZES[1]]
-    assert choose(rates) == DEFAULT_STEP_TOKENS
+    assert choose(rates, "torch") == DEFAULT_STEP_TOKENS
 
 
 def test_each_size_keeps_its_best_round() -> None:
     taken = iter([0.01] * len(SIZES) + [0.02, 0.005] + [0.02] * (len(SIZES) - 2))
-    rates = best_rates(lambda _: next(taken))
+    rates = best_rates(lambda _: next(taken), SIZES)
     assert rates == {size: size / (0.005 if size == SIZES[1] else 0.01) for size in SIZES}
 
 

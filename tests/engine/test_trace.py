@@ -33,14 +33,14 @@ def test_a_row_for_each_step_with_what_it_held(tiny_model: Path, tmp_path: Path)
     path = tmp_path / "trace.jsonl"
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG, detokenize=False, on_step=TraceWriter(path))
     ran: list[tuple[int, ...]] = []
-    hidden = engine.runner.hidden
+    forward = engine.runner.forward
 
     def seen(step: Any) -> Any:
         kv_bytes = engine.pool.num_used * engine.runner.block_bytes
         ran.append((step.num_prefill_tokens, step.num_decode_tokens, step.num_label_tokens, kv_bytes))
-        return hidden(step)
+        return forward(step)
 
-    engine.runner.hidden = seen  # type: ignore[method-assign]
+    engine.runner.forward = seen  # type: ignore[method-assign]
     run_plan(engine, plan_requests(engine, requests()), requests())
     counters = engine.counters()
     engine.close()
