@@ -12,6 +12,7 @@ from engine.step_inputs import StepInputs
 from kernels.kv_write_triton import rope_write
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
+from kernels.tuning import decode_config
 
 
 class TritonStepAttention:
@@ -43,12 +44,14 @@ class TritonStepAttention:
     def _plan(
         self, step: SchedulerOutput, shape: AttentionShape, window: int | None, into: PrefixPlan | None = None
     ) -> PrefixPlan:
+        device = self.slots.device
         return plan(
             step.segments,
             step.position_ids,
             shape,
-            self.slots.device,
+            device,
             windows=(window,),
+            config=decode_config(device, shape.dim) if self._room else None,
             room=self._room,
             into=into,
             ahead=step.ahead,

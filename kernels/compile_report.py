@@ -20,6 +20,8 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.gate_triton import BLOCK as GATE_BLOCK
+from kernels.gate_triton import silu_gate_kernel
 from kernels.kv_write_triton import ROWS, rope_write_kernel
 from kernels.merge_triton import merge_kernel
 from kernels.prefix_attention import MERGE_HEADS
@@ -34,6 +36,7 @@ from kernels.quantized_matmul_triton import (
     w8a8_kernel,
     warps_of,
 )
+from kernels.rms_norm_triton import rms_norm_kernel
 from kernels.tuning import ATTENTION, LIMITS, AttentionConfig, attention_candidates
 
 TARGETS = {
@@ -162,6 +165,11 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
     yield "merge", 4, compile_for(arch, merge_kernel, types | {"out": "*bf16"}, merge, 4, 1)
     write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "ROWS": ROWS}
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
+    norm = {"SIZE": 4096, "BLOCK": 4096}
+    sized = types | {"out": "*bf16", "weight": "*bf16", "eps": "fp32", "gate_up": "*bf16", "x_row": "i32"}
+    yield "RMS norm", 8, compile_for(arch, rms_norm_kernel, sized, norm, 8, 1)
+    gate = {"SIZE": 14336, "BLOCK": GATE_BLOCK}
+    yield "silu gate", 4, compile_for(arch, silu_gate_kernel, sized, gate, 4, 1)
     for rows in (16, 64):
         m, n, _ = tile_of(rows, 4096, 32, LIMITS[arch].processors)
         tile, warps = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}, warps_of(m)

@@ -184,7 +184,7 @@ def _attend_item(
         acc_rest = tl.zeros((M, REST_DIM), tl.float32)
     top = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    # A plan may hold keys that its rows have yet to reach: they are not there, and what lies there may be no number.
+    # A plan may hold keys that a lone row has yet to reach: they are not there, and what lies there may be no number.
     farthest = tl.max(row_position, 0)
     for index in range(piece_start, piece_end):
         piece = pieces + index * 6
@@ -192,7 +192,9 @@ def _attend_item(
         start = tl.load(piece + 1)
         whole = tl.load(piece + 2)
         position = tl.load(piece + 4)
-        end = tl.minimum(tl.load(piece + 3), farthest + 1 - position)
+        end = tl.load(piece + 3)
+        if ALWAYS_MASKED:
+            end = tl.minimum(end, farthest + 1 - position)
         key_base = key_cache + kv_head.to(tl.int64) * cache_head
         value_base = value_cache + kv_head.to(tl.int64) * cache_head
         block_stride, slot_stride = cache_block, cache_slot

@@ -1,7 +1,10 @@
 """The benchmark: what it times computes what it should, and it refuses a machine without a GPU."""
 
+import gc
 import subprocess
 import sys
+import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,30 @@ def test_bytes_and_operations_are_those_of_the_step() -> None:
     assert step.key_cache.shape[0] * bench.PAGE == tokens
     assert step.kv_bytes == step.key_cache.nbytes + step.value_cache.nbytes
     assert step.flops == 3 * 64 * bench.HEADS * bench.DIM * 2 * 2
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def attend() -> tuple[bench.Run, weakref.ref[torch.Tensor]]:
+        read = torch.ones(3)
+        return lambda: read * 2, weakref.ref(read)
+
+    run, read = attend()
+    graph = bench.captured(run)
+    del run
+    gc.collect()
+    assert read() is not None
+    assert graph().tolist() == [2, 2, 2]
+    del graph
+    gc.collect()
+    assert read() is None
 
 
 def test_nothing_is_timed_that_computes_something_else() -> None:
