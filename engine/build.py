@@ -11,7 +11,7 @@ from engine.device_turn import DeviceTurn
 from engine.engine import Engine
 from engine.huge_pages import leave_files
 from engine.load import load_model
-from engine.memory import memory_need, refuse_too_large
+from engine.memory import memory_need, refuse_too_large, settled
 from engine.model import ModelFiles, load_shape
 from engine.model_runner import ModelRunner
 from engine.step_budget import engine_config
@@ -44,7 +44,9 @@ def start_engine(
 ) -> Engine:
     """An engine that waits for its device's turn and loads. Raises UserError for a device, a tokenizer or memory."""
     device = resolve_device(config)
-    refuse_too_large(memory_need(model, load_shape(model), config, device), config, device)
+    shape = load_shape(model)
+    config = settled(model, shape, config, device)
+    refuse_too_large(memory_need(model, shape, config, device), config, device)
 
     def load() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":

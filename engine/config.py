@@ -15,6 +15,8 @@ ADMISSION: tuple[str, ...] = get_args(Admission)
 QUANTIZATION: tuple[str, ...] = get_args(Quantization)
 
 DEFAULT_STEP_TOKENS = 1024
+DEFAULT_GPU_STEP_TOKENS = 8192
+DEFAULT_KV_MEMORY = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,8 @@ class EngineConfig:
     """Everything that decides how, never what, an engine computes (but `dtype` and
     `quantization`).
 
-    `kv_cache_memory` is in bytes; `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
+    `kv_cache_memory` is in bytes; 0 is resolved by `engine.memory`: on a GPU it is what is left of
+    `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
     are resolved by `engine.device`. `max_num_batched_tokens` 0 is resolved by `engine.step_budget`, before anything is
     planned or scheduled. `max_num_seqs` bounds `admission="count"` alone.
     """
@@ -30,7 +33,8 @@ class EngineConfig:
     device: str = "auto"
     dtype: Dtype = "auto"
     quantization: Quantization = "none"
-    kv_cache_memory: int = 2 * 2**30
+    kv_cache_memory: int = DEFAULT_KV_MEMORY
+    gpu_memory_utilization: float = 0.9
     block_size: int = 16
     max_model_len: int = 0
     max_num_batched_tokens: int = DEFAULT_STEP_TOKENS

@@ -5,7 +5,7 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from engine.config import EngineConfig, Quantization
+from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineConfig, Quantization
 from engine.errors import UserError
 from engine.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
@@ -34,6 +34,11 @@ class Device:
     @property
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a step where nothing else is known."""
+        return DEFAULT_GPU_STEP_TOKENS if self.backend == "triton" else DEFAULT_STEP_TOKENS
 
     def packs(self, shape: ModelShape) -> bool:
         """Whether layers and head are `engine.fused_layer`'s."""

@@ -1,9 +1,10 @@
 """A decoder layer for a GPU in ten launches: two norms, four products, rotation and KV write, attention and its merge,
 the gate.
 
-Swapped in after loading, for architectures whose layer is exactly norm, rotary attention, norm, gated MLP (Llama's).
-Products add to the residual themselves, which keeps the model's dtype and is rounded where transformers rounds it. The
-model's own module stays the definition: the probe holds the swapped model to it at load.
+Swapped in after loading, for architectures whose layer is exactly norm, rotary attention, norm, gated MLP (Llama's),
+with norms over the heads or without (Qwen3's). Products add to the residual themselves, which keeps the model's dtype
+and is rounded where transformers rounds it. The model's own module stays the definition: the probe holds the swapped
+model to it at load.
 """
 
 from typing import Any
@@ -14,10 +15,11 @@ from transformers.activations import SiLUActivation
 from engine.attention import window_of
 from engine.packed_linear import stacked
 from kernels.gate_triton import silu_gate
+from kernels.kv_write_triton import HeadNorms
 from kernels.rms_norm_triton import rms_norm
 
 # Layers that compute what `GpuLayer` does. One that is not named here runs as transformers wrote it.
-LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 
 def swap_layers(model: Any) -> bool:
@@ -64,6 +66,10 @@ class GpuLayer(nn.Module):
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.input_norm, self.mlp_norm = GpuNorm(layer.input_layernorm), GpuNorm(layer.post_attention_layernorm)
+        self.head_norms: HeadNorms | None = None
+        if hasattr(attention, "q_norm"):
+            query, key = attention.q_norm, attention.k_norm
+            self.head_norms = HeadNorms(query.weight, key.weight, query.variance_epsilon)
         self.qkv = stacked(attention.q_proj, attention.k_proj, attention.v_proj)
         self.gate_up = stacked(mlp.gate_proj, mlp.up_proj)
         self.out, self.down = attention.o_proj, mlp.down_proj
@@ -90,6 +96,7 @@ class GpuLayer(nn.Module):
             self.attention.scaling,
             window=window_of(self.attention),
             rotary=(cos[0], sin[0]),
+            norms=self.head_norms,
         ).view(rows, -1)
         if self.is_last and len(step.asked_rows) < rows:
             hidden, attended = hidden[step.asked_rows], attended[step.asked_rows]

@@ -45,6 +45,8 @@ class LoadedModel:
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
         self._step: object = None
+        # Whether no layer reads a number back from the device: what transformers wrote may.
+        self.waits_for_nothing = False
         self._screened = self._if_plain(model.get_output_embeddings())
         if model.config.model_type in HEARS_NOTHING:
             for module in self.body.modules():
@@ -142,8 +144,11 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         tolerance = NARROW_TOLERANCE[quantization]
     else:
         expected, tolerance = eager_logits(model, shape.vocab_size, device), TOLERANCE[device.dtype]
-    shape = replace(shape, can_fuse=_fuse(model, device))
+    swapped = _swap_layers(model, device)
+    if device.backend == "torch":
+        shape = replace(shape, can_fuse=swapped)
     loaded = LoadedModel(model, shape, getattr(torch, device.kv_dtype(shape, quantization)))
+    loaded.waits_for_nothing = device.backend == "triton" and swapped
     probe(loaded, expected, model, device, kind, tolerance)
     return loaded
 
@@ -157,8 +162,8 @@ def _quantize(model: Any, quantization: Quantization, device: Device) -> None:
     pack_linears(model, quantization)
 
 
-def _fuse(model: Any, device: Device) -> bool:
-    """Whether all layers are `engine.fused_layer`'s then."""
+def _swap_layers(model: Any, device: Device) -> bool:
+    """For the device's own, where all are known; whether they are."""
     if device.backend == "torch":
         return fuse_layers(model, getattr(torch, device.dtype)) > 0
     from engine.gpu_layer import swap_layers  # as above

@@ -2,13 +2,13 @@
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import psutil
 
-from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.config import DEFAULT_KV_MEMORY, EngineConfig
 from engine.device import Device
 from engine.errors import UserError
 from engine.model import ModelFiles
@@ -21,6 +21,8 @@ HEAD_ROWS, LOGITS_COPIES = 256, 3
 OVERSHOOT = 2
 # Of what quantising adds.
 WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4}
+# A GPU's context, compiled kernels, and what captured graphs keep beside a step's activations.
+GPU_RESERVE = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -47,7 +49,7 @@ def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, devi
     weights = _weights(files, shape, device) + shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
-    step_tokens = OVERSHOOT * (config.max_num_batched_tokens or DEFAULT_STEP_TOKENS)
+    step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
     return MemoryNeed(
         weights=weights,
         kv_cache=config.kv_cache_memory,
@@ -56,15 +58,42 @@ def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, devi
     )
 
 
+def settled(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> EngineConfig:
+    """`config` with a number for `kv_cache_memory`.
+
+    0 is on a CPU the default, on a GPU all that `gpu_memory_utilization` of its memory leaves beside the rest. Raises
+    UserError where that is nothing.
+    """
+    if config.kv_cache_memory:
+        return config
+    if device.name == "cpu":
+        return replace(config, kv_cache_memory=DEFAULT_KV_MEMORY)
+    need, share = memory_need(files, shape, config, device).total, config.gpu_memory_utilization
+    room = int(device_memory(device) * share) - need - GPU_RESERVE
+    if room <= 0:
+        raise UserError(
+            f"engine.gpu_memory_utilization: {_gib(need + GPU_RESERVE)} needed before any KV, but {share:g} of "
+            f"{device.label}'s {_gib(device_memory(device))} is less; take a smaller model or quantization"
+        )
+    return replace(config, kv_cache_memory=room)
+
+
+def device_memory(device: Device) -> int:
+    """Bytes of a GPU's memory, whoever holds them."""
+    import torch  # takes seconds, which a plan for a CPU need not wait
+
+    return int(torch.cuda.get_device_properties(device.name).total_memory)
+
+
 def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> None:
-    """Raises UserError where this machine has less memory than an engine on its processors would take."""
-    if device.name != "cpu":
-        return  # a GPU's allocator refuses at once, when the cache is made
-    held = machine_memory()
+    """Raises UserError where the machine, or the GPU, has less memory than an engine would take."""
+    on_cpu = device.name == "cpu"
+    held = machine_memory() if on_cpu else device_memory(device) - GPU_RESERVE
     if need.total > held:
         room = held - need.total + config.kv_cache_memory
         cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
-        raise UserError(f"engine.kv_cache_memory: {need} needed, but this machine has {_gib(held)}; {cure}")
+        where = "this machine" if on_cpu else device.label
+        raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
 
 
 def machine_memory() -> int:

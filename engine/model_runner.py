@@ -93,8 +93,8 @@ class ModelRunner:
         return to_device(places, self.device.name)
 
     def _decode_graphs(self) -> "DecodeGraphs | None":
-        """Where all of a step is launches of ours and products: what transformers runs may wait for the device."""
-        if self.device.backend != "triton" or not self.model.shape.can_fuse:
+        """Where all of a step is launches: what waits for the device cannot be captured."""
+        if self.device.backend != "triton" or not self.model.waits_for_nothing:
             return None
 
         from engine.decode_graphs import DecodeGraphs, cuda_capture  # where Triton is not installed, nothing asks

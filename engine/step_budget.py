@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.config import EngineConfig
 from engine.device import Device
 from engine.model import ModelFiles, cache_dir, publish_file
 from engine.stages import enter
 from engine.warm_up import independent_rows
-from kernels.backend import Backend
 from kernels.processor import PROCESSOR
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 # By backend.
 SIZES = {"torch": (128, 256, 512, 1024, 2048), "triton": (1024, 2048, 4096, 8192, 16384)}
-DEFAULT = {"torch": DEFAULT_STEP_TOKENS, "triton": 8192}
 GAIN = 0.05
 ROUNDS = 2
 # No size is begun after this time.
@@ -47,14 +45,14 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     note = _note(model, config, device)
     try:
         rates = json.loads(note.read_text())["tokens_per_second"]
-        return choose({int(size): float(rate) for size, rate in rates.items()}, device.backend)
+        return choose({int(size): float(rate) for size, rate in rates.items()}, device)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def planning_config(model: ModelFiles, config: EngineConfig, device: Device) -> EngineConfig:
     """For a plan without an engine: the default where nothing is known."""
-    tokens = known_step_tokens(model, config, device) or DEFAULT[device.backend]
+    tokens = known_step_tokens(model, config, device) or device.step_tokens
     return replace(config, max_num_batched_tokens=tokens)
 
 
@@ -64,7 +62,7 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     if tokens is None:
         enter("measuring a step's size, once")
         rates = measure(runner)
-        tokens = choose(rates, runner.device.backend)
+        tokens = choose(rates, runner.device)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
         if len(rates) == len(SIZES[runner.device.backend]):
             with suppress(OSError):
@@ -102,13 +100,13 @@ def best_rates(seconds: Callable[[int], float], sizes: Sequence[int]) -> dict[in
     return best
 
 
-def choose(rates: dict[int, float], backend: Backend) -> int:
+def choose(rates: dict[int, float], device: Device) -> int:
     """The default, but for the smallest size that is faster by `GAIN` and within as much of the best.
 
     The default too where not all sizes were tried.
     """
-    default = DEFAULT[backend]
-    if len(rates) < len(SIZES[backend]) or max(rates.values()) < (1 + GAIN) * rates[default]:
+    default = device.step_tokens
+    if len(rates) < len(SIZES[device.backend]) or max(rates.values()) < (1 + GAIN) * rates[default]:
         return default
     return min(size for size, rate in rates.items() if (1 + GAIN) * rate >= max(rates.values()))
 

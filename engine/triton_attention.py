@@ -9,7 +9,7 @@ from torch import Tensor
 from engine.kv_cache import KVCache
 from engine.scheduler_output import SchedulerOutput
 from engine.step_inputs import StepInputs
-from kernels.kv_write_triton import rope_write
+from kernels.kv_write_triton import HeadNorms, rope_write
 from kernels.prefix_attention import run
 from kernels.prefix_plan import AttentionShape, PrefixPlan, plan
 from kernels.tuning import decode_config
@@ -76,12 +76,15 @@ class TritonStepAttention:
         sinks: Tensor | None = None,
         out: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
+        norms: HeadNorms | None = None,
     ) -> Tensor:
-        """As `engine.attention.StepAttention.run`; `rotary`, cos and sin (rows, dim), are yet to turn query and key."""
+        """As `engine.attention.StepAttention.run`; `norms`, and `rotary`, cos and sin (rows, dim), are yet to come over
+        query and key.
+        """
         keys, values = _paged(self.cache.keys[layer]), _paged(self.cache.values[layer])
         query, key, value = (made.transpose(0, 1) for made in (query, key, value))
         if rotary is not None:
-            query, key, value = rope_write(query, key, value, *rotary, self.slots, keys, values)
+            query, key, value = rope_write(query, key, value, *rotary, self.slots, keys, values, norms=norms)
         else:
             self._write(layer, key, value)
         if key.stride() != value.stride():

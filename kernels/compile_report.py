@@ -163,7 +163,8 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
     heads = {"HEADS": 32, "DIM": 128, "BLOCK_DIM": 128}
     merge = heads | {"BLOCK_HEADS": MERGE_HEADS, "SINKS": False}
     yield "merge", 4, compile_for(arch, merge_kernel, types | {"out": "*bf16"}, merge, 4, 1)
-    write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "ROWS": ROWS}
+    write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "NORMED": False, "ROWS": ROWS}
+    types |= {"query_norm": "*bf16", "key_norm": "*bf16", "eps": "fp32"}
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
     norm = {"SIZE": 4096, "BLOCK": 4096}
     sized = types | {"out": "*bf16", "weight": "*bf16", "eps": "fp32", "gate_up": "*bf16", "x_row": "i32"}

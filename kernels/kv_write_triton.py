@@ -1,11 +1,24 @@
 """Rotary embedding and the write into the paged cache in one pass: each key and value is read once and written once."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.rms_norm_triton import rms_norm_rounded_reference
+
 ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadNorms:
+    """RMS norms over the dimensions of a head, the same for all: weights (dim,)."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
 
 
 @triton.jit
@@ -14,6 +27,17 @@ def to_e4m3(x):
     half = (tl.minimum(tl.maximum(x, -448.0), 448.0) * 0.00390625).to(tl.float16).to(tl.uint16, bitcast=True)
     sign, size = (half >> 8) & 0x80, half & 0x7FFF
     return (sign | ((size + 0x3F + ((size >> 7) & 1)) >> 7)).to(tl.uint8)
+
+
+@triton.jit
+def _normed(x, other, weight, eps, d, partner, DIM: tl.constexpr, dtype: tl.constexpr):
+    """Rows of a head, and what their dimensions turn with, through an RMS norm, rounded as all norms are."""
+    factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)[:, None]
+    own = tl.load(weight + d, mask=d < DIM, other=0).to(tl.float32)[None, :]
+    partners = tl.load(weight + partner, mask=partner < DIM, other=0).to(tl.float32)[None, :]
+    x = ((x * factor).to(dtype).to(tl.float32) * own).to(dtype).to(tl.float32)
+    other = ((other * factor).to(dtype).to(tl.float32) * partners).to(dtype).to(tl.float32)
+    return x, other
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -31,6 +55,9 @@ def rope_write_kernel(
     value_cache,
     key_scales,
     value_scales,
+    query_norm,
+    key_norm,
+    eps,
     rows,
     query_row,
     query_head,
@@ -48,6 +75,7 @@ def rope_write_kernel(
     BLOCK_DIM: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
+    NORMED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Program (i, j): `ROWS` rows of query head j, or of keys and values of head j - HEADS. Results are contiguous."""
@@ -69,6 +97,8 @@ def rope_write_kernel(
         place = query + (row * query_row + head.to(tl.int64) * query_head)[:, None]
         x = tl.load(place + d[None, :], mask=cell, other=0).to(tl.float32)
         other = tl.load(place + partner[None, :], mask=turns, other=0).to(tl.float32)
+        if NORMED:
+            x, other = _normed(x, other, query_norm, eps, d, partner, DIM, query.dtype.element_ty)
         target = turned + ((row * HEADS + head) * DIM)[:, None] + d[None, :]
         tl.store(target, (x * c + other * s).to(turned.dtype.element_ty), mask=cell)
     else:
@@ -76,6 +106,8 @@ def rope_write_kernel(
         place = key + (row * key_row + head.to(tl.int64) * key_head)[:, None]
         x = tl.load(place + d[None, :], mask=cell, other=0).to(tl.float32)
         other = tl.load(place + partner[None, :], mask=turns, other=0).to(tl.float32)
+        if NORMED:
+            x, other = _normed(x, other, key_norm, eps, d, partner, DIM, key.dtype.element_ty)
         k = x * c + other * s
         v_place = value + (row * value_row + head.to(tl.int64) * value_head)[:, None] + d[None, :]
         v = tl.load(v_place, mask=cell, other=0).to(tl.float32)
@@ -104,12 +136,13 @@ def rope_write(
     value_cache: Tensor,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    norms: HeadNorms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turned query (rows, heads, dim), and the step's keys and values (rows, kv_heads, dim) in the cache's dtype.
 
     query, key, value as those, in any strides but 1 for dim; cos, sin (rows, rotary), rotary even and at most dim;
     `slots` (rows,) int64, -1 for a row whose KV is not kept. The caches are those of `prefix_attention.run`; of
-    float8_e4m3fn what is kept is the number over its head's scale, (kv_heads,).
+    float8_e4m3fn what is kept is the number over its head's scale, (kv_heads,). `norms` come before the rotation.
     """
     rows, heads, dim = query.shape
     kv_heads, rotary, page = key.shape[1], cos.shape[1], key_cache.shape[1]
@@ -131,6 +164,9 @@ def rope_write(
         *stores,
         key_scales if key_scales is not None else turned,
         value_scales if value_scales is not None else turned,
+        norms.query if norms is not None else turned,
+        norms.key if norms is not None else turned,
+        norms.eps if norms is not None else 0.0,
         rows,
         *query.stride()[:2],
         *key.stride()[:2],
@@ -143,6 +179,7 @@ def rope_write(
         BLOCK_DIM=triton.next_power_of_2(dim),
         PAGE=page,
         FP8=fp8,
+        NORMED=norms is not None,
         ROWS=ROWS,
         num_warps=4,
     )
@@ -160,8 +197,13 @@ def rope_write_reference(
     value_cache: Tensor,
     key_scales: Tensor | None = None,
     value_scales: Tensor | None = None,
+    norms: HeadNorms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`rope_write` by its definition, in float32."""
+    if norms is not None:
+        dim = query.shape[-1]
+        query = rms_norm_rounded_reference(query.reshape(-1, dim), norms.query, norms.eps).view(query.shape)
+        key = rms_norm_rounded_reference(key.reshape(-1, dim), norms.key, norms.eps).view(key.shape)
     turned, step_key, step_value = _turned(query, cos, sin), _turned(key, cos, sin), value.float()
     if key_scales is not None and value_scales is not None:
         step_key, step_value = (step_key / key_scales[:, None]), (step_value / value_scales[:, None])

@@ -66,9 +66,7 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
     "sm_90": {
         64: (
             AttentionConfig(16, 64, 64, 4, 4, 2, "a warp group's wgmma is 64 rows; two programs a processor overlap"),
-            AttentionConfig(
-                16, 128, 32, 4, 4, 2, "one warp group is a third faster than two; 64 keys spill (16 bytes)"
-            ),
+            AttentionConfig(16, 128, 32, 4, 4, 2, "one warp group is a third faster than two; 64 keys spill"),
         ),
         96: (
             AttentionConfig(16, 64, 64, 4, 3, 2, "as 128, in 84 KiB"),

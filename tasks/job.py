@@ -82,6 +82,12 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return labels
 
 
+def _at_least_a_mebibyte(size: int) -> int:
+    if 0 < size < 2**20:
+        raise ValueError(f"{size} bytes hold nothing; take auto, or 1MiB at least")
+    return size
+
+
 def _auto_is_zero(value: object) -> object:
     return 0 if value == "auto" else value
 
@@ -106,7 +112,12 @@ def _encoding(name: str) -> str:
 Delimiter = Annotated[str, AfterValidator(_delimiter)]
 Encoding = Annotated[str, AfterValidator(_encoding)]
 StepTokens = Annotated[int, BeforeValidator(_auto_is_zero, json_schema_input_type=int | Literal["auto"])]
-Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+KVMemory = Annotated[
+    int,
+    AfterValidator(_at_least_a_mebibyte),
+    BeforeValidator(parse_size),
+    BeforeValidator(_auto_is_zero, json_schema_input_type=int | str),
+]
 Kept = Annotated[
     dict[Name, Name],
     BeforeValidator(_as_mapping, json_schema_input_type=list[Name] | dict[Name, Name]),
@@ -214,8 +225,16 @@ class Model(Part):
 class EngineLimits(Part):
     """How the engine computes: never what, but for `max_model_len`."""
 
-    kv_cache_memory: Size = Field(
-        default=EngineConfig().kv_cache_memory, ge=2**20, description="Memory for keys and values, such as `2GiB`."
+    kv_cache_memory: KVMemory = Field(
+        default=0,
+        ge=0,
+        description="Memory for keys and values, such as `2GiB`; auto (or 0): what a GPU has left, 2 GiB on a CPU.",
+    )
+    gpu_memory_utilization: float = Field(
+        default=EngineConfig().gpu_memory_utilization,
+        gt=0,
+        le=1,
+        description="What an engine takes of a GPU's memory where `kv_cache_memory` is auto.",
     )
     max_num_batched_tokens: StepTokens = Field(
         default=0,

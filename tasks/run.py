@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.device import Device, resolve_device
 from engine.errors import UserError
-from engine.memory import memory_need, refuse_too_large
+from engine.memory import memory_need, refuse_too_large, settled
 from engine.model import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model_shape import ModelShape, max_request_tokens
 from tasks.commit import disk_errors
@@ -83,7 +83,7 @@ def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     device = resolve_device(job.engine_config())
-    config = job.engine_config()
+    config = settled(model, shape, job.engine_config(), device)
     refuse_too_large(memory_need(model, shape, config, device), config, device)
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:

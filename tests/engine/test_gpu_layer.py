@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import engine.attention
 from engine.errors import UserError
@@ -23,7 +23,17 @@ from kernels.merge_triton import merge_kernel
 from kernels.prefix_attention_triton import attend_kernel
 from kernels.quantized_weights import dequantized
 from kernels.rms_norm_triton import rms_norm_kernel
-from tests.engine.test_fused_layer import MODELS, ROWS, SIZES, hidden
+from tests.engine.test_fused_layer import MODELS as FUSED_MODELS
+from tests.engine.test_fused_layer import ROWS, SIZES, hidden
+
+# What the CPU fuses, and more.
+MODELS = FUSED_MODELS | {
+    "Qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
+    "Qwen3 with a window": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    ),
+}
 
 
 def drawn(name: str) -> Any:

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from engine import memory
 from engine.build import build_engine
 from engine.config import EngineConfig
-from engine.device import resolve_device
+from engine.device import Device, resolve_device
 from engine.errors import UserError
-from engine.memory import machine_memory, memory_need, refuse_too_large
+from engine.memory import machine_memory, memory_need, refuse_too_large, settled
 from engine.model import load_shape, resolve_model
 from kernels.processor import NATIVE_BYTES
 
@@ -85,3 +85,21 @@ def test_a_control_group_may_allow_less(tmp_path: Path, monkeypatch: pytest.Monk
     for said, allowed in (("max", whole), (str(2**20), 2**20), (str(2**60), whole)):
         limit.write_text(said)
         assert machine_memory() == allowed
+
+
+def test_kv_takes_what_a_gpu_has_left(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the share that the job gives; a CPU has a number of its own, and one that is asked for stays."""
+    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", 1.0, "cuda:0")
+    shape, auto = load_shape(files), replace(CONFIG, kv_cache_memory=0, gpu_memory_utilization=0.5)
+    monkeypatch.setattr(memory, "device_memory", lambda _: 80 * 2**30)
+    got = settled(files, shape, auto, gpu).kv_cache_memory
+    assert got + memory_need(files, shape, auto, gpu).total == 39 * 2**30
+    refuse_too_large(memory_need(files, shape, replace(auto, kv_cache_memory=got), gpu), auto, gpu)
+    assert settled(files, shape, auto, resolve_device(CONFIG)).kv_cache_memory == 2 * 2**30
+    assert settled(files, shape, CONFIG, gpu) is CONFIG
+    monkeypatch.setattr(memory, "device_memory", lambda _: 2**31)
+    with pytest.raises(UserError, match=r"^engine\.gpu_memory_utilization: .* GiB needed before any KV, but 0\.5 of"):
+        settled(files, shape, auto, gpu)
+    too_much = replace(CONFIG, kv_cache_memory=2**31)
+    with pytest.raises(UserError, match=r"but cuda:0 has 1\.00 GiB; take at most \d+MiB$"):
+        refuse_too_large(memory_need(files, shape, too_much, gpu), too_much, gpu)

@@ -10,13 +10,14 @@ import pytest
 from engine import step_budget
 from engine.build import build_engine
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
-from engine.device import resolve_device
+from engine.device import Device, resolve_device
 from engine.model import load_shape, resolve_model
 from engine.planner import make_plan
 from engine.request import Request
 from engine.step_budget import best_rates, choose, known_step_tokens, planning_config
 
 SIZES = step_budget.SIZES["torch"]
+CPU = Device("cpu", "float32", 1.0, "cpu")
 OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
 
 
@@ -38,13 +39,13 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["flat", "noise", "rising", "level", "falling", "small"],
 )
 def test_the_default_unless_another_is_clearly_faster(per_second: tuple[float, ...], chosen: int) -> None:
-    assert choose(dict(zip(SIZES, per_second, strict=True)), "torch") == chosen
+    assert choose(dict(zip(SIZES, per_second, strict=True)), CPU) == chosen
 
 
 def test_a_measurement_that_was_cut_short_decides_nothing() -> None:
     rates = best_rates(lambda _: step_budget.LIMIT_SECONDS, SIZES)
     assert list(rates) == [SIZES[0], SIZES[1]]
-    assert choose(rates, "torch") == DEFAULT_STEP_TOKENS
+    assert choose(rates, CPU) == DEFAULT_STEP_TOKENS
 
 
 def test_each_size_keeps_its_best_round() -> None:

@@ -1,10 +1,12 @@
 """Rotary embedding and cache write in one kernel, in Triton's interpreter, against their definition."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from kernels.kv_write_triton import rope_write, rope_write_reference
+from kernels.kv_write_triton import HeadNorms, rope_write, rope_write_reference
 
 
 @pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (60, 60), (100, 40), (128, 128)])
@@ -14,13 +16,29 @@ def test_turned_and_written(dim: int, rotary: int, dtype: torch.dtype, rows: int
     check(dim, rotary, dtype, dtype, rows)
 
 
+@pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (100, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_heads_are_normed_before_they_turn(dim: int, rotary: int, dtype: torch.dtype) -> None:
+    norms = HeadNorms(torch.rand(dim).to(dtype) + 0.5, torch.rand(dim).to(dtype) + 0.5, 1e-6)
+    check(dim, rotary, dtype, dtype, 19, norms=norms, roundings=4)
+
+
 @pytest.mark.parametrize("page", [16, 64])
 def test_float8_saturates_and_rounds_to_the_nearest(page: int) -> None:
     """Scales are powers of two, so that one rounding is all there is and every bit must agree."""
     check(64, 64, torch.bfloat16, torch.float8_e4m3fn, 19, page)
 
 
-def check(dim: int, rotary: int, dtype: torch.dtype, kept: torch.dtype, rows: int, page: int = 16) -> None:
+def check(
+    dim: int,
+    rotary: int,
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    rows: int,
+    page: int = 16,
+    roundings: int = 1,
+    **options: Any,
+) -> None:
     torch.manual_seed(0)
     heads, kv_heads, blocks = 3, 2, 4
     query, key, value = (torch.randn(n, rows, dim).to(dtype).transpose(0, 1) for n in (heads, kv_heads, kv_heads))
@@ -37,8 +55,8 @@ def check(dim: int, rotary: int, dtype: torch.dtype, kept: torch.dtype, rows: in
     if kept == torch.float8_e4m3fn:
         scales = {"key_scales": torch.tensor([0.5, 2.0]), "value_scales": torch.tensor([0.25, 1.0])}
     caches = [[torch.full((blocks, page, kv_heads, dim), 9.0).to(kept) for _ in range(2)] for _ in range(2)]
-    got = rope_write(query, key, value, cos, sin, slots, *caches[0], **scales)
-    want = rope_write_reference(query, key, value, cos, sin, slots, *caches[1], **scales)
+    got = rope_write(query, key, value, cos, sin, slots, *caches[0], **scales, **options)
+    want = rope_write_reference(query, key, value, cos, sin, slots, *caches[1], **scales, **options)
     for ours, theirs in zip((*got, *caches[0]), (*want, *caches[1]), strict=True):
         assert ours.dtype == theirs.dtype
         if ours.dtype == torch.float8_e4m3fn:
@@ -46,7 +64,7 @@ def check(dim: int, rotary: int, dtype: torch.dtype, kept: torch.dtype, rows: in
         else:
             # The interpreter cuts a bfloat16's end off where hardware rounds: a step of 2^-7 of the number.
             error = (ours.float() - theirs.float()).abs() / theirs.float().abs().clamp(min=1)
-            assert float(error.max()) < (1e-5 if dtype == torch.float32 else 0.0079)
+            assert float(error.max()) < roundings * (1e-5 if dtype == torch.float32 else 0.0079)
 
 
 def test_slots_behind_2_to_the_31_elements() -> None:
