@@ -57,7 +57,7 @@ def start_engine(
         leave_files([loaded.body])
         runner = ModelRunner(loaded, config, device)
         if device.backend == "triton":
-            warm_up(runner)
+            warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
         return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":

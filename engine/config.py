@@ -7,7 +7,7 @@ Sharing = Literal["none", "batchllm", "single_level", "multi_level"]
 Order = Literal["fcfs", "ratio"]
 Admission = Literal["memory", "count"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8", "int4", "fp8"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 ORDER: tuple[str, ...] = get_args(Order)

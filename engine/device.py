@@ -71,8 +71,10 @@ def resolve_device(config: EngineConfig) -> Device:
     if config.device == "cpu" or (config.device == "auto" and not _cuda_devices()):
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
-        if config.quantization == "int4":
-            raise UserError("model.quantization: int4 is for GPUs alone; take int8, or engine.device: cuda")
+        if config.quantization in ("int4", "fp8"):
+            raise UserError(
+                f"model.quantization: {config.quantization} is for GPUs alone; take int8, or engine.device: cuda"
+            )
         return Device("cpu", dtype, CPU_FLOPS_PER_CORE * cores, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= _cuda_devices():
@@ -81,7 +83,21 @@ def resolve_device(config: EngineConfig) -> Device:
     device = Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
+    if config.quantization == "fp8":
+        _refuse_fp8(device)
     return device
+
+
+def _refuse_fp8(device: Device) -> None:
+    """Raises UserError for a GPU without FP8 units, or another dtype than the one that their products come in."""
+    import torch
+
+    if device.dtype != "bfloat16":
+        raise UserError(f"model.dtype: fp8 computes in bfloat16, not {device.dtype}; take bfloat16 or auto")
+    capability = torch.cuda.get_device_capability(device.name)
+    if torch.version.hip is None and capability < (8, 9):
+        name = torch.cuda.get_device_name(device.name)
+        raise UserError(f"model.quantization: {name} multiplies no fp8 (it came with 8.9); take int8 or int4")
 
 
 def _cuda_devices() -> int:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from engine.attention import window_of
+from engine.fp8_linear import Fp8Linear
 from engine.packed_linear import stacked
-from kernels.gate_triton import silu_gate
+from kernels.gate_triton import silu_gate, silu_gate_e4m3
 from kernels.kv_write_triton import HeadNorms
-from kernels.rms_norm_triton import rms_norm
+from kernels.rms_norm_triton import rms_norm, rms_norm_e4m3
 
 # Layers that compute what `GpuLayer` does. One that is not named here runs as transformers wrote it.
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -86,7 +87,8 @@ class GpuLayer(nn.Module):
         """
         hidden, (cos, sin) = hidden_states[0], position_embeddings
         rows = len(hidden)
-        heads = self.qkv(self.input_norm(hidden)).view(rows, -1, self.head_dim).transpose(0, 1)
+        made = normed_product(self.input_norm, self.qkv, hidden)
+        heads: Any = made.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads])
         attended = step.run(
             self.attention.layer_idx,
@@ -101,8 +103,20 @@ class GpuLayer(nn.Module):
         if self.is_last and len(step.asked_rows) < rows:
             hidden, attended = hidden[step.asked_rows], attended[step.asked_rows]
         add_product(self.out, attended, hidden)
-        add_product(self.down, silu_gate(self.gate_up(self.mlp_norm(hidden))), hidden)
+        gate_up = normed_product(self.mlp_norm, self.gate_up, hidden)
+        if isinstance(self.down, Fp8Linear):
+            hidden.add_(self.down.product(*silu_gate_e4m3(gate_up)))
+        else:
+            add_product(self.down, silu_gate(gate_up), hidden)
         return hidden[None]
+
+
+def normed_product(norm: GpuNorm, linear: nn.Module, rows: Tensor) -> Tensor:
+    """linear(norm(rows)); for an FP8 layer the norm makes its rows narrow as well."""
+    if isinstance(linear, Fp8Linear):
+        return linear.product(*rms_norm_e4m3(rows, norm.weight, norm.eps))
+    made: Tensor = linear(norm(rows))
+    return made
 
 
 def add_product(linear: Any, rows: Tensor, residual: Tensor) -> None:

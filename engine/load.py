@@ -157,9 +157,14 @@ def _quantize(model: Any, quantization: Quantization, device: Device) -> None:
     if device.backend == "torch":
         quantize_linears(model)
         return
-    from engine.packed_linear import pack_linears  # where Triton is not installed, nothing asks for it
+    # Where Triton is not installed, nothing asks for these.
+    from engine.fp8_linear import narrow_linears
+    from engine.packed_linear import pack_linears
 
-    pack_linears(model, quantization)
+    if quantization == "fp8":
+        narrow_linears(model)
+    else:
+        pack_linears(model, quantization)
 
 
 def _swap_layers(model: Any, device: Device) -> bool:

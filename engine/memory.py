@@ -20,7 +20,7 @@ HEAD_ROWS, LOGITS_COPIES = 256, 3
 # A leaf that nothing reads again may overshoot the step's tokens by less than as many.
 OVERSHOOT = 2
 # Of what quantising adds.
-WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4}
+WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 8}
 # A GPU's context, compiled kernels, and what captured graphs keep beside a step's activations.
 GPU_RESERVE = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")

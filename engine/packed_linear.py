@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.config import Quantization
 from engine.errors import UserError
+from engine.fp8_linear import Fp8Linear
 from engine.quantize import linears_of, magnitudes_of, stretch_of
 from kernels.quantized_matmul_triton import matmul_w4a16, matmul_w8a8, quantize_rows
 from kernels.quantized_weights import QuantizedWeight, group_of, quantize_weight, side_by_side
@@ -83,7 +84,7 @@ def _without_down(model: Any) -> dict[str, nn.Linear]:
 
 
 def stacked(*layers: Any) -> nn.Module:
-    """Layers of one input as one layer, their outputs side by side: all `nn.Linear`, or all packed alike."""
+    """Layers of one input as one layer, their outputs side by side: all `nn.Linear`, or all narrowed alike."""
     biases = [layer.bias for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers)), len(biases)
     bias = torch.cat(biases) if biases else None
@@ -92,6 +93,9 @@ def stacked(*layers: Any) -> nn.Module:
         same = first.factors is None or all(torch.equal(layer.factors, first.factors) for layer in layers)
         assert same, "layers of one input were smoothed apart"
         return PackedLinear(side_by_side([layer.weight for layer in layers]), bias, first.factors)
+    if isinstance(first, Fp8Linear):
+        codes = torch.cat([layer.codes.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn)
+        return Fp8Linear(codes, torch.cat([layer.scales for layer in layers], 1), bias)
     weight = torch.cat([layer.weight for layer in layers])
     made = nn.Linear(first.in_features, len(weight), bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)

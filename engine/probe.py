@@ -20,7 +20,7 @@ WINDOW = 3
 # In 8 bits or bfloat16, a last bit moves an activation to its next step: 7e-2 and 5e-2 on SmolLM2-135M; weights of 4
 # bits move it by 0.45. This finds linear layers that are broken; the path itself is held to the tolerance below while
 # the weights have all their bits.
-NARROW_TOLERANCE = {"none": 0.25, "int8": 0.25, "int4": 0.6}
+NARROW_TOLERANCE = {"none": 0.25, "int8": 0.25, "int4": 0.6, "fp8": 0.25}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 OWN_KEYS, SHARED_KEYS = 512, 4096
 
 
-def warm_up(runner: "ModelRunner") -> None:
-    """Runs steps of each kind; they keep no KV."""
+def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
+    """Runs steps of each kind, one of `step_tokens` among them; they keep no KV."""
     shape = runner.model.shape
-    for lengths in prefill_lengths(shape.num_heads // shape.num_kv_heads):
+    longest = min(step_tokens, shape.max_model_len)
+    whole = (*[longest] * (step_tokens // longest), 1)
+    for lengths in (*prefill_lengths(shape.num_heads // shape.num_kv_heads), whole):
         runner.forward(independent_rows(lengths))
     slots = runner.num_slots
     if runner.graphs is None or not slots:

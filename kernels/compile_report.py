@@ -20,6 +20,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels.e4m3_triton import e4m3_rows_kernel
 from kernels.gate_triton import BLOCK as GATE_BLOCK
 from kernels.gate_triton import silu_gate_kernel
 from kernels.kv_write_triton import ROWS, rope_write_kernel
@@ -166,11 +167,16 @@ def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
     write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "NORMED": False, "ROWS": ROWS}
     types |= {"query_norm": "*bf16", "key_norm": "*bf16", "eps": "fp32"}
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
-    norm = {"SIZE": 4096, "BLOCK": 4096}
+    norm = {"SIZE": 4096, "BLOCK": 4096, "NARROWED": False}
     sized = types | {"out": "*bf16", "weight": "*bf16", "eps": "fp32", "gate_up": "*bf16", "x_row": "i32"}
     yield "RMS norm", 8, compile_for(arch, rms_norm_kernel, sized, norm, 8, 1)
-    gate = {"SIZE": 14336, "BLOCK": GATE_BLOCK}
+    gate = {"SIZE": 14336, "BLOCK": GATE_BLOCK, "NARROWED": False}
     yield "silu gate", 4, compile_for(arch, silu_gate_kernel, sized, gate, 4, 1)
+    rounded = sized | {"out": "*u8", "codes": "*u8"}
+    norm, gate = norm | {"NARROWED": True}, {"SIZE": 14336, "BLOCK": 16384, "NARROWED": True}
+    yield "RMS norm to FP8", 8, compile_for(arch, rms_norm_kernel, rounded, norm, 8, 1)
+    yield "silu gate to FP8", 16, compile_for(arch, silu_gate_kernel, rounded, gate, 16, 1)
+    yield "FP8 activations", 8, compile_for(arch, e4m3_rows_kernel, rounded, {"SIZE": 4096, "BLOCK": 4096}, 8, 1)
     for rows in (16, 64):
         m, n, _ = tile_of(rows, 4096, 32, LIMITS[arch].processors)
         tile, warps = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}, warps_of(m)

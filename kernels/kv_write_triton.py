@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.e4m3_triton import to_e4m3
 from kernels.rms_norm_triton import rms_norm_rounded_reference
 
 ROWS = 16
@@ -19,14 +20,6 @@ class HeadNorms:
     query: Tensor
     key: Tensor
     eps: float
-
-
-@triton.jit
-def to_e4m3(x):
-    """Bits of float8_e4m3fn, saturated, to the nearest. As a float16 of x / 256 the exponents of both agree."""
-    half = (tl.minimum(tl.maximum(x, -448.0), 448.0) * 0.00390625).to(tl.float16).to(tl.uint16, bitcast=True)
-    sign, size = (half >> 8) & 0x80, half & 0x7FFF
-    return (sign | ((size + 0x3F + ((size >> 7) & 1)) >> 7)).to(tl.uint8)
 
 
 @triton.jit

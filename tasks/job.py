@@ -218,7 +218,8 @@ class Model(Part):
     path: FilePath = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
     dtype: Dtype = Field(default="auto", description="auto: float32 on the CPU, bfloat16 on a GPU.")
     quantization: Quantization = Field(
-        default="none", description="int8: 8-bit weights and activations; int4: 4-bit weights, on a GPU."
+        default="none",
+        description="int8: 8-bit weights and activations; on a GPU also int4 (4-bit weights), fp8 (8-bit floats).",
     )
 
 

@@ -120,7 +120,7 @@ def test_an_engine_that_is_closed_while_it_waits_ends_at_once(other: subprocess.
 def test_an_idle_engine_lets_others_have_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "KEEP_TURN_SECONDS", 0.05)
     shape: Any = SimpleNamespace(max_model_len=64)
-    runner: Any = SimpleNamespace(num_blocks=8, model=SimpleNamespace(shape=shape))
+    runner: Any = SimpleNamespace(num_blocks=8, num_steps_ahead=0, model=SimpleNamespace(shape=shape))
     idle = Engine(lambda: (runner, EngineConfig()), EngineConfig(), turn=DeviceTurn(NAMES))
     idle.wait_until_loaded()
     waiting = Waiting(DeviceTurn(NAMES))

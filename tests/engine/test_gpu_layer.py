@@ -46,8 +46,12 @@ def drawn(name: str) -> Any:
     return model
 
 
-def stepped(step: SchedulerOutput) -> TritonStepAttention:
-    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, 20, torch.float32, "cpu"))
+def stepped(
+    step: SchedulerOutput | int, head_dim: int = 20, kv_dtype: torch.dtype = torch.float32
+) -> TritonStepAttention:
+    """Of a step, or of one sequence of so many rows."""
+    step = SchedulerOutput.causal_rows(step) if isinstance(step, int) else step
+    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_dtype, "cpu"))
 
 
 @pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
@@ -72,7 +76,7 @@ def test_a_layer_is_ten_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, launched = model.model.layers[0], []
     for kernel in (rms_norm_kernel, silu_gate_kernel, rope_write_kernel, attend_kernel, merge_kernel):
         monkeypatch.setattr(kernel, "run", counting(kernel.run, launched))
-    step = stepped(SchedulerOutput.causal_rows(ROWS))
+    step = stepped(ROWS)
     states, angles = torch.randn(1, ROWS, model.config.hidden_size), model.model.rotary_emb
     cos_sin = angles(states, torch.arange(ROWS)[None])
     with torch.inference_mode():

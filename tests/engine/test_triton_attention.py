@@ -65,7 +65,7 @@ def through_triton(
     with monkeypatch.context() as patch:
         patch.setattr(engine.device, "backend_of", lambda _: "triton")
         patch.setattr(engine.triton_attention, "TritonStepAttention", Counted)
-        patch.setattr(engine.build, "warm_up", lambda _: None)
+        patch.setattr(engine.build, "warm_up", lambda *_: None)
         patch.setattr(engine.decode_graphs, "cuda_capture", lambda: recorded)
         # The CPU, which this is, refuses int4: it is the device that is played.
         patch.setattr(engine.build, "resolve_device", lambda config: Device("cpu", config.dtype, 1e9, "played"))

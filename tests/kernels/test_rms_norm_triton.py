@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kernels.gate_triton import silu_gate, silu_gate_reference
-from kernels.rms_norm_triton import rms_norm, rms_norm_rounded_reference
+from kernels.e4m3_triton import e4m3_rows, e4m3_rows_reference
+from kernels.gate_triton import silu_gate, silu_gate_e4m3, silu_gate_reference
+from kernels.rms_norm_triton import rms_norm, rms_norm_e4m3, rms_norm_rounded_reference
 
 # Of a number's size: a last bit; in bfloat16 two, since the interpreter cuts it off where a GPU rounds, twice.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
@@ -44,3 +45,42 @@ def test_gate(dtype: torch.dtype, rows: int, size: int) -> None:
     assert got.dtype == dtype
     assert bool(torch.isfinite(got).all())
     assert worst(got, want) <= TOLERANCE[dtype]
+
+
+def spread(rows: int, size: int) -> torch.Tensor:
+    """Rows of very different magnitudes, the last of zeros."""
+    made = torch.randn(rows, size) * torch.logspace(-4, 4, rows)[:, None]
+    made[-1] = 0
+    return made
+
+
+@pytest.mark.parametrize("size", [1, 60, 1024, 4096])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_eight_bits(dtype: torch.dtype, size: int) -> None:
+    """To the nearest code of the row's own scale; a row of zeros is codes of zero."""
+    torch.manual_seed(0)
+    x = spread(5, 2 * size).to(dtype)[:, size:]
+    codes, scales = e4m3_rows(x)
+    want, want_scales = e4m3_rows_reference(x)
+    assert (codes.dtype, codes.shape, scales.shape) == (torch.float8_e4m3fn, (5, size), (5, 1))
+    assert torch.allclose(scales, want_scales, rtol=1e-6, atol=0)
+    # Half a code is a 16th of a number, or half of the smallest code.
+    back = codes.float() * scales
+    assert bool(((back - x.float()).abs() <= x.float().abs() / 15.9 + scales * 2.0**-10).all())
+    same = (codes.view(torch.uint8) == want.view(torch.uint8)).float().mean()
+    assert float(same) > 0.98, "codes differ where a quotient lies between two, and nowhere else"
+    assert not codes[-1].float().any()
+
+
+@pytest.mark.parametrize("size", [60, 1536])
+def test_norm_and_gate_to_eight_bits(size: int) -> None:
+    """What each makes in float32, rounded by row."""
+    torch.manual_seed(0)
+    x, weight, both = spread(4, size), torch.rand(size), torch.randn(4, 2 * size)
+    for (codes, scales), whole in (
+        (rms_norm_e4m3(x, weight, 1e-5), rms_norm_rounded_reference(x, weight, 1e-5)),
+        (silu_gate_e4m3(both), silu_gate_reference(both)),
+    ):
+        want, want_scales = e4m3_rows_reference(whole)
+        assert torch.allclose(scales, want_scales, rtol=1e-5, atol=0)
+        assert float((codes.view(torch.uint8) == want.view(torch.uint8)).float().mean()) > 0.98
