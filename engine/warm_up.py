@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.scheduler_output import SampleRow, SchedulerOutput
+from engine.stages import enter
 from kernels.segments import Segment, Segments
 
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ OWN_KEYS, SHARED_KEYS = 512, 4096
 
 def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
     """Runs steps of each kind, one of `step_tokens` among them; they keep no KV."""
+    enter("making the GPU's kernels and graphs ready")
     shape = runner.model.shape
     longest = min(step_tokens, shape.max_model_len)
     whole = (*[longest] * (step_tokens // longest), 1)
     for lengths in (*prefill_lengths(shape.num_heads // shape.num_kv_heads), whole):
-        runner.forward(independent_rows(lengths))
+        ends = tuple(SampleRow(int(end) - 1, key) for key, end in enumerate(np.cumsum(lengths)))
+        forward = runner.forward(replace(independent_rows(lengths), samples=ends))
+        runner.best_tokens(forward.hidden, np.arange(len(ends)))
     slots = runner.num_slots
     if runner.graphs is None or not slots:
         return

@@ -15,6 +15,8 @@ from kernels.segments import NO_WINDOW, Int32s, Ints, Segments
 
 # What an item costs beside its blocks of keys, in blocks: its start, its queries, its result.
 ITEM_OVERHEAD = 1.0
+# Of the narrow items that have begun when the last wide one does.
+WIDE_SHARE = 0.7
 # A block's cost differs little between tiles: both read the same keys, and reading is what takes the time in decode.
 CHUNKS = np.array([2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2**30])
 ITEM_FIELDS = 6  # row_start, rows, piece_start, piece_end, partial row (-1: the result itself), 1 if wide
@@ -56,7 +58,7 @@ class SplitPlan:
     merge_starts: Int32s
     merge_partials: Int32s
     num_partials: int
-    costs: Ints  # (items,) blocks of keys, largest first
+    costs: Ints  # (items,) blocks of keys, in the items' order
 
     @property
     def num_rows(self) -> int:
@@ -229,8 +231,7 @@ def _items(
     ).astype(np.int64)
     columns = (tiles.row_start[item_tile], rows[item_tile], piece_end - num_pieces, piece_end, partial)
     items = np.stack((*columns, tiles.wide[item_tile]), 1)
-    # Stable: items of one prefix stay side by side, so that all but the first find its keys in the L2 cache.
-    order = np.argsort(-costs, kind="stable")
+    order = _order(costs, tiles.wide[item_tile])
     return SplitPlan(
         items=items[order].astype(np.int32),
         pieces=pieces.astype(np.int32),
@@ -242,6 +243,22 @@ def _items(
         num_partials=int(kept.sum()),
         costs=costs[order],
     )
+
+
+def _order(costs: Ints, wide: Ints) -> Ints:
+    """Longest items first among the wide and among the narrow, both taken at a rate at which they last as long.
+
+    Wide tiles wait for the matrix units and narrow ones for memory, so that a processor which holds some of each keeps
+    both busy; wide ones are all begun when `WIDE_SHARE` of the narrow ones are, since they take longest to end. Sorting
+    is stable: items of one prefix stay side by side, and all but the first find its keys in the L2 cache.
+    """
+    order = np.argsort(-costs, kind="stable")
+    begins = np.empty(len(costs))
+    for kind, share in ((1, WIDE_SHARE), (0, 1.0)):
+        chosen = order[wide[order] == kind]
+        ends = np.cumsum(costs[chosen] + ITEM_OVERHEAD)
+        begins[chosen] = share * (ends - costs[chosen] - ITEM_OVERHEAD) / max(float(ends[-1:].sum()), 1.0)
+    return np.argsort(begins, kind="stable")
 
 
 def _splits(blocks: Ints, stacked: Ints, keys: int, processors: float) -> Ints:

@@ -119,3 +119,17 @@ def test_runs_that_meet_at_blocks_are_one_segment_again() -> None:
     assert made.table.tolist() == [0, 2, 3, 8, 8, 9, 10]
     assert made.first.tolist() == [1, 4, 6]
     assert made.position.tolist() == [0, 29, 51]
+
+
+def test_wide_and_narrow_items_run_side_by_side() -> None:
+    """One prefix of 64 blocks under 16 rows, each with 4 blocks of its own: no kind waits for the other's end."""
+    segments = [Segment(0, 16, 0, 512, 0)]
+    segments += [Segment(row, row + 1, 512 + 32 * row, 544 + 32 * row, 512) for row in range(16)]
+    positions = np.full(16, 543, dtype=np.int64)
+    plan = split_plan(Segments.of(segments), positions, 16, TILE, processors=16, head_slices=2)
+    wide = plan.items[:, 5] == 1
+    first, second = plan.costs[wide], plan.costs[~wide]
+    assert (list(first), list(second)) == (sorted(first, reverse=True), sorted(second, reverse=True))
+    assert (len(first), len(second)) == (8, 16)
+    # All wide ones have begun when seven tenths of the narrow ones have.
+    assert "".join(".W"[is_wide] for is_wide in wide.astype(int)) == ".W.W.W..W.W.W..W.W......"
