@@ -56,7 +56,8 @@ def independent_rows(lengths: Sequence[int]) -> SchedulerOutput:
         for end, length in zip(ends, lengths, strict=True)
     )
     step = SchedulerOutput.causal_rows(len(positions))
-    return replace(step, position_ids=positions, segments=segments, input_ids=positions)
+    # Any vocabulary has token 0; positions may be more than tokens.
+    return replace(step, position_ids=positions, segments=segments, input_ids=np.zeros_like(positions))
 
 
 def decode_steps(sizes: Sequence[int], num_slots: int) -> Iterator[SchedulerOutput]:

@@ -33,6 +33,13 @@ def test_warm_steps_have_every_form(monkeypatch: pytest.MonkeyPatch, arch: str, 
         assert form(monkeypatch, arch, independent_rows(drawn.tolist()), shape) in warm, drawn
 
 
+def test_steps_are_of_a_token_that_every_vocabulary_has() -> None:
+    step = independent_rows([3, 2])
+    assert step.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert not step.input_ids.any()
+    assert step.segments.table.tolist() == [[0, 3, 0, 3, 0, 1], [3, 5, 3, 5, 0, 1]]
+
+
 def test_decode_steps_are_of_each_size_and_write_nothing() -> None:
     steps = list(decode_steps((1, 4, 2), num_slots=100))
     assert [step.num_scheduled_tokens for step in steps] == [4, 2, 1]
