@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+import time
 
 import torch
 
@@ -12,8 +13,9 @@ from engine.engine import Engine
 from engine.huge_pages import leave_files
 from engine.load import load_model
 from engine.memory import memory_need, refuse_too_large, settled
-from engine.model import ModelFiles, load_shape
+from engine.model import ModelFiles, load_shape, weights_folder
 from engine.model_runner import ModelRunner
+from engine.start_time import note_loading
 from engine.step_budget import engine_config
 from engine.tokenizer import load_tokenizer
 from engine.trace import OnStep
@@ -53,11 +55,14 @@ def start_engine(
             torch.set_num_threads(device.cores)
         else:
             torch.cuda.set_device(device.name)  # this thread's: kernels are launched there, wherever their tensors are
+        weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
+        started = time.perf_counter()
         loaded = load_model(model, device, config.quantization)
         leave_files([loaded.body])
         runner = ModelRunner(loaded, config, device)
         if device.backend == "triton":
             warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
+        note_loading(time.perf_counter() - started, model, config, device)
         return runner, engine_config(model, config, runner)
 
     if device.name == "cpu":

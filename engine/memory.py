@@ -11,6 +11,7 @@ import psutil
 from engine.config import DEFAULT_KV_MEMORY, EngineConfig
 from engine.device import Device
 from engine.errors import UserError
+from engine.figures import figure
 from engine.model import ModelFiles
 from engine.model_shape import ModelShape
 from kernels.processor import NATIVE_BYTES
@@ -128,4 +129,4 @@ def _sizes_in(file: Path) -> list[list[int]]:
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    return f"{figure(size / 2**30, 2)} GiB"

@@ -7,6 +7,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.figures import figure, percent
 from engine.request import Request
 
 
@@ -78,7 +79,8 @@ class PlanOutline:
 
     def __str__(self) -> str:
         s = self.summary
-        saved = f"{s.saved_fraction:.1%} saved (ideal {s.ideal_saved_fraction:.1%})"
+        saved = f"{percent(s.saved_fraction)} saved (ideal {percent(s.ideal_saved_fraction)})"
+        peak = figure(s.peak_kv_bytes / 2**20)
         lines = [
             f"plan {self.plan_id}",
             f"  requests        {s.requests:>14,}   in {s.groups:,} prefix groups, {len(self.shards):,} shards",
@@ -90,8 +92,8 @@ class PlanOutline:
         if s.max_decode_tokens:
             lines.append(f"  decode tokens   {s.max_decode_tokens:>14,}   at most")
         lines += [
-            f"  KV peak         {s.peak_kv_bytes / 2**20:>10,.1f} MiB   of {s.kv_cache_memory / 2**20:,.0f} MiB",
-            f"  expected time   {s.expected_seconds:>12,.1f} s",
+            f"  KV peak         {peak:>10} MiB   of {s.kv_cache_memory / 2**20:,.0f} MiB",
+            f"  computing       {figure(s.expected_seconds):>12} s",
         ]
         return "\n".join(lines)
 

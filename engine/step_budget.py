@@ -5,23 +5,18 @@ more activations. The default is left only for a size that is faster by `GAIN`: 
 not measured, and rates that differ by less are the machine's noise.
 """
 
-import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from hashlib import sha256
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
 from engine.device import Device
-from engine.model import ModelFiles, cache_dir, publish_file
+from engine.machine_note import model_identity, read_note, write_note
+from engine.model import ModelFiles
 from engine.stages import enter
 from engine.warm_up import independent_rows
-from kernels.processor import PROCESSOR
 
 if TYPE_CHECKING:
     from engine.model_runner import ModelRunner
@@ -42,11 +37,10 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     """What the job says, else what was measured here before; None where neither is there."""
     if config.max_num_batched_tokens:
         return config.max_num_batched_tokens
-    note = _note(model, config, device)
+    note = read_note("step-tokens", *model_identity(model, config, device))
     try:
-        rates = json.loads(note.read_text())["tokens_per_second"]
-        return choose({int(size): float(rate) for size, rate in rates.items()}, device)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return choose({int(size): float(rate) for size, rate in note["tokens_per_second"].items()}, device)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -65,8 +59,7 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
         tokens = choose(rates, runner.device)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
         if len(rates) == len(SIZES[runner.device.backend]):
-            with suppress(OSError):
-                publish_file(_note(model, config, runner.device), json.dumps({"tokens_per_second": rates}))
+            write_note("step-tokens", {"tokens_per_second": rates}, *model_identity(model, config, runner.device))
     return replace(config, max_num_batched_tokens=tokens)
 
 
@@ -123,19 +116,3 @@ def _few_layers(body: Any, num_layers: int) -> Iterator[None]:
         yield
     finally:
         body.layers = layers
-
-
-def _note(model: ModelFiles, config: EngineConfig, device: Device) -> Path:
-    """The cache's file for all that decides the rates."""
-    made_for = (device.label, version("torch"), _processor(), PROCESSOR.name, PROCESSOR.features)
-    identity = (model.fingerprint, device.dtype, config.quantization, *made_for)
-    return cache_dir() / "step-tokens" / f"{sha256(repr(identity).encode()).hexdigest()[:32]}.json"
-
-
-def _processor() -> str:
-    """The processor's name; a home folder may be shared by machines."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()

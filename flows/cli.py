@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Scores a table of prompts with a language model, offline; the answer is SQL.",
-    epilog="Start with [bold]trunkline plan JOB[/bold], then [bold]trunkline score JOB[/bold].",
+    epilog="Start with [bold]trunkline preview JOB[/bold] and [bold]plan JOB[/bold], then [bold]score JOB[/bold].",
 )
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
@@ -85,6 +85,31 @@ def plan(
     from tasks.dry_run import plan_job
 
     typer.echo(str(plan_job(loaded)))
+
+
+@app.command(epilog="Example: [bold]trunkline preview examples/classify.yaml --rows 1[/bold]")
+def preview(
+    job: JobFile,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows, from the first.")] = 3,
+    custom_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="The row with this id instead.", show_default=False)
+    ] = None,
+    form: Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to write them.")] = "table",
+    settings: Settings = None,
+) -> None:
+    """Print prompts as the model would get them, with the chat template and special tokens. No model is loaded."""
+    loaded = _load(job, None, settings)
+    from tasks.preview import preview_rows
+
+    previews = preview_rows(loaded, rows, custom_id)
+    from flows.show_preview import as_json, show_previews
+
+    if form == "json":
+        typer.echo(as_json(previews))
+        return
+    from rich.console import Console
+
+    show_previews(previews, Console())
 
 
 @app.command(epilog="Example: [bold]trunkline drift examples/classify.yaml --set model.quantization=int8[/bold]")

@@ -76,8 +76,10 @@ def done_words(progress: Progress) -> str:
 
 
 def time_words(seconds: float) -> str:
-    """`42 s`, `3 min 20 s` or `2 h 05 min`."""
+    """`42 s`, `3 min 20 s` or `2 h 05 min`; `under 1 s` for a moment."""
     whole = round(seconds)
+    if seconds > 0 and not whole:
+        return "under 1 s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

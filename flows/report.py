@@ -3,12 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.figures import figure, percent
 from tasks.publish import Published
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job."""
+    """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job.
+
+    `rejected` rows are those of them that no run can score.
+    """
 
     job: str
     run_id: str
@@ -16,6 +20,7 @@ class RunReport:
     published: Published
     shards: int
     scored_rows: int
+    rejected: int
     seconds: float
 
     @property
@@ -34,15 +39,26 @@ class RunReport:
         if p.missing:
             facts.append(("without an end", f"{p.missing:,} rows: run the same command to continue"))
         if self.scored_rows:
-            facts.append(
-                ("scored now", f"{self.scored_rows:,} rows in {self.seconds:.1f} s: {self.rows_per_second:.1f} rows/s")
-            )
+            speed = f"{figure(self.rows_per_second)} rows/s"
+            facts.append(("scored now", f"{self.scored_rows:,} rows in {figure(self.seconds)} s: {speed}"))
         else:
-            facts.append(("scored now", "nothing: every row had a committed result"))
+            facts.append(("scored now", f"nothing: {self._nothing()}"))
         if p.prompt_tokens:
             facts.append(("prompt tokens", f"{p.prompt_tokens:,} as written, {p.computed_prompt_tokens:,} computed"))
-            facts.append(("saved by sharing", f"{p.saved_fraction:.1%} (ideal {p.ideal_saved_fraction:.1%})"))
+            facts.append(("saved by sharing", f"{percent(p.saved_fraction)} (ideal {percent(p.ideal_saved_fraction)})"))
         return facts
+
+    def _nothing(self) -> str:
+        """Why a run scored nothing."""
+        p = self.published
+        if not p.rows:
+            return "the source has no rows"
+        if p.missing:
+            return "the run failed before"
+        if self.rejected == p.rows:
+            return "no row can be scored"
+        others = " that can be scored" if self.rejected else ""
+        return f"every row{others} had a committed result"
 
     def outcomes(self) -> list[tuple[str, str]]:
         """Rows by label, or a few texts; then errors by type."""

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from engine.engine_cache import trace_steps
 from engine.errors import EngineDeadError, UserError
+from engine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
@@ -61,8 +62,13 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
         importlib.import_module("engine.build")
         if server is not None:
             server.wait_until_ready()
+        note_starting(_seconds_since_command())
         report = score(job, retry_failed=retry_failed)
-    print_report(report, Console(), time.time() - psutil.Process().create_time())
+    print_report(report, Console(), _seconds_since_command())
+
+
+def _seconds_since_command() -> float:
+    return time.time() - psutil.Process().create_time()
 
 
 def _say(messages: Console, words: str, code: int) -> int:

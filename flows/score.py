@@ -123,6 +123,7 @@ class ShardRunner:
             published=published,
             shards=len(self._planned.shards),
             scored_rows=sum(done.rows for done in self._done if not done.skipped),
+            rejected=self._planned.rejected,
             seconds=seconds,
         )
         self._page.close(report.finished_fraction, report.markdown())

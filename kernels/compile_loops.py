@@ -19,7 +19,7 @@ def main() -> None:
     loop_cache.make(list(NAMES), lambda name: _say(f" {name.removeprefix('kernels.')}"))
     _say(f"; {time.perf_counter() - started:.0f} s\n")
     for name, why in loop_cache.left_loops().items():
-        _say(f"{name} is not compiled ({why}): torch does its work, more slowly\n")
+        _say(f"{loop_cache.of_left(name, why)}\n")
 
 
 def child() -> None:

@@ -28,8 +28,8 @@ NAMES = tuple(
     f"kernels.{name}"
     for name in ("best_output", "cpu_attention", "int8_rows", "kv_write", "matmul", "rms_norm", "rotary")
 )
-# All of them take a child about half a minute.
-LIMIT_SECONDS = 300.0
+# Of one loop, the longest of which takes ten seconds of a core that is its own.
+LIMIT_SECONDS = 600.0
 
 # numba compiles for the processor that vectors are chosen for.
 config.CPU_NAME, config.CPU_FEATURES = PROCESSOR.name, PROCESSOR.features
@@ -47,8 +47,15 @@ def left_to_torch() -> dict[str, str]:
             make(missing)
     left = left_loops()
     for name, why in left.items():
-        log.warning("%s is not compiled (%s): torch does its work, more slowly", name, why)
+        log.warning("%s", of_left(name, why))
     return left
+
+
+def of_left(name: str, why: str) -> str:
+    return (
+        f"{name} is not compiled ({why}): torch does its work, more slowly; "
+        "`python -m kernels.compile_loops` tries again"
+    )
 
 
 def left_loops() -> dict[str, str]:
@@ -57,7 +64,7 @@ def left_loops() -> dict[str, str]:
 
 
 def make(names: list[str], tell: Callable[[str], None] = lambda _: None, limit: float = LIMIT_SECONDS) -> None:
-    """Compiles loops in children, each of which gets `limit` seconds; `tell` hears of each loop that is made.
+    """Compiles loops in children, which get `limit` seconds for each; `tell` hears of each that is made.
 
     The first one that a child leaves unmade is what ended it; another child goes on with the rest.
     """
@@ -73,18 +80,26 @@ def make(names: list[str], tell: Callable[[str], None] = lambda _: None, limit: 
 
 
 def _run_child(names: list[str], tell: Callable[[str], None], limit: float) -> str:
-    """Why it ended, in a line."""
+    """Why it ended, in a line. It is in a session of its own: what stops the program leaves it what it is at."""
     code = "import sys; sys.path.insert(0, sys.argv[1]); from kernels import compile_loops; compile_loops.child()"
     command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[1]), *names]
+    environment = os.environ | {"TRUNKLINE_CACHE": str(_home())}
     # What it says on stderr goes to a file, because nobody would empty a pipe meanwhile.
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | {"TRUNKLINE_CACHE": str(_home())}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=environment,
+            start_new_session=True,
         ) as child:
             assert child.stdout is not None
-            timer = Timer(limit, child.kill)
-            timer.start()
+            timer = _killing(child, limit)
             for line in child.stdout:
+                timer.cancel()
+                timer = _killing(child, limit)
                 tell(line.strip())
             is_late = not timer.is_alive()
             timer.cancel()
@@ -94,6 +109,13 @@ def _run_child(names: list[str], tell: Callable[[str], None], limit: float) -> s
         words = [line.strip() for line in said if line.strip()]
     fatal = [line for line in words if line.startswith("LLVM ERROR")]
     return (fatal or words or [f"exit code {child.returncode}"])[-1][:200]
+
+
+def _killing(child: "subprocess.Popen[str]", seconds: float) -> Timer:
+    timer = Timer(seconds, child.kill)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def compile_function(function: Callable[..., None]) -> Any:

@@ -4,8 +4,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.figures import figure
 from engine.memory import MemoryNeed, memory_need
 from engine.plan import PlanSummary, Shard, join
+from engine.start_time import expected_loading, expected_starting
 from engine.step_budget import planning_config
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
@@ -28,16 +30,29 @@ class PlanReport:
     shards: tuple[Shard, ...]
     text: str
     memory: MemoryNeed
+    starting_seconds: float
+    loading_seconds: float
     notes: tuple[str, ...]
 
+    @property
+    def expected_seconds(self) -> float:
+        """From the command to its report; a run with nothing to score loads no model."""
+        return self.starting_seconds + self.loading_seconds + self.plan.expected_seconds
+
     def __str__(self) -> str:
+        before = self.starting_seconds + self.loading_seconds
         lines = [
-            f"rows              {self.rows:>14,}   {self.rejected:,} cannot be scored",
+            f"rows              {self.rows:>14,}   {_rows_words(self.rows, self.rejected)}",
             f"unique requests   {self.unique:>14,}   {self.committed:,} have an answer already",
             self.text,
             f"  memory at most  {self.memory}",
+            f"  expected time   {figure(self.expected_seconds):>12} s   {figure(before)} s of it starting and loading",
         ]
         return "\n".join(lines)
+
+
+def _rows_words(rows: int, rejected: int) -> str:
+    return f"{rejected:,} cannot be scored" if rows else "the source has no rows"
 
 
 def plan_job(job: ScoringJob) -> PlanReport:
@@ -51,6 +66,8 @@ def plan_job(job: ScoringJob) -> PlanReport:
         config = planning_config(run.model, run.config, run.device)
         outlines = [plan.outline for plan, _ in plan_sections(run, found.folder / PENDING, config)]
         outline = join(outlines, config.kv_cache_memory)
+    memory = memory_need(run.model, run.shape, config, run.device)
+    loading = expected_loading(memory.weights, run.model, run.config, run.device) if found.pending else 0.0
     return PlanReport(
         rows=found.rows,
         rejected=found.rejected,
@@ -60,6 +77,8 @@ def plan_job(job: ScoringJob) -> PlanReport:
         plan=outline.summary,
         shards=outline.shards,
         text=str(outline),
-        memory=memory_need(run.model, run.shape, config, run.device),
+        memory=memory,
+        starting_seconds=expected_starting(),
+        loading_seconds=loading,
         notes=extracted.notes,
     )

@@ -9,13 +9,11 @@ import pyarrow as pa
 
 from engine.tokenizer import load_tokenizer
 from tasks.columns import find_columns
-from tasks.encode import Encoder
 from tasks.failpoint import failpoint
 from tasks.ids import check_ids
 from tasks.job import ROW_COLUMN, Source
 from tasks.kept import kept_type
 from tasks.parquet_sink import parquet_sink
-from tasks.prompts import PromptRenderer
 from tasks.requests import NewRequest, RequestBuilder
 from tasks.row_error import RowError
 from tasks.run import Run
@@ -62,7 +60,7 @@ def extract_rows(run: Run) -> Extracted:
     source = run.job.source
     tokenizer = load_tokenizer(run.model)
     columns = find_columns(run.job)
-    renderer = PromptRenderer(run.job.prompt, columns.prompt, tokenizer)
+    builder = RequestBuilder(run, columns.prompt, tokenizer)
     folder = run.folder.staged("extract")
     folder.mkdir(mode=0o700)
     snapshot = take_snapshot(
@@ -73,8 +71,7 @@ def extract_rows(run: Run) -> Extracted:
         return _reuse(run, plan_id, folder)
     if source.id is not None:
         check_ids(read_batches(snapshot.files, [source.id]), source.id, folder)
-    encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
-    rows, rejected = _write_rows(run, snapshot.files, columns.schema, RequestBuilder(run, renderer, encoder), folder)
+    rows, rejected = _write_rows(run, snapshot.files, columns.schema, builder, folder)
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)
     failpoint("extract.done")
@@ -102,7 +99,7 @@ def _write_rows(
     with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
         for batch in read_batches(files, columns.names):
             failpoint("extract.batch")
-            ids = batch.ids(source.id) if source.id is not None else list(map(str, _positions(batch).to_pylist()))
+            ids = batch.custom_ids(source.id)
             built = builder.build(batch, ids)
             kept.write(_row_batch(batch, ids, built, source, schema))
             requests.write(_request_batch(batch.first_row, built))

@@ -26,9 +26,9 @@ def read_columns(files: Sequence[Path], source: Source, wanted: Collection[str])
     return tuple(columns)
 
 
-def read_rows(path: Path, source: Source) -> Iterator[Row]:
+def read_rows(path: Path, source: Source, columns: Sequence[str]) -> Iterator[Row]:
     for line in _objects(path, source):
-        yield {key: json.dumps(value) for key, value in line.items() if value is not None}
+        yield {key: json.dumps(line[key]) for key in columns if line.get(key) is not None}
 
 
 def _objects(path: Path, source: Source) -> Iterator[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.request import TokenIds
 from tasks.encode import Encoder
@@ -11,6 +12,9 @@ from tasks.request_hash import RequestHasher
 from tasks.row_error import CONTEXT_OVERFLOW, UNKNOWN_TOKEN, RowError
 from tasks.run import Run
 from tasks.source_rows import SourceBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,15 +29,15 @@ class NewRequest:
 
 
 class RequestBuilder:
-    """Rows that cannot be scored come out as their error."""
+    """Rows that cannot be scored come out as their error. `columns` are the prompt's, of `find_columns`."""
 
-    def __init__(self, run: Run, renderer: PromptRenderer, encoder: Encoder) -> None:
+    def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self._job = run.job
         self._max_tokens = run.max_tokens
         self._vocab_size = run.shape.vocab_size
-        self._renderer = renderer
-        self._encoder = encoder
-        self._label_encoder = LabelEncoder(encoder)
+        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer)
+        self._encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
+        self._label_encoder = LabelEncoder(self._encoder)
         self._hasher = RequestHasher(run)
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:

@@ -37,6 +37,16 @@ class SourceBatch:
         """Texts. Raises UserError for a NULL, a list or a struct, or for a text that is not UTF-8."""
         return [self._id(column, row, value) for row, value in enumerate(self.values(column), start=self.first_row)]
 
+    def custom_ids(self, column: str | None) -> list[str]:
+        """The rows' names in the results: `ids`, or their positions where there is no column of ids."""
+        if column is not None:
+            return self.ids(column)
+        return [str(row) for row in range(self.first_row, self.first_row + self.num_rows)]
+
+    def take(self, first: int, rows: int) -> "SourceBatch":
+        """Rows of the batch, counted from its own first."""
+        return SourceBatch(self.first_row + first, self.data.slice(first, rows))
+
     def _id(self, column: str, row: int, value: CellOrError) -> str:
         if value is None:
             raise UserError(f"source.id: column {column!r} is NULL in row {row}; every row needs an id")

@@ -78,13 +78,13 @@ class _CellEnvironment(ImmutableSandboxedEnvironment):
     def getattr(self, obj: Any, attribute: str) -> Any:
         if isinstance(obj, _JINJAS):
             return super().getattr(obj, attribute)
-        if attribute in getattr(obj, "_fields", ()):  # of `groupby`
-            return getattr(obj, attribute)
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         if isinstance(obj, _JINJAS):
             return super().getitem(obj, argument)
+        if argument in getattr(obj, "_fields", ()):  # of `groupby`
+            return getattr(obj, argument)
         try:
             if isinstance(obj, dict) or (isinstance(obj, list | tuple | str) and isinstance(argument, int)):
                 return obj[argument]

@@ -24,7 +24,7 @@ _OF_TEXTS = {
 def cell_filters() -> dict[str, Callable[..., Any]]:
     """Jinja's own but a few, and two in the place of the methods that templates would call: `split`, `strftime`."""
     kept = {name: function for name, function in FILTERS.items() if name not in _NOT_FOR_PROMPTS}
-    kept |= {"join": _join, "split": _split, "strftime": _strftime}
+    kept |= {"attr": _attr, "join": _join, "split": _split, "strftime": _strftime}
     return {name: _on_cells(name, function) for name, function in kept.items()}
 
 
@@ -62,8 +62,16 @@ def _on_cells(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refuse_others(value: Any) -> None:
-    if not isinstance(value, Undefined | str | int | float):
+    if isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            refuse_others(item)
+    elif not isinstance(value, Undefined):
         text_of(value)
+
+
+@pass_environment
+def _attr(environment: Any, value: Any, name: str) -> Any:
+    return environment.getattr(value, name)
 
 
 @pass_environment

@@ -38,7 +38,7 @@ def read_schema(files: Sequence[Path], source: Source, wanted: Collection[str]) 
 def read_batches(files: Sequence[Path], source: Source, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Values are bytes, UTF-8 where the source's were."""
     schema = _schema(source, columns)
-    for rows in _bounded(row for path in files for row in _read_rows(path, source)):
+    for rows in _bounded(row for path in files for row in _read_rows(path, source, columns)):
         arrays = [pa.array([to_bytes(row.get(column)) for row in rows], pa.large_binary()) for column in columns]
         yield pa.record_batch(arrays, schema=schema)
 
@@ -48,10 +48,14 @@ def _schema(source: Source, columns: Collection[str]) -> pa.Schema:
     return pa.schema([pa.field(column, pa.large_binary(), metadata=metadata) for column in columns])
 
 
-def _read_rows(path: Path, source: Source) -> Iterator[Row]:
-    read, write = (csv_source.read_rows, str) if source.kind == "csv" else (jsonl_source.read_rows, json.dumps)
-    partition = {name: write(value) for name, value in partition_of(path).items() if value is not None}
-    for row in read(path, source):
+def _read_rows(path: Path, source: Source, columns: Sequence[str]) -> Iterator[Row]:
+    partition = {name: value for name, value in partition_of(path).items() if value is not None}
+    if source.kind == "csv":
+        rows = csv_source.read_rows(path, source)
+    else:
+        rows = jsonl_source.read_rows(path, source, columns)
+        partition = {name: json.dumps(value) for name, value in partition.items()}
+    for row in rows:
         yield partition | row if partition else row
 
 

@@ -39,6 +39,7 @@ TRACE = "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl --tra
 HERE = (
     "make demo",
     "make summaries",
+    "trunkline preview examples/classify.yaml --rows 1",
     "trunkline plan examples/classify.yaml",
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",

@@ -60,7 +60,7 @@ def test_more_than_the_machine_has_is_refused_before_weights_are_read(
     files = resolve_model(str(tiny_model))
     config = replace(CONFIG, kv_cache_memory=2**50)
     monkeypatch.delattr("engine.build.load_model")
-    message = r"^engine\.kv_cache_memory: .* 1048576\.00 GiB KV, .*; take at most [0-9]+MiB$"
+    message = r"^engine\.kv_cache_memory: .* 1,048,576\.00 GiB KV, .*; take at most [0-9]+MiB$"
     with pytest.raises(UserError, match=message):
         build_engine(files, config)
 

@@ -1,6 +1,5 @@
 """A step's tokens: chosen from rates, measured once, the same for plan and engine."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from engine import step_budget
 from engine.build import build_engine
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
 from engine.device import Device, resolve_device
+from engine.machine_note import model_identity, write_note
 from engine.model import load_shape, resolve_model
 from engine.planner import make_plan
 from engine.request import Request
@@ -75,7 +75,7 @@ def test_measured_once_and_then_known(tiny_model: Path, monkeypatch: pytest.Monk
 def test_another_precision_is_another_measurement(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
     rates = {size: 2.0 if size == 512 else 1.0 for size in SIZES}
-    step_budget.publish_file(step_budget._note(files, OPEN, device), json.dumps({"tokens_per_second": rates}))
+    write_note("step-tokens", {"tokens_per_second": rates}, *model_identity(files, OPEN, device))
     assert known_step_tokens(files, OPEN, device) == 512
     assert known_step_tokens(files, replace(OPEN, quantization="int8"), device) is None
     assert known_step_tokens(files, OPEN, replace(device, label="cpu (64 cores)")) is None

@@ -1,5 +1,6 @@
 """The command line: what is wrong is said in one line, before anything starts."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ import yaml
 from pyarrow.csv import write_csv
 
 from engine.errors import EngineDeadError, UserError
+from engine.model import resolve_model
+from engine.tokenizer import load_tokenizer
 from flows import cli
 from flows.sql_format import Format, choose_format
 from tasks.job_file import parse_job
@@ -231,15 +234,52 @@ def test_what_fails_outside_is_one_line(
     assert printed.count("\n") == 1
 
 
-def test_planning_needs_no_torch(small_job_file: Path) -> None:
+@pytest.mark.parametrize("command", ["plan", "preview"])
+def test_planning_and_previews_need_no_torch(small_job_file: Path, command: str) -> None:
     program = (
         "import sys\nfrom flows import cli\n"
-        f"sys.argv = ['trunkline', 'plan', {str(small_job_file)!r}]\n"
+        f"sys.argv = ['trunkline', {command!r}, {str(small_job_file)!r}]\n"
         "try: cli.main()\nexcept SystemExit as ended: assert not ended.code\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_a_preview_has_what_the_model_gets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_job_file: Path, tiny_model: Path
+) -> None:
+    options = ["--set", "prompt.chat=true", "--rows", "21", "--format", "json"]
+    assert run(monkeypatch, "preview", str(small_job_file), *options) == 0
+    previews = json.loads(capsys.readouterr().out)
+    assert [one["custom_id"] for one in previews] == [f"row-{i}" for i in range(21)]
+    assert previews[20] == {"custom_id": "row-20", "prompt": None, "tokens": None, "error_type": "EMPTY_PROMPT"}
+    first = previews[0]
+    assert first["prompt"].startswith("<|im_start|>system\n")
+    assert first["prompt"].endswith(
+        "<|im_start|>user\nThe parcel came late and the box was open. Case 0. Is this good or bad?<|im_end|>\n"
+        "<|im_start|>assistant"
+    )
+    assert first["error_type"] is None
+    assert first["tokens"] == len(load_tokenizer(resolve_model(str(tiny_model))).encode(first["prompt"]))
+    assert not (small_job_file.parent / "out").exists()
+
+
+def test_a_preview_for_a_person(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], small_job_file: Path
+) -> None:
+    assert run(monkeypatch, "preview", str(small_job_file), "--id", "row-20") == 0
+    assert "EMPTY_PROMPT: the prompt is NULL" in capsys.readouterr().out
+    assert run(monkeypatch, "preview", str(small_job_file), "--rows", "1") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("row-0, 20 tokens ")
+    assert printed[1:] == [
+        "The parcel came late and the box was open. Case 0. Is this good or bad?",
+        "label ' good'",
+        "label ' bad'",
+    ]
+    assert run(monkeypatch, "preview", str(small_job_file), "--id", "no") == 2
+    assert capsys.readouterr().err == "trunkline: --id: no row has 'no'\n"
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
@@ -255,7 +295,7 @@ def test_help_and_version_need_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["score", "plan", "drift", "sql"])
+@pytest.mark.parametrize("command", ["score", "plan", "preview", "drift", "sql"])
 def test_every_command_shows_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -147,6 +147,8 @@ def test_watchers_hear_until_they_leave() -> None:
     assert heard == ["reading rows"]
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (0.4, "under 1 s"), (59, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
 def test_time_words(seconds: float, words: str) -> None:
     assert time_words(seconds) == words

@@ -62,6 +62,10 @@ class ByteTokenizer:
                 text = text[1:]
         return ids
 
+    def decode(self, ids: Sequence[int], **_: object) -> str:
+        parts = [_SPECIAL[i - 256].encode() if i >= 256 else bytes([i]) for i in ids]
+        return b"".join(parts).decode()
+
     def apply_chat_template(self, messages: list[dict[str, str]], **_: object) -> str:
         if any(message["role"] not in ("system", "user", "assistant") for message in messages):
             raise ValueError("no such role")

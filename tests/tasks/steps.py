@@ -10,6 +10,7 @@ import tasks.check
 import tasks.extract
 import tasks.infer
 import tasks.plan
+import tasks.preview
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import Extracted, extract_rows
 from tasks.infer import infer_shard
@@ -30,7 +31,7 @@ SELECT * EXCLUDE (run_id) FROM (SELECT * FROM results UNION ALL BY NAME SELECT *
 def use_fakes(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, tokenizer: ByteTokenizer | None = None) -> None:
     for module in (tasks.infer, tasks.plan):
         monkeypatch.setattr(module, "get_engine", lambda *_: engine)
-    for module in (tasks.extract, tasks.check):
+    for module in (tasks.extract, tasks.check, tasks.preview):
         monkeypatch.setattr(module, "load_tokenizer", lambda *_: tokenizer or ByteTokenizer())
 
 
@@ -65,3 +66,8 @@ def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
 
 def table(job: ScoringJob) -> list[dict[str, Any]]:
     return ask(job.output_folder, TABLE)
+
+
+def outcomes(job: ScoringJob) -> dict[str, str]:
+    """What became of each row: `ok`, or the type of its error."""
+    return {row["custom_id"]: row["error_type"] or row["status"] for row in table(job)}

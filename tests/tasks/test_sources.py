@@ -2,7 +2,6 @@
 
 import datetime
 import decimal
-import gzip
 import json
 import subprocess
 import sys
@@ -18,15 +17,12 @@ import pytest
 from engine.errors import UserError
 from tasks import extract
 from tasks.check import check_job
+from tasks.preview import preview_rows
 from tasks.requests import RequestBuilder
 from tasks.run import open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
-from tests.tasks.steps import ask, plan_alone, run_steps, table
-
-
-def outcomes(job: Any) -> dict[str, str]:
-    return {row["custom_id"]: row["error_type"] or row["status"] for row in table(job)}
+from tests.tasks.steps import ask, outcomes, plan_alone, run_steps, table
 
 
 def broken_texts() -> pa.Array:
@@ -189,114 +185,6 @@ def test_a_source_that_changes_while_it_is_read(
         run_steps(job)
 
 
-# -- CSV
-
-
-def csv_job(job_of: JobMaker, tmp_path: Path, content: bytes, **source: Any) -> Any:
-    (tmp_path / "rows.csv").write_bytes(content)
-    return job_of(source={"csv": str(tmp_path / "rows.csv"), "id": "id", **source})
-
-
-def test_csv_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Path) -> None:
-    content = b'\xef\xbb\xbfid,text,topic\r\n1,"a ""quoted"", two\nlines",x\r\n2,,y\r\n'
-    content += b"3,bad \xff byte,\xfe\r\n4,nul \x00,z\r\n"
-    content += b"5," + b"x" * 3_000_000 + b",long\r\n\r\n6,\xc3\xa9t\xc3\xa9,end\r\n"
-    job = csv_job(job_of, tmp_path, content, keep=["topic"])
-    run_steps(job)
-    assert outcomes(job) == {
-        "1": "ok",
-        "2": "EMPTY_PROMPT",
-        "3": "BAD_ENCODING",
-        "4": "BAD_ENCODING",
-        "5": "CONTEXT_OVERFLOW",
-        "6": "ok",
-    }
-    assert [row["topic"] for row in table(job)] == ["x", "y", "\ufffd", "z", "long", "end"]
-
-
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_csv_with_another_delimiter(job_of: JobMaker, tmp_path: Path, delimiter: str) -> None:
-    job = csv_job(job_of, tmp_path, f"id{delimiter}text\na{delimiter}one, two\n".encode())
-    run_steps(job)
-    assert outcomes(job) == {"a": "ok"}
-
-
-@pytest.mark.parametrize(
-    ("content", "line"),
-    [
-        (b"", "is empty; its first line must name the columns"),
-        (b"id,text\n1,a\n2,b,c\n", "row 2 has 3 fields, its header 2"),
-        (b"id,text,id\n1,a,2\n", "has column 'id' twice"),
-        (b'id,text\n1,"a" b\n', "line 2: "),
-    ],
-)
-def test_csv_that_is_none(job_of: JobMaker, tmp_path: Path, content: bytes, line: str) -> None:
-    with pytest.raises(UserError, match=line):
-        run_steps(csv_job(job_of, tmp_path, content))
-
-
-def test_csv_files_with_different_headers(job_of: JobMaker, tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("id,text\n1,a\n")
-    (tmp_path / "b.csv").write_text("id,words\n1,a\n")
-    with pytest.raises(UserError, match=r"the header of .*b.csv differs from that of a.csv"):
-        check_job(job_of(source={"csv": str(tmp_path / "*.csv")}))
-
-
-# -- JSONL
-
-
-def jsonl_job(job_of: JobMaker, tmp_path: Path, lines: list[bytes | dict[str, Any]], **changes: Any) -> Any:
-    encoded = [json.dumps(line).encode() if isinstance(line, dict) else line for line in lines]
-    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
-        file.write(b"\n".join(encoded))
-    source = {"jsonl": str(tmp_path / "rows.jsonl.gz"), "id": "id"} | changes.pop("source", {})
-    return job_of(source=source, **changes)
-
-
-def test_jsonl_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Path) -> None:
-    lines: list[bytes | dict[str, Any]] = [
-        {"id": 1, "text": "one", "topic": {"a": [1]}},
-        {"id": "2", "text": None},
-        {"id": 3},
-        b'{"id": 4, "text": "lone \\ud800"}',
-        b'{"id": 5, "text": "raw \xff"}',
-        {"id": 6, "text": "nul \x00", "topic": "plain"},
-        b"",
-        {"id": 7, "text": "x" * 20_000_000},
-    ]
-    job = jsonl_job(job_of, tmp_path, lines, source={"keep": ["topic"]})
-    run_steps(job)
-    assert list(outcomes(job).values()) == [
-        "ok",
-        "EMPTY_PROMPT",
-        "EMPTY_PROMPT",
-        "BAD_ENCODING",
-        "BAD_ENCODING",
-        "BAD_ENCODING",
-        "CONTEXT_OVERFLOW",
-    ]
-    assert [row["topic"] for row in table(job)][::5] == ['{"a": [1]}', "plain"]
-
-
-def test_jsonl_objects_reach_the_template_whole(job_of: JobMaker, tmp_path: Path, engine: FakeEngine) -> None:
-    job = jsonl_job(
-        job_of,
-        tmp_path,
-        [{"id": 1, "doc": {"title": "T", "tags": ["a", "b"]}}],
-        prompt={"template": "{{ doc.title }}: {{ doc.tags | join('+') }}"},
-    )
-    run_steps(job)
-    [request] = engine.works[0].requests
-    assert bytes(request.prompt_token_ids.astype("u1")) == b"T: a+b"
-
-
-@pytest.mark.parametrize("line", [b"{", b"[1]", b'"text"', b"{'id': 1}"])
-def test_jsonl_that_is_none(job_of: JobMaker, tmp_path: Path, line: bytes) -> None:
-    job = jsonl_job(job_of, tmp_path, [{"id": 1, "text": "a"}, line])
-    with pytest.raises(UserError, match=r"rows.jsonl.gz line 2 is not a JSON object"):
-        run_steps(job)
-
-
 # -- DuckDB
 
 
@@ -330,6 +218,33 @@ def test_an_unchanged_query_is_taken_up(job_of: JobMaker, database: Path) -> Non
     plan_alone(job)
     with open_run(job) as run:
         assert extract.extract_rows(run).reused_plan is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("interval 90061 seconds", "25:01:01"),
+        ("'1010'::bit", "1010"),
+        ("'12:00:00+02'::timetz", "12:00:00+02"),
+        ("340282366920938463463374607431768211455::uhugeint", "340282366920938463463374607431768211455"),
+        ("170141183460469231731687303715884105727::hugeint", "170141183460469231731687303715884105727"),
+        ("123456789012345678901234567890123456789012345::bignum", "123456789012345678901234567890123456789012345"),
+        ("union_value(x := 1)", "1"),
+        ("[interval 1 day]", "[1 day]"),
+        ("{'a': '101'::bit}", "{'a': 101}"),
+        ("'x'::enum('x', 'y')", "x"),
+        ("{'a': [1, null]}", '{"a": [1, null]}'),
+        ("map {'k': timestamp_ns '2026-01-01 00:00:00.000000001'}", '{"k": "2026-01-01 00:00:00.000000001"}'),
+        ("date 'infinity'", None),
+    ],
+)
+def test_a_querys_types(job_of: JobMaker, database: Path, value: str, text: str | None) -> None:
+    job = duck_job(job_of, database, f"select {value} as text", keep=["text"])
+    [one] = preview_rows(job, 1)
+    assert (one.prompt, one.error and one.error.type) == (text, "BAD_VALUE" if text is None else None)
+    run_steps(job)
+    [counted] = ask(job.output_folder, 'select count(*) as n from results where "text" is not null')
+    assert counted["n"] == (text is not None)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""A few prompts of a job, finished as the model would get them; no weights are loaded, and nothing is written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from engine.errors import UserError
+from engine.tokenizer import load_tokenizer
+from tasks.columns import find_columns
+from tasks.job import ScoringJob
+from tasks.output_folder import OutputFolder
+from tasks.requests import NewRequest, RequestBuilder
+from tasks.row_error import RowError
+from tasks.run import make_run
+from tasks.source import read_data
+from tasks.source_rows import SourceBatch, number_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A row's prompt with its chat template and special tokens, and how many tokens it has; or the row's error."""
+
+    custom_id: str
+    prompt: str | None = None
+    tokens: int | None = None
+    labels: tuple[str, ...] = ()
+    error: RowError | None = None
+
+
+def preview_rows(job: ScoringJob, rows: int, custom_id: str | None = None) -> list[Preview]:
+    """Of the first rows, or of the one with this id. Raises UserError as a run would, and for an id that no row has."""
+    columns = find_columns(job)
+    run = make_run(job, OutputFolder(job.output_folder))
+    tokenizer = load_tokenizer(run.model)
+    builder = RequestBuilder(run, columns.prompt, tokenizer)
+    batches = number_rows(read_data(job.source, columns.schema.names))
+    found: list[Preview] = []
+    for batch, ids in _chosen(batches, job.source.id, rows, custom_id):
+        for name, built in zip(ids, builder.build(batch, ids), strict=True):
+            found.append(_preview(name, built, tokenizer))
+    if custom_id is not None and not found:
+        raise UserError(f"--id: no row has {custom_id!r:.80}")
+    return found
+
+
+def _chosen(
+    batches: Iterator[SourceBatch], id_column: str | None, rows: int, custom_id: str | None
+) -> Iterator[tuple[SourceBatch, Sequence[str]]]:
+    """Parts of the batches, with their ids; what comes after the last one is not read."""
+    for batch in batches:
+        if custom_id is None:
+            part = batch.take(0, rows)
+            yield part, part.custom_ids(id_column)
+            rows -= part.num_rows
+        elif custom_id in (ids := batch.custom_ids(id_column)):
+            yield batch.take(ids.index(custom_id), 1), [custom_id]
+            return
+        if rows == 0:
+            return
+
+
+def _preview(custom_id: str, built: NewRequest | RowError, tokenizer: "PreTrainedTokenizerFast") -> Preview:
+    if isinstance(built, RowError):
+        return Preview(custom_id, error=built)
+    ids = built.prompt_token_ids.tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return Preview(custom_id, str(text), len(ids), built.label_texts)
