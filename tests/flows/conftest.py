@@ -1,5 +1,6 @@
 """A small job for flow tests, and real Prefect processes on ports of their own."""
 
+import copy
 import os
 import shlex
 import signal
@@ -80,6 +81,7 @@ class PrefectProcesses:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bin, self.cwd = BIN, ROOT
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.environment = os.environ | {
@@ -89,10 +91,22 @@ class PrefectProcesses:
             "DO_NOT_TRACK": "1",
         }
 
+    def there(self, programs: Path, folder: Path) -> "PrefectProcesses":
+        """The same server, asked by another environment's programs from another folder."""
+        other = copy.copy(self)
+        other.bin, other.cwd, other.folder = programs, folder, folder
+        other.environment = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
+        return other
+
     def run(self, command: str, *more: str) -> str:
         """Runs a command of the README, from the root of the project; fails the test when it fails."""
         done = subprocess.run(
-            self._arguments(command, more), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240
+            self._arguments(command, more),
+            cwd=self.cwd,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -104,7 +118,7 @@ class PrefectProcesses:
         with log.open("wb") as output:
             process = subprocess.Popen(
                 self._arguments(command, more),
-                cwd=ROOT,
+                cwd=self.cwd,
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -128,7 +142,7 @@ class PrefectProcesses:
 
     def _arguments(self, command: str, more: tuple[str, ...]) -> list[str]:
         program, *arguments = shlex.split(command)
-        return [str(BIN / program), *arguments, *more]
+        return [str(self.bin / program), *arguments, *more]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
