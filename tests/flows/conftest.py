@@ -22,6 +22,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
+SERVER = "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start"
+
 Table = Callable[[Path, int], Path]
 Job = dict[str, Any]
 
@@ -87,7 +89,6 @@ class PrefectProcesses:
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
 
@@ -103,7 +104,7 @@ class PrefectProcesses:
         done = subprocess.run(
             self._arguments(command, more),
             cwd=self.cwd,
-            env=self.environment,
+            env=self.environment | _settings(command),
             capture_output=True,
             text=True,
             timeout=240,
@@ -114,12 +115,12 @@ class PrefectProcesses:
     @contextmanager
     def started(self, command: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
         """Keeps a command of the README running; its output goes to a file in the folder."""
-        log = self.folder / f"{command.split()[1]}.log"
+        log = self.folder / f"{self._arguments(command, more)[1]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 self._arguments(command, more),
                 cwd=self.cwd,
-                env=self.environment,
+                env=self.environment | _settings(command),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -141,8 +142,13 @@ class PrefectProcesses:
         pytest.fail("the Prefect server was not ready in two minutes")
 
     def _arguments(self, command: str, more: tuple[str, ...]) -> list[str]:
-        program, *arguments = shlex.split(command)
+        program, *arguments = [word for word in shlex.split(command) if "=" not in word]
         return [str(self.bin / program), *arguments, *more]
+
+
+def _settings(command: str) -> dict[str, str]:
+    """What stands before the program, as in `NAME=value program`."""
+    return dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -160,6 +166,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def prefect_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectProcesses]:
     """A running Prefect server with a home of its own."""
     processes = PrefectProcesses(tmp_path_factory.mktemp("prefect-processes"))
-    with processes.started("prefect server start", "--host", "127.0.0.1", "--port", str(processes.port)) as server:
+    with processes.started(SERVER, "--host", "127.0.0.1", "--port", str(processes.port)) as server:
         processes.wait_until_ready(server)
         yield processes

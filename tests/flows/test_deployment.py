@@ -63,6 +63,7 @@ def test_a_scheduled_run_scores_new_rows_only(
 ) -> None:
     run = prefect_processes.run
     run("prefect work-pool create trunkline --type process")
+    assert "telemetry" not in (prefect_processes.folder / "server.log").read_text()
     run("prefect concurrency-limit create trunkline:cpu 2")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
 
