@@ -1,6 +1,6 @@
 """What this machine's float32 matmul sustains: prints FLOP/s for layers of a model's sizes.
 
-    python -m engine.matmul_rate HIDDEN_SIZE INTERMEDIATE_SIZE
+    python engine/matmul_rate.py HIDDEN_SIZE INTERMEDIATE_SIZE
 
 A program of its own, because a second thread that computes beside an engine's makes OpenMP's workers sleep.
 """
@@ -34,7 +34,7 @@ def measure(hidden_size: int, intermediate_size: int) -> float:
 
 def measure_apart(hidden_size: int, intermediate_size: int, cores: int) -> float:
     """`measure` in a process of its own, on so many cores."""
-    command = [sys.executable, "-m", "engine.matmul_rate", str(hidden_size), str(intermediate_size)]
+    command = [sys.executable, "-P", __file__, str(hidden_size), str(intermediate_size)]
     environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 

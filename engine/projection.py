@@ -10,7 +10,7 @@ from engine import huge_pages
 from engine.quantize import Int8Linear
 from kernels import matmul
 from kernels.best_output import best_outputs, make_screen
-from kernels.int8_rows import byte_rows
+from kernels.int8_rows import byte_rows, mixed_rows
 from kernels.rms_norm import rms_norm
 
 Linear = nn.Linear | Int8Linear
@@ -75,7 +75,10 @@ class Projection(nn.Module):
         """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=."""
         scales = None
         if self.factors is not None:
-            width = -(self.in_features // -4) * 4
+            width, dtype = -(self.in_features // -4) * 4, matmul.rows_dtype(torch.int8)
+            if dtype == torch.float32:
+                mixed = mixed_rows(rows, self.factors, self.eps, self.workspace.rows("mixed", len(rows), width, dtype))
+                return matmul.matmul(mixed, self.panels, out, add=add)
             made = self.workspace.rows("bytes", len(rows), width, torch.uint8)
             scales = self.workspace.rows("scales", len(rows), 1, torch.float32)[:, 0]
             rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))

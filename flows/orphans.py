@@ -1,6 +1,6 @@
 """Prefect stops the server that it started at a normal end alone; a run that is killed must not leave it behind.
 
-`python -m flows.orphans TOKEN` waits for the end of its standard input, which comes with the end of the process that
+`python flows/orphans.py TOKEN` waits for the end of its standard input, which comes with the end of the process that
 started it, however that dies. Then it ends every process that inherited the token.
 """
 
@@ -21,7 +21,8 @@ def end_orphans_with_me() -> None:
     """What this process starts from now on outlives it by a few seconds at most."""
     token = os.environ[VARIABLE] = secrets.token_hex(8)
     # A session of its own: Ctrl-C reaches all processes of a terminal's.
-    command = [sys.executable, "-m", "flows.orphans", token]
+    # -P: neither the working directory nor this folder may hide a library.
+    command = [sys.executable, "-P", __file__, token]
     nowhere = subprocess.DEVNULL
     pipe = subprocess.PIPE
     _watchers.append(subprocess.Popen(command, stdin=pipe, stdout=nowhere, stderr=nowhere, start_new_session=True))

@@ -3,15 +3,18 @@
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from engine.engine_cache import close_engines
 from engine.plan import Shard
 from flows.artifacts import RunPage
+from flows.event_loops import stop_at_exit
 from flows.model_loading import LoadingEngine
 from flows.progress import Meter, Progress, Work, tell
 from flows.report import RunReport
@@ -20,6 +23,7 @@ from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
 from tasks.job import ScoringJob
+from tasks.job_file import load_job
 from tasks.plan import Planned, plan
 from tasks.publish import publish
 from tasks.run import Run, open_run
@@ -29,19 +33,21 @@ SHARDS_IN_FLIGHT = 3
 # Each shard has had its own retries by then: the cause is not in the shards.
 FAILED_SHARDS_ALLOWED = 3
 
+stop_at_exit()
+
 
 @flow(
     name="trunkline-score",
-    flow_run_name="score-{job.name}",
+    flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
     persist_result=False,
 )
-def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
+def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
-        job: what to score, with which model, and where the results go; relative paths start at the
-            working directory.
+        job: what to score, with which model, and where the results go, or the path of a job file; relative paths
+            start at the working directory.
         retry_failed: score the rows again that ended as errors.
 
     Raises:
@@ -49,6 +55,7 @@ def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
         ShardsFailedError: some rows are still without an end; the same call continues.
     """
     log = get_run_logger()
+    job = load_job(job) if isinstance(job, str) else job
     with open_run(job, retry_failed) as run:
         tell(Progress("reading rows"))
         extracted = extract(run)
@@ -69,6 +76,10 @@ def score(job: ScoringJob, retry_failed: bool = False) -> RunReport:
             planned.text,
         )
         return ShardRunner(run, planned, engine, log).run()
+
+
+def _name(job: ScoringJob | str) -> str:
+    return Path(job).stem if isinstance(job, str) else job.name
 
 
 class ShardsFailedError(RuntimeError):

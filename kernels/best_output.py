@@ -19,6 +19,7 @@ from kernels.int8_rows import byte_rows, quantize_rows
 from kernels.jit import intrinsic, ir, njit, types
 from kernels.matmul import LANES, TILE_ROWS, VECTORS, Panels, tile_of
 from kernels.openmp import Loop, float32_at, int64_at, lines_of, next_of, words
+from kernels.processor import NATIVE_BYTES
 from kernels.product import product
 from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, Vectors
 
@@ -48,7 +49,7 @@ def make_screen(weight: Tensor, exact: Panels) -> Screen | None:
     """weight (outputs, inputs) as `exact` has it; None where 8 bits cannot help, or weights are not finite."""
     outputs, inputs = weight.shape
     fits = not exact.bias.numel() and not exact.gated and exact.dtype in (torch.float32, torch.bfloat16)
-    if not fits or not matmul.available(torch.int8) or not _loop.available:
+    if not fits or not NATIVE_BYTES or not matmul.available(torch.int8) or not _loop.available:
         return None
     codes, steps = torch.empty(weight.shape, dtype=torch.int8), torch.empty(outputs)
     norms = torch.zeros(len(exact.words) * LANES)

@@ -411,7 +411,7 @@ def _attend(arguments: Any) -> None:
             lanes_of = (group, dim, stride, each == 2, scratch.by_lane, scratch.totals if parts else scratch.queries)
             _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
             if parts:
-                part_pairs(scratch.totals.ctypes.data, dim // 2, stride // WIDTH, scratch.queries.ctypes.data)
+                part_pairs(scratch.totals.ctypes.data, dim // 2, stride // WIDTH, 0, scratch.queries.ctypes.data)
         has_blocks = False
         scratch.means[: rows * group * dim] = np.float32(0)
         for lane in range(stride):

@@ -80,20 +80,35 @@ def byte_rows(
     quantized, scales = out
     assert quantized.shape == (rows, width)
     block, has_norm = block_size(size), eps is not None
-    _loop(values, quantized, scales, rows, size, values.stride(0), width, block, factors, has_norm, float(eps or 0))
+    _loop(values, quantized, scales, rows, size, values.stride(0), width, block, factors, has_norm, float(eps or 0), 0)
     return quantized, scales
 
 
+def mixed_rows(values: Tensor, factors: Tensor, eps: float | None, out: Tensor) -> Tensor:
+    """As `byte_rows`, but rows are not rounded: out (rows, whole words of bytes) in float32."""
+    rows, size = values.shape
+    if not _loop.available:
+        norms = 1 if eps is None else torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
+        return out.copy_(functional.pad(mixed(values * factors) * norms, (0, out.shape[1] - size)))
+    assert out.is_contiguous()
+    block, has_norm = block_size(size), eps is not None
+    shape = (rows, size, values.stride(0), out.shape[1], block)
+    _loop(values, out, 0, *shape, factors, has_norm, float(eps or 0), 1)
+    return out
+
+
 def _byte_rows(arguments: Any) -> None:
-    a = words(arguments, 11)
+    a = words(arguments, 12)
     rows, size, stride, width, block, has_norm, eps = a[3], a[4], a[5], a[6], a[7], a[9], float32_of(a[10])
+    is_wide = a[11]
     scales, factors = float32_at(a[2], rows), float32_at(a[8], size)
     mixed_row, edge = lines_of(size), lines_of(2 * WIDTH)
     into, magnitudes, squares = mixed_row.ctypes.data, edge[:WIDTH].view(np.int32), edge[WIDTH:]
-    shrink = np.float32(1) / np.sqrt(np.float32(block)) / np.float32(127)
+    unit = np.float32(1) / np.sqrt(np.float32(block))
+    shrink = unit / np.float32(127)
     first, last = share(rows)
     for row in range(first, last):
-        source, target = a[0] + 4 * row * stride, a[1] + row * width
+        source, target = a[0] + 4 * row * stride, a[1] + (4 if is_wide else 1) * row * width
         if block > 1:
             blocks = size // block
             mix(block, source, a[8], into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
@@ -107,6 +122,13 @@ def _byte_rows(arguments: Any) -> None:
         most, square = magnitudes[0], squares[0]
         for i in range(1, WIDTH):
             most, square = max(most, magnitudes[i]), square + squares[i]
+        norm = np.float32(1) / np.sqrt(square / np.float32(size) + eps) if has_norm else np.float32(1)
+        if is_wide:
+            wide = float32_at(target, width)
+            for i in range(size):
+                wide[i] = mixed_row[i] * (unit * norm)
+            wide[size:] = np.float32(0)
+            continue
         largest = as_float32(most)
         step = np.float32(127) / max(largest, np.float32(1e-37))
         if block > 1:
@@ -117,7 +139,6 @@ def _byte_rows(arguments: Any) -> None:
                 made[i] = np.int8(np.int32(np.rint(mixed_row[i] * step)) + np.int32(128))
             for i in range(size, width):
                 made[i] = np.int8(-128)
-        norm = np.float32(1) / np.sqrt(square / np.float32(size) + eps) if has_norm else np.float32(1)
         scales[row] = largest * shrink * norm
 
 

@@ -27,7 +27,7 @@ from kernels.openmp import (
 )
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 from kernels.product import ROWS, byte_product, product
-from kernels.vectors import WIDTH, narrow_vectors, part_pairs
+from kernels.vectors import WIDTH, narrow_vectors, part_bytes, part_pairs
 
 VECTORS = 3
 LANES = VECTORS * WIDTH
@@ -86,18 +86,18 @@ def _by_panel(values: Tensor, gated: bool) -> Tensor:
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether it is compiled here for `dtype`; bytes need an instruction of their own."""
-    return dtype in _KINDS and (dtype != torch.int8 or NATIVE_BYTES) and _loop.available
+    """Whether it is compiled here for weights of `dtype`."""
+    return dtype in _KINDS and _loop.available
 
 
 def rows_dtype(dtype: torch.dtype) -> torch.dtype:
     """What `matmul` takes rows in for weights of `dtype`.
 
-    Where no instruction multiplies bfloat16, a panel of it becomes float32 before all of a unit's rows pass it; rows
-    have no reason then to be rounded.
+    Where no instruction multiplies bfloat16 or bytes, a panel of them becomes float32 before all of a unit's rows pass
+    it; rows have no reason then to be rounded.
     """
     if dtype == torch.int8:
-        return torch.uint8
+        return torch.uint8 if NATIVE_BYTES else torch.float32
     return dtype if NATIVE_BFLOAT16 else torch.float32
 
 
@@ -218,9 +218,9 @@ def _multiply(arguments: Any) -> None:
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
     gates = 2 if mode == GATE else 1
-    parts = kind == 1 and not NATIVE_BFLOAT16
+    parts = (kind == 1 and not NATIVE_BFLOAT16) or (kind == 2 and not NATIVE_BYTES)
     # Of a panel and of a row, as they are multiplied.
-    deep = 2 * steps if parts else steps
+    deep = 2 * kind * steps if parts else steps
     wide = lines_of(gates * deep * LANES if parts else 0)
     across = num_panels // gates
     while True:
@@ -231,7 +231,12 @@ def _multiply(arguments: Any) -> None:
         width = min(LANES, columns - panel * LANES)
         unit_panels = panels + 4 * panel * gates * steps * LANES
         if parts:
-            part_pairs(unit_panels, gates * steps, VECTORS, wide.ctypes.data)
+            for part in range(gates):
+                source, made = unit_panels + 4 * part * steps * LANES, wide.ctypes.data + 4 * part * deep * LANES
+                if kind == 2:
+                    part_bytes(source, steps, VECTORS, scales + 4 * (panel * gates + part) * LANES, made)
+                else:
+                    part_pairs(source, steps, VECTORS, 0, made)
             unit_panels = wide.ctypes.data
         for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
             taken, at = min(TILE_ROWS, count - row), rows + 4 * row * deep

@@ -205,32 +205,49 @@ def widen_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@intrinsic
-def part_pairs(_: Any, words: Any, rows: Any, vectors: Any, out: Any) -> Any:
-    """For numba: `rows` rows of so many vectors of pairs become two each, in float32: lower halves, then upper."""
+def parted(kind: str) -> Callable[..., None]:
+    """For numba: `f(words, rows, vectors, scales, out)`: a row of words becomes rows of float32, one an element.
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        words, rows, vectors, out = arguments
-        emit, width = Vectors(builder), builder.mul(vectors, LONG(WIDTH))
+    All are addresses but `rows` and `vectors`, which are in a row. A word is of "pairs", two rows, or of signed
+    "bytes", four, which are multiplied by `scales`, a row.
+    """
+    each = 2 if kind == "pairs" else 4
 
-        def row(index: Any, _: list[Any]) -> list[Any]:
-            start = builder.mul(index, width)
-            source, target = emit.address(words, start), emit.address(out, builder.shl(start, LONG(1)))
+    @intrinsic
+    def f(_: Any, words: Any, rows: Any, vectors: Any, scales: Any, out: Any) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            words, rows, vectors, scales, out = arguments
+            emit, width = Vectors(builder), builder.mul(vectors, LONG(WIDTH))
 
-            def step(place: Any, _: list[Any]) -> list[Any]:
-                at = builder.mul(place, LONG(WIDTH))
-                pairs = emit.load(WORDS, emit.address(source, at))
-                emit.store(builder.shl(pairs, integers(16)), emit.address(target, at))
-                emit.store(builder.and_(pairs, integers(-65536)), emit.address(target, builder.add(at, width)))
+            def elements(word: Any, at: Any) -> list[Any]:
+                if kind == "pairs":
+                    return [builder.shl(word, integers(16)), builder.and_(word, integers(-65536))]
+                scale, tops = emit.load(FLOATS, emit.address(scales, at)), (24, 16, 8, 0)
+                bytes_ = [builder.ashr(builder.shl(word, integers(top)), integers(24)) for top in tops]
+                return [builder.fmul(builder.sitofp(byte, FLOATS), scale) for byte in bytes_]
+
+            def row(index: Any, _: list[Any]) -> list[Any]:
+                start = builder.mul(index, width)
+                source, target = emit.address(words, start), emit.address(out, builder.mul(start, LONG(each)))
+
+                def step(place: Any, _: list[Any]) -> list[Any]:
+                    at = builder.mul(place, LONG(WIDTH))
+                    for number, made in enumerate(elements(emit.load(WORDS, emit.address(source, at)), at)):
+                        emit.store(made, emit.address(target, builder.add(at, builder.mul(width, LONG(number)))))
+                    return []
+
+                emit.loop(vectors, [], step)
                 return []
 
-            emit.loop(vectors, [], step)
-            return []
+            emit.loop(rows, [], row)
+            return context.get_dummy_value()
 
-        emit.loop(rows, [], row)
-        return context.get_dummy_value()
+        return types.void(*[types.int64] * 5), generate
 
-    return types.void(*[types.int64] * 4), generate
+    return f  # type: ignore[no-any-return]
+
+
+part_pairs, part_bytes = parted("pairs"), parted("bytes")
 
 
 @intrinsic

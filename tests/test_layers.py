@@ -51,7 +51,7 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_one_way(path: Path) -> None:
     layer = path.relative_to(ROOT).parts[0]
-    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"examples", "tests"}
+    above = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"examples", "tests", "trunkline"}
     assert not top_level(path) & above
 
 

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 # `.ci/run` runs these, and so whoever runs this test from there is inside the first.
 IN_CI = {"make test"}
 ELSEWHERE = {
-    "prefect server start": "tests/flows/conftest.py",
+    "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start": "tests/flows/conftest.py",
     "prefect work-pool create trunkline --type process": "tests/flows/test_deployment.py",
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
@@ -62,6 +62,17 @@ SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
 def commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def test_the_job_is_the_examples_own_file() -> None:
+    job = (ROOT / "examples" / "classify.yaml").read_text()
+    assert job in re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_python_is_run_elsewhere() -> None:
+    [program] = re.findall(r"```python\n(from trunkline.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    last = program.splitlines()[-1].replace('"examples/classify.yaml"', "sys.argv[1]")
+    assert last in (ROOT / "tests" / "flows" / "test_wheel.py").read_text().splitlines()
 
 
 def test_every_command_is_known() -> None:

@@ -1,5 +1,6 @@
 """A small job for flow tests, and real Prefect processes on ports of their own."""
 
+import copy
 import os
 import shlex
 import signal
@@ -20,6 +21,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+
+SERVER = "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start"
 
 Table = Callable[[Path, int], Path]
 Job = dict[str, Any]
@@ -80,19 +83,31 @@ class PrefectProcesses:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.bin, self.cwd = BIN, ROOT
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.environment = os.environ | {
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
+
+    def there(self, programs: Path, folder: Path) -> "PrefectProcesses":
+        """The same server, asked by another environment's programs from another folder."""
+        other = copy.copy(self)
+        other.bin, other.cwd, other.folder = programs, folder, folder
+        other.environment = {name: value for name, value in self.environment.items() if name != "PYTHONPATH"}
+        return other
 
     def run(self, command: str, *more: str) -> str:
         """Runs a command of the README, from the root of the project; fails the test when it fails."""
         done = subprocess.run(
-            self._arguments(command, more), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=240
+            self._arguments(command, more),
+            cwd=self.cwd,
+            env=self.environment | _settings(command),
+            capture_output=True,
+            text=True,
+            timeout=240,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -100,12 +115,12 @@ class PrefectProcesses:
     @contextmanager
     def started(self, command: str, *more: str) -> Iterator[subprocess.Popen[bytes]]:
         """Keeps a command of the README running; its output goes to a file in the folder."""
-        log = self.folder / f"{command.split()[1]}.log"
+        log = self.folder / f"{self._arguments(command, more)[1]}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 self._arguments(command, more),
-                cwd=ROOT,
-                env=self.environment,
+                cwd=self.cwd,
+                env=self.environment | _settings(command),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -127,8 +142,13 @@ class PrefectProcesses:
         pytest.fail("the Prefect server was not ready in two minutes")
 
     def _arguments(self, command: str, more: tuple[str, ...]) -> list[str]:
-        program, *arguments = shlex.split(command)
-        return [str(BIN / program), *arguments, *more]
+        program, *arguments = [word for word in shlex.split(command) if "=" not in word]
+        return [str(self.bin / program), *arguments, *more]
+
+
+def _settings(command: str) -> dict[str, str]:
+    """What stands before the program, as in `NAME=value program`."""
+    return dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -146,6 +166,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def prefect_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectProcesses]:
     """A running Prefect server with a home of its own."""
     processes = PrefectProcesses(tmp_path_factory.mktemp("prefect-processes"))
-    with processes.started("prefect server start", "--host", "127.0.0.1", "--port", str(processes.port)) as server:
+    with processes.started(SERVER, "--host", "127.0.0.1", "--port", str(processes.port)) as server:
         processes.wait_until_ready(server)
         yield processes

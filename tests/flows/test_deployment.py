@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.exceptions import ParameterTypeError
+from prefect.flows import load_flow_from_entrypoint
 
-from tasks.job_file import load_job, parse_job
+from flows.score import score
+from tasks.job_file import parse_job
 from tasks.query import query
 
 ROOT = Path(__file__).parents[2]
@@ -20,21 +23,23 @@ def deployments() -> dict[str, Any]:
 
 
 def test_the_deployed_job_is_the_example() -> None:
-    deployed = deployments()["deployments"][0]["parameters"]["job"]
-    # Brackets keep Prefect from taking the names for its own.
-    template = deployed["prompt"]["template"]
-    for name in ("package", "summary", "description"):
-        template = template.replace(f"{{{{ ({name}) }}}}", f"{{{{ {name} }}}}")
-    deployed["prompt"]["template"] = template
-    assert parse_job(deployed, "prefect.yaml") == load_job(ROOT / "examples" / "classify.yaml")
+    deployed = deployments()["deployments"][0]
+    assert deployed["parameters"] == {"job": "examples/classify.yaml"}
+    assert load_flow_from_entrypoint(deployed["entrypoint"]) is score
+    assert score.validate_parameters(deployed["parameters"])["job"] == "examples/classify.yaml"
+
+
+def test_a_deployment_may_hold_the_jobs_keys_themselves(small_job: dict[str, Any]) -> None:
+    assert score.validate_parameters({"job": small_job})["job"] == parse_job(small_job, "test")
+    with pytest.raises(ParameterTypeError, match="sourc"):
+        score.validate_parameters({"job": small_job | {"sourc": 1}})
 
 
 @pytest.fixture
-def small_deployment(tmp_path: Path, small_job: dict[str, Any]) -> Path:
+def small_deployment(tmp_path: Path, small_job_file: Path) -> Path:
     """prefect.yaml with the small job, and everything else as it stands there."""
     content = deployments()
-    small_job["prompt"] = {"template": "{{ (text) }}"}
-    content["deployments"][0]["parameters"]["job"] = small_job
+    content["deployments"][0]["parameters"]["job"] = str(small_job_file)
     path = tmp_path / "prefect.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -58,6 +63,7 @@ def test_a_scheduled_run_scores_new_rows_only(
 ) -> None:
     run = prefect_processes.run
     run("prefect work-pool create trunkline --type process")
+    assert "telemetry" not in (prefect_processes.folder / "server.log").read_text()
     run("prefect concurrency-limit create trunkline:cpu 2")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
 
@@ -66,8 +72,6 @@ def test_a_scheduled_run_scores_new_rows_only(
         ("every-night", "0 5 * * *", True)
     ]
     assert deployed["global_concurrency_limit"]["limit"] == 1
-    assert deployed["parameters"]["job"]["prompt"]["template"] == "{{ (text) }}"
-
     folder = Path(small_job["output"])
     with prefect_processes.started("prefect worker start --pool trunkline"):
         run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
@@ -77,6 +81,8 @@ def test_a_scheduled_run_scores_new_rows_only(
 
         write_table(tmp_path / "rows.parquet", 25)
         run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+        # The first run's process has ended by now, and has said nothing of what it could not free.
+        assert "nanobind" not in (prefect_processes.folder / "worker.log").read_text()
     with query(folder, "select custom_id from results union select custom_id from errors") as result:
         assert len(result.table()) == 25
     # Row 20 had no prompt the first time; rows 21 to 23 are new; row 24 has none.

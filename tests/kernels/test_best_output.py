@@ -7,8 +7,9 @@ from torch import Tensor
 from kernels import matmul
 from kernels.best_output import DEVIATIONS, OF_A_STEP, best_outputs, best_outputs_reference, make_screen
 from kernels.int8_rows import byte_rows, mixed, quantize_rows
+from kernels.processor import NATIVE_BYTES
 
-pytestmark = pytest.mark.skipif(not matmul.available(torch.int8), reason="this processor multiplies no bytes")
+pytestmark = pytest.mark.skipif(not NATIVE_BYTES, reason="this processor multiplies no bytes")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels import matmul, openmp
 from kernels.byte_kv import keys_of, values_of
-from kernels.int8_rows import byte_rows, quantize_rows
+from kernels.int8_rows import byte_rows, mixed, mixed_rows, quantize_rows
 from kernels.kv_write import reslot, write_kv, write_kv_reference
 from kernels.loop_cache import NAMES
 from kernels.processor import takes_bytes
@@ -86,6 +86,18 @@ def test_a_norm_before_byte_rows_is_in_their_scales(rows: int, size: int) -> Non
     (got, scales), (wanted, wanted_scales) = byte_rows(values, weight * factors, 1e-5), byte_rows(normed, factors)
     assert worst(got.int(), wanted.int()) <= 1
     assert torch.allclose(scales, wanted_scales, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "size"), SIZES)
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_mixed_rows(rows: int, size: int, eps: float | None) -> None:
+    values, factors = torch.randn(rows, size) * 7, torch.rand(size) + 0.5
+    got = mixed_rows(values, factors, eps, torch.full((rows, -(size // -4) * 4), torch.nan))
+    wanted = mixed(values * factors)
+    if eps is not None:
+        wanted *= torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
+    assert worst(got[:, :size], wanted) < 1e-4
+    assert bool((got[:, size:] == 0).all())
 
 
 @pytest.mark.parametrize("from_dtype", [torch.float32, torch.bfloat16, torch.float16])

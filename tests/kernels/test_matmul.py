@@ -6,8 +6,8 @@ from torch import Tensor
 
 from kernels import matmul as module
 from kernels import openmp
-from kernels.int8_rows import byte_rows, quantize_rows
-from kernels.matmul import available, matmul, matmul_reference, pack, rows_dtype
+from kernels.int8_rows import byte_rows, mixed_rows, quantize_rows
+from kernels.matmul import matmul, matmul_reference, pack, rows_dtype
 
 pytestmark = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
 SIZES = [(0, 64, 48), (1, 4, 2), (7, 64, 50), (33, 100, 96), (300, 576, 192), (9, 1536, 576)]
@@ -26,16 +26,14 @@ def poisoned(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("mode", ["store", "add", "gate", "gate to bfloat16"])
 def test_equals_its_definition(rows: int, inputs: int, outputs: int, dtype: torch.dtype, bias: bool, mode: str) -> None:
-    if not available(dtype):
-        pytest.skip("this processor has no instruction that sums products of bytes")
     torch.manual_seed(rows)
     gated = mode.startswith("gate")
     x, weight = torch.randn(rows, inputs) / inputs**0.5, torch.randn(outputs, inputs)
     more = torch.randn(outputs) if bias else None
     scales = row_scales = None
     if dtype == torch.int8:
-        (weight, scales), (given, row_scales) = quantize_rows(weight), byte_rows(x, torch.ones(inputs))
-        taken = given[:, :inputs].int() - 128
+        weight, scales = quantize_rows(weight)
+        given, row_scales, taken = rows_for_int8(x)
     else:
         taken = given = x.to(rows_dtype(dtype))
     wanted = matmul_reference(taken, weight.to(dtype), gated=gated, bias=more, scales=scales, row_scales=row_scales)
@@ -51,14 +49,21 @@ def test_equals_its_definition(rows: int, inputs: int, outputs: int, dtype: torc
     assert bool(((out[:, :-3].float() - wanted).abs() <= tolerance * (1 + wanted.abs())).all())
 
 
+def rows_for_int8(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows as `matmul` takes them here, their scales, and what they stand for over those."""
+    if rows_dtype(torch.int8) == torch.uint8:
+        given, scales = byte_rows(x, torch.ones(x.shape[1]))
+        return given, scales, given[:, : x.shape[1]].int() - 128
+    made = torch.zeros(len(x), -(x.shape[1] // -4) * 4)
+    return mixed_rows(x, torch.ones(x.shape[1]), None, made), torch.ones(len(x)), made[:, : x.shape[1]]
+
+
 def test_more_bytes_than_a_panel_takes_at_once() -> None:
-    if not available(torch.int8):
-        pytest.skip("this processor has no instruction that sums products of bytes")
     inputs = 4 * module.MAX_STEPS + 24
     x, weight = torch.randn(5, inputs), torch.randn(50, inputs) / inputs**0.5
-    (quantized, scales), (rows, row_scales) = quantize_rows(weight), byte_rows(x, torch.ones(inputs))
+    (quantized, scales), (rows, row_scales, taken) = quantize_rows(weight), rows_for_int8(x)
     got = matmul(rows, pack(quantized, scales=scales), torch.full((5, 50), torch.nan), row_scales=row_scales)
-    wanted = matmul_reference(rows.int() - 128, quantized, scales=scales, row_scales=row_scales)
+    wanted = matmul_reference(taken, quantized, scales=scales, row_scales=row_scales)
     assert float((got - wanted).abs().max()) < 1e-4
 
 

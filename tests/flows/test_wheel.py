@@ -1,0 +1,123 @@
+"""The built wheel in an environment of its own: by command, from Python and in a worker, whatever the folder holds.
+
+What it depends on is this environment's, without the editable install.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.query import query
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("engine", "flows", "kernels", "sql", "tasks", "trunkline.py", "pyproject.toml", "README.md", "LICENSE")
+PACKAGES = {"engine", "flows", "kernels", "sql", "tasks", "trunkline.py"}
+PROGRAM = """
+import sys
+from trunkline import UserError, load_job, query, score
+report = score(load_job(sys.argv[1]))
+import flows, tasks
+print(report.published.results, flows.__file__, tasks.__file__)
+"""
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, because setuptools leaves its own folders beside the sources."""
+    folder = tmp_path_factory.mktemp("wheel")
+    (folder / "src").mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / "src" / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*pip, str(folder), str(folder / "src")], check=True)
+    [built] = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`bin` of a new environment with the wheel; a .pth leads to the libraries, and does not read their own .pth."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    [packages] = folder.glob("lib/python*/site-packages")
+    (packages / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel]
+    subprocess.run(list(map(str, install)), check=True)
+    prefect = folder / "bin" / "prefect"
+    prefect.write_text(f"#!{python}\nfrom prefect.cli import app\napp()\n")
+    prefect.chmod(0o755)
+    return folder / "bin"
+
+
+@pytest.fixture(params=["empty", "flows and tasks of its own"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "here"
+    path.mkdir()
+    if request.param != "empty":
+        for name in ("flows", "tasks", "engine", "kernels"):
+            (path / name).mkdir()
+            (path / name / "__init__.py").write_text("raise RuntimeError('the user\\'s own')\n")
+    return path
+
+
+@pytest.fixture
+def run(environment: Path, folder: Path) -> Run:
+    """Runs a program of the environment in the folder."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
+
+    def command(program: str, *arguments: object) -> str:
+        given = [str(environment / program), *map(str, arguments)]
+        done = subprocess.run(given, cwd=folder, env=kept, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, f"{given}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    return command
+
+
+def test_the_wheel_holds_the_packages_and_one_module(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.partition("/")[0] for name in archive.namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == PACKAGES
+
+
+@pytest.mark.nightly
+def test_by_command(run: Run, small_job_file: Path) -> None:
+    assert "21 (20 results, 1 errors)" in run("trunkline", "score", small_job_file)
+    assert "20" in run("trunkline", "sql", "select count(*) from results", "--format", "csv")
+
+
+@pytest.mark.nightly
+def test_from_python(run: Run, folder: Path, environment: Path, small_job_file: Path) -> None:
+    (folder / "program.py").write_text(PROGRAM)
+    results, *places = run("python", "program.py", small_job_file).split()
+    assert results == "20"
+    assert all(place.startswith(str(environment.parent)) for place in places)
+
+
+@pytest.mark.nightly
+def test_in_a_worker(
+    prefect_processes: Any, environment: Path, folder: Path, small_job_file: Path, small_job: dict[str, Any]
+) -> None:
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    content["deployments"][0]["parameters"]["job"] = str(small_job_file)
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(content))
+    here = prefect_processes.there(environment, folder)
+    here.run("prefect work-pool create trunkline --type process --overwrite")
+    here.run("prefect --no-prompt deploy --all")
+    with here.started("prefect worker start --pool trunkline"):
+        here.run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+    with query(Path(small_job["output"]), "select count(*) as n from results") as result:
+        assert result.table()["n"].to_pylist() == [20]

@@ -1,0 +1,76 @@
+"""Trunkline for programs: `from trunkline import load_job, score`. This module is what is public; the rest may change.
+
+Its packages have plain names, which a folder of the user's may have as well. Once this module is imported, those names
+mean its own packages, wherever Python would look first.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.errors import UserError as UserError
+    from flows.score import score as score
+    from tasks.job_file import load_job as load_job
+    from tasks.query import query as query
+
+__all__ = ["UserError", "load_job", "query", "score"]
+
+PACKAGES = ("flows", "tasks", "engine", "kernels")
+_HOME = Path(__file__).parent
+_WHERE = {
+    "UserError": "engine.errors",
+    "load_job": "tasks.job_file",
+    "query": "tasks.query",
+    "score": "flows.score",
+}
+
+
+class _OwnPackages:
+    """Asked before Python's own finders."""
+
+    @staticmethod
+    def find_spec(name: str, _: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [str(_HOME)], target) if name in PACKAGES else None
+
+
+sys.meta_path.insert(0, _OwnPackages)
+
+
+def foreign_package() -> str | None:
+    """A line where a package of that name was imported from elsewhere before, so that ours cannot be."""
+    for name in PACKAGES:
+        module = sys.modules.get(name)
+        where = None if module is None else next(iter(getattr(module, "__path__", [module.__file__])), None)
+        if where is not None and Path(where).resolve() != _HOME.resolve() / name:
+            return f"{name} was imported from {where}, but Trunkline's own is in {_HOME}; import trunkline first"
+    return None
+
+
+def __getattr__(name: str) -> Any:
+    """What is public loads when it is first asked for: prefect and pyarrow take seconds."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    said = foreign_package()
+    if said is not None:
+        raise ImportError(said)
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def main() -> None:
+    """The command `trunkline`."""
+    said = foreign_package()
+    if said is not None:
+        sys.stderr.write(f"trunkline: {said}\n")
+        sys.exit(2)
+    from flows.cli import main as run_command
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()
