@@ -129,7 +129,10 @@ def drift(
 
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
 def sql(
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.")],
+    query: Annotated[
+        str | None,
+        typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
     ] = None,
@@ -137,11 +140,18 @@ def sql(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Write into a file; its ending says how.")
     ] = None,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Print the SQL that opens the views in a DuckDB of your own.")
+    ] = False,
 ) -> None:
     """Query the results: views results, errors, runs, shards and prefix_savings."""
-    from flows.run_sql import run_sql
+    if attach == (query is not None):
+        raise UserError("sql: give one SELECT, or --attach")
+    from flows.run_sql import run_sql, show_attach
 
-    run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+    if query is None:
+        return show_attach(output)
+    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
 
 
 @app.command()

@@ -9,7 +9,16 @@ from engine.errors import UserError
 from flows.result_writer import write_result
 from flows.sql_format import Format, choose_format
 from tasks.latest import latest_output
+from tasks.output_folder import OutputFolder
 from tasks.query import query
+from tasks.views import attach_statements
+
+
+def show_attach(output: Path | None) -> None:
+    """Prints the SQL that opens the results in another DuckDB, on one line."""
+    folder = output.expanduser().absolute() if output is not None else latest_output()
+    lines = attach_statements(OutputFolder(folder)).splitlines()
+    typer.echo(" ".join(line for line in lines if not line.startswith("--")) + ";")
 
 
 def run_sql(statement: str, output: Path | None, form: Format | None, to: Path | None) -> None:

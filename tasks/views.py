@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 
 import duckdb
 
+from engine.errors import UserError
 from tasks.commit import replace_file
 from tasks.duck import view_connection
 from tasks.failpoint import failpoint
@@ -32,6 +33,15 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
     staged.chmod(0o600)
     failpoint("publish.staged")
     replace_file(staged, folder.database)
+
+
+def attach_statements(folder: OutputFolder) -> str:
+    """SQL that opens the views in any DuckDB, from wherever it runs. Raises UserError where there are none to open."""
+    if not folder.database.is_file():
+        raise UserError(f"{folder.root}: holds no {folder.database.name}; name the output folder of a run")
+    if "," in str(folder.root):
+        raise UserError(f"{folder.root}: DuckDB's search path is split at commas; move the folder to a path without")
+    return statement("attach", database=literal(str(folder.database)), folder=literal(str(folder.root)))
 
 
 def open_views(

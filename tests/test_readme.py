@@ -49,6 +49,7 @@ HERE = (
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "from results" --to results.parquet',
+    "trunkline sql --attach",
     "trunkline sql - < examples/accuracy.sql",
     *WORKLOADS,
     "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl",
@@ -148,6 +149,17 @@ def run(folder: Path, command: str) -> str:
 def test_the_command_works_as_it_stands(project: Path, command: str) -> None:
     printed = run(project, command)
     assert printed.strip() or "--to" in command or ">" in command
+
+
+def test_the_notebook_reads_the_results(project: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [notebook] = [block for block in blocks if "duckdb.connect" in block]
+    program = f"{notebook}\nassert topics.sql('select count(*) from results').fetchall()[0][0] > 10"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "label" in shown.stdout
 
 
 def test_the_commands_of_contributing_are_targets() -> None:

@@ -90,6 +90,9 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
         (["score", "job.yaml", "--set", "model"], "KEY=VALUE"),
         (["sql", "select 1", "--output", "nowhere"], "nowhere"),
+        (["sql"], "give one SELECT, or --attach"),
+        (["sql", "select 1", "--attach"], "give one SELECT, or --attach"),
+        (["sql", "--attach", "--output", "nowhere"], "nowhere"),
     ],
 )
 def test_wrong_arguments_are_one_line(

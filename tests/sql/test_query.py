@@ -8,6 +8,7 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
+from flows.run_sql import show_attach
 from tasks.job import ScoringJob
 from tasks.query import query
 from tests.tasks.conftest import JobMaker
@@ -63,6 +64,34 @@ def test_the_working_directory_is_never_looked_into(
     assert ask(finished.output_folder, "select count(*) as n from results") == [{"n": 4}]
     assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
     assert in_shell(finished.output_folder, "select rows from runs") == [(5,)]
+
+
+def test_any_duckdb_attaches_the_views_from_anywhere(
+    job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_of(ROWS, source={"id": "id", "keep": ["topic"]}, output=str(tmp_path / 'it\'s "here"; drop view results'))
+    run_steps(job)
+    monkeypatch.chdir("/")
+    show_attach(job.output_folder)
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    with duckdb.connect() as connection:
+        connection.execute(line)
+        assert connection.sql("select count(*) from results").fetchall() == [(4,)]
+        assert connection.sql("select custom_id, error_type from errors").fetchall() == [("r0", "EMPTY_PROMPT")]
+        assert connection.sql("select rows from runs").fetchall() == [(5,)]
+        assert connection.sql("select sum(requests) from shards").fetchall() == [(4,)]
+        with pytest.raises(duckdb.Error, match="read-only"):
+            connection.execute("create table x (a int)")
+
+
+def test_what_cannot_be_attached_is_one_line(finished: ScoringJob, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no results\.duckdb; name the output folder"):
+        show_attach(tmp_path / "nowhere")
+    moved = tmp_path / "a,b"
+    shutil.move(finished.output_folder, moved)
+    with pytest.raises(UserError, match="split at commas"):
+        show_attach(moved)
 
 
 def test_results_outlive_the_database_file(finished: ScoringJob) -> None:
