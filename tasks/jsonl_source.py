@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
+from tasks.cells import is_utf8
 from tasks.job import Source
 from tasks.text_file import read_lines
 
@@ -19,7 +20,7 @@ def read_columns(files: Sequence[Path], source: Source, wanted: Collection[str])
     for path in files:
         for line in _objects(path, source):
             if line.keys() - columns.keys():
-                columns |= dict.fromkeys(line)
+                columns |= dict.fromkeys(filter(is_utf8, line))
                 missing -= line.keys()
             if not missing:
                 return tuple(columns)
