@@ -20,7 +20,7 @@ def read_columns(files: Sequence[Path], source: Source, wanted: Collection[str])
     for path in files:
         for line in _objects(path, source):
             if line.keys() - columns.keys():
-                columns |= dict.fromkeys(filter(is_utf8, line))
+                columns |= dict.fromkeys(filter(is_utf8, line))  # no job can name another
                 missing -= line.keys()
             if not missing:
                 return tuple(columns)

@@ -63,12 +63,13 @@ def _completed(data: pa.RecordBatch, columns: Sequence[str], partition: dict[str
 def _file_fields(path: Path) -> list[pa.Field]:
     try:
         schema = pq.read_schema(path).remove_metadata()
+        names = schema.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise _unreadable(path, problem) from None
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"source.parquet: {path} has column {twice[0]!r} twice")
-    own = [pa.field(name, pa.string()) for name in partition_of(path) if name not in schema.names]
+    own = [pa.field(name, pa.string()) for name in partition_of(path) if name not in names]
     return [*schema, *own]
 
 
