@@ -129,9 +129,7 @@ def test_how_far_texts_move_in_8_bits(tmp_path: Path, gguf: Path) -> None:
     assert found.same_tokens is not None
 
 
-def test_chat_is_refused_by_the_files_header(
-    tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chat_is_refused_by_the_files_header(tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
     pq.write_table(pa.table({"text": PROMPTS}), tmp_path / "rows.parquet")
     job = {
