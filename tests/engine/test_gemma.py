@@ -97,8 +97,8 @@ def test_texts_are_transformers(engine: Engine, oracle: Oracle, tokenizer: PreTr
 def test_labels_are_transformers(engine: Engine, oracle: Oracle, tokenizer: PreTrainedTokenizerFast) -> None:
     asked = requests(tokenizer, LABELS)
     outputs = {output.request_id: output for output in run_plan(engine, plan_requests(engine, asked), asked)}
-    worst = max(oracle.assert_same(request, outputs[request.request_id]) for request in asked)
-    print(f"largest difference of a label's log-likelihood: {worst:.1e}")
+    for request in asked:
+        oracle.assert_same(request, outputs[request.request_id])
 
 
 def drift(folder: Path, gguf: Path, task: dict[str, object], **changes: object) -> Drift:
@@ -112,9 +112,7 @@ def drift(folder: Path, gguf: Path, task: dict[str, object], **changes: object) 
         "engine": {"device": "cpu", "kv_cache_memory": "1GiB"},
         "output": str(folder / "out"),
     }
-    found = measure_drift(parse_job(job | changes, "gemma"), len(PROMPTS))
-    print(found)
-    return found
+    return measure_drift(parse_job(job | changes, "gemma"), len(PROMPTS))
 
 
 def test_how_far_labels_move_in_8_bits(tmp_path: Path, gguf: Path) -> None:
