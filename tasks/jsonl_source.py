@@ -24,6 +24,8 @@ def read_columns(files: Sequence[Path], source: Source, wanted: Collection[str])
                 missing -= line.keys()
             if not missing:
                 return tuple(columns)
+    if not columns:
+        raise UserError(f"source.jsonl: {files[0]}{' and the other files' * (len(files) > 1)}: no line has a key")
     return tuple(columns)
 
 

@@ -289,6 +289,12 @@ def test_texts_that_no_encoding_holds_are_kept_with_marks(job_of: JobMaker, tmp_
         check_job(job_of(source={"jsonl": str(tmp_path / "t.jsonl"), "id": "nowhere"}))
 
 
+@pytest.mark.parametrize("parts", [{"p1": []}, {"p1": [], "p2": [{}]}])
+def test_files_without_a_key(job_of: JobMaker, tmp_path: Path, parts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"source.jsonl: .*p1.jsonl( and the other files)?: no line has a key"):
+        check_job(job_of(source={"jsonl": write_parts(tmp_path, **parts)}))
+
+
 def test_a_key_that_is_nowhere(job_of: JobMaker, tmp_path: Path) -> None:
     parts = write_parts(tmp_path, p1=[{"text": "a"}], p2=[{"text": "b", "hints": 1}])
     with pytest.raises(UserError, match=r"source.keep.hint: the source has no column 'hint'; did you mean 'hints'"):
