@@ -36,6 +36,7 @@ test: $(STAMP) ## All tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 nightly: $(STAMP) ## The tests that take longer
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-nightly.lock
 	$(BIN)/python -m pytest --numprocesses 2 -m nightly
 
 parity: $(STAMP) ## Hold every row of the example to transformers

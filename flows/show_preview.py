@@ -12,7 +12,8 @@ from tasks.preview import Preview
 def show_previews(previews: list[Preview], console: Console) -> None:
     """Each under its row's id; nothing in a prompt is obeyed, and no line of it is folded."""
     for preview in previews:
-        said = "cannot be scored" if preview.error is not None else f"{preview.tokens:,} tokens"
+        tokens = "1 token" if preview.tokens == 1 else f"{preview.tokens or 0:,} tokens"
+        said = tokens if preview.error is None else "cannot be scored"
         console.print(Rule(as_text(f"{preview.custom_id}, {said}"), align="left"))
         if preview.error is not None:
             console.print(as_text(f"{preview.error.type}: {preview.error.message}"), soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
+from tasks.cells import is_utf8
 from tasks.job import Source
 from tasks.text_file import read_lines
 
@@ -19,10 +20,12 @@ def read_columns(files: Sequence[Path], source: Source, wanted: Collection[str])
     for path in files:
         for line in _objects(path, source):
             if line.keys() - columns.keys():
-                columns |= dict.fromkeys(line)
+                columns |= dict.fromkeys(filter(is_utf8, line))  # no job can name another
                 missing -= line.keys()
             if not missing:
                 return tuple(columns)
+    if not columns:
+        raise UserError(f"source.jsonl: {files[0]}{' and the other files' * (len(files) > 1)}: no line has a key")
     return tuple(columns)
 
 

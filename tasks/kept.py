@@ -1,11 +1,14 @@
 """Columns that the results carry: types that Parquet and DuckDB both hold whole."""
 
+import re
+
 import pyarrow as pa
 
 from engine.errors import UserError
 from tasks.cells import cells, has_cells, is_text, plain, plain_type, text_of
 
 _DECIMAL_DIGITS = 38
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def kept_type(field: pa.Field) -> pa.DataType:
@@ -31,7 +34,7 @@ def as_kept(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def replaced(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
+    return text if text.isascii() else _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _stored(kind: pa.DataType) -> pa.DataType | None:

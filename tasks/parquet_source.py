@@ -42,7 +42,7 @@ def read_batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.R
                 there = [name for name in columns if name in file.schema_arrow.names]
                 for data in file.iter_batches(_batch_rows(file.metadata), columns=there):
                     yield _completed(data, columns, partition)
-        except (pa.ArrowException, OSError) as problem:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
             raise _unreadable(path, problem) from None
 
 
@@ -63,17 +63,19 @@ def _completed(data: pa.RecordBatch, columns: Sequence[str], partition: dict[str
 def _file_fields(path: Path) -> list[pa.Field]:
     try:
         schema = pq.read_schema(path).remove_metadata()
-    except (pa.ArrowException, OSError) as problem:
+        names = schema.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise _unreadable(path, problem) from None
-    twice = [name for name in schema.names if schema.names.count(name) > 1]
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"source.parquet: {path} has column {twice[0]!r} twice")
-    own = [pa.field(name, pa.string()) for name in partition_of(path) if name not in schema.names]
+    own = [pa.field(name, pa.string()) for name in partition_of(path) if name not in names]
     return [*schema, *own]
 
 
 def _unreadable(path: Path, problem: Exception) -> UserError:
-    return UserError(f"source.parquet: {path} cannot be read as Parquet ({str(problem)[:100]})")
+    said = " ".join(str(problem).split())[:100]
+    return UserError(f"source.parquet: {path} cannot be read as Parquet ({said})")
 
 
 def _common_type(first: pa.DataType, other: pa.DataType) -> pa.DataType | None:

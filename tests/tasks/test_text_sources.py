@@ -280,6 +280,21 @@ def test_a_key_that_is_null_everywhere_is_a_column(job_of: JobMaker, tmp_path: P
     assert prompts_of(job) == ["a"]
 
 
+def test_texts_that_no_encoding_holds_are_kept_with_marks(job_of: JobMaker, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "\\ud800": 1, "hint": "\\ud800\\u00e9"}\n')
+    job = job_of(source={"jsonl": str(tmp_path / "t.jsonl"), "keep": ["hint"]})
+    run_steps(job)
+    assert [row["hint"] for row in table(job)] == ["\ufffdé"]
+    with pytest.raises(UserError, match="there are: text, hint"):
+        check_job(job_of(source={"jsonl": str(tmp_path / "t.jsonl"), "id": "nowhere"}))
+
+
+@pytest.mark.parametrize("parts", [{"p1": []}, {"p1": [], "p2": [{}]}])
+def test_files_without_a_key(job_of: JobMaker, tmp_path: Path, parts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"source.jsonl: .*p1.jsonl( and the other files)?: no line has a key"):
+        check_job(job_of(source={"jsonl": write_parts(tmp_path, **parts)}))
+
+
 def test_a_key_that_is_nowhere(job_of: JobMaker, tmp_path: Path) -> None:
     parts = write_parts(tmp_path, p1=[{"text": "a"}], p2=[{"text": "b", "hints": 1}])
     with pytest.raises(UserError, match=r"source.keep.hint: the source has no column 'hint'; did you mean 'hints'"):
