@@ -67,15 +67,16 @@ class Loop:
         return available() and self._function.__module__ not in left_to_torch()
 
     def compile(self) -> None:
-        """Before the first call, which does it otherwise."""
-        if self._compiled is None:
-            compiled = compile_function(self._function)
-            self._address = compiled.address
-            self._compiled = compiled
+        """In a child; and elsewhere, before the first call, what a child has compiled."""
+        compiled = compile_function(self._function)
+        self._address = compiled.address
+        self._compiled = compiled
 
     def __call__(self, *arguments: Tensor | int | float) -> None:
         # A step of a few rows is a thousand calls, and what they take in Python counts.
-        self.compile()
+        if self._compiled is None:
+            assert self.available, "its kernel asks first"
+            self.compile()
         values = [value if type(value) is int else _word(value) for value in arguments]
         words = (ctypes.c_int64 * len(values))(*values)
         runtime = _runtime()

@@ -109,7 +109,7 @@ def _host_features() -> str:
 
 PROCESSOR = _this_processor()
 NATIVE_BFLOAT16 = PROCESSOR.pairs
-# Four products of bytes summed in one instruction; where there is none, 8 bits are left to torch.
+# Four products of bytes summed in one instruction; where there is none, they become float32 first.
 NATIVE_BYTES = PROCESSOR.bytes
 
 

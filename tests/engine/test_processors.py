@@ -19,8 +19,9 @@ ROOT = Path(__file__).parents[2]
 # By processor: what this one must be able to do to run its code, and what torch calls as much.
 LESSER = {"nehalem": ("sse4.2", "default"), "haswell": ("avx2", "avx2")}
 KERNELS = ("vectors", "transpose", "softmax", "loops", "matmul", "attention", "best_output")
-# Of a label's log-likelihood, which is about -40; a last bit of a score moves an activation to its next step.
-APART = {"float32 none": 1e-4, "bfloat16 none": 0.15, "float32 int8": 0.1, "bfloat16 int8": 0.2}
+# Of a label's log-likelihood, which is about -40. A last bit of a score moves an activation to its next step; where no
+# instruction multiplies narrow numbers, activations are not rounded at all.
+APART = {"float32 none": 1e-4, "bfloat16 none": 0.25, "float32 int8": 0.4, "bfloat16 int8": 0.4}
 
 
 # Those that a change waits for; `make nightly` takes them all.
@@ -69,8 +70,7 @@ def test_kernels_are_their_twins(name: str) -> None:
 def test_answers_in_each_precision(name: str, tiny_model: Path, ours: dict[str, Any]) -> None:
     made = json.loads(run_as(name, "-m", "tests.engine.answers", str(tiny_model)))
     hold(made, ours)
-    assert made["float32 none"]["fused"]
-    assert made["bfloat16 none"]["fused"]
+    assert {precision: answer["fused"] for precision, answer in made.items()} == dict.fromkeys(made, True)
 
 
 @pytest.mark.parametrize("without", ["no-openmp", "no-numba"])
