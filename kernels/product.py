@@ -12,8 +12,9 @@ from kernels.processor import PROCESSOR
 from kernels.vectors import FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
 # Rows of `c` for 1, 2 and 3 vectors a row, by the registers there are: as many sums as they hold beside a row of `b`,
-# and enough to hide their latency. They divide what attention has of keys and, as a rule, of elements.
-ROWS = {16: {1: 8, 2: 4, 3: 4}, 32: {1: 16, 2: 8, 3: 8}}[PROCESSOR.registers]
+# and enough to hide their latency. They divide what attention has of keys and, as a rule, of elements. Without fma each
+# product takes a register too, and a sum that is put aside waits for memory at every step.
+ROWS = {16: {1: 8, 2: 4, 3: 4 if PROCESSOR.fuses else 2}, 32: {1: 16, 2: 8, 3: 8}}[PROCESSOR.registers]
 
 
 def product(rows: int, vectors: int, kind: str, *, adds: bool = False) -> Callable[..., None]:
