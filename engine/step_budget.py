@@ -16,7 +16,6 @@ from engine.device import Device
 from engine.machine_note import model_identity, read_note, write_note
 from engine.model import ModelFiles
 from engine.stages import enter
-from engine.warm_up import independent_rows
 
 if TYPE_CHECKING:
     from engine.model_runner import ModelRunner
@@ -65,6 +64,8 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
 
 def measure(runner: "ModelRunner") -> dict[int, float]:
     """Tokens a second at each step size that the time allowed; a forward of a few layers, no KV left behind."""
+    from engine.warm_up import independent_rows  # brings torch, which plans do without
+
     piece = min(PIECE, runner.model.shape.max_model_len)
 
     def seconds(size: int) -> float:

@@ -196,6 +196,9 @@ def rows() -> Iterable[str]:
     yield "| Arrow type | in a prompt | as an id | kept as | `trunkline sql` prints |"
     yield "|---|---|---|---|---|"
     for name, one in TYPES.items():
+        if pa.types.is_null(one.array.type):
+            yield f"| {name} | a NULL | refused at its row | `{one.kept}` | nothing |"
+            continue
         where = "" if one.in_parquet else " (not in Parquet)"
         told = [_told(one.text), _told(one.text if one.by_id else None), _told(one.kept), _told(one.sql)]
         yield f"| {name}{where} | {' | '.join(told)} |"
