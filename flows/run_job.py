@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,7 +58,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
 
 
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
-    with progress_bar(messages):
+    with progress_bar(messages), damage_told(messages):
         server = start_server()
         # Two seconds of imports, which most runs need, while the server comes up.
         importlib.import_module("engine.build")
@@ -65,6 +67,21 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
         note_starting(_seconds_since_command())
         report = score(job, retry_failed=retry_failed)
     print_report(report, Console(), _seconds_since_command())
+
+
+@contextmanager
+def damage_told(messages: Console) -> Iterator[None]:
+    """What a run sets aside is told on the terminal too, not in Prefect's log alone."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
+        as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
+    )
+    log = logging.getLogger("tasks.damage")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _seconds_since_command() -> float:

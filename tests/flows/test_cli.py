@@ -332,3 +332,17 @@ def test_an_ending_that_is_not_written_is_refused_before_the_query(
     cure = "end it in .csv, .json, .parquet, .txt, or say --format"
     assert capsys.readouterr().err == f"trunkline: --to {to}: {ending} is not written; {cure}\n"
     assert not to.exists()
+
+
+def test_what_a_run_sets_aside_is_told_on_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from flows.run_job import damage_told
+    from tasks.damage import DamagedError, tell
+
+    problem = DamagedError(tmp_path / "manifests" / "a.json", "is not as it was written")
+    with damage_told(Console(stderr=True)):
+        tell(problem, "its shard will be scored again")
+    tell(problem, "nobody looks")
+    line = "trunkline: manifests/a.json is not as it was written: set aside as *.bad, its shard will be scored again"
+    assert line in capsys.readouterr().err.splitlines()
