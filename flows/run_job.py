@@ -37,6 +37,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     """
     messages = Console(stderr=True)
     logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
+    logging.getLogger("kernels").addHandler(_Messages(messages))
     end_orphans_with_me()
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
@@ -55,6 +56,17 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
             kind = "" if isinstance(error, EngineDeadError) else f"{type(error).__name__}: "
             code = _say(messages, f"{kind}{said}; the same command continues", 1)
     _leave(code)
+
+
+class _Messages(logging.Handler):
+    """What is being compiled, or cannot be, is said on the terminal too; other logs are the flow run's."""
+
+    def __init__(self, messages: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self._messages, record.getMessage(), 0)
 
 
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
