@@ -37,7 +37,6 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     """
     messages = Console(stderr=True)
     logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
-    logging.getLogger("kernels").addHandler(_Messages(messages))
     end_orphans_with_me()
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
@@ -58,19 +57,8 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     _leave(code)
 
 
-class _Messages(logging.Handler):
-    """What is being compiled, or cannot be, is said on the terminal too; other logs are the flow run's."""
-
-    def __init__(self, messages: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(self._messages, record.getMessage(), 0)
-
-
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
-    with progress_bar(messages), damage_told(messages):
+    with progress_bar(messages), logs_told(messages):
         server = start_server()
         # Two seconds of imports, which most runs need, while the server comes up.
         importlib.import_module("engine.build")
@@ -82,18 +70,20 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
 
 
 @contextmanager
-def damage_told(messages: Console) -> Iterator[None]:
-    """What a run sets aside is told on the terminal too, not in Prefect's log alone."""
+def logs_told(messages: Console) -> Iterator[None]:
+    """What a run sets aside, compiles or cannot compile is told on the terminal too, not in Prefect's log alone."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    log = logging.getLogger("tasks.damage")
-    log.addHandler(handler)
+    logs = [logging.getLogger(name) for name in ("tasks.damage", "kernels")]
+    for log in logs:
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)
 
 
 def _seconds_since_command() -> float:

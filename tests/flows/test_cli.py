@@ -337,11 +337,11 @@ def test_an_ending_that_is_not_written_is_refused_before_the_query(
 def test_what_a_run_sets_aside_is_told_on_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     from rich.console import Console
 
-    from flows.run_job import damage_told
+    from flows.run_job import logs_told
     from tasks.damage import DamagedError, tell
 
     problem = DamagedError(tmp_path / "manifests" / "a.json", "is not as it was written")
-    with damage_told(Console(stderr=True)):
+    with logs_told(Console(stderr=True)):
         tell(problem, "its shard will be scored again")
     tell(problem, "nobody looks")
     line = "trunkline: manifests/a.json is not as it was written: set aside as *.bad, its shard will be scored again"
