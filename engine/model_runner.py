@@ -69,10 +69,6 @@ class ModelRunner:
         attention = self.step_attention(step, inputs, self.cache)
         return Forward(self.model.hidden(ids, inputs.position_ids, attention))
 
-    def hidden(self, step: SchedulerOutput) -> Tensor:
-        """(asked rows, hidden_size)."""
-        return self.forward(step).hidden
-
     @torch.inference_mode()
     def logits(self, hidden: Tensor, places: Ints) -> Iterator[tuple[slice, Tensor]]:
         """Logits of the rows of `hidden` at `places`, a bounded number at a time: which, and (rows, vocab_size)."""

@@ -55,11 +55,6 @@ class Scheduler:
         self._decode_ahead = decode_ahead
         self._next_key = 0
 
-    @property
-    def num_running(self) -> int:
-        """Sequences that decode."""
-        return len(self._running)
-
     def has_work(self) -> bool:
         return bool(self.sequences)
 

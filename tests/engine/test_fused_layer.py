@@ -48,15 +48,20 @@ def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_dtype: torch.dtype
         return model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
-def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
+def drawn(model_class: Any, config: Any) -> Any:
+    """A model whose every weight is drawn, attention by our name."""
     torch.manual_seed(0)
-    model_class, config = MODELS[name]
     model: Any = model_class(config).eval().requires_grad_(False)
     for parameter in model.parameters():
         parameter.normal_(std=0.2)
     model.set_attn_implementation(engine.attention.NAME)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
+def test_equals_the_layer_that_it_replaces(name: str, quantized: bool) -> None:
+    model = drawn(*MODELS[name])
     if quantized:
         quantize_linears(model)
     wanted = hidden(model)

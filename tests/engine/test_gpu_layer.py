@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-import engine.attention
 from engine.errors import UserError
 from engine.gpu_layer import GpuLayer, swap_layers
 from engine.kv_cache import KVCache
@@ -24,7 +23,7 @@ from kernels.prefix_attention_triton import attend_kernel
 from kernels.quantized_weights import dequantized
 from kernels.rms_norm_triton import rms_norm_kernel
 from tests.engine.test_fused_layer import MODELS as FUSED_MODELS
-from tests.engine.test_fused_layer import ROWS, SIZES, hidden
+from tests.engine.test_fused_layer import ROWS, SIZES, drawn, hidden
 
 # What the CPU fuses, and more.
 MODELS = FUSED_MODELS | {
@@ -34,16 +33,6 @@ MODELS = FUSED_MODELS | {
         Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     ),
 }
-
-
-def drawn(name: str) -> Any:
-    torch.manual_seed(0)
-    model_class, config = MODELS[name]
-    model: Any = model_class(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.normal_(std=0.2)
-    model.set_attn_implementation(engine.attention.NAME)
-    return model
 
 
 def stepped(
@@ -58,7 +47,7 @@ def stepped(
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
     """Biases, a window, and every family that is known."""
-    model = drawn(name)
+    model = drawn(*MODELS[name])
     wanted = hidden(model)
     assert swap_layers(model)
     assert {type(layer) for layer in model.model.layers} == {GpuLayer}
@@ -71,7 +60,7 @@ def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
 
 def test_a_layer_is_ten_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of ours and products; all else that touches a tensor in a layer only looks at it in another shape."""
-    model = drawn("Llama")
+    model = drawn(*MODELS["Llama"])
     swap_layers(model)
     layer, launched = model.model.layers[0], []
     for kernel in (rms_norm_kernel, silu_gate_kernel, rope_write_kernel, attend_kernel, merge_kernel):
