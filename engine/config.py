@@ -24,10 +24,10 @@ class EngineConfig:
     """Everything that decides how, never what, an engine computes (but `dtype` and
     `quantization`).
 
-    `kv_cache_memory` is in bytes; 0 is resolved by `engine.memory`: on a GPU it is what is left of
+    `kv_cache_memory` is in bytes; 0 is resolved by `engine.machine.memory`: on a GPU it is what is left of
     `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
-    are resolved by `engine.device`. `max_num_batched_tokens` 0 is resolved by `engine.step_budget`, before anything is
-    planned or scheduled. `max_num_seqs` bounds `admission="count"` alone.
+    are resolved by `engine.machine.device`. `max_num_batched_tokens` 0 is resolved by `engine.loop.step_budget`, before
+    anything is planned or scheduled. `max_num_seqs` bounds `admission="count"` alone.
     """
 
     device: str = "auto"

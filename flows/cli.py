@@ -18,7 +18,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Whatever reaches prefect, torch or pyarrow is imported inside the command, so that --help is instant.
 if TYPE_CHECKING:
-    from tasks.job import ScoringJob
+    from tasks.job.job import ScoringJob
 
 app = typer.Typer(
     add_completion=False,
@@ -163,7 +163,7 @@ def version() -> None:
 
 
 def _load(job: Path, output: Path | None, settings: list[str] | None, **policies: str | None) -> "ScoringJob":
-    from tasks.job_file import load_job
+    from tasks.job.job_file import load_job
 
     overrides: dict[str, object] = dict(map(_setting, settings or ()))
     if output is not None:

@@ -5,10 +5,10 @@ import logging
 import threading
 
 from engine.config import EngineConfig
-from engine.device import resolve_device
-from engine.device_turn import turn_of
-from engine.engine_cache import get_engine
-from engine.model import ModelFiles
+from engine.loop.engine_cache import get_engine
+from engine.machine.device import resolve_device
+from engine.machine.device_turn import turn_of
+from engine.model.checkpoint import ModelFiles
 from engine.stages import hear_stages
 from flows.progress import Computed
 
@@ -26,7 +26,7 @@ class LoadingEngine:
 
     def start(self) -> None:
         # transformers swaps its own module while it is imported: a second thread that does so at once gets the old one.
-        importlib.import_module("engine.build")
+        importlib.import_module("engine.loop.build")
         self._thread.start()
 
     @property

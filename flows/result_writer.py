@@ -16,9 +16,9 @@ from rich.table import Table
 from engine.errors import UserError
 from flows.sql_format import Format
 from flows.terminal_text import as_text
-from tasks.cells import cells, has_cells, text_of
 from tasks.query import QueryResult
-from tasks.row_error import RowError
+from tasks.source.cells import cells, has_cells, text_of
+from tasks.source.row_error import RowError
 
 TABLE_ROWS = 1_000
 # Without a terminal nothing limits the width.

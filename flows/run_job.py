@@ -16,9 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.engine_cache import trace_steps
 from engine.errors import EngineDeadError, UserError
-from engine.start_time import note_starting
+from engine.loop.engine_cache import trace_steps
+from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
@@ -26,7 +26,7 @@ from flows.score import ShardsFailedError, score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
-from tasks.job import ScoringJob
+from tasks.job.job import ScoringJob
 from tasks.transient import OUTSIDE
 
 
@@ -61,7 +61,7 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
         # Two seconds of imports, which most runs need, while the server comes up.
-        importlib.import_module("engine.build")
+        importlib.import_module("engine.loop.build")
         if server is not None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())
@@ -76,7 +76,7 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.damage", "kernels")]
+    logs = [logging.getLogger(name) for name in ("tasks.storage.damage", "kernels")]
     for log in logs:
         log.addHandler(handler)
     try:

@@ -8,10 +8,10 @@ import typer
 from engine.errors import UserError
 from flows.result_writer import write_result
 from flows.sql_format import Format, choose_format
-from tasks.latest import latest_output
-from tasks.output_folder import OutputFolder
 from tasks.query import query
-from tasks.views import attach_statements
+from tasks.report.latest import latest_output
+from tasks.report.views import attach_statements
+from tasks.storage.output_folder import OutputFolder
 
 
 def show_attach(output: Path | None) -> None:

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engine.engine_cache import close_engines
+from engine.loop.engine_cache import close_engines
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.event_loops import stop_at_exit
@@ -22,11 +22,11 @@ from flows.window import run_window
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
-from tasks.job import ScoringJob
-from tasks.job_file import load_job
+from tasks.job.job import ScoringJob
+from tasks.job.job_file import load_job
 from tasks.plan import Planned, plan
 from tasks.publish import publish
-from tasks.run import Run, open_run
+from tasks.storage.run import Run, open_run
 
 # One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
 SHARDS_IN_FLIGHT = 3

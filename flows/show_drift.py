@@ -8,7 +8,7 @@ from rich.table import Table
 
 from flows.terminal_text import as_text
 from tasks.drift import Drift, measure_drift
-from tasks.job import ScoringJob
+from tasks.job.job import ScoringJob
 
 
 def show_drift(job: ScoringJob, rows: int, console: Console, messages: Console) -> None:

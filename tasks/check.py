@@ -3,15 +3,15 @@
 import tempfile
 from pathlib import Path
 
-from engine.tokenizer import load_tokenizer
-from tasks.columns import find_columns
-from tasks.ids import check_ids
-from tasks.job import ScoringJob
-from tasks.output_folder import OutputFolder
-from tasks.prompts import check_chat
-from tasks.run import make_run
-from tasks.source import read_data
-from tasks.source_rows import number_rows
+from engine.model.tokenizer import load_tokenizer
+from tasks.job.job import ScoringJob
+from tasks.request.columns import find_columns
+from tasks.request.prompts import check_chat
+from tasks.source.ids import check_ids
+from tasks.source.source import read_data
+from tasks.source.source_rows import number_rows
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import make_run
 
 
 def check_job(job: ScoringJob) -> None:

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.duck import BATCH_ROWS, working_connection
 from tasks.extract import NEW_REQUESTS, Extracted
-from tasks.failpoint import failpoint
-from tasks.manifests import part_files, read_manifests
-from tasks.output_folder import OutputFolder
-from tasks.parquet_sink import parquet_sink
-from tasks.parts import newest_results
-from tasks.run import Run
-from tasks.statements import statement
 from tasks.step import as_task
-from tasks.stored_plan import ROWS, load_plan
+from tasks.storage.duck import BATCH_ROWS, working_connection
+from tasks.storage.failpoint import failpoint
+from tasks.storage.manifests import part_files, read_manifests
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.parts import newest_results
+from tasks.storage.run import Run
+from tasks.storage.statements import statement
+from tasks.storage.stored_plan import ROWS, load_plan
 
 PENDING = "pending.parquet"
 
@@ -48,8 +48,9 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     rows, requests = str(folder / ROWS), str(folder / NEW_REQUESTS)
     parts = [str(committed_in.root / name) for name in part_files(read_manifests(committed_in))]
     with working_connection(folder) as connection:
-        [(num_rows, rejected, unique)] = connection.execute(statement("count_requests"), {"rows": rows}).fetchall()
-        query = statement("pending_requests", newest=newest_results(parts))
+        counts = connection.execute(statement("steps/count_requests"), {"rows": rows}).fetchall()
+        [(num_rows, rejected, unique)] = counts
+        query = statement("steps/pending_requests", newest=newest_results(parts))
         values = {"rows": rows, "requests": requests, "retry_failed": run.retry_failed}
         reader = connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
         pending = 0

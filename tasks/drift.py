@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
-from engine.device import resolve_device
-from engine.device_turn import turn_of
 from engine.errors import UserError
-from engine.model import ModelFiles
+from engine.machine.device import resolve_device
+from engine.machine.device_turn import turn_of
+from engine.model.checkpoint import ModelFiles
 from engine.request import Request, RequestOutput
 from engine.stages import hear_stages
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
-from tasks.job import ScoringJob
-from tasks.output_folder import OutputFolder
+from tasks.job.job import ScoringJob
 from tasks.plan import to_requests
-from tasks.run import Run, make_run
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import Run, make_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ def _sample(run: Run, rows: int) -> list[Request]:
 def _score(
     model: ModelFiles, config: EngineConfig, requests: list[Request], tell: Callable[[str], None]
 ) -> list[RequestOutput]:
-    from engine.batch import plan_requests, run_plan
-    from engine.build import start_engine
+    from engine.loop.batch import plan_requests, run_plan
+    from engine.loop.build import start_engine
 
     precision = _precision(config)
     with hear_stages(lambda stage: tell(f"{precision}: {stage}")):

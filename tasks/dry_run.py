@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.figures import figure
-from engine.memory import MemoryNeed, memory_need
+from engine.loop.step_budget import planning_config
+from engine.machine.memory import MemoryNeed, memory_need
+from engine.machine.start_time import expected_loading, expected_starting
 from engine.plan import PlanSummary, Shard, join
-from engine.start_time import expected_loading, expected_starting
-from engine.step_budget import planning_config
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
-from tasks.job import ScoringJob
-from tasks.output_folder import OutputFolder
+from tasks.job.job import ScoringJob
 from tasks.plan import plan_sections
-from tasks.run import make_run
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import make_run
 
 
 @dataclass(frozen=True, slots=True)

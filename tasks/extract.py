@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from engine.tokenizer import load_tokenizer
-from tasks.columns import find_columns
-from tasks.failpoint import failpoint
-from tasks.ids import check_ids
-from tasks.job import ROW_COLUMN, Source
-from tasks.kept import kept_type
-from tasks.parquet_sink import parquet_sink
-from tasks.requests import NewRequest, RequestBuilder
-from tasks.row_error import RowError
-from tasks.run import Run
-from tasks.snapshot import take_snapshot
-from tasks.source_rows import SourceBatch, read_batches
+from engine.model.tokenizer import load_tokenizer
+from tasks.job.job import ROW_COLUMN, Source
+from tasks.request.columns import find_columns
+from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.source.ids import check_ids
+from tasks.source.kept import kept_type
+from tasks.source.row_error import RowError
+from tasks.source.snapshot import take_snapshot
+from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
-from tasks.stored_plan import ROWS, find_open_plan, load_plan
-from tasks.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
+from tasks.storage.failpoint import failpoint
+from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.run import Run
+from tasks.storage.stored_plan import ROWS, find_open_plan, load_plan
+from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.tasks import exponential_backoff
 
-from engine.engine_cache import get_engine
+from engine.loop.engine_cache import get_engine
 from engine.plan import Shard
 from engine.request import RequestOutput
-from tasks.commit import commit_file, open_private, sha256_of
-from tasks.failpoint import failpoint
-from tasks.manifests import PartFile, ShardManifest, find_manifest, write_manifest
-from tasks.parts import to_part
-from tasks.run import Run
 from tasks.shard_work import read_shard, to_asked, to_work
 from tasks.step import as_task
-from tasks.stored_plan import layout_of
+from tasks.storage.commit import commit_file, open_private, sha256_of
+from tasks.storage.failpoint import failpoint
+from tasks.storage.manifests import PartFile, ShardManifest, find_manifest, write_manifest
+from tasks.storage.parts import to_part
+from tasks.storage.run import Run
+from tasks.storage.stored_plan import layout_of
 from tasks.transient import retry_transient
 
 

@@ -8,22 +8,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
-from engine.engine_cache import get_engine
+from engine.loop.engine_cache import get_engine
+from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
-from engine.planner import make_plan
+from engine.planning.planner import make_plan
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.step_budget import known_step_tokens
-from tasks.commit import open_private
 from tasks.deduplicate import PENDING, Deduplicated
-from tasks.failpoint import failpoint
-from tasks.run import Run
-from tasks.run_record import update_record
 from tasks.sections import read_sections
 from tasks.step import as_task
-from tasks.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
-from tasks.stored_plan import Planned as Planned
-from tasks.token_arrays import TOKEN_LIST, TOKEN_LISTS, from_list_array, from_lists_array
+from tasks.storage.commit import open_private
+from tasks.storage.failpoint import failpoint
+from tasks.storage.run import Run
+from tasks.storage.run_record import update_record
+from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
+from tasks.storage.stored_plan import Planned as Planned
+from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS, from_list_array, from_lists_array
 
 REQUEST_SCHEMA = pa.schema(
     [

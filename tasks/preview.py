@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
-from engine.tokenizer import load_tokenizer
-from tasks.columns import find_columns
-from tasks.job import ScoringJob
-from tasks.output_folder import OutputFolder
-from tasks.requests import NewRequest, RequestBuilder
-from tasks.row_error import RowError
-from tasks.run import make_run
-from tasks.source import read_data
-from tasks.source_rows import SourceBatch, number_rows
+from engine.model.tokenizer import load_tokenizer
+from tasks.job.job import ScoringJob
+from tasks.request.columns import find_columns
+from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.source.row_error import RowError
+from tasks.source.source import read_data
+from tasks.source.source_rows import SourceBatch, number_rows
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import make_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

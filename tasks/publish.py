@@ -6,15 +6,15 @@ from typing import Any
 
 import duckdb
 
-from tasks.failpoint import failpoint
-from tasks.latest import remember_output
-from tasks.manifests import read_manifests
-from tasks.run import Run
-from tasks.run_record import update_record
-from tasks.statements import statement
+from tasks.report.latest import remember_output
+from tasks.report.views import open_views, write_views
 from tasks.step import as_task
-from tasks.stored_plan import load_plan, remove_other_plans
-from tasks.views import open_views, write_views
+from tasks.storage.failpoint import failpoint
+from tasks.storage.manifests import read_manifests
+from tasks.storage.run import Run
+from tasks.storage.run_record import update_record
+from tasks.storage.statements import statement
+from tasks.storage.stored_plan import load_plan, remove_other_plans
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _figures(run: Run, plan_id: str) -> Published:
 
 
 def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:
-    return connection.execute(statement(name), values).fetchall()
+    return connection.execute(statement(f"report/{name}"), values).fetchall()
 
 
 publish = as_task(publish_results, "publish")

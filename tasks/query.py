@@ -10,11 +10,11 @@ import duckdb
 import pyarrow as pa
 
 from engine.errors import UserError
-from tasks.duck import BATCH_ROWS
-from tasks.output_folder import OutputFolder
-from tasks.published import open_published
-from tasks.statements import first_line, single_select
-from tasks.views import open_views
+from tasks.report.published import open_published
+from tasks.report.views import open_views
+from tasks.storage.duck import BATCH_ROWS
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.statements import first_line, single_select
 
 
 class QueryResult(AbstractContextManager["QueryResult"]):

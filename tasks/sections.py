@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.duck import BATCH_ROWS, working_connection
-from tasks.parquet_sink import parquet_sink
-from tasks.statements import statement
+from tasks.storage.duck import BATCH_ROWS, working_connection
+from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.statements import statement
 
 # Planning takes a few hundred MiB for as many.
 SECTION_ROWS, SECTION_TOKENS = 2**17, 2**25
@@ -30,7 +30,7 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
     del first
     ordered = pending.with_name("ordered.parquet")
     with working_connection(pending.parent) as connection:
-        query = connection.sql(statement("requests_by_prompt"), params={"requests": str(pending)})
+        query = connection.sql(statement("steps/requests_by_prompt"), params={"requests": str(pending)})
         reader = query.to_arrow_reader(BATCH_ROWS)
         with parquet_sink(ordered, reader.schema) as sink:
             for batch in reader:

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.plan import PrefixNode, Shard, ShardWork
-from tasks.parts import Asked
 from tasks.plan import NODE_FIELDS, to_requests
-from tasks.run import Run
-from tasks.stored_plan import NODES, REQUESTS, plan_folder
+from tasks.storage.parts import Asked
+from tasks.storage.run import Run
+from tasks.storage.stored_plan import NODES, REQUESTS, plan_folder
 
 
 def read_shard(run: Run, plan_id: str, shard: Shard) -> pa.RecordBatch:

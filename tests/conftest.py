@@ -34,8 +34,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from engine.model import resolve_model
-    from engine.tokenizer import load_tokenizer
+    from engine.model.checkpoint import resolve_model
+    from engine.model.tokenizer import load_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-model")
     tokenizer = load_tokenizer(resolve_model("embedded"))

@@ -11,16 +11,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from engine.build import build_engine
-from engine.model import weights_folder
-from engine.planner import make_plan, shard_work
+from engine.loop.build import build_engine
+from engine.model.checkpoint import weights_folder
+from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from examples.packages import installed_packages, write_tables
 from tasks.deduplicate import PENDING, deduplicate_requests
 from tasks.extract import extract_rows
-from tasks.job_file import load_job
+from tasks.job.job_file import load_job
 from tasks.plan import to_requests
-from tasks.run import Run, open_run
+from tasks.storage.run import Run, open_run
 from tests.engine.oracle import Oracle
 
 ROWS = int(os.environ.get("PARITY_ROWS", "6"))

@@ -22,9 +22,9 @@ ELSEWHERE = {
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
-    "make bench": "tests/engine/test_bench_set.py",
-    "make bench-peers": "tests/engine/test_bench_set.py",
-    "python -m engine.ablation --rounds 3 --precision bfloat16": "tests/engine/test_ablation.py",
+    "make bench": "tests/engine/bench/test_run_set.py",
+    "make bench-peers": "tests/engine/bench/test_run_set.py",
+    "python -m engine.bench.ablation --rounds 3 --precision bfloat16": "tests/engine/bench/test_ablation.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
 }
 # Run here as they stand, in a folder with the example's tables about three packages and jobs on the tiny model; the
@@ -32,10 +32,10 @@ ELSEWHERE = {
 GENERATE = "generate --groups 4 --degree 16 --prefix 2000 --distinct 200 --output 100"
 CHOICE = "choice --groups 2 --degree 8 --prefix 1000 --distinct 80 --labels 4 --label-tokens 3"
 WORKLOADS = (
-    f"python -m engine.workload {GENERATE} > generate.jsonl",
-    f"python -m engine.workload {CHOICE} > choice.jsonl",
+    f"python -m engine.bench.workload {GENERATE} > generate.jsonl",
+    f"python -m engine.bench.workload {CHOICE} > choice.jsonl",
 )
-TRACE = "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
+TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 HERE = (
     "make demo",
     "make summaries",
@@ -52,10 +52,10 @@ HERE = (
     "trunkline sql --attach",
     "trunkline sql - < examples/accuracy.sql",
     *WORKLOADS,
-    "python -m engine.bench --kv-gib 4 --model embedded generate.jsonl",
-    "python -m engine.bench --kv-gib 4 --model embedded choice.jsonl",
+    "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl",
+    "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
     TRACE,
-    "python -m engine.plot_trace trace.jsonl trace.svg",
+    "python -m engine.bench.plot_trace trace.jsonl trace.svg",
 )
 SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
 

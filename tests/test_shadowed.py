@@ -40,7 +40,7 @@ def test_the_folder_would_hide_ours(folder: Path) -> None:
 def test_what_is_public_is_ours(folder: Path) -> None:
     done = python(folder, f"from trunkline import load_job, UserError; {ASK}; print(load_job.__module__)")
     ours = [str(ROOT / name / "__init__.py") for name in ("tasks", "flows")]
-    assert done.stdout.split() == [*ours, "tasks.job_file"], done.stderr
+    assert done.stdout.split() == [*ours, "tasks.job.job_file"], done.stderr
 
 
 def test_the_command_is_ours(folder: Path) -> None:

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.bench.timed_run import PRECISIONS
 from engine.errors import UserError
-from engine.timed_run import PRECISIONS
 from examples.peers.environments import PEERS, environment, install, write_model
 from examples.peers.journal import OURS, Journal, Measurement
 from examples.peers.process import PeerProcess, run_once
@@ -89,7 +89,7 @@ class Sides:
 
     def _ours(self, turn: Turn, workload: Path) -> list[str]:
         dtype, quantization = PRECISIONS[turn.variant]
-        ours = [sys.executable, "-m", "engine.bench", str(workload), "--model", str(write_model(self.folder))]
+        ours = [sys.executable, "-m", "engine.bench.run", str(workload), "--model", str(write_model(self.folder))]
         return [*ours, "--kv-gib", str(turn.shape.kv_gib), "--dtype", dtype, "--quantization", quantization]
 
     def _peer(self, turn: Turn) -> PeerProcess:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from engine.model import resolve_model, tokenizer_folder, weights_folder
+from engine.model.checkpoint import resolve_model, tokenizer_folder, weights_folder
 
 HERE = Path(__file__).parent
 

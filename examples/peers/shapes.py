@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`arguments` are `engine.workload`'s; both sides get `kv_gib` of KV; `peers` are those that can run it."""
+    """`arguments` are `engine.bench.workload`'s; both sides get `kv_gib` of KV; `peers` are those that can run it."""
 
     name: str
     arguments: str
@@ -42,6 +42,8 @@ def write_workload(shape: Shape, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         staged = file.with_suffix(".staged")
         with staged.open("w") as sink:
-            subprocess.run([sys.executable, "-m", "engine.workload", *shape.arguments.split()], stdout=sink, check=True)
+            subprocess.run(
+                [sys.executable, "-m", "engine.bench.workload", *shape.arguments.split()], stdout=sink, check=True
+            )
         staged.rename(file)
     return file

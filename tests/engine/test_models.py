@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-import engine.attention
-from engine import model_config
-from engine.attention import StepAttention
-from engine.build import build_engine
+import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
-from engine.device import resolve_device
 from engine.errors import UserError
-from engine.load import load_model
-from engine.model import load_shape, resolve_model
-from engine.model_config import shape_of
-from engine.planner import make_plan, shard_work
+from engine.forward.attention import StepAttention
+from engine.forward.load import load_model
+from engine.loop.build import build_engine
+from engine.machine.device import resolve_device
+from engine.model import architecture
+from engine.model.architecture import shape_of
+from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
@@ -149,7 +149,7 @@ SMALL_GEMMA_4 = {
 def test_the_probe_refuses_what_no_name_does(
     model_type: str, config: dict[str, Any], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_config, "TYPE_REASONS", {})
+    monkeypatch.setattr(architecture, "TYPE_REASONS", {})
     save_tiny(model_type, config, tmp_path)
     with pytest.raises(UserError, match=reason):
         load(tmp_path)
@@ -161,7 +161,7 @@ def test_the_probe_sees_a_window_that_attention_does_not_hear_of(
     """Though the window of 2,000 is longer than any probe."""
     save_tiny("phimoe", {"sliding_window": 2000, "num_local_experts": 4}, tmp_path)
     load(tmp_path)
-    monkeypatch.setattr(engine.attention, "window_of", lambda _: None)
+    monkeypatch.setattr(engine.forward.attention, "window_of", lambda _: None)
     with pytest.raises(UserError, match="gives other probabilities"):
         load(tmp_path)
 

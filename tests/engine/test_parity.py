@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.build import build_engine
 from engine.config import SHARING, EngineConfig
-from engine.engine import Engine
-from engine.model import load_shape, resolve_model
-from engine.planner import make_plan, shard_work
+from engine.loop.build import build_engine
+from engine.loop.engine import Engine
+from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from tests.engine.oracle import Oracle

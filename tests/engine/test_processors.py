@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 from llvmlite import binding
 
-from kernels import loop_cache, openmp
-from kernels.loop_cache import NAMES
+from kernels.cpu.language import loop_cache, openmp
+from kernels.cpu.language.loop_cache import NAMES
 from tests.engine.answers import PRECISIONS, answers
 
 ROOT = Path(__file__).parents[2]
 # By processor: what this one must be able to do to run its code, and what torch calls as much.
 LESSER = {"nehalem": ("sse4.2", "default"), "haswell": ("avx2", "avx2")}
-KERNELS = ("vectors", "transpose", "softmax", "loops", "matmul", "attention", "best_output")
+KERNELS = ("attention", "matmul", "language/test_vectors.py", "language/test_transpose.py", "test_loops.py")
 # Of a label's log-likelihood, which is about -40. A last bit of a score moves an activation to its next step; where no
 # instruction multiplies narrow numbers, activations are not rounded at all.
 APART = {"float32 none": 1e-4, "bfloat16 none": 0.25, "float32 int8": 0.4, "bfloat16 int8": 0.4}
 
 
 # Those that a change waits for; `make nightly` takes them all.
-MARKS: dict[str, Any] = {"kernels.matmul": (), "kernels.cpu_attention": ()}
+MARKS: dict[str, Any] = {"kernels.cpu.matmul.matmul": (), "kernels.cpu.attention.cpu_attention": ()}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def hold(made: dict[str, Any], ours: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", LESSER)
 def test_kernels_are_their_twins(name: str) -> None:
-    said = run_as(name, "-m", "pytest", "-q", "-n", "0", *(f"tests/kernels/test_{kernel}.py" for kernel in KERNELS))
+    said = run_as(name, "-m", "pytest", "-q", "-n", "0", *(f"tests/kernels/cpu/{kernel}" for kernel in KERNELS))
     assert " passed" in said
     assert "failed" not in said
 

@@ -14,11 +14,11 @@ import yaml
 from pyarrow.csv import write_csv
 
 from engine.errors import EngineDeadError, UserError
-from engine.model import resolve_model
-from engine.tokenizer import load_tokenizer
+from engine.model.checkpoint import resolve_model
+from engine.model.tokenizer import load_tokenizer
 from flows import cli
 from flows.sql_format import Format, choose_format
-from tasks.job_file import parse_job
+from tasks.job.job_file import parse_job
 
 HEAVY = ("torch", "transformers", "prefect", "duckdb", "pyarrow")
 
@@ -338,7 +338,7 @@ def test_what_a_run_sets_aside_is_told_on_the_terminal(capsys: pytest.CaptureFix
     from rich.console import Console
 
     from flows.run_job import logs_told
-    from tasks.damage import DamagedError, tell
+    from tasks.storage.damage import DamagedError, tell
 
     problem = DamagedError(tmp_path / "manifests" / "a.json", "is not as it was written")
     with logs_told(Console(stderr=True)):

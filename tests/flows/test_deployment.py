@@ -11,7 +11,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 
 from flows.score import score
-from tasks.job_file import parse_job
+from tasks.job.job_file import parse_job
 from tasks.query import query
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
 from flows.stopping import GRACE_SECONDS
 from tasks.infer import infer_shard
-from tasks.job_file import parse_job
+from tasks.job.job_file import parse_job
 from tasks.query import query
 
 ROOT = Path(__file__).parents[2]

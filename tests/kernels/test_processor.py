@@ -7,7 +7,7 @@ import sys
 import pytest
 from llvmlite import binding
 
-from kernels import loop_cache
+from kernels.cpu.language import loop_cache
 from kernels.processor import Processor, processor_of
 
 LINUX, ARM, APPLE = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-macosx"

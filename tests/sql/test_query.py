@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import UserError
 from flows.run_sql import show_attach
-from tasks.job import ScoringJob
+from tasks.job.job import ScoringJob
 from tasks.query import query
 from tests.tasks.conftest import JobMaker
 from tests.tasks.steps import ask, run_steps, table

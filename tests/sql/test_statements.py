@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.job import RESULT_COLUMNS
-from tasks.parts import PART_SCHEMA, newest_results
-from tasks.statements import identifier, literal, statement
+from tasks.job.job import RESULT_COLUMNS
+from tasks.storage.parts import PART_SCHEMA, newest_results
+from tasks.storage.statements import identifier, literal, statement
 
-FILES = sorted(Path(__file__).parents[2].joinpath("sql").glob("*.sql"))
+FILES = sorted(Path(__file__).parents[2].joinpath("sql").rglob("*.sql"))
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1))
@@ -21,8 +21,10 @@ def test_a_quoted_name_stays_one_name_and_a_text_one_text(text: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_statement_is_used_and_ends_without_a_semicolon(path: Path) -> None:
     tasks = Path(__file__).parents[2] / "tasks"
-    sources = [source.read_text() for source in tasks.glob("*.py")]
-    assert any(f'"{path.stem}"' in source or f"'{path.stem}'" in source for source in sources)
+    room = path.parent.name
+    name = path.stem if room == "report" else f"{room}/{path.stem}"
+    sources = [source.read_text() for source in tasks.rglob("*.py")]
+    assert any(f'"{name}"' in source or f"'{name}'" in source for source in sources)
     assert not path.read_text().rstrip().endswith(";")
 
 
@@ -32,5 +34,5 @@ def test_no_parts_has_the_parts_columns() -> None:
 
 
 def test_outcomes_have_the_result_columns() -> None:
-    text = statement("outcomes", rows="", newest="", plan_run="")
+    text = statement("views/outcomes", rows="", newest="", plan_run="")
     assert all(name in text for name in RESULT_COLUMNS)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.job import ScoringJob
+from tasks.job.job import ScoringJob
 from tests.tasks.fakes import FakeEngine, job_content, write_model
 from tests.tasks.steps import make_job, use_fakes
 

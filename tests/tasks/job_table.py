@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.job import ScoringJob
+from tasks.job.job import ScoringJob
 
 PAGE = Path(__file__).parents[2] / "docs" / "job.md"
 BEGIN, END = "<!-- keys:begin -->", "<!-- keys:end -->"

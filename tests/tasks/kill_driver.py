@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.job import ScoringJob
-from tasks.manifests import read_manifests
-from tasks.output_folder import OutputFolder
+from tasks.job.job import ScoringJob
+from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeEngine, job_content, write_model
 from tests.tasks.steps import make_job, run_steps, table, use_fakes
 

@@ -14,12 +14,12 @@ import tasks.preview
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import Extracted, extract_rows
 from tasks.infer import infer_shard
-from tasks.job import ScoringJob
-from tasks.job_file import parse_job
+from tasks.job.job import ScoringJob
+from tasks.job.job_file import parse_job
 from tasks.plan import Planned, make_run_plan
 from tasks.publish import Published, publish_results
 from tasks.query import query
-from tasks.run import open_run
+from tasks.storage.run import open_run
 from tests.tasks.fakes import ByteTokenizer, FakeEngine
 
 # All that a row's end says, but for which run said it.

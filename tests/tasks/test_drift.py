@@ -11,7 +11,7 @@ from engine.errors import UserError
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from flows.show_drift import drift_facts
 from tasks.drift import compare, measure_drift
-from tasks.job_file import parse_job
+from tasks.job.job_file import parse_job
 
 
 def labelled(name: str, *logprobs: float) -> RequestOutput:

@@ -14,12 +14,12 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
-from tasks.commit import commit_file, disk_errors, open_private
-from tasks.failpoint import failpoint
-from tasks.job import ScoringJob
-from tasks.manifests import read_manifests, verify_manifests
-from tasks.output_folder import OutputFolder
-from tasks.run import open_run
+from tasks.job.job import ScoringJob
+from tasks.storage.commit import commit_file, disk_errors, open_private
+from tasks.storage.failpoint import failpoint
+from tasks.storage.manifests import read_manifests, verify_manifests
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
 from tests.tasks.steps import ask, plan_alone, run_steps, table
@@ -175,7 +175,7 @@ def test_a_stale_lock_file_with_a_living_process_id_holds_nothing(finished: Scor
 
 def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(ROWS)
-    monkeypatch.setattr("tasks.run._end", lambda *_: None)  # as after kill -9
+    monkeypatch.setattr("tasks.storage.run._end", lambda *_: None)  # as after kill -9
     plan_alone(job)
     monkeypatch.undo()
     folder = OutputFolder(job.output_folder)
@@ -186,7 +186,7 @@ def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monke
 
 
 def test_the_clock_may_jump(finished: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.run._now", lambda: "1970-01-01T00:00:00+00:00")
+    monkeypatch.setattr("tasks.storage.run._now", lambda: "1970-01-01T00:00:00+00:00")
     run_steps(finished)
     runs = ask(finished.output_folder, "select run_id, sequence from runs")
     assert [run["sequence"] for run in runs] == [1, 2]
@@ -235,7 +235,7 @@ def test_commit_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_failpoints_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.failpoint._hits", 0)
+    monkeypatch.setattr("tasks.storage.failpoint._hits", 0)
     failpoint("here")
     monkeypatch.setenv("FAILPOINT", "here:2:error")
     failpoint("elsewhere")

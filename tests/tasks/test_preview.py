@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import UserError
 from tasks.preview import Preview, preview_rows
-from tasks.row_error import BAD_LABELS, EMPTY_PROMPT, TEMPLATE_ERROR, RowError
+from tasks.source.row_error import BAD_LABELS, EMPTY_PROMPT, TEMPLATE_ERROR, RowError
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
 from tests.tasks.steps import run_steps

@@ -13,7 +13,7 @@ from engine.plan import PlanOutline, PlanSummary, Shard, join
 from tasks import sections
 from tasks.dry_run import plan_job
 from tasks.sections import read_sections
-from tasks.token_arrays import to_list_array
+from tasks.storage.token_arrays import to_list_array
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
 from tests.tasks.steps import run_steps, table

@@ -12,16 +12,16 @@ import pytest
 
 from engine.errors import EngineDeadError, UserError
 from engine.figures import figure
-from engine.start_time import note_starting
+from engine.machine.start_time import note_starting
 from tasks.check import check_job
-from tasks.commit import sha256_of
 from tasks.dry_run import plan_job
 from tasks.infer import infer, infer_shard
-from tasks.latest import latest_output
-from tasks.manifests import read_manifests
-from tasks.output_folder import OutputFolder
 from tasks.plan import make_run_plan
-from tasks.run import open_run
+from tasks.report.latest import latest_output
+from tasks.storage.commit import sha256_of
+from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
 from tests.tasks.steps import ask, deduplicate_requests, extract_rows, plan_alone, run_steps, table

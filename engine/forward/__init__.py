@@ -1,0 +1,1 @@
+"""A step on a model: layers, attention, KV cache, sampling."""

@@ -1,0 +1,1 @@
+"""Layers, attention and graphs on a GPU."""

@@ -1,0 +1,146 @@
+"""Steps that only decode, as CUDA graphs: one launch of all their kernels, head and greatest logit included.
+
+A graph is captured at the first step of its size and holds all that it reads as long as it lives. A step is padded to
+the next size; the rows behind its own read nothing and keep nothing. Where a step follows from the one before, its
+plan is the same object, and positions and slots are all that is copied.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.forward.forward_output import Forward
+from engine.forward.gpu.attention import TritonStepAttention
+from engine.forward.step_inputs import StepInputs, resolved, to_device
+from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.gpu.prefix_plan import CapacityError
+
+# Rows of a graph. Between two of them at most a third of the rows is for nothing.
+SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+# Samples of the step before a graph's, at most.
+LAST_TOKENS = 2 * SIZES[-1]
+
+
+# Hidden states and best tokens of ids and positions (rows,), through an attention.
+Compute = Callable[[Tensor, Tensor, TritonStepAttention], Forward]
+Attend = Callable[[SchedulerOutput, StepInputs], TritonStepAttention]
+# Captures what a function launches: what launches it again, and the function's result, whose tensors that overwrites.
+Capture = Callable[[Callable[[], Forward]], tuple[Callable[[], None], Forward]]
+
+
+def cuda_capture() -> Capture:
+    """As CUDA graphs in one pool of memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def capture(run: Callable[[], Forward]) -> tuple[Callable[[], None], Forward]:
+        graph = torch.cuda.CUDAGraph()
+        # Another thread of the process may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            made = run()
+        return graph.replay, made
+
+    return capture
+
+
+class DecodeGraphs:
+    """The graphs of one model, by rows. Only one of them runs at a time."""
+
+    def __init__(self, compute: Compute, attend: Attend, device: str, capture: Capture) -> None:
+        self._compute = compute
+        self._attend = attend
+        self._capture = capture
+        self._graphs: dict[int, _Graph] = {}
+        self._last_tokens = torch.zeros(LAST_TOKENS, dtype=torch.int64, device=device)
+
+    @staticmethod
+    def sizes(most: int) -> tuple[int, ...]:
+        """Of the graphs that steps of at most so many rows may need."""
+        return SIZES[: bisect_left(SIZES, most) + 1]
+
+    def takes(self, step: SchedulerOutput, last_tokens: Tensor) -> bool:
+        """Whether the step only decodes, by no more rows than the largest graph has."""
+        only_decodes = step.num_decode_tokens == step.num_scheduled_tokens
+        return only_decodes and step.num_decode_tokens <= SIZES[-1] and len(last_tokens) <= LAST_TOKENS
+
+    def run(self, step: SchedulerOutput, last_tokens: Tensor) -> Forward:
+        """The step's hidden states and best tokens, which last until the next run; `last_tokens` as in `resolved`."""
+        rows = step.num_scheduled_tokens
+        size = SIZES[bisect_left(SIZES, rows)]
+        self._last_tokens[: len(last_tokens)].copy_(last_tokens)
+        graph = self._graphs.get(size)
+        if graph is None or not graph.takes(step):
+            graph = _Graph(padded(step, size), self._attend, self._last_tokens)
+            graph.capture(self._compute, self._capture)
+            self._graphs[size] = graph
+        made = graph.run(step)
+        return Forward(made.hidden[:rows], made.best[:rows] if made.best is not None else None)
+
+
+class _Graph:
+    """One captured step, and the memory that it reads and writes."""
+
+    def __init__(self, step: SchedulerOutput, attend: Attend, last_tokens: Tensor) -> None:
+        self.size = step.num_scheduled_tokens
+        self.last_tokens = last_tokens
+        self.numbers = torch.zeros((3, self.size), dtype=torch.int64, device=last_tokens.device)
+        ids, positions, slots = self.numbers
+        self.inputs = StepInputs(ids, positions, slots, torch.arange(self.size, device=last_tokens.device))
+        self.attention = attend(step, self.inputs)
+        self.segments = step.segments
+        self.replay: Callable[[], None] | None = None
+        self.made: Forward | None = None
+
+    def takes(self, step: SchedulerOutput) -> bool:
+        """Plans the step where its segments are new; False where there is no room for the plan."""
+        if step.segments is self.segments:
+            return True
+        try:
+            self.attention.replan(padded(step, self.size))
+        except CapacityError:
+            return False
+        self.segments = step.segments
+        return True
+
+    def capture(self, compute: Compute, capture: Capture) -> None:
+        """Runs the step once, so that whatever is built at first is there, and captures it."""
+
+        def run() -> Forward:
+            for plan in self.attention.plans:
+                for launch in plan.launches.values():
+                    launch.indices.positions[: self.size].copy_(self.inputs.position_ids)
+            ids = resolved(self.inputs.input_ids, self.last_tokens)
+            return compute(ids, self.inputs.position_ids, self.attention)
+
+        self._set(self.attention.step)
+        run()
+        self.replay, self.made = capture(run)
+
+    def run(self, step: SchedulerOutput) -> Forward:
+        assert self.replay is not None
+        assert self.made is not None
+        self._set(step)
+        self.replay()
+        return self.made
+
+    def _set(self, step: SchedulerOutput) -> None:
+        """The numbers of the step's rows; those of the rows behind them say that they keep nothing."""
+        columns = np.zeros((3, self.size), dtype=np.int64)
+        columns[2] = -1
+        rows = step.num_scheduled_tokens
+        columns[0, :rows], columns[1, :rows], columns[2, :rows] = step.input_ids, step.position_ids, step.slot_mapping
+        self.numbers.view(-1).copy_(to_device(columns.reshape(-1), str(self.numbers.device)))
+
+
+def padded(step: SchedulerOutput, size: int) -> SchedulerOutput:
+    """With rows behind the step's own that read nothing and keep nothing."""
+    more = size - step.num_scheduled_tokens
+    return replace(
+        step,
+        input_ids=np.pad(step.input_ids, (0, more)),
+        position_ids=np.pad(step.position_ids, (0, more)),
+        slot_mapping=np.pad(step.slot_mapping, (0, more), constant_values=-1),
+    )

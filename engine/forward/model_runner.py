@@ -1,0 +1,114 @@
+"""Runs a scheduler's step on a model."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.config import EngineConfig
+from engine.forward.attention import step_attention
+from engine.forward.forward_output import Forward
+from engine.forward.kv_cache import KVCache
+from engine.forward.load import LoadedModel
+from engine.forward.step_inputs import StepInputs, resolved, step_inputs, to_device
+from engine.machine.device import Device
+from engine.model.model_shape import num_kv_blocks
+from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.segments import Ints
+
+if TYPE_CHECKING:
+    from engine.forward.gpu.decode_graphs import DecodeGraphs
+
+# Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
+HEAD_ROWS = 256
+
+
+class ModelRunner:
+    """Holds the model and its KV cache; `num_blocks` follows from the KV budget."""
+
+    def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
+        self.model = model
+        self.device = device
+        self.step_attention = step_attention(device.backend)
+        shape = model.shape
+        kv_bytes = model.kv_dtype.itemsize
+        self.num_blocks = num_kv_blocks(shape, config, kv_bytes)
+        self.block_bytes = shape.kv_bytes_per_token(kv_bytes) * config.block_size
+        self.cache = KVCache(
+            shape.num_layers,
+            shape.num_kv_heads,
+            self.num_blocks * config.block_size,
+            shape.head_dim,
+            model.kv_dtype,
+            device.name,
+        )
+
+        self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
+        self.graphs = self._decode_graphs()
+
+    @property
+    def num_slots(self) -> int:
+        return self.cache.keys[0].shape[1]
+
+    @property
+    def num_steps_ahead(self) -> int:
+        """Steps that may be scheduled while one runs: a GPU runs by itself, a CPU in the engine's own thread."""
+        return 1 if self.device.backend == "triton" else 0
+
+    @torch.inference_mode()
+    def forward(self, step: SchedulerOutput) -> Forward:
+        """Of the step's asked rows; the KV of all of its rows is in the cache when this has run.
+
+        Tokens in flight are read from `last_tokens`, what the step before sampled.
+        """
+        if self.graphs is not None and self.graphs.takes(step, self.last_tokens):
+            return self.graphs.run(step, self.last_tokens)
+        inputs = step_inputs(step, self.device.name)
+        ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
+        attention = self.step_attention(step, inputs, self.cache)
+        return Forward(self.model.hidden(ids, inputs.position_ids, attention))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor, places: Ints) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of the rows of `hidden` at `places`, a bounded number at a time: which, and (rows, vocab_size)."""
+        for part in _parts(len(places)):
+            yield part, self.model.logits(hidden[self.index(places[part])])
+
+    @torch.inference_mode()
+    def best_tokens(self, hidden: Tensor, places: Ints) -> Tensor:
+        """(places,) int64: the token whose logit is the greatest; -1 where they are not finite."""
+        if not len(places):
+            return torch.empty(0, dtype=torch.int64, device=hidden.device)
+        whole = len(places) == len(hidden)
+        rows = hidden if whole else hidden[self.index(places)]
+        return torch.cat([self.model.best_tokens(rows[part]) for part in _parts(len(places))])
+
+    def index(self, places: Ints) -> Tensor:
+        """On the device, so that to index by it waits for nothing."""
+        return to_device(places, self.device.name)
+
+    def _decode_graphs(self) -> "DecodeGraphs | None":
+        """Where all of a step is launches: what waits for the device cannot be captured."""
+        if self.device.backend != "triton" or not self.model.waits_for_nothing:
+            return None
+
+        from engine.forward.gpu.attention import TritonStepAttention
+        from engine.forward.gpu.decode_graphs import (  # where Triton is not installed, nothing asks
+            DecodeGraphs,
+            cuda_capture,
+        )
+
+        def compute(input_ids: Tensor, position_ids: Tensor, attention: TritonStepAttention) -> Forward:
+            hidden = self.model.hidden(input_ids, position_ids, attention)
+            return Forward(hidden, torch.cat([self.model.best_tokens(hidden[part]) for part in _parts(len(hidden))]))
+
+        def attend(step: SchedulerOutput, inputs: StepInputs) -> TritonStepAttention:
+            return TritonStepAttention(step, inputs, self.cache, room=True)
+
+        return DecodeGraphs(compute, attend, self.device.name, cuda_capture())
+
+
+def _parts(count: int) -> Iterator[slice]:
+    for start in range(0, count, HEAD_ROWS):
+        yield slice(start, min(start + HEAD_ROWS, count))

@@ -1,0 +1,109 @@
+"""Holds the packed path of a model just loaded to the model's own eager attention, on a few tokens."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.forward.attention import NAME, step_attention
+from engine.forward.kv_cache import KVCache
+from engine.forward.step_inputs import step_inputs
+from engine.machine.device import Device
+from engine.model.model_shape import ModelShape
+from engine.scheduling.scheduler_output import SchedulerOutput
+
+ROWS = 8
+WINDOW = 3
+# In 8 bits or bfloat16, a last bit moves an activation to its next step: 7e-2 and 5e-2 on SmolLM2-135M; weights of 4
+# bits move it by 0.45. This finds linear layers that are broken; the path itself is held to the tolerance below while
+# the weights have all their bits.
+NARROW_TOLERANCE = {"none": 0.25, "int8": 0.25, "int4": 0.6, "fp8": 0.25}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+
+
+class ProbeAttention:
+    """The device's own step attention, which also holds every layer to the KV cache that the configuration promised,
+    and to attending once.
+    """
+
+    def __init__(self, step: SchedulerOutput, cache: KVCache, device: Device) -> None:
+        self.attention = step_attention(device.backend)(step, step_inputs(step, device.name), cache)
+        self.asked_rows = self.attention.asked_rows
+        self.cache = cache
+        self.layers: list[int] = []
+
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        num_layers, promised = len(self.cache.keys), (self.cache.num_kv_heads, self.cache.head_dim)
+        if layer >= num_layers or layer in self.layers:
+            raise UserError(f"attends more than once in each of its {num_layers} layers, which is not served")
+        self.layers.append(layer)
+        for made in (key.shape, value.shape):
+            if (made[0], made[2]) != promised:
+                raise UserError(
+                    f"has {made[0]} KV heads of {made[2]} in layer {layer}; only models with the {promised[0]} of "
+                    f"{promised[1]} that config.json says, in every layer, are served"
+                )
+        return self.attention.run(layer, query, key, value, *args, **kwargs)
+
+
+@torch.inference_mode()
+def eager_logits(model: Any, vocab_size: int, device: Device) -> Tensor:
+    """What the model's own code says of the probe's tokens: (rows, logits) in float32."""
+    with narrow_windows(model, WINDOW):
+        model.set_attn_implementation("eager")
+        logits: Tensor = model(input_ids=_tokens(vocab_size, device)[None], use_cache=False).logits[0]
+        model.set_attn_implementation(NAME)
+    return logits.float()
+
+
+@torch.inference_mode()
+def probe(
+    loaded: Any,
+    expected: Tensor,
+    model: Any,
+    device: Device,
+    kind: str,
+    tolerance: float = TOLERANCE["float32"],
+) -> None:
+    """Raises UserError where `loaded`, an `engine.forward.load.LoadedModel` of `model`, gives other probabilities than
+    `expected`, which is `eager_logits` of the model as it was loaded.
+    """
+    positions = torch.arange(ROWS, device=device.name)
+    attention = _attention(loaded.shape, loaded.kv_dtype, device)
+    with narrow_windows(model, WINDOW):
+        try:
+            ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))
+        except UserError as problem:
+            raise UserError(f"{kind} {problem}") from None
+    if len(attention.layers) < loaded.shape.num_layers:
+        raise UserError(f"{kind} has layers that do not attend, which are not served")
+    worst = float((ours.softmax(-1) - expected.softmax(-1)).abs().max())
+    if not worst < tolerance:
+        raise UserError(f"{kind} gives other probabilities in packed rows (by {worst:.1e})")
+
+
+def _tokens(vocab_size: int, device: Device) -> Tensor:
+    # Not the first ids: padding is among them, and some models count positions by it.
+    return (torch.arange(ROWS, device=device.name) + vocab_size // 2) % vocab_size
+
+
+def _attention(shape: ModelShape, kv_dtype: torch.dtype, device: Device) -> ProbeAttention:
+    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_dtype, device.name)
+    return ProbeAttention(SchedulerOutput.causal_rows(ROWS), cache, device)
+
+
+@contextmanager
+def narrow_windows(model: Any, window: int) -> Iterator[None]:
+    """All sliding windows are `window` for a while, so that a few tokens show whether attention hears of them."""
+    holders = [model.config, *(module for module in model.modules() if "sliding_window" in vars(module))]
+    before = [(holder, holder.sliding_window) for holder in holders if getattr(holder, "sliding_window", None)]
+    try:
+        for holder, _ in before:
+            holder.sliding_window = window
+        yield
+    finally:
+        for holder, value in before:
+            holder.sliding_window = value

@@ -1,0 +1,78 @@
+"""What a GPU needs built before its first step: kernels in every form that a step can ask for, and the decode graphs.
+
+Compiled kernels are kept on disk by Triton, so that a machine compiles them once; graphs are captured at every load.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.stages import enter
+from kernels.segments import Segment, Segments
+
+if TYPE_CHECKING:
+    from engine.forward.model_runner import ModelRunner
+
+# Keys of its own that a row of a captured step has, and those that all share: what real steps may need twice of.
+OWN_KEYS, SHARED_KEYS = 512, 4096
+
+
+def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
+    """Runs steps of each kind, one of `step_tokens` among them; they keep no KV."""
+    enter("making the GPU's kernels and graphs ready")
+    shape = runner.model.shape
+    longest = min(step_tokens, shape.max_model_len)
+    whole = (*[longest] * (step_tokens // longest), 1)
+    for lengths in (*prefill_lengths(shape.num_heads // shape.num_kv_heads), whole):
+        ends = tuple(SampleRow(int(end) - 1, key) for key, end in enumerate(np.cumsum(lengths)))
+        forward = runner.forward(replace(independent_rows(lengths), samples=ends))
+        runner.best_tokens(forward.hidden, np.arange(len(ends)))
+    slots = runner.num_slots
+    if runner.graphs is None or not slots:
+        return
+    for step in decode_steps(runner.graphs.sizes(runner.num_blocks), slots):
+        runner.graphs.run(step, runner.last_tokens)
+    torch.cuda.synchronize()
+
+
+def prefill_lengths(group: int) -> list[tuple[int, ...]]:
+    """Of sequences whose rows, with the `group` heads that are stacked, fill each tile that there is, and two at once:
+    a narrow one, one of the first size, one of the largest.
+    """
+    few, some, many = 1, max(64 // group, 1), 300
+    return [(few,), (some,), (some, few), (many,), (many, few)]
+
+
+def independent_rows(lengths: Sequence[int]) -> SchedulerOutput:
+    """Sequences of as many tokens, each behind nothing, as one step of prefill that leaves no KV and asks every row."""
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    ends = np.cumsum(lengths)
+    segments = Segments.of(
+        Segment(int(end) - length, int(end), int(end) - length, int(end), 0, in_step=True)
+        for end, length in zip(ends, lengths, strict=True)
+    )
+    step = SchedulerOutput.causal_rows(len(positions))
+    # Any vocabulary has token 0; positions may be more than tokens.
+    return replace(step, position_ids=positions, segments=segments, input_ids=np.zeros_like(positions))
+
+
+def decode_steps(sizes: Sequence[int], num_slots: int) -> Iterator[SchedulerOutput]:
+    """A step of each of `sizes`, the largest first, that reads any slots and writes none."""
+    own, shared = min(OWN_KEYS, num_slots), min(SHARED_KEYS, num_slots)
+    for size in sorted(sizes, reverse=True):
+        segments = [Segment(0, size, 0, shared, 0)] + [Segment(row, row + 1, 0, own, shared) for row in range(size)]
+        yield SchedulerOutput(
+            input_ids=np.zeros(size, dtype=np.int64),
+            position_ids=np.full(size, shared + own - 1, dtype=np.int64),
+            slot_mapping=np.full(size, -1, dtype=np.int64),
+            segments=Segments.of(segments),
+            samples=tuple(SampleRow(row, row) for row in range(size)),
+            scores=(),
+            num_prefill_tokens=0,
+            num_decode_tokens=size,
+            num_label_tokens=0,
+        )

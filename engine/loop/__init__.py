@@ -1,0 +1,1 @@
+"""The engine: schedules, runs and samples, step after step."""

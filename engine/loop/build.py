@@ -1,0 +1,83 @@
+"""Puts an engine together: device, weights, KV cache, tokenizer."""
+
+import ctypes
+import sys
+import time
+
+import torch
+
+from engine.config import EngineConfig
+from engine.forward.load import load_model
+from engine.forward.model_runner import ModelRunner
+from engine.forward.warm_up import warm_up
+from engine.loop.engine import Engine
+from engine.loop.step_budget import engine_config
+from engine.loop.trace import OnStep
+from engine.machine.device import resolve_device
+from engine.machine.device_turn import DeviceTurn
+from engine.machine.huge_pages import leave_files
+from engine.machine.memory import memory_need, refuse_too_large, settled
+from engine.machine.start_time import note_loading
+from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
+from engine.model.tokenizer import load_tokenizer
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+
+
+def build_engine(
+    model: ModelFiles, config: EngineConfig, *, detokenize: bool = True, on_step: OnStep | None = None
+) -> Engine:
+    """A loaded engine, whoever else uses the device.
+
+    Raises UserError for a model or device that cannot be served, or for more memory than there is.
+    """
+    engine = start_engine(model, config, detokenize=detokenize, on_step=on_step)
+    engine.wait_until_loaded()
+    return engine
+
+
+def start_engine(
+    model: ModelFiles,
+    config: EngineConfig,
+    *,
+    detokenize: bool = True,
+    on_step: OnStep | None = None,
+    turn: DeviceTurn | None = None,
+) -> Engine:
+    """An engine that waits for its device's turn and loads. Raises UserError for a device, a tokenizer or memory."""
+    device = resolve_device(config)
+    shape = load_shape(model)
+    config = settled(model, shape, config, device)
+    refuse_too_large(memory_need(model, shape, config, device), config, device)
+
+    def load() -> tuple[ModelRunner, EngineConfig]:
+        if device.name == "cpu":
+            torch.set_num_threads(device.cores)
+        else:
+            torch.cuda.set_device(device.name)  # this thread's: kernels are launched there, wherever their tensors are
+        weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
+        started = time.perf_counter()
+        loaded = load_model(model, device, config.quantization)
+        leave_files([loaded.body])
+        runner = ModelRunner(loaded, config, device)
+        if device.backend == "triton":
+            warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
+        note_loading(time.perf_counter() - started, model, config, device)
+        return runner, engine_config(model, config, runner)
+
+    if device.name == "cpu":
+        _keep_freed_memory()  # before the engine's thread is given an arena
+    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step, turn)
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse a step's large buffers, which it would give back and fault in again at every layer.
+
+    One arena, because only the engine's thread allocates much; 32 MiB is the largest threshold that glibc takes.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 2**25), (M_TRIM_THRESHOLD, 2**29)):
+            mallopt(parameter, value)

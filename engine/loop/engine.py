@@ -1,0 +1,296 @@
+"""The engine: one loop that schedules, runs and samples, for any number of shards at once."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from queue import Empty, SimpleQueue
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from engine.config import EngineConfig
+from engine.errors import EngineClosedError, EngineDeadError
+from engine.forward.model_runner import ModelRunner
+from engine.loop.output_processor import OutputState, error_output
+from engine.loop.step_sampler import StepSampler, StepSamples
+from engine.loop.trace import OnStep, StepTrace
+from engine.machine.device_turn import DeviceTurn
+from engine.model.model_shape import max_model_len
+from engine.plan import ShardWork
+from engine.request import RequestOutput
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+OnOutput = Callable[[RequestOutput], None]
+
+# An engine without work keeps the device this long: a run's next shard may be on its way.
+KEEP_TURN_SECONDS = 10.0
+# Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
+# of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
+DECODE_AHEAD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCounters:
+    """Totals since the engine was made; `kv_bytes` is what is in use now."""
+
+    finished_requests: int = 0
+    computed_prompt_tokens: int = 0
+    label_tokens: int = 0
+    generated_tokens: int = 0
+    steps: int = 0
+    kv_bytes: int = 0
+    peak_kv_bytes: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Submission:
+    work: ShardWork
+    future: "Future[list[RequestOutput]]"
+    on_output: OnOutput | None
+    places: dict[int, int] = field(default_factory=dict)
+    outputs: dict[int, RequestOutput] = field(default_factory=dict)
+
+
+class Engine:
+    """`submit` from any thread; one thread of the engine's own does the work, loading the model included.
+
+    A failure in a step kills the engine: all its shards fail with EngineDeadError, and so does every later call;
+    after `close` it is EngineClosedError.
+    """
+
+    runner: ModelRunner
+    config: EngineConfig
+    pool: BlockPool
+    scheduler: Scheduler
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[ModelRunner, EngineConfig]],
+        config: EngineConfig,
+        tokenizer: "PreTrainedTokenizerFast | None" = None,
+        on_step: OnStep | None = None,
+        turn: DeviceTurn | None = None,
+    ) -> None:
+        """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
+
+        `load` settles what `config` leaves open.
+        """
+        self.config = config
+        self.tokenizer = tokenizer
+        self.on_step = on_step
+        self._turn = turn or DeviceTurn()
+        self._counters = EngineCounters()
+        self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
+        self._open: dict[int, _Submission] = {}
+        self._states: dict[int, OutputState] = {}
+        self._in_flight: deque[_InFlight] = deque()
+        self._death: BaseException | None = None
+        self._closing = False
+        self._lock = threading.Lock()
+        self._loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._main, args=(load,), name="trunkline-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def dead(self) -> bool:
+        return self._death is not None or self._closing
+
+    def wait_until_loaded(self) -> None:
+        """Raises what `load` raised, and EngineClosedError where the engine was closed first."""
+        self._loaded.result()
+
+    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
+        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
+        future: Future[list[RequestOutput]] = Future()
+        with self._lock:
+            if self.dead:
+                raise self._error()
+            self._inbox.put(_Submission(work, future, on_output))
+        return future
+
+    def counters(self) -> EngineCounters:
+        return self._counters
+
+    def close(self) -> None:
+        """Ends the loop; shards that are not done fail."""
+        with self._lock:
+            self._closing = True
+            self._inbox.put(None)
+        self._thread.join()
+
+    def _main(self, load: Callable[[], tuple[ModelRunner, EngineConfig]]) -> None:
+        # OpenMP keeps a pool for every thread that computes, and makes all of them sleep instead of spin once they
+        # are more than the cores: with a model loaded by another thread, steps took 1.6 times as long.
+        try:
+            self._take_turn()
+            if self._closing:
+                raise self._error()
+            self.runner, self.config = load()
+            self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
+            limit = max_model_len(self.runner.model.shape, self.config)
+            ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
+            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
+            self._sampler = StepSampler(self.runner, self._states)
+        except BaseException as error:
+            self._death = error
+            self._turn.give(self)
+            self._loaded.set_exception(error)
+        else:
+            self._loaded.set_result(None)
+            self._loop()
+            self._turn.give(self)
+
+    @property
+    def _busy(self) -> bool:
+        return self.scheduler.has_work() or bool(self._in_flight)
+
+    def _loop(self) -> None:
+        try:
+            while not self._closing:
+                self._receive(block=not self._busy)
+                if self._busy and not self._closing:
+                    self._step()
+        except BaseException as death:
+            self._death = death
+        finally:
+            self._fail_all()
+
+    def _receive(self, *, block: bool) -> None:
+        while block or not self._inbox.empty():
+            submission = self._wait() if block else self._inbox.get()
+            block = False
+            if submission is None:
+                return
+            self._accept(submission)
+
+    def _wait(self) -> _Submission | None:
+        """The next submission; others get the device where none comes soon."""
+        try:
+            return self._inbox.get(timeout=KEEP_TURN_SECONDS)
+        except Empty:
+            self._turn.give(self)
+        submission = self._inbox.get()
+        if submission is not None:
+            self._take_turn()
+        return submission
+
+    def _take_turn(self) -> None:
+        self._turn.take(self, given_up=lambda: self._closing)
+
+    def _accept(self, submission: _Submission) -> None:
+        for place, sequence in enumerate(self.scheduler.add(submission.work)):
+            submission.places[sequence.key] = place
+            self._open[sequence.key] = submission
+            if sequence.finished:
+                message = f"{sequence.num_prompt_tokens} prompt tokens and the answer fit neither context nor KV budget"
+                self._deliver(sequence.key, error_output(sequence, "CONTEXT_OVERFLOW", message))
+            else:
+                eos = self.runner.model.shape.eos_token_ids
+                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos)
+        if not submission.work.requests:
+            submission.future.set_result([])
+
+    def _step(self) -> None:
+        """Schedules and launches a step, and takes in the one that as many steps behind are in flight."""
+        started = perf_counter()
+        step = self.scheduler.schedule() if self.scheduler.has_work() else None
+        if step is not None:
+            self._launch(step, started)
+        while self._in_flight and (step is None or len(self._in_flight) > self.runner.num_steps_ahead):
+            self._take(self._in_flight.popleft())
+
+    def _launch(self, step: SchedulerOutput, started: float) -> None:
+        scheduled = perf_counter()
+        held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
+        forward = self.runner.forward(step)
+        computed = perf_counter()
+        samples = self._sampler.launch(step, forward)
+        self.runner.last_tokens = samples.tokens
+        self._in_flight.append(_InFlight(samples, held, (started, scheduled, computed, perf_counter())))
+
+    def _take(self, flown: "_InFlight") -> None:
+        step, before = flown.samples.step, perf_counter()
+        sampled = self._sampler.take(flown.samples)
+        taken = perf_counter()
+        finished = self.scheduler.update(step, sampled)
+        if self.on_step is not None:
+            self.on_step(_trace(self._counters.steps, flown, (before, taken, perf_counter())))
+        counters = self._counters
+        self._counters = replace(
+            counters,
+            finished_requests=counters.finished_requests + len(finished),
+            computed_prompt_tokens=counters.computed_prompt_tokens + step.num_prefill_tokens,
+            label_tokens=counters.label_tokens + step.num_label_tokens,
+            generated_tokens=counters.generated_tokens + len(sampled),
+            steps=counters.steps + 1,
+            kv_bytes=self.pool.num_used * self.runner.block_bytes,
+            peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
+        )
+        for sequence in finished:
+            self._deliver(sequence.key, self._states.pop(sequence.key).output())
+
+    def _deliver(self, key: int, output: RequestOutput) -> None:
+        submission = self._open.pop(key)
+        submission.outputs[submission.places[key]] = output
+        if submission.on_output is not None:
+            submission.on_output(output)
+        if len(submission.outputs) == len(submission.work.requests):
+            submission.future.set_result([submission.outputs[place] for place in range(len(submission.outputs))])
+
+    def _fail_all(self) -> None:
+        with self._lock:
+            self._closing = True
+            waiting = set(self._open.values())
+            while not self._inbox.empty():
+                submission = self._inbox.get()
+                if submission is not None:
+                    waiting.add(submission)
+        for submission in waiting:
+            submission.future.set_exception(self._error())
+        self._open.clear()
+        self._states.clear()
+        self._in_flight.clear()
+
+    def _error(self) -> EngineDeadError | EngineClosedError:
+        if self._death is None:
+            return EngineClosedError("the engine was closed")
+        error = EngineDeadError(f"the engine died: {self._death!r}")
+        error.__cause__ = self._death
+        return error
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
+    began and ended, and when its forward pass and its samples were launched.
+    """
+
+    samples: StepSamples
+    held: tuple[int, int, int]
+    times: tuple[float, float, float, float]
+
+
+def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) -> StepTrace:
+    """`taking` is when the wait for the step began, when its tokens were taken, and when the scheduler had them."""
+    step, (running, unfinished, kv_bytes) = flown.samples.step, flown.held
+    scheduled, computed, sampled = (1000 * (after - before) for before, after in pairwise(flown.times))
+    taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
+    return StepTrace(
+        step=number,
+        prefill_tokens=step.num_prefill_tokens,
+        decode_tokens=step.num_decode_tokens,
+        label_tokens=step.num_label_tokens,
+        running=running,
+        waiting=unfinished - running,
+        kv_bytes=kv_bytes,
+        schedule_ms=scheduled + updated,
+        model_ms=computed,
+        sample_ms=sampled + taken,
+    )

@@ -1,0 +1,135 @@
+"""Makes requests' outputs out of tokens and scores: when a text ends, what it says, what it was worth."""
+
+import os
+from collections.abc import Sequence as Many
+from typing import TYPE_CHECKING
+
+from tokenizers.decoders import DecodeStream
+
+from engine.forward import sampler
+from engine.request import LabelScore, RequestOutput, TokenLogprobs
+from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sequence import Sequence
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NON_FINITE = "NON_FINITE"
+
+
+class OutputState:
+    """One request's output while it grows."""
+
+    def __init__(
+        self, sequence: Sequence, tokenizer: "PreTrainedTokenizerFast | None", eos_token_ids: Many[int]
+    ) -> None:
+        self.sequence = sequence
+        self.params = sequence.request.params
+        self.tokenizer = tokenizer
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self.text_end: int | None = None
+        self.logprobs: list[TokenLogprobs] = []
+        self.label_logprobs = [0.0] * len(sequence.request.labels or ())
+        self.label_greedy = [True] * len(sequence.request.labels or ())
+        self.end_token_ids = (*(() if self.params.ignore_eos else eos_token_ids), *self.params.stop_token_ids)
+        self._streamed = ""
+        self._stream = DecodeStream(skip_special_tokens=True) if self.params.stop and tokenizer else None
+        seed = self.params.seed
+        self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self._random_stream = sampler.stream_of(sequence.request.prompt_token_ids)
+
+    @property
+    def suppressed(self) -> Many[int]:
+        """Tokens that may not be the one in flight: ends, while the text is shorter than `min_tokens`."""
+        return self.end_token_ids if self._place < self.params.min_tokens else ()
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the token in flight is that of the greatest logit, whatever the others are."""
+        return self.params.greedy and self.params.logprobs is None and not self.suppressed
+
+    @property
+    def uniform(self) -> float:
+        """What the token in flight is drawn by."""
+        return sampler.uniform(self._seed, self._random_stream, self._place)
+
+    @property
+    def _place(self) -> int:
+        """Of the last token that was scheduled, in the text."""
+        return self.sequence.num_output_tokens - 1
+
+    def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Sampled:
+        """The next token; -1 where the logits were not finite."""
+        if token < 0:
+            self.error = "the model's logits are not finite"
+            return Sampled(0, finished=True)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        count = len(self.sequence.token_ids)
+        if token in self.end_token_ids or self._at_stop_string(token, count + 1):
+            self.finish_reason = "stop"
+        elif count + 1 >= self.sequence.max_tokens:
+            self.finish_reason = "length"
+        return Sampled(token, finished=self.finish_reason is not None)
+
+    def _at_stop_string(self, token: int, count: int) -> bool:
+        """Whether the text now holds a stop string; a string may span tokens."""
+        if self._stream is None or self.tokenizer is None:
+            return False
+        piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
+        start = max(len(self._streamed) - max(map(len, self.params.stop)), 0)
+        self._streamed += piece
+        if not piece or count < self.params.min_tokens:
+            return False
+        found = [at for stop in self.params.stop if (at := self._streamed.find(stop, start)) >= 0]
+        self.text_end = min(found, default=None)
+        return bool(found)
+
+    def take_score(self, label: int, logprob: float, is_best: bool, finite: bool) -> None:
+        if not finite:
+            self.error = "the model's logits are not finite"
+        self.label_logprobs[label] += logprob
+        self.label_greedy[label] &= is_best
+
+    def output(self) -> RequestOutput:
+        """The finished request's output."""
+        sequence, request = self.sequence, self.sequence.request
+        if self.error is not None:
+            return error_output(sequence, NON_FINITE, self.error)
+        if request.labels is not None:
+            scores = tuple(map(LabelScore, self.label_logprobs, self.label_greedy))
+            return RequestOutput(
+                request.request_id,
+                "scored",
+                sequence.num_prompt_tokens,
+                label_scores=scores,
+                num_cached_tokens=sequence.num_cached_tokens,
+            )
+        assert self.finish_reason is not None
+        text = self._streamed[: self.text_end] if self.text_end is not None else self._decode()
+        return RequestOutput(
+            request.request_id,
+            self.finish_reason,
+            sequence.num_prompt_tokens,
+            token_ids=tuple(sequence.token_ids),
+            text=text,
+            cumulative_logprob=sum(token.logprob for token in self.logprobs) if self.logprobs else None,
+            logprobs=tuple(self.logprobs) or None,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+
+    def _decode(self) -> str | None:
+        if self.tokenizer is None:
+            return None
+        return str(self.tokenizer.decode(self.sequence.token_ids, skip_special_tokens=True))
+
+
+def error_output(sequence: Sequence, error_type: str, message: str) -> RequestOutput:
+    return RequestOutput(
+        sequence.request.request_id,
+        "error",
+        sequence.num_prompt_tokens,
+        error_type=error_type,
+        error_message=message,
+    )

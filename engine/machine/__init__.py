@@ -1,0 +1,1 @@
+"""What the machine gives: devices, memory, and whose turn it is."""

@@ -1,0 +1,93 @@
+"""Whose turn it is on a device: of a user's processes one computes, the others wait.
+
+Two runs on the same cores took sixteen times as long as one alone.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+from engine.file_lock import HeldError, hold
+from engine.machine.device import Device
+from engine.model.checkpoint import cache_dir
+from engine.stages import enter
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+
+
+class DeviceTurn:
+    """One for all engines of this process on a device. Without names it is always this process's turn.
+
+    `waiting_for` names the process that has the device while an engine of this one waits.
+    """
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.waiting_for: str | None = None
+        self._names = names
+        self._holders: set[object] = set()
+        self._held = ExitStack()
+        self._lock = Lock()
+
+    def take(self, holder: object, given_up: Callable[[], bool]) -> None:
+        """Waits until the device is this process's, or `given_up` says True."""
+        with self._lock:
+            while not self._holders and not self._try() and not given_up():
+                time.sleep(POLL_SECONDS)
+            self.waiting_for = None
+            self._holders.add(holder)
+
+    def give(self, holder: object) -> None:
+        """Lets others have it once no engine of this process wants it."""
+        with self._lock:
+            self._holders.discard(holder)
+            if not self._holders:
+                self._held.close()
+
+    def _try(self) -> bool:
+        with ExitStack() as stack:
+            try:
+                for name in self._names:
+                    stack.enter_context(hold(_file(name)))
+            except HeldError as held:
+                if self.waiting_for != str(held):
+                    enter(f"waiting for {held}, which has the device")
+                self.waiting_for = str(held)
+                return False
+            except OSError as problem:
+                # A cache that cannot be written to costs the order of the runs, never a run.
+                log.warning("other runs on this device are not waited for (%s)", problem.strerror)
+            self._held = stack.pop_all()
+            return True
+
+
+@cache
+def turn_of(device: Device) -> DeviceTurn:
+    return DeviceTurn(_names(device))
+
+
+def _names(device: Device) -> tuple[str, ...]:
+    """A lock a core, so that runs on different cores are not in each other's way.
+
+    A run that was given fewer threads than it has cores is meant to run beside others.
+    """
+    if device.name == "cpu":
+        cores = sorted(os.sched_getaffinity(0))
+        return tuple(f"core-{core}" for core in cores) if device.cores >= len(cores) else ()
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    index = int(device.name.partition(":")[2])
+    return (f"cuda-{visible[index] if index < len(visible) else index}",)
+
+
+def _file(name: str) -> Path:
+    folder = cache_dir() / "devices"
+    folder.mkdir(parents=True, exist_ok=True)
+    # A home may be shared by machines.
+    return folder / f"{socket.gethostname()}-{name}.lock"

@@ -1,0 +1,132 @@
+"""The memory that an engine will need, worked out before any of it is taken."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import psutil
+
+from engine.config import DEFAULT_KV_MEMORY, EngineConfig
+from engine.errors import UserError
+from engine.figures import figure
+from engine.machine.device import Device
+from engine.model.checkpoint import ModelFiles
+from engine.model.model_shape import ModelShape
+from kernels.processor import NATIVE_BYTES
+
+# Rows whose logits exist at one time, and how many copies of them: logits, log-probabilities, a draw's scratch.
+HEAD_ROWS, LOGITS_COPIES = 256, 3
+# A leaf that nothing reads again may overshoot the step's tokens by less than as many.
+OVERSHOOT = 2
+# Of what quantising adds.
+WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 8}
+# A GPU's context, compiled kernels, and what captured graphs keep beside a step's activations.
+GPU_RESERVE = 2**30
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes. `weights` while they are loaded: quantising holds both precisions for a moment."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.logits
+
+    def __str__(self) -> str:
+        parts = f"{_gib(self.weights)} weights, {_gib(self.kv_cache)} KV"
+        return f"{_gib(self.total)} ({parts}, {_gib(self.activations + self.logits)} activations and logits)"
+
+
+def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
+    """For a model on `device`; activations are those of one layer, which the next one's replace."""
+    weights = _weights(files, shape, device) + shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
+    heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+    row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
+    step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
+    return MemoryNeed(
+        weights=weights,
+        kv_cache=config.kv_cache_memory,
+        activations=step_tokens * row * device.dtype_bytes,
+        logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
+    )
+
+
+def settled(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> EngineConfig:
+    """`config` with a number for `kv_cache_memory`.
+
+    0 is on a CPU the default, on a GPU all that `gpu_memory_utilization` of its memory leaves beside the rest. Raises
+    UserError where that is nothing.
+    """
+    if config.kv_cache_memory:
+        return config
+    if device.name == "cpu":
+        return replace(config, kv_cache_memory=DEFAULT_KV_MEMORY)
+    need, share = memory_need(files, shape, config, device).total, config.gpu_memory_utilization
+    room = int(device_memory(device) * share) - need - GPU_RESERVE
+    if room <= 0:
+        raise UserError(
+            f"engine.gpu_memory_utilization: {_gib(need + GPU_RESERVE)} needed before any KV, but {share:g} of "
+            f"{device.label}'s {_gib(device_memory(device))} is less; take a smaller model or quantization"
+        )
+    return replace(config, kv_cache_memory=room)
+
+
+def device_memory(device: Device) -> int:
+    """Bytes of a GPU's memory, whoever holds them."""
+    import torch  # takes seconds, which a plan for a CPU need not wait
+
+    return int(torch.cuda.get_device_properties(device.name).total_memory)
+
+
+def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> None:
+    """Raises UserError where the machine, or the GPU, has less memory than an engine would take."""
+    on_cpu = device.name == "cpu"
+    held = machine_memory() if on_cpu else device_memory(device) - GPU_RESERVE
+    if need.total > held:
+        room = held - need.total + config.kv_cache_memory
+        cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
+        where = "this machine" if on_cpu else device.label
+        raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
+
+
+def machine_memory() -> int:
+    """Bytes that this process may take: all of the machine's, or what its control group allows."""
+    total = int(psutil.virtual_memory().total)
+    with suppress(OSError, ValueError):
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    return total
+
+
+def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
+    """As the headers of the safetensors say; of a GGUF file, which packs them, as the sizes say."""
+    if files.gguf_file is not None:
+        sizes = [[shape.matmul_params], [shape.vocab_size, shape.hidden_size]]
+    else:
+        sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
+    total = sum(map(prod, sizes)) * device.dtype_bytes
+    if device.packs(shape):
+        # A head that is the embedding too is packed beside it, and again in 8 bits where the processor takes them.
+        is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2
+        total += shape.head_params * (is_tied * device.dtype_bytes + NATIVE_BYTES)
+    return total
+
+
+def _sizes_in(file: Path) -> list[list[int]]:
+    """Of a file's tensors; none for a file that is no safetensors: loading says what is wrong with it."""
+    with file.open("rb") as source, suppress(ValueError, KeyError, TypeError, AttributeError):
+        length = int.from_bytes(source.read(8), "little")
+        header = json.loads(source.read(min(length, file.stat().st_size)))
+        return [[int(side) for side in tensor["shape"]] for name, tensor in header.items() if name != "__metadata__"]
+    return []
+
+
+def _gib(size: int) -> str:
+    return f"{figure(size / 2**30, 2)} GiB"

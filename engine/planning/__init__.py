@@ -1,0 +1,1 @@
+"""From requests to a plan: shared prefixes, order, shards, cost. Needs numpy alone."""

@@ -1,0 +1,157 @@
+"""From requests to a plan: shared prefixes, order, shards, and what the run will need."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.config import EngineConfig
+from engine.model.model_shape import ModelShape, num_kv_blocks
+from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
+from engine.planning.cost import Work, count_work, flops
+from engine.planning.groups import Forest, arrange, share
+from engine.planning.kv_peak import peak_kv_blocks
+from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
+from engine.request import Request
+
+# A shard may be this much shorter or longer than asked, so as to end where little is shared.
+SHARD_SLACK = 0.25
+
+
+def make_plan(
+    requests: Sequence[Request],
+    shape: ModelShape,
+    config: EngineConfig,
+    *,
+    dtype_bytes: int,
+    flops_per_second: float,
+    shard_seconds: float = 45.0,
+) -> Plan:
+    """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
+
+    `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
+    tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
+    """
+    ids = [request.request_id for request in requests]
+    assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
+    tree = build_prefix_tree([request.prompt_token_ids for request in requests])
+    decode_tokens = np.array([request.max_tokens for request in requests], dtype=np.int64)
+    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order)
+    work = count_work(forest, requests)
+    seconds = flops(work, shape) / flops_per_second
+    ordered_ids = [ids[r] for r in forest.order]
+    num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
+    shards = _shards(ordered_ids, forest, work, seconds, shard_seconds)
+    block_bytes = config.block_size * shape.kv_bytes_per_token(dtype_bytes)
+    summary = PlanSummary(
+        requests=len(requests),
+        groups=int(np.count_nonzero(num_requests > 1)),
+        prompt_tokens=sum(len(request.prompt_token_ids) for request in requests),
+        computed_tokens=int(work.prefill_tokens.sum()),
+        ideal_tokens=int((tree.end - tree.start).sum()),
+        label_tokens=int(work.label_tokens.sum()),
+        max_decode_tokens=int(work.decode_tokens.sum()),
+        peak_kv_bytes=peak_kv_blocks(forest, work, config, num_kv_blocks(shape, config, dtype_bytes)) * block_bytes,
+        kv_cache_memory=config.kv_cache_memory,
+        expected_seconds=float(seconds.sum()),
+    )
+    return Plan(
+        plan_id=_plan_id(ordered_ids, forest, shards),
+        nodes=_nodes(forest, num_requests),
+        order=forest.order,
+        node_of=forest.node_of,
+        shards=shards,
+        summary=summary,
+    )
+
+
+def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWork:
+    """A shard's requests, out of those that `make_plan` was given, and every node on their paths, by id."""
+    chosen = plan.order[shard.first : shard.last].tolist()
+    node_of = plan.node_of[chosen].tolist()
+    path_nodes: set[int] = set()
+    for node in node_of:
+        while node >= 0 and node not in path_nodes:
+            path_nodes.add(node)
+            node = plan.nodes[node].parent
+    return ShardWork(
+        plan_id=plan.plan_id,
+        index=shard.index,
+        shard_id=shard.shard_id,
+        nodes=tuple(plan.nodes[node] for node in sorted(path_nodes)),
+        requests=tuple(requests[r] for r in chosen),
+        node_of=tuple(node_of),
+    )
+
+
+def _nodes(forest: Forest, num_requests: Ints) -> tuple[PrefixNode, ...]:
+    columns = (forest.parent, forest.start, forest.end, num_requests)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(
+        PrefixNode(node_id=node_id, parent=parent, start=start, end=end, num_requests=below)
+        for node_id, (parent, start, end, below) in enumerate(rows)
+    )
+
+
+def _shards(
+    ordered_ids: Sequence[str], forest: Forest, work: Work, seconds: NDArray[np.float64], shard_seconds: float
+) -> tuple[Shard, ...]:
+    cuts = _cuts(seconds, _shared_depths(forest), shard_seconds)
+    return tuple(
+        Shard(
+            index=index,
+            shard_id=_digest(sorted(ordered_ids[first:last])),
+            first=first,
+            last=last,
+            prefill_tokens=int(work.prefill_tokens[first:last].sum()),
+            decode_tokens=int(work.decode_tokens[first:last].sum()),
+            expected_seconds=float(seconds[first:last].sum()),
+        )
+        for index, (first, last) in enumerate(pairwise([0, *cuts]))
+    )
+
+
+def _cuts(seconds: NDArray[np.float64], shared: Ints, shard_seconds: float) -> list[int]:
+    """Where each shard ends: near `shard_seconds`, where the least prefix is shared across the cut.
+
+    So a cut falls between groups if one ends near, else between a group's requests.
+    """
+    ends = np.cumsum(seconds)
+    cuts: list[int] = []
+    first, start = 0, 0.0
+    while first < len(ends):
+        shortest, longest = start + np.array([1 - SHARD_SLACK, 1 + SHARD_SLACK]) * shard_seconds
+        if ends[-1] <= longest:
+            last = len(ends)
+        else:
+            low = max(int(np.searchsorted(ends, shortest)) + 1, first + 1)
+            high = max(int(np.searchsorted(ends, longest, side="right")), low)
+            window = np.arange(low, high + 1)
+            distance = np.abs(ends[window - 1] - (start + shard_seconds))
+            last = int(window[np.lexsort((distance, shared[window]))[0]])
+        cuts.append(last)
+        first, start = last, float(ends[last - 1])
+    return cuts
+
+
+def _shared_depths(forest: Forest) -> Ints:
+    """Prompt tokens that each request shares with the one before it, in execution order; 0 before and after all."""
+    node_of = forest.node_of[forest.order]
+    before, after = node_of[:-1], node_of[1:]
+    # In pre-order the node behind the last request's is the first that the next request does not share.
+    inner = np.where(before < after, forest.start[np.minimum(before + 1, after)], forest.end[after])
+    return np.concatenate([[0], inner, [0]])
+
+
+def _plan_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
+    """Names the node ids too: only plans that number equal nodes alike may share KV."""
+    layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
+    return _digest(
+        [*(shard.shard_id for shard in shards), *ordered_ids, *(column.tobytes().hex() for column in layout)]
+    )
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""From a plan to steps: blocks, sequences, rows. Needs numpy alone."""

@@ -1,0 +1,1 @@
+"""Loops that numba compiles for the processor at hand."""

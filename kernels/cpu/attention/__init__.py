@@ -1,0 +1,1 @@
+"""Attention over a step's segments, and the KV rows it reads."""

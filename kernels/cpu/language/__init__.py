@@ -1,0 +1,1 @@
+"""What loops are written in: vectors, threads, and the compiler's cache."""

@@ -1,0 +1,262 @@
+"""Runs compiled loops on torch's own OpenMP threads.
+
+numba compiles the loops, but its threads are a second pool that fights torch's for the cores: torch's workers spin
+for a while after each operation. libgomp starts a team by `GOMP_parallel(function, argument, threads, flags)`, which
+is what compilers emit for `#pragma omp parallel`, so a loop that is handed to it runs on torch's own threads.
+
+A loop gets one array of 64-bit words: addresses of tensors, integers, and the bits of floats. It finds its share of
+the work by `share(count)`.
+"""
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cpu.language.jit import FASTMATH, INSTALLED, binding, carray, float32, intrinsic, ir, njit, types
+from kernels.cpu.language.loop_cache import compile_function, left_to_torch
+
+_THREAD_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads")
+
+
+@cache
+def _runtime() -> ctypes.CDLL | None:
+    """torch's OpenMP runtime, or None where it is not one that starts teams in libgomp's way, or nothing compiles."""
+    if not INSTALLED:
+        return None
+    try:
+        runtime = ctypes.CDLL(str(next(Path(torch.__file__).with_name("lib").glob("libgomp*"))))
+        start = runtime.GOMP_parallel
+    except (StopIteration, OSError, AttributeError):
+        return None
+    start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    start.restype = None
+    for name in _THREAD_SYMBOLS:
+        address = ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value
+        binding.add_symbol(name, address)
+    return runtime
+
+
+def available() -> bool:
+    """Whether loops can run here; where not, every kernel takes its torch twin."""
+    return _runtime() is not None
+
+
+class Loop:
+    """A compiled loop: called with tensors (their addresses), integers and floats; the caller answers for shapes.
+
+    `counter` is the argument, 0 in a call, in which threads count the units of work that they take.
+    """
+
+    def __init__(self, function: Callable[..., None], counter: int | None = None) -> None:
+        self.counter = counter
+        self._function = function
+        self._compiled: Any = None
+        self._address = 0
+
+    @cached_property
+    def available(self) -> bool:
+        """Whether it runs here; where not, its kernel takes its torch twin. The first that is asked compiles all."""
+        return available() and self._function.__module__ not in left_to_torch()
+
+    def compile(self) -> None:
+        """In a child; and elsewhere, before the first call, what a child has compiled."""
+        compiled = compile_function(self._function)
+        self._address = compiled.address
+        self._compiled = compiled
+
+    def __call__(self, *arguments: Tensor | int | float) -> None:
+        # A step of a few rows is a thousand calls, and what they take in Python counts.
+        if self._compiled is None:
+            assert self.available, "its kernel asks first"
+            self.compile()
+        values = [value if type(value) is int else _word(value) for value in arguments]
+        words = (ctypes.c_int64 * len(values))(*values)
+        runtime = _runtime()
+        assert runtime is not None
+        runtime.GOMP_parallel(self._address, words, torch.get_num_threads(), 0)
+        if is_recording():
+            _thread.recording.calls.append((self, self._address, words))
+
+
+_thread = threading.local()
+
+
+class Recording:
+    """Calls of loops that are made within it, to be made again by `run`: for a step of few rows, calls cost most.
+
+    What CUDA graphs are on a GPU, and with their conditions: all that the calls read and write must stay where it was,
+    but for words that the caller changes, and nothing else may have been computed between them.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Loop, int, Any]] = []
+
+    def __enter__(self) -> "Recording":
+        _thread.recording = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _thread.recording = None
+
+    def words_of(self, loop: Loop) -> list[Any]:
+        """The arguments of this loop's calls: arrays of 64-bit integers."""
+        return [words for made, _, words in self.calls if made is loop]
+
+    def run(self) -> None:
+        runtime = _runtime()
+        assert runtime is not None
+        threads = torch.get_num_threads()
+        for loop, address, words in self.calls:
+            if loop.counter is not None:
+                words[loop.counter] = 0
+            runtime.GOMP_parallel(address, words, threads, 0)
+
+
+def is_recording() -> bool:
+    """On this thread."""
+    return getattr(_thread, "recording", None) is not None
+
+
+def _word(argument: Tensor | int | float) -> int:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    if isinstance(argument, int):
+        return int(argument)
+    return int(struct.unpack("q", struct.pack("d", argument))[0])
+
+
+_thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
+_num_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+
+@njit(inline="always", error_model="numpy")
+def share(count: int) -> tuple[int, int]:
+    """This thread's part `[first, last)` of `count` equal pieces of work."""
+    thread, threads = _thread_num(), _num_threads()
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+def _pointer_to(numba_type: Any) -> Any:
+    @intrinsic
+    def pointer(typing_context: Any, word: Any) -> Any:  # the signature that numba calls
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(numba_type)))
+
+        return types.CPointer(numba_type)(types.int64), generate
+
+    return pointer
+
+
+_float32_pointer = _pointer_to(types.float32)
+_int64_pointer = _pointer_to(types.int64)
+_int32_pointer = _pointer_to(types.int32)
+_int8_pointer = _pointer_to(types.int8)
+_uint16_pointer = _pointer_to(types.uint16)
+
+
+@njit(inline="always", error_model="numpy")
+def words(arguments: Any, count: int) -> Any:
+    """The loop's arguments."""
+    return carray(arguments, (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def float32_at(word: int, count: int) -> Any:
+    return carray(_float32_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int64_at(word: int, count: int) -> Any:
+    return carray(_int64_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int32_at(word: int, count: int) -> Any:
+    return carray(_int32_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def int8_at(word: int, count: int) -> Any:
+    return carray(_int8_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def uint16_at(word: int, count: int) -> Any:
+    """bfloat16 numbers, as numba has no such type: see `narrow`."""
+    return carray(_uint16_pointer(word), (count,))
+
+
+@njit(inline="always", error_model="numpy")
+def lines_of(count: int) -> Any:
+    """`count` float32 of scratch that begin on a cache line, and the array that keeps them alive."""
+    room = np.empty(count + 16, np.float32)
+    skipped = (-room.ctypes.data // 4) % 16
+    return room[skipped : skipped + count]
+
+
+@intrinsic
+def next_of(typing_context: Any, word: Any) -> Any:
+    """Adds one to the integer at the address, for all threads at once; returns what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.PointerType(ir.IntType(64)))
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
+    @intrinsic
+    def cast(typing_context: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], llvm_type)
+
+        return to_type(from_type), generate
+
+    return cast
+
+
+_as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
+as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
+bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
+
+
+@njit(inline="always", error_model="numpy")
+def narrow(x: Any) -> Any:
+    """The bits of the bfloat16 nearest to a float32, ties to even; NaN stays NaN."""
+    bits = bits_of(x)
+    if bits & types.int32(0x7FFFFFFF) > types.int32(0x7F800000):
+        return (bits >> types.int32(16)) | types.int32(0x40)
+    return (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
+
+
+@njit(inline="always", error_model="numpy")
+def float32_of(word: int) -> Any:
+    """A float argument."""
+    return float32(_as_float64(word))
+
+
+@njit(inline="always", fastmath=FASTMATH)
+def exp(x: Any) -> Any:
+    """e to the float32 `x`, to 3 units in the last place within [-87, 88] and clamped to that outside.
+
+    2**k times a polynomial in the rest (Cephes' expf): unlike the C library's, it vectorises.
+    """
+    bounded = min(max(x, float32(-87.0)), float32(88.0))
+    power = np.floor(bounded * float32(1.4426950408889634) + float32(0.5))
+    rest = bounded - power * float32(0.693359375) + power * float32(2.12194440e-4)
+    tail = float32(1.9875691500e-4) * rest + float32(1.3981999507e-3)
+    tail = tail * rest + float32(8.3334519073e-3)
+    tail = tail * rest + float32(4.1665795894e-2)
+    tail = tail * rest + float32(1.6666665459e-1)
+    tail = tail * rest + float32(5.0000001201e-1)
+    value = tail * rest * rest + rest + float32(1.0)
+    return value * as_float32(types.int32((types.int32(power) + types.int32(127)) << types.int32(23)))

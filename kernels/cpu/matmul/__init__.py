@@ -1,0 +1,1 @@
+"""Products with packed weights, and what is done to rows before and behind them."""

@@ -1,0 +1,234 @@
+"""The greatest output of a wide linear layer, row by row: found among products of 8 bits, settled by exact ones.
+
+A text that goes on greedily reads nothing of its logits but where the greatest is. So products of 8 bits, at a half to
+a quarter of the time, leave out all outputs that cannot be it, and the few that are left are multiplied as they are
+(two stages as in arXiv 1810.12406, whose first one is learned). An output is left out where another is greater by the
+margins of both; a margin is `DEVIATIONS` standard deviations of what rounding moves a product by.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cpu.language.jit import intrinsic, ir, njit, types
+from kernels.cpu.language.openmp import Loop, float32_at, int64_at, lines_of, next_of, words
+from kernels.cpu.language.vectors import FLOAT, FLOATS, LONG, WIDTH, Vectors
+from kernels.cpu.matmul import matmul
+from kernels.cpu.matmul.int8_rows import byte_rows, quantize_rows
+from kernels.cpu.matmul.matmul import LANES, TILE_ROWS, VECTORS, Panels, tile_of
+from kernels.cpu.matmul.product import product
+from kernels.processor import NATIVE_BYTES
+
+DEVIATIONS = 10
+# The standard deviation of what rounding to a whole step leaves, in steps.
+OF_A_STEP = 1 / math.sqrt(12)
+# Outputs that are rounded at a time: their mixed weights are in float32 for a moment.
+PART = 4096
+# Panels of a unit of work, at the end of which its outputs are settled.
+UNIT_PANELS = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Screen:
+    """A layer twice: `exact`, and `coarse` in 8 bits, mixed; `norms` are the lengths of its outputs' weights.
+
+    norms (panels * LANES,), 0 behind the last output; ones (inputs,).
+    """
+
+    exact: Panels
+    coarse: Panels
+    norms: Tensor
+    ones: Tensor
+
+
+def make_screen(weight: Tensor, exact: Panels) -> Screen | None:
+    """weight (outputs, inputs) as `exact` has it; None where 8 bits cannot help, or weights are not finite."""
+    outputs, inputs = weight.shape
+    fits = not exact.bias.numel() and not exact.gated and exact.dtype in (torch.float32, torch.bfloat16)
+    if not fits or not NATIVE_BYTES or not matmul.available(torch.int8) or not _loop.available:
+        return None
+    codes, steps = torch.empty(weight.shape, dtype=torch.int8), torch.empty(outputs)
+    norms = torch.zeros(len(exact.words) * LANES)
+    for first in range(0, outputs, PART):
+        part = slice(first, min(first + PART, outputs))
+        codes[part], steps[part] = quantize_rows(weight[part])
+        norms[part] = weight[part].float().norm(dim=1)
+    if not norms.isfinite().all():
+        return None
+    return Screen(exact, matmul.pack(codes, scales=steps), norms, torch.ones(inputs))
+
+
+def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
+    """rows (n, inputs) in the exact weights' dtype to (n,) in int64, of equals the first; -1: not a finite row."""
+    exact, coarse = screen.exact, screen.coarse
+    assert rows.dtype == exact.dtype
+    assert rows.is_contiguous()
+    wide = rows.float()
+    codes, scales = byte_rows(wide, screen.ones)  # with the room behind them that a tile reads
+    lengths = wide.norm(dim=1)
+    # What a row's greatest output is at least; all threads raise it, and one that is lost costs a little work.
+    floors = torch.where((lengths * scales).isfinite(), -torch.inf, torch.inf)
+    units = -(len(exact.words) // -UNIT_PANELS)
+    values, places = torch.full((units, len(rows)), -torch.inf), torch.empty(units, len(rows), dtype=torch.int64)
+    _loop(
+        codes,
+        coarse.words,
+        coarse.scales,
+        coarse.offsets,
+        scales,
+        screen.norms,
+        lengths,
+        floors,
+        rows,
+        exact.words,
+        values,
+        places,
+        0,  # units of work that are taken
+        units,
+        len(rows),
+        exact.outputs,
+        len(exact.words),
+        coarse.words.shape[1],
+        exact.words.shape[1],
+        int(rows.dtype == torch.bfloat16),
+    )
+    best = values.max(0)
+    return torch.where(best.values.isfinite(), places.gather(0, best.indices[None])[0], -1)
+
+
+def best_outputs_reference(rows: Tensor, weight: Tensor) -> Tensor:
+    """`best_outputs` by its definition."""
+    best = (rows.float() @ weight.float().t()).max(-1)
+    return torch.where(best.values.isfinite(), best.indices, -1)
+
+
+@intrinsic
+def _near(
+    _: Any, tile: Any, rows: Any, steps: Any, norms: Any, of_steps: Any, of_norms: Any, floors: Any, found: Any
+) -> Any:
+    """For numba: the rows of a tile that have an output at their floor or above, its margin added: how many.
+
+    All are addresses but `rows`. `of_steps` and `of_norms` are the rows' parts of a margin, `steps` and `norms` those
+    of a panel's outputs; numbers of rows go to `found`.
+    """
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        tile, rows, steps, norms, of_steps, of_norms, floors, found = arguments
+        emit = Vectors(builder)
+        columns = [
+            tuple(emit.load(FLOATS, emit.address(base, LONG(v * WIDTH))) for base in (steps, norms))
+            for v in range(VECTORS)
+        ]
+
+        def row(index: Any, state: list[Any]) -> list[Any]:
+            of_step, of_norm, floor = (
+                emit.splat(emit.load(FLOAT, emit.address(base, index))) for base in (of_steps, of_norms, floors)
+            )
+            masks = []
+            for v, (step, norm) in enumerate(columns):
+                at = builder.add(builder.mul(index, LONG(LANES)), LONG(v * WIDTH))
+                most = emit.multiply_add(step, of_step, emit.load(FLOATS, emit.address(tile, at)))
+                masks.append(builder.fcmp_ordered(">=", emit.multiply_add(norm, of_norm, most), floor))
+            any_ = builder.or_(builder.or_(masks[0], masks[1]), masks[2])
+            hit = builder.icmp_unsigned("!=", builder.bitcast(any_, _MASK), _MASK(0))
+            builder.store(index, builder.inttoptr(builder.add(found, builder.shl(state[0], LONG(3))), _LONGS))
+            return [builder.add(state[0], builder.zext(hit, LONG))]
+
+        return emit.loop(rows, [LONG(0)], row)[0]
+
+    return types.int64(*[types.int64] * 8), generate
+
+
+_MASK, _LONGS = ir.IntType(WIDTH), LONG.as_pointer()
+_floats, _pairs = product(1, 1, "float32"), product(1, 1, "pairs")
+
+
+@njit(error_model="numpy")
+def _note(made: Any, panel: int, width: int, steps: Any, norms: Any, row: int, ofs: Any, notes: Any, count: int) -> int:
+    """Raises a row's floor by `width` outputs of a panel and notes those vectors that reach it; how many are noted.
+
+    `ofs` are all rows' parts of a margin, and their floors; `notes` are rows, vectors (panel * VECTORS + which), and
+    what their greatest output is at most.
+    """
+    of_steps, of_norms, floors = ofs
+    rows, vectors, tops = notes
+    first = panel * LANES
+    for lane in range(width):
+        margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
+        floors[row] = max(floors[row], made[lane] - margin)
+    for vector in range(VECTORS):
+        top = np.float32(-np.inf)
+        for lane in range(vector * WIDTH, min(width, (vector + 1) * WIDTH)):
+            margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
+            top = max(top, made[lane] + margin)
+        if top >= floors[row]:
+            rows[count], vectors[count], tops[count] = row, panel * VECTORS + vector, top
+            count += 1
+    return count
+
+
+@njit(error_model="numpy")
+def _settle(
+    rows: int, panels: int, words_: int, is_narrow: int, outputs: int, row: int, vector: int, room: Any
+) -> tuple[int, Any]:
+    """The best of a vector of outputs for a row, exactly: which, and what it is."""
+    at, panel = rows + 4 * row * words_, panels + 4 * (vector // VECTORS * words_ * LANES + vector % VECTORS * WIDTH)
+    if is_narrow:
+        _pairs(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
+    else:
+        _floats(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
+    best, most = vector * WIDTH, room[0]
+    for lane in range(1, min(WIDTH, outputs - vector * WIDTH)):
+        if room[lane] > most:
+            best, most = vector * WIDTH + lane, room[lane]
+    return best, most
+
+
+def _best(arguments: Any) -> None:
+    a = words(arguments, 20)
+    codes, coarse, exact_rows, exact = a[0], a[1], a[8], a[9]
+    units, count, outputs, panels = a[13], a[14], a[15], a[16]
+    coarse_words, exact_words, is_narrow = a[17], a[18], a[19]
+    steps, norms = float32_at(a[2], panels * LANES), float32_at(a[5], panels * LANES)
+    scales, lengths, floors = float32_at(a[4], count), float32_at(a[6], count), float32_at(a[7], count)
+    values, places = float32_at(a[10], units * count), int64_at(a[11], units * count)
+    made, zeros, room = lines_of(TILE_ROWS * LANES), lines_of(LANES), lines_of(WIDTH)
+    zeros[:] = np.float32(0)
+    # A row's parts of a margin: by a weight's step, and by the length of an output's weights.
+    of_steps, of_norms = lines_of(count), lines_of(count)
+    for row in range(count):
+        of_steps[row] = np.float32(DEVIATIONS * OF_A_STEP) * lengths[row]
+        of_norms[row] = np.float32(DEVIATIONS * OF_A_STEP) * scales[row]
+    ofs, near, most = (of_steps, of_norms, floors), np.empty(TILE_ROWS, np.int64), UNIT_PANELS * VECTORS * count
+    notes = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
+    while True:
+        unit = next_of(a.ctypes.data + 8 * 12)
+        if unit >= units:
+            break
+        noted = np.int64(0)
+        for panel in range(unit * UNIT_PANELS, min(panels, (unit + 1) * UNIT_PANELS)):
+            place, source, width = 4 * panel * LANES, coarse + 4 * panel * coarse_words * LANES, outputs - panel * LANES
+            for first in range(0, count, TILE_ROWS):
+                taken, at = min(TILE_ROWS, count - first), codes + 4 * first * coarse_words
+                scaling = a[2] + place, a[3] + place, a[4] + 4 * first, zeros.ctypes.data
+                tile_of(2, at, taken, source, coarse_words, made.ctypes.data, LANES, 0, 0, scaling)
+                margins = of_steps.ctypes.data + 4 * first, of_norms.ctypes.data + 4 * first
+                columns, over = (a[2] + place, a[5] + place), a[7] + 4 * first
+                found = _near(made.ctypes.data, taken, *columns, *margins, over, near.ctypes.data)
+                for i in range(found):
+                    line = made[near[i] * LANES : (near[i] + 1) * LANES]
+                    noted = _note(line, panel, min(LANES, width), steps, norms, first + near[i], ofs, notes, noted)
+        for i in range(noted):
+            row, vector, at = notes[0][i], notes[1][i], unit * count + notes[0][i]
+            if notes[2][i] < floors[row]:
+                continue
+            best, value = _settle(exact_rows, exact, exact_words, is_narrow, outputs, row, vector, room)
+            if value > values[at]:
+                values[at], places[at] = value, best
+
+
+_loop = Loop(_best, counter=12)

@@ -1,0 +1,283 @@
+"""Rows times weights on the CPU, in float32, bfloat16 or 8 bits: what a model's linear layers are.
+
+Weights are packed once into panels of `LANES` outputs, so that a panel stays in a core's own cache while all rows pass
+it, and what is done to the products (scales, biases, sums, gates) is done to a tile of them that has not left that
+cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.cpu.language.jit import FASTMATH, njit
+from kernels.cpu.language.openmp import (
+    Loop,
+    float32_at,
+    is_recording,
+    lines_of,
+    narrow,
+    next_of,
+    uint16_at,
+    words,
+)
+from kernels.cpu.language.vectors import WIDTH, narrow_vectors, part_bytes, part_pairs
+from kernels.cpu.matmul.gate import gate
+from kernels.cpu.matmul.product import ROWS, byte_product, product
+from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
+
+VECTORS = 3
+LANES = VECTORS * WIDTH
+# Rows of a tile, and of a unit of work: small enough that all cores have some, large enough to use a panel well.
+TILE_ROWS, UNIT_ROWS = 32, 256
+# Steps along the inputs after which a panel would outgrow the cache.
+MAX_STEPS = 2048
+STORE, ADD, GATE = 0, 1, 2
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Panels:
+    """Weights (outputs, inputs) of `dtype`, packed for `matmul`.
+
+    words (panels, steps, LANES) of 4 bytes: an input each in float32, two in bfloat16, four in int8. `gated`: the
+    outputs are gates, then as many ups, and a panel of gates is followed by the panel of their ups. bias (panels,
+    LANES) or empty. In int8: scales (panels, LANES), by which a column's sum is multiplied, and offsets (panels, LANES)
+    in int32, -128 times the sum of its weights; else empty.
+    """
+
+    words: Tensor
+    dtype: torch.dtype
+    outputs: int
+    inputs: int
+    gated: bool
+    bias: Tensor
+    scales: Tensor
+    offsets: Tensor
+
+
+def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
+    """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
+    outputs, inputs = weight.shape
+    each = 4 // weight.dtype.itemsize
+    padded = weight if inputs % each == 0 else functional.pad(weight, (0, -inputs % each))
+    panels = _by_panel(padded, gated).view(-1, LANES, padded.shape[1])
+    words_ = panels.contiguous().view(torch.int32).transpose(1, 2).contiguous()
+    none = torch.empty(0)
+    column_bias = none if bias is None else _by_panel(bias.float(), gated)
+    column_scales = sums = none
+    if scales is not None:
+        sums = _by_panel(-128 * weight.sum(1, dtype=torch.int32), gated)
+        column_scales = _by_panel(scales.float(), gated)
+    return Panels(words_, weight.dtype, outputs, inputs, gated, column_bias, column_scales, sums)
+
+
+def _by_panel(values: Tensor, gated: bool) -> Tensor:
+    """(outputs, ...) in the order of the panels' columns, zeros between; gates and ups panel by panel."""
+    parts = values.chunk(2) if gated else (values,)
+    size = -(len(parts[0]) // -LANES) * LANES
+    padded = values.new_zeros(len(parts), size, *values.shape[1:])
+    for part, target in zip(parts, padded, strict=True):
+        target[: len(part)] = part
+    return padded.view(len(parts), -1, LANES, *values.shape[1:]).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def available(dtype: torch.dtype) -> bool:
+    """Whether it is compiled here for weights of `dtype`."""
+    return dtype in _KINDS and _loop.available
+
+
+def rows_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What `matmul` takes rows in for weights of `dtype`.
+
+    Where no instruction multiplies bfloat16 or bytes, a panel of them becomes float32 before all of a unit's rows pass
+    it; rows have no reason then to be rounded.
+    """
+    if dtype == torch.int8:
+        return torch.uint8 if NATIVE_BYTES else torch.float32
+    return dtype if NATIVE_BFLOAT16 else torch.float32
+
+
+def matmul(
+    rows: Tensor, weights: Panels, out: Tensor, *, add: bool = False, row_scales: Tensor | None = None
+) -> Tensor:
+    """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
+
+    rows (n, inputs) in `rows_dtype`, contiguous; bytes are 128 where they mean zero, and have `row_scales` (n,).
+    `inputs` is even for bfloat16 and a multiple of 4 for int8. out (n, outputs) in float32, or (n, outputs / 2) in
+    float32 or bfloat16.
+    """
+    count, steps = len(rows), weights.words.shape[1]
+    assert rows.dtype == rows_dtype(weights.dtype), (rows.dtype, weights.dtype)
+    assert rows.shape[1] * weights.dtype.itemsize == 4 * steps, (rows.shape, weights.dtype, steps)
+    assert rows.is_contiguous()
+    assert out.stride(1) == 1
+    assert out.dtype == torch.float32 or weights.gated
+    roomy = -(count // -_ROWS) * _ROWS
+    rows = _with_room(rows, roomy)
+    row_scales = row_scales if row_scales is None else _with_room(row_scales, roomy)
+    _loop(
+        rows,
+        weights.words,
+        out,
+        row_scales if row_scales is not None else 0,
+        weights.scales,
+        weights.offsets,
+        weights.bias,
+        0,  # units of work that are taken
+        count,
+        len(weights.words),
+        steps,
+        out.shape[1],
+        out.stride(0),
+        _KINDS[weights.dtype],
+        GATE if weights.gated else ADD if add else STORE,
+        int(out.dtype == torch.bfloat16),
+        weights.bias.numel(),
+    )
+    return out
+
+
+def matmul_reference(
+    rows: Tensor,
+    weight: Tensor,
+    *,
+    gated: bool = False,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+    row_scales: Tensor | None = None,
+) -> Tensor:
+    """`matmul` by its definition, in float32, from weights as they are packed; rows in 8 bits are signed."""
+    if scales is not None and row_scales is not None:
+        rows, weight = rows.float() * row_scales[:, None], weight.float() * scales[:, None]
+    out = rows.float() @ weight.float().t()
+    if bias is not None:
+        out = out + bias
+    if gated:
+        gate, up = out.chunk(2, dim=1)
+        out = functional.silu(gate) * up
+    return out
+
+
+def _with_room(rows: Tensor, count: int) -> Tensor:
+    """The same rows where the memory of `count` rows may be read: a product takes several at once."""
+    held = rows.untyped_storage().nbytes() // rows.dtype.itemsize - rows.storage_offset()
+    if held >= count * rows.stride(0):
+        return rows
+    assert not is_recording(), "a copy would not be made again"
+    roomy = rows.new_zeros(count, *rows.shape[1:])
+    roomy[: len(rows)] = rows
+    return roomy
+
+
+_ROWS = ROWS[VECTORS]
+_floats, _pairs = product(_ROWS, VECTORS, "float32"), product(_ROWS, VECTORS, "pairs")
+_more_floats, _more_pairs = product(_ROWS, VECTORS, "float32", adds=True), product(_ROWS, VECTORS, "pairs", adds=True)
+_bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_ROWS, VECTORS, adds=True)
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def tile_of(
+    kind: int, rows: int, count: int, panel: int, steps: int, out: int, out_row: int, adds: int, ones: int, scaling: Any
+) -> None:
+    """out (count rounded up, LANES) = rows @ panel, or += where it `adds`; all are addresses but `scaling`.
+
+    `out_row` is the stride of out's rows; `scaling` are the addresses of a panel's scales and offsets, of the rows'
+    scales, and of a row of zeros, for bytes.
+    """
+    scales, offsets, row_scales, zeros = scaling
+    for row in range(0, count, _ROWS):
+        c = out + 4 * row * out_row
+        for start in range(0, steps, MAX_STEPS):
+            part = min(MAX_STEPS, steps - start)
+            a, b = rows + 4 * (row * steps + start), panel + 4 * start * LANES
+            first, low = start == 0 and not adds, zeros if start else offsets
+            if kind == 2 and first:
+                _bytes(a, steps, b, LANES, part, c, out_row, low, scales, row_scales + 4 * row)
+            elif kind == 2:
+                _more_bytes(a, steps, b, LANES, part, c, out_row, low, scales, row_scales + 4 * row)
+            elif kind == 1 and first:
+                _pairs(a, steps, 1, b, LANES, part, c, out_row, 0)
+            elif kind == 1:
+                _more_pairs(a, steps, 1, b, LANES, part, c, out_row, ones)
+            elif first:
+                _floats(a, steps, 1, b, LANES, part, c, out_row, 0)
+            else:
+                _more_floats(a, steps, 1, b, LANES, part, c, out_row, ones)
+
+
+def _multiply(arguments: Any) -> None:
+    a = words(arguments, 17)
+    rows, panels, out = a[0], a[1], a[2]
+    count, num_panels, steps, columns, out_row = a[8], a[9], a[10], a[11], a[12]
+    kind, mode, is_narrow, has_bias = a[13], a[14], a[15], a[16]
+    row_scales, scales, offsets, bias = a[3], a[4], a[5], float32_at(a[6], has_bias)
+    both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
+    ones[:], zeros[:] = np.float32(1), np.float32(0)
+    gates = 2 if mode == GATE else 1
+    parts = (kind == 1 and not NATIVE_BFLOAT16) or (kind == 2 and not NATIVE_BYTES)
+    # Of a panel and of a row, as they are multiplied.
+    deep = 2 * kind * steps if parts else steps
+    wide = lines_of(gates * deep * LANES if parts else 0)
+    across = num_panels // gates
+    while True:
+        unit = next_of(a.ctypes.data + 8 * 7)
+        if unit >= across * -(count // -UNIT_ROWS):
+            break
+        panel, first = unit % across, unit // across * UNIT_ROWS
+        width = min(LANES, columns - panel * LANES)
+        unit_panels = panels + 4 * panel * gates * steps * LANES
+        if parts:
+            for part in range(gates):
+                source, made = unit_panels + 4 * part * steps * LANES, wide.ctypes.data + 4 * part * deep * LANES
+                if kind == 2:
+                    part_bytes(source, steps, VECTORS, scales + 4 * (panel * gates + part) * LANES, made)
+                else:
+                    part_pairs(source, steps, VECTORS, 0, made)
+            unit_panels = wide.ctypes.data
+        for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
+            taken, at = min(TILE_ROWS, count - row), rows + 4 * row * deep
+            # Whole tiles of sums go where they belong; what is cut, biased or gated is made aside first.
+            whole = mode != GATE and not has_bias and width == LANES and taken % _ROWS == 0
+            into, into_row = both.ctypes.data, LANES
+            if whole:
+                into, into_row = out + 4 * (row * out_row + panel * LANES), out_row
+            for part in range(gates):
+                which = panel * gates + part
+                made, source = into + 4 * part * TILE_ROWS * LANES, unit_panels + 4 * part * deep * LANES
+                place = 4 * which * LANES
+                scaling = scales + place, offsets + place, row_scales + 4 * row, zeros.ctypes.data
+                adds = int(whole and mode == ADD)
+                tile_of(0 if parts else kind, at, taken, source, deep, made, into_row, adds, ones.ctypes.data, scaling)
+                if has_bias:
+                    more, tile = bias[which * LANES : (which + 1) * LANES], both[part * TILE_ROWS * LANES :]
+                    for r in range(taken):
+                        line = tile[r * LANES : (r + 1) * LANES]
+                        for i in range(LANES):
+                            line[i] += more[i]
+            if whole:
+                continue
+            if mode == GATE:
+                gate(into, into + 4 * TILE_ROWS * LANES, taken * VECTORS)
+            for r in range(taken):
+                start, done = (row + r) * out_row + panel * LANES, both[r * LANES :]
+                if is_narrow and width == LANES:
+                    narrow_vectors(done.ctypes.data, VECTORS, out + 2 * start)
+                elif is_narrow:
+                    halves = uint16_at(out + 2 * start, width)
+                    for i in range(width):
+                        halves[i] = np.uint16(narrow(done[i]))
+                elif mode == ADD:
+                    target = float32_at(out + 4 * start, width)
+                    for i in range(width):
+                        target[i] += done[i]
+                else:
+                    target = float32_at(out + 4 * start, width)
+                    for i in range(width):
+                        target[i] = done[i]
+
+
+_loop = Loop(_multiply, counter=7)

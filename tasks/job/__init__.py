@@ -1,0 +1,1 @@
+"""A job file: its keys, their defaults and checks."""

@@ -1,0 +1,304 @@
+"""What a user asks for: the job file's schema, which is the flow's parameter schema as well."""
+
+import codecs
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
+
+from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
+from tasks.job.job_part import FilePath, Name, Part, exactly_one
+from tasks.job.sampling import Sampling
+
+RESULT_COLUMNS = (
+    "custom_id",
+    "status",
+    "generated_text",
+    "finish_reason",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "cumulative_logprob",
+    "logprobs",
+    "label",
+    "label_probs",
+    "label_logprobs",
+    "error_type",
+    "error_message",
+    "attempts",
+    "run_id",
+    "request_hash",
+)
+NO_CHAT_TEMPLATE = "prompt: this model has no chat template; give the whole text with column or template"
+ROW_COLUMN = "row_index"
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
+_SCALE = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def parse_size(value: object) -> object:
+    """`2GiB`, `512 MiB` or a number of bytes; anything else is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError(f"{value!r} is not a size; write it like 2GiB or 512MiB")
+    number, unit = match.groups()
+    return int(float(number) * _SCALE[unit]) if unit else int(float(number))
+
+
+def _as_mapping(value: object) -> object:
+    """`keep` may be a list of columns, or a mapping from a column to its name in the results."""
+    if isinstance(value, list | tuple):
+        if any(not isinstance(column, str) for column in value):
+            raise ValueError("is a list of column names, or a mapping of column to result column")
+        if len(set(value)) != len(value):
+            raise ValueError("names a column twice")
+        return {column: column for column in value}
+    return value
+
+
+def _no_clash(keep: dict[str, str]) -> dict[str, str]:
+    taken = {*RESULT_COLUMNS, ROW_COLUMN}
+    for column, name in keep.items():
+        if name.lower() in taken:
+            raise ValueError(
+                f"{name!r} is a column that the results have already; give it another name: {{{column}: my_{name}}}"
+            )
+        taken.add(name.lower())
+    return keep
+
+
+def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    if not labels:
+        raise ValueError("is empty; name at least one label")
+    if len(set(labels)) != len(labels):
+        raise ValueError("names a label twice")
+    if any(not label.strip() for label in labels):
+        raise ValueError("holds an empty label")
+    return labels
+
+
+def _at_least_a_mebibyte(size: int) -> int:
+    if 0 < size < 2**20:
+        raise ValueError(f"{size} bytes hold nothing; take auto, or 1MiB at least")
+    return size
+
+
+def _auto_is_zero(value: object) -> object:
+    return 0 if value == "auto" else value
+
+
+def _delimiter(text: str) -> str:
+    """YAML takes `'\\t'` in single quotes for two characters."""
+    text = "\t" if text == r"\t" else text
+    if len(text) != 1 or text in '"\r\n':
+        raise ValueError("is one character, such as ; or \\t, and neither a quote nor a line's end")
+    return text
+
+
+def _encoding(name: str) -> str:
+    try:
+        if "a".encode(name).decode(name) == "a":
+            return codecs.lookup(name).name
+    except (LookupError, UnicodeError, ValueError):
+        pass
+    raise ValueError(f"{name!r:.60} is no text encoding that Python knows; cp1252 and utf-16 are two")
+
+
+Delimiter = Annotated[str, AfterValidator(_delimiter)]
+Encoding = Annotated[str, AfterValidator(_encoding)]
+StepTokens = Annotated[int, BeforeValidator(_auto_is_zero, json_schema_input_type=int | Literal["auto"])]
+KVMemory = Annotated[
+    int,
+    AfterValidator(_at_least_a_mebibyte),
+    BeforeValidator(parse_size),
+    BeforeValidator(_auto_is_zero, json_schema_input_type=int | str),
+]
+Kept = Annotated[
+    dict[Name, Name],
+    BeforeValidator(_as_mapping, json_schema_input_type=list[Name] | dict[Name, Name]),
+    AfterValidator(_no_clash),
+]
+
+
+class DuckDBSource(Part):
+    """A DuckDB database, opened read-only, and one SELECT on it."""
+
+    database: FilePath = Field(description="The database's file. Views in it may read files that lie beside it.")
+    query: Name = Field(description="One SELECT; its rows are the source's.")
+
+
+class Source(Part):
+    """Where the rows come from. Exactly one of `parquet`, `csv`, `jsonl` (globs) and `duckdb`."""
+
+    parquet: FilePath | None = Field(
+        default=None, description="Parquet files: a path, or a glob such as `data/*.parquet`."
+    )
+    csv: FilePath | None = Field(default=None, description="CSV files with a header, `.gz` too: a path or a glob.")
+    jsonl: FilePath | None = Field(
+        default=None, description="Files of a JSON object a line, `.gz` too: a path or a glob."
+    )
+    duckdb: DuckDBSource | None = None
+    folder: FilePath | None = Field(
+        default=None,
+        description="Where relative paths start that lead nowhere from the working directory: the job file's folder.",
+    )
+    delimiter: Delimiter | None = Field(default=None, description="Of CSV; found in the file where it is not said.")
+    encoding: Encoding | None = Field(default=None, description="Of CSV and JSONL; UTF-8 or a byte order mark's.")
+    id: Name | None = Field(default=None, description="A unique column; the row's position where there is none.")
+    keep: Kept = Field(
+        default={}, description="Columns that the results carry: a list, or a mapping to the name they get."
+    )
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from exactly_one(given, ("parquet", "csv", "jsonl", "duckdb"))
+        if given.get("delimiter") is not None and given.get("csv") is None:
+            yield "delimiter belongs to csv"
+        if given.get("encoding") is not None and given.get("csv") is None and given.get("jsonl") is None:
+            yield "encoding belongs to csv and jsonl"
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in ("parquet", "csv", "jsonl", "duckdb") if getattr(self, kind) is not None)
+
+
+class Prompt(Part):
+    """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
+
+    column: Name | None = Field(default=None, description="A column that holds the prompts.")
+    template: Name | None = Field(
+        default=None, description="A Jinja template over columns, sandboxed; an undefined name is an error."
+    )
+    messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
+    chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from exactly_one(given, ("column", "template", "messages"))
+
+    @property
+    def key(self) -> str:
+        return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
+
+    @property
+    def uses_chat(self) -> bool:
+        return self.chat or self.messages is not None
+
+
+class Task(Part):
+    """`choice` scores labels as continuations of the prompt; `generate` writes text."""
+
+    type: Literal["choice", "generate"] = Field(
+        description="`choice`: which label is the likeliest continuation; `generate`: a text."
+    )
+    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
+        default=None, description="`choice`: the labels of all rows, white space included."
+    )
+    labels_column: Name | None = Field(
+        default=None, description="`choice`: a column with each row's labels, a list or its JSON."
+    )
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        keys = ("labels", "labels_column")
+        if given.get("type") == "choice":
+            yield from exactly_one(given, keys)
+        elif given.get("type") == "generate" and any(given.get(key) is not None for key in keys):
+            yield "labels belong to type: choice"
+
+
+class Model(Part):
+    """Which model, and how many bits of it."""
+
+    path: FilePath = Field(default="embedded", description="`embedded`, a folder with safetensors, or a .gguf file.")
+    dtype: Dtype = Field(default="auto", description="auto: float32 on the CPU, bfloat16 on a GPU.")
+    quantization: Quantization = Field(
+        default="none",
+        description="int8: 8-bit weights and activations; on a GPU also int4 (4-bit weights), fp8 (8-bit floats).",
+    )
+
+
+class EngineLimits(Part):
+    """How the engine computes: never what, but for `max_model_len`."""
+
+    kv_cache_memory: KVMemory = Field(
+        default=0,
+        ge=0,
+        description="Memory for keys and values, such as `2GiB`; auto (or 0): what a GPU has left, 2 GiB on a CPU.",
+    )
+    gpu_memory_utilization: float = Field(
+        default=EngineConfig().gpu_memory_utilization,
+        gt=0,
+        le=1,
+        description="What an engine takes of a GPU's memory where `kv_cache_memory` is auto.",
+    )
+    max_num_batched_tokens: StepTokens = Field(
+        default=0,
+        ge=0,
+        description="Tokens of a step; auto (or 0): where this machine's matmuls saturate, measured once.",
+    )
+    max_model_len: int = Field(
+        default=0, ge=0, description="Tokens of a prompt with its answer, at most; 0: what the model was made for."
+    )
+    block_size: int = Field(default=EngineConfig().block_size, ge=1, description="Tokens of a block of the KV cache.")
+    max_num_seqs: int = Field(
+        default=EngineConfig().max_num_seqs, ge=1, description="Rows that run at once, where `admission` is count."
+    )
+    sharing: Sharing = Field(
+        default=EngineConfig().sharing, description="Which shared prefixes are computed once; multi_level: all."
+    )
+    order: Order = Field(
+        default=EngineConfig().order, description="Which group runs first; fcfs: as the table has them."
+    )
+    admission: Admission = Field(
+        default=EngineConfig().admission,
+        description="Rows begin while their KV fits (memory), or up to a number (count).",
+    )
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
+    )
+
+
+class ScoringJob(Part):
+    """A table of prompts, what is asked of each, the model, and where the results go."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+        description="Names the run: letters, digits, dots, dashes and underscores."
+    )
+    source: Source
+    prompt: Prompt
+    task: Task
+    model: Model = Model()
+    sampling: Sampling = Sampling()
+    engine: EngineLimits = EngineLimits()
+    shard_seconds: float = Field(
+        default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what a stopped run can lose."
+    )
+    output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        task, sampling = given.get("task"), given.get("sampling")
+        kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
+        if kind == "choice" and sampling is not None and _changes(sampling):
+            yield "sampling has no effect on type: choice; remove it"
+
+    @property
+    def output_folder(self) -> Path:
+        return Path(self.output or f"runs/{self.name}").expanduser().absolute()
+
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(dtype=self.model.dtype, quantization=self.model.quantization, **self.engine.model_dump())
+
+
+def _changes(sampling: object) -> bool:
+    try:
+        return Sampling.model_validate(sampling) != Sampling()
+    except ValidationError:
+        return True

@@ -1,0 +1,1 @@
+"""What a reader of the output folder sees."""

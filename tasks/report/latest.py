@@ -1,0 +1,34 @@
+"""Remembers where the last run's results are, so that `trunkline sql` needs no folder."""
+
+import logging
+import os
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.model.checkpoint import publish_file
+
+log = logging.getLogger(__name__)
+
+
+def latest_output() -> Path:
+    """Raises UserError where no run is remembered, or its folder is gone."""
+    try:
+        root = Path(_note().read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError):
+        raise UserError("no run is remembered here; say which with --output FOLDER") from None
+    if not root.is_dir():
+        raise UserError(f"the latest run's folder {root} is gone; say another with --output FOLDER")
+    return root
+
+
+def remember_output(root: Path) -> None:
+    """A convenience alone: a home that cannot be written to fails no run."""
+    try:
+        publish_file(_note(), f"{root}\n")
+    except OSError as problem:
+        log.warning("the latest run is not remembered (%s)", problem.strerror)
+
+
+def _note() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "trunkline" / "latest"

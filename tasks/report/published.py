@@ -1,0 +1,94 @@
+"""What an output folder can show now, and what it should show but cannot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from engine.errors import UserError
+from tasks.storage.damage import DamagedError
+from tasks.storage.manifests import ShardManifest, inspect_manifests, manifest_path
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_record import RunRecord, inspect_records
+from tasks.storage.statements import statement
+from tasks.storage.stored_plan import ROWS, check_plan_file, load_plan, plan_folder, plan_id_of, plan_ids
+
+# More reasons than a person reads.
+_MOST_REASONS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFolder:
+    """`manifests` are of sound shards alone; `reasons` say, file by file, what is missing beside them."""
+
+    folder: OutputFolder
+    plan_id: str
+    name: str | None
+    manifests: tuple[ShardManifest, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def rows_file(self) -> Path:
+        return plan_folder(self.folder, self.plan_id) / ROWS
+
+    def warning(self, connection: duckdb.DuckDBPyConnection) -> str | None:
+        """One line where rows or shards are missing from the views of `connection`: how many, why, and the cure."""
+        rows, ended = connection.execute(statement("steps/count_rows"), {"rows": str(self.rows_file)}).fetchall()[0]
+        if rows == ended and not self.reasons:
+            return None
+        lost = f"{rows - ended:,} of {rows:,} rows are missing" if rows > ended else "no row is missing, but"
+        return f"{self.folder.root}: {lost}: {_listed(self.reasons)}; {_cure(self.folder, self.name)}"
+
+
+def open_published(folder: OutputFolder) -> PublishedFolder:
+    """Reads every part against its sha256. Raises UserError where nothing is published, or its rows are damaged."""
+    records, damaged_records = inspect_records(folder)
+    name = records[-1].name if records else None
+    reasons = list(map(str, damaged_records))
+    plan_id = _published_plan(folder, records)
+    if plan_id is None:
+        reasons += [f"plan/{one.published_plan} is gone" for one in records if one.published_plan is not None]
+        said = f": {_listed(reasons)}; {_cure(folder, name)}" if reasons else "; name the output folder of a run"
+        raise UserError(f"{folder.root}: holds no results{said}")
+    try:
+        check_plan_file(folder, plan_id, ROWS)
+    except DamagedError as problem:
+        if problem.path.name == ROWS:
+            raise UserError(f"{folder.root}: {problem}; {_cure(folder, name)}") from None
+        reasons.append(str(problem))
+    manifests, damaged = inspect_manifests(folder)
+    reasons += [f"shard {path.stem.rpartition('-')[2]}: {problem}" for path, problem in damaged.items()]
+    reasons += _without_manifest(folder, plan_id)
+    return PublishedFolder(folder, plan_id, name, tuple(manifests), tuple(reasons))
+
+
+def _published_plan(folder: OutputFolder, records: Sequence[RunRecord]) -> str | None:
+    """The newest publication's. Else the newest whose run has lost its record: it may have been published."""
+    plans = plan_ids(folder)
+    published = [one.published_plan for one in records if one.published_plan in plans]
+    known = {plan_id_of(one.run_id) for one in records}
+    return next(reversed([*(one for one in plans if one not in known), *published]), None)
+
+
+def _without_manifest(folder: OutputFolder, plan_id: str) -> list[str]:
+    """The plan's shards that are not scored yet, or whose manifest is gone."""
+    try:
+        shards = load_plan(folder, plan_id).shards
+    except DamagedError:
+        return []
+    return [
+        f"shard {shard.shard_id}: no manifest"
+        for shard in shards
+        if not manifest_path(folder, plan_id, shard.shard_id).exists()
+    ]
+
+
+def _listed(reasons: Sequence[str]) -> str:
+    more = f" and {len(reasons) - _MOST_REASONS:,} more" if len(reasons) > _MOST_REASONS else ""
+    return (", ".join(reasons[:_MOST_REASONS]) or "the manifests of their shards are gone") + more
+
+
+def _cure(folder: OutputFolder, name: str | None) -> str:
+    whose = f" with the job {name!r}" if name is not None else ""
+    return f"mend it{whose}: trunkline score JOB --output {folder.root}"

@@ -1,0 +1,129 @@
+"""Labels as continuations of a prompt, split as lm-evaluation-harness splits a context from its continuation.
+
+White space that ends the context moves to the label; context and label are encoded as one text, and the context's
+tokens are cut off: a label's first token may depend on what is before it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.request import TokenIds
+from tasks.request.encode import Encoder
+from tasks.source.cells import is_utf8
+from tasks.source.row_error import BAD_LABELS, CONTEXT_OVERFLOW, RowError
+
+_CACHED_LABEL_SETS = 4096
+_CACHED_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPrompt:
+    """`moved` is the white space that ended the prompt; `context` the rest, `context_ids` its tokens."""
+
+    context: str
+    moved: str
+    context_ids: TokenIds
+    labels: tuple[str, ...]
+
+
+LabelIds = tuple[TokenIds, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Texts to encode for one label set, and how many tokens of each are context."""
+
+    texts: tuple[str, ...]
+    num_context: int
+    add_special_tokens: bool | None
+
+
+class LabelEncoder:
+    """Encodes labels once for equal ends of contexts, where the end begins with a special token.
+
+    Tokenizers cut at special tokens before anything else, so no label's tokens depend on what is before the last one:
+    under a chat template, all rows share their label tokens.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._cache: dict[tuple[str, ...], LabelIds | RowError] = {}
+
+    def encode(self, prompts: Sequence[LabelledPrompt]) -> list[LabelIds | RowError]:
+        """The tokens of each prompt's labels, or BAD_LABELS where one has no token of its own."""
+        if len(self._cache) > _CACHED_LABEL_SETS:
+            self._cache.clear()
+        keys = [self._key(prompt) for prompt in prompts]
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._cache}
+        encoded = self._cache | self._encode_all(missing)
+        self._cache |= {key: encoded[key] for key in missing if _is_worth_caching(key)}
+        return [encoded[key] for key in keys]
+
+    def _key(self, prompt: LabelledPrompt) -> tuple[str, ...]:
+        start = self._last_special(prompt.context)
+        return (prompt.context[max(start, 0) :], prompt.moved, str(start >= 0), *prompt.labels)
+
+    def _last_special(self, text: str) -> int:
+        return max((text.rfind(token) for token in self._encoder.special_tokens), default=-1)
+
+    def _encode_all(self, missing: dict[tuple[str, ...], LabelledPrompt]) -> dict[tuple[str, ...], LabelIds | RowError]:
+        too_long = RowError(CONTEXT_OVERFLOW, "the prompt with its labels is too long for the context")
+        fitting = {
+            key: prompt
+            for key, prompt in missing.items()
+            if self._encoder.fits(prompt.context + prompt.moved + max(prompt.labels, key=len))
+        }
+        pending = {key: self._pending(key, prompt) for key, prompt in fitting.items()}
+        ids: dict[tuple[str, ...], list[TokenIds]] = {key: [] for key in pending}
+        for special in (None, False):
+            group = [(key, text) for key, p in pending.items() if p.add_special_tokens is special for text in p.texts]
+            encoded = self._encoder.encode([text for _, text in group], add_special_tokens=special)
+            for (key, _), token_ids in zip(group, encoded, strict=True):
+                ids[key].append(token_ids[pending[key].num_context :])
+        return {key: _checked(ids[key]) if key in ids else too_long for key in missing}
+
+    def _pending(self, key: tuple[str, ...], prompt: LabelledPrompt) -> _Pending:
+        end, moved, is_cut = key[:3]
+        texts = tuple(end + moved + label for label in prompt.labels)
+        if is_cut == "False":
+            return _Pending(texts, len(prompt.context_ids), None)
+        (end_ids,) = self._encoder.encode([end], add_special_tokens=False)
+        return _Pending(texts, len(end_ids), False)
+
+
+def _is_worth_caching(key: tuple[str, ...]) -> bool:
+    """A whole prompt comes back too seldom; the end of a chat template with every row."""
+    return key[2] == "True" and sum(map(len, key)) <= _CACHED_CHARACTERS
+
+
+def split_context(text: str) -> tuple[str, str]:
+    """The context, and the white space that moves to the labels."""
+    context = text.rstrip()
+    return context, text[len(context) :]
+
+
+def parse_labels(value: object) -> tuple[str, ...] | RowError:
+    """A column's value as labels: a list of texts, or its JSON text."""
+    if isinstance(value, RowError):
+        return value
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return RowError(BAD_LABELS, "the labels are neither a list nor a JSON list")
+    if not isinstance(value, list) or not value:
+        return RowError(BAD_LABELS, "there are no labels" if value in (None, []) else "the labels are not a list")
+    if not all(isinstance(label, str) and label.strip() for label in value):
+        return RowError(BAD_LABELS, "a label is NULL, empty or no text")
+    if not all(is_utf8(label) and "\x00" not in label for label in value):
+        return RowError(BAD_LABELS, "a label is not valid UTF-8")
+    if len(set(value)) != len(value):
+        return RowError(BAD_LABELS, "a label is there twice")
+    return tuple(value)
+
+
+def _checked(labels: list[TokenIds]) -> LabelIds | RowError:
+    if all(map(len, labels)):
+        return tuple(labels)
+    return RowError(BAD_LABELS, "a label melts into the prompt's last token; put white space before it")

@@ -1,0 +1,144 @@
+"""A Jinja template over a row's cells: a name is the row's cell, and an attribute is a cell's field."""
+
+import json
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2.runtime import LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.utils import Namespace
+
+from engine.errors import UserError
+from tasks.request.template_filters import cell_filters, formatted, printed, refuse_others
+from tasks.source.cells import Cell
+
+_ALONE = (nodes.Block, nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
+_WORDS = {"true", "True", "false", "False", "none", "None"}
+
+
+class PromptTemplate:
+    """Raises UserError for a template that is not one."""
+
+    def __init__(self, text: str) -> None:
+        self._environment = _CellEnvironment()
+        tree = self._parse(text)
+        _refuse_one_name_for_two(tree)
+        self._own_name = _rename(tree, "self")
+        self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
+        for joined in tree.find_all(nodes.Concat):
+            joined.nodes = [_as_text(part) for part in joined.nodes]
+        self.names = tuple(sorted({self._column(name) for name in meta.find_undeclared_variables(tree)}))
+        self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)}
+        self._template = self._environment.from_string(tree, globals=_FUNCTIONS)
+
+    def columns(self, available: Sequence[str]) -> tuple[str, ...]:
+        """The columns among `names`; the others are functions that it calls, and no column has their name."""
+        for word in sorted(self._words & set(available)):
+            raise UserError(f"prompt.template: {word} is Jinja's word and a column's name; give the column another")
+        columns = tuple(name for name in self.names if name in available or name not in self._called)
+        if not columns:
+            raise UserError("prompt.template: names no column, so that all prompts would be equal")
+        return columns
+
+    def render(self, cells: Mapping[str, Cell]) -> str:
+        """The text for a row. `cells` has the row's cell for each of the columns. Raises what a template may."""
+        return self._template.render({self._own_name if name == "self" else name: cells[name] for name in cells})
+
+    def _parse(self, text: str) -> nodes.Template:
+        try:
+            self._environment.from_string(text)
+            tree = self._environment.parse(text)
+        except TemplateSyntaxError as problem:
+            raise UserError(f"prompt.template: line {problem.lineno}: {problem.message}") from None
+        if any(tree.find(kind) is not None for kind in _ALONE):
+            raise UserError("prompt.template: block, include, import and extends are not there; write it whole")
+        return tree
+
+    def _column(self, name: str) -> str:
+        return "self" if name == self._own_name else name
+
+
+class _CellEnvironment(ImmutableSandboxedEnvironment):
+    """Attributes are fields, results of filters are cells, and what is printed has a text.
+
+    A method is never found: what is one depends on Python, and its text on where it lies in memory.
+    """
+
+    intercepted_binops = frozenset("%")
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, finalize=printed)
+        self.globals = {}  # a name is a column first; `PromptTemplate` gives the functions
+        self.filters = cell_filters()
+        self.policies["json.dumps_function"] = partial(json.dumps, default=float)  # of a decimal
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, _JINJAS):
+            return super().getattr(obj, attribute)
+        return self.getitem(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(obj, _JINJAS):
+            return super().getitem(obj, argument)
+        if argument in getattr(obj, "_fields", ()):  # of `groupby`
+            return getattr(obj, argument)
+        try:
+            if isinstance(obj, dict) or (isinstance(obj, list | tuple | str) and isinstance(argument, int)):
+                return obj[argument]
+        except (LookupError, TypeError):
+            pass
+        if isinstance(argument, str) and hasattr(obj, argument) and not isinstance(obj, dict):
+            return self.undefined(f"a value has no methods; write {argument!r} as a filter, if there is one")
+        return self.undefined(obj=obj, name=argument)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """`%`, which makes a text of its right side where the left one is a text."""
+        refuse_others(right)
+        if isinstance(left, str):
+            right = tuple(map(formatted, right)) if isinstance(right, tuple) else formatted(right)
+        return super().call_binop(context, operator, left, right)
+
+
+# What Jinja itself hands to a template; it has attributes, and no text.
+_JINJAS = (LoopContext, Macro, Namespace, Undefined)
+
+
+def _range(*arguments: int) -> list[int]:
+    return list(safe_range(*arguments))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"dict": dict, "namespace": Namespace, "range": _range}
+
+
+def _as_text(node: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, "string", [], [], None, None, lineno=node.lineno)
+
+
+def _is_printed(tree: nodes.Template, name: str) -> bool:
+    """Whether the name stands anywhere but before the brackets of a call."""
+    called = sum(call.node == nodes.Name(name, "load") for call in tree.find_all(nodes.Call))
+    return sum(found.name == name for found in tree.find_all(nodes.Name)) > called
+
+
+def _rename(tree: nodes.Template, name: str) -> str:
+    """Gives all of a name that Jinja keeps for itself another one."""
+    taken = {found.name for found in tree.find_all(nodes.Name)}
+    other = name
+    while other in taken or other == name:
+        other += "_"
+    for found in tree.find_all(nodes.Name):
+        if found.name == name:
+            found.name = other
+    return other
+
+
+def _refuse_one_name_for_two(tree: nodes.Template) -> None:
+    """Python, which a template becomes, takes names that differ in form alone, such as `ﬁ` and `fi`, for one."""
+    seen: dict[str, str] = {}
+    for found in tree.find_all(nodes.Name):
+        first = seen.setdefault(unicodedata.normalize("NFKC", found.name), found.name)
+        if first != found.name:
+            raise UserError(f"prompt.template: the names {first!r} and {found.name!r} differ in form alone; rename one")

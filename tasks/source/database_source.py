@@ -1,0 +1,60 @@
+"""A source that is a query on a DuckDB database: opened read-only, copied once, closed again."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from duckdb.sqltypes import DuckDBPyType
+
+from engine.errors import UserError
+from tasks.storage.duck import BATCH_ROWS, database_connection
+from tasks.storage.statements import first_line, identifier, single_select, statement
+
+_NESTED = {"array", "list", "map", "struct"}
+# Arrow gets a bit string's bytes, a time without its zone, -1 for a large unsigned number; Parquet has no intervals.
+_FOREIGN = {"bignum", "bit", "geometry", "interval", "time with time zone", "uhugeint", "union", "variant", "varint"}
+
+
+def read_schema(database: Path, query: str) -> pa.Schema:
+    with _query(database, query) as relation:
+        return _readable(relation, relation.columns).limit(0).to_arrow_table().schema
+
+
+def read_batches(database: Path, query: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _query(database, query) as relation:
+        yield from _readable(relation, columns).to_arrow_reader(BATCH_ROWS)
+
+
+def _readable(relation: duckdb.DuckDBPyRelation, columns: Sequence[str]) -> duckdb.DuckDBPyRelation:
+    """These columns; one whose type Arrow or Parquet would not hold whole is its text, by DuckDB's own cast."""
+    kinds = dict(zip(relation.columns, relation.types, strict=True))
+    return relation.project(", ".join(_column(name, kinds[name]) for name in columns))
+
+
+def _column(name: str, kind: DuckDBPyType) -> str:
+    quoted = identifier(name)
+    return statement("steps/as_text", column=quoted) if _is_foreign(kind) else quoted
+
+
+def _is_foreign(kind: DuckDBPyType) -> bool:
+    if kind.id in _NESTED:
+        return any(_is_foreign(child) for _, child in kind.children if isinstance(child, DuckDBPyType))
+    return kind.id in _FOREIGN
+
+
+@contextmanager
+def _query(database: Path, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
+    """The query's relation. Every failure of the database or the query is the user's to mend."""
+    query = single_select(query, "source.duckdb.query")
+    try:
+        with database_connection(database) as connection:
+            # A view takes the text as it is: one statement, with whatever semicolon and comment end it.
+            connection.execute(f"{statement('steps/source_view')} {query}")
+            yield connection.sql(statement("steps/source_rows"))
+    except duckdb.IOException as problem:
+        said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
+        raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None
+    except (duckdb.Error, pa.ArrowNotImplementedError) as problem:
+        raise UserError(f"source.duckdb.query: {first_line(problem)}") from None

@@ -1,0 +1,72 @@
+"""Files that appear whole or not at all: staging name, fsync, link without overwriting, fsync of the folder."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import duckdb
+
+from engine.errors import UserError
+from tasks.storage.failpoint import failpoint
+
+_DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Says a full disk in one line, whether Python or DuckDB met it; every other error passes."""
+    try:
+        yield
+    except (OSError, duckdb.Error) as problem:
+        # DuckDB's error has no number, but the system's words.
+        said = next((words for words in _DISK_FULL if words in str(problem)), None)
+        if said is None:
+            raise
+        raise UserError(f"{folder}: no space left ({said}); free some and run the same command again") from None
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """A new file that its owner alone can read."""
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Makes a file's bytes, or a folder's entries, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit_file(staged: Path, final: Path) -> bool:
+    """Gives a staged file its final name. False, and nothing changed, where the name is taken."""
+    fsync(staged)
+    failpoint("commit.synced")
+    try:
+        os.link(staged, final)
+    except FileExistsError:
+        return False
+    finally:
+        staged.unlink()
+    failpoint("commit.linked")
+    fsync(final.parent)
+    return True
+
+
+def replace_file(staged: Path, final: Path) -> None:
+    """Like `commit_file`, over whatever is there."""
+    fsync(staged)
+    failpoint("replace.synced")
+    os.replace(staged, final)
+    failpoint("replace.renamed")
+    fsync(final.parent)

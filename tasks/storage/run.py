@@ -1,0 +1,181 @@
+"""A run: what every step needs to know of it, and its life from the lock to the final record."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.machine.device import Device, resolve_device
+from engine.machine.memory import memory_need, refuse_too_large, settled
+from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
+from engine.model.model_shape import ModelShape, max_request_tokens
+from tasks.job.job import NO_CHAT_TEMPLATE, ScoringJob
+from tasks.storage.commit import disk_errors
+from tasks.storage.failpoint import failpoint
+from tasks.storage.manifests import read_manifests, verify_manifests
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_record import (
+    COMPLETED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    RunRecord,
+    create_record,
+    mark_interrupted,
+    new_run_id,
+    next_sequence,
+    update_record,
+    verify_records,
+)
+from tasks.storage.stored_plan import verify_plans
+
+# Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Plain data, so that a step may run in another process. `device` is what `config` resolved to."""
+
+    folder: OutputFolder
+    run_id: str
+    sequence: int
+    retry_failed: bool
+    job: ScoringJob
+    model: ModelFiles
+    shape: ModelShape
+    device: Device
+    config: EngineConfig
+
+    @property
+    def root(self) -> Path:
+        return self.folder.root
+
+    @property
+    def kv_dtype_bytes(self) -> int:
+        return self.device.kv_dtype_bytes(self.shape, self.config.quantization)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens, prompt and answer, that one request may have."""
+        return max_request_tokens(self.shape, self.config, self.kv_dtype_bytes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides which requests there are and how they are planned, but the source's content."""
+        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
+        decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_failed: bool = False) -> Run:
+    """Raises UserError for a model or a device that is not there, or for more memory than the machine has."""
+    model = resolve_model(job.model.path)
+    if job.prompt.uses_chat and lacks_chat_template(model):
+        raise UserError(NO_CHAT_TEMPLATE)
+    shape = load_shape(model)
+    device = resolve_device(job.engine_config())
+    config = settled(model, shape, job.engine_config(), device)
+    refuse_too_large(memory_need(model, shape, config, device), config, device)
+    run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
+    if run.max_tokens < 2:
+        raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
+    for token_id in job.sampling.stop_token_ids:
+        if not 0 <= token_id < shape.vocab_size:
+            raise UserError(
+                f"sampling.stop_token_ids: {token_id} is no token of this model (0 to {shape.vocab_size - 1})"
+            )
+    return run
+
+
+@contextmanager
+def open_run(job: ScoringJob, retry_failed: bool = False) -> Iterator[Run]:
+    """Takes the output folder, mends what a killed run left, and keeps the run's record.
+
+    Raises UserError where another run has the folder, or for a model or device that is not there.
+    """
+    folder = OutputFolder(job.output_folder)
+    draft = make_run(job, folder, retry_failed=retry_failed)
+    folder.create()
+    with folder.locked(), disk_errors(folder.root):
+        failpoint("run.locked")
+        folder.sweep_staging()
+        verify_records(folder)
+        mark_interrupted(folder)
+        verify_plans(folder)
+        verify_manifests(folder)
+        sequence = next_sequence(folder)
+        run = replace(draft, sequence=sequence, run_id=new_run_id(sequence))
+        create_record(folder, _new_record(run))
+        failpoint("run.recorded")
+        with _recorded_end(run):
+            yield run
+
+
+@contextmanager
+def _recorded_end(run: Run) -> Iterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    except BaseException as problem:
+        status = FAILED if isinstance(problem, Exception) else INTERRUPTED
+        said = str(problem) if isinstance(problem, UserError) else type(problem).__name__
+        _end(run, status, time.monotonic() - started, said)
+        raise
+    _end(run, COMPLETED, time.monotonic() - started, None)
+    run.folder.sweep_staging()
+
+
+def _end(run: Run, status: str, seconds: float, error: str | None) -> None:
+    own = [manifest for manifest in read_manifests(run.folder) if manifest.run_id == run.run_id]
+    failpoint("run.ending")
+    update_record(
+        run.folder,
+        run.run_id,
+        status=status,
+        error=error,
+        seconds=round(seconds, 3),
+        ended_at=_now(),
+        scored=sum(manifest.requests for manifest in own),
+        errors=sum(manifest.errors for manifest in own),
+        prompt_tokens=sum(manifest.row_prompt_tokens for manifest in own),
+        unique_prompt_tokens=sum(manifest.prompt_tokens for manifest in own),
+        computed_prompt_tokens=sum(manifest.computed_prompt_tokens for manifest in own),
+        planned_tokens=sum(manifest.planned_tokens for manifest in own),
+        generated_tokens=sum(manifest.generated_tokens for manifest in own),
+    )
+
+
+def _new_record(run: Run) -> RunRecord:
+    return RunRecord(
+        sequence=run.sequence,
+        run_id=run.run_id,
+        status=RUNNING,
+        model=run.model.name,
+        model_fingerprint=run.model.fingerprint,
+        retry_failed=run.retry_failed,
+        version=_version(),
+        started_at=_now(),
+        name=run.job.name,
+        dtype=run.device.dtype,
+        quantization=run.config.quantization,
+        device=run.device.label,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version() -> str:
+    try:
+        return version("trunkline")
+    except PackageNotFoundError:
+        return "unknown"

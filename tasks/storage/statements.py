@@ -1,0 +1,53 @@
+"""SQL lives in `sql/`, one file for each statement. Values are parameters; what cannot be one is quoted here."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import duckdb
+
+from engine.errors import UserError
+
+_FOLDER = Path(__file__).resolve().parents[2] / "sql"
+
+
+def identifier(name: str) -> str:
+    """A quoted name: whatever it holds, it stays one name."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: str) -> str:
+    """A quoted text, for the places (a view's file list) where DuckDB takes no parameter."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def literals(values: Sequence[str]) -> str:
+    return "[" + ", ".join(map(literal, values)) + "]"
+
+
+def statement(name: str, **fragments: str) -> str:
+    """The statement of `sql/<name>.sql`; `{fragments}` in it must come from the functions above."""
+    text = _read(name)
+    return text.format_map(fragments) if fragments else text
+
+
+@cache
+def _read(name: str) -> str:
+    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def single_select(sql: str, what: str) -> str:
+    """`sql`, if it is one statement that only reads. Raises UserError that begins with `what` otherwise."""
+    try:
+        found = duckdb.extract_statements(sql)
+    except duckdb.Error as problem:
+        raise UserError(f"{what}: {first_line(problem)}") from None
+    if len(found) != 1 or found[0].type != duckdb.StatementType.SELECT:
+        kinds = ", ".join(str(one.type).rpartition(".")[2] for one in found) or "nothing"
+        raise UserError(f"{what}: give one SELECT statement (found: {kinds})")
+    return sql
+
+
+def first_line(problem: BaseException) -> str:
+    """DuckDB's message without the drawing of the query below it."""
+    return str(problem).strip().split("\n")[0]

@@ -1,0 +1,140 @@
+"""Plans on disk: a folder that appears whole, with `plan.json`, the rows, the requests a shard and the nodes."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+from engine.plan import PlanSummary, Shard
+from tasks.storage.commit import fsync, sha256_of
+from tasks.storage.damage import DamagedError, set_aside, tell
+from tasks.storage.failpoint import failpoint
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_record import COMPLETED, read_records
+from tasks.storage.stored_json import read_json, stage_json
+
+ROWS, REQUESTS, NODES, PLAN = "rows.parquet", "requests.parquet", "nodes.parquet", "plan.json"
+FILES = (ROWS, REQUESTS, NODES)
+
+_NAME = re.compile(r"plan-\d{6,}-[0-9a-f]{6}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan that is on the disk. `pending` requests are in its shards; `committed` ones were scored before it.
+
+    `layout_id` names the numbering of its nodes: shards of one layout share the KV of a node.
+    """
+
+    plan_id: str
+    layout_id: str
+    run_id: str
+    fingerprint: str
+    source_digest: str
+    retry_failed: bool
+    rows: int
+    rejected: int
+    unique: int
+    committed: int
+    pending: int
+    summary: PlanSummary
+    text: str
+    shards: tuple[Shard, ...]
+
+
+def plan_folder(folder: OutputFolder, plan_id: str) -> Path:
+    return folder.plans / plan_id
+
+
+def plan_id_of(run_id: str) -> str:
+    return run_id.replace("run-", "plan-")
+
+
+def store_plan(folder: OutputFolder, planned: Planned, job: Mapping[str, Any], staged: Path) -> None:
+    """Adds `plan.json` to a staged folder that holds the other files, and gives it its final name."""
+    digests = {name: sha256_of(staged / name) for name in FILES}
+    stage_json(staged / PLAN, {**asdict(planned), "job": job, "files": digests})
+    for path in staged.iterdir():
+        fsync(path)
+    fsync(staged)
+    failpoint("plan.staged")
+    os.rename(staged, plan_folder(folder, planned.plan_id))
+    failpoint("plan.renamed")
+    fsync(folder.plans)
+
+
+def load_plan(folder: OutputFolder, plan_id: str) -> Planned:
+    """Raises DamagedError where `plan.json` is not what a run wrote there."""
+    return _load(folder, plan_id)[0]
+
+
+def check_plan_file(folder: OutputFolder, plan_id: str, name: str) -> None:
+    """Raises DamagedError where one of a plan's `FILES`, or `plan.json`, is not what a run wrote there."""
+    path = plan_folder(folder, plan_id) / name
+    digest = _load(folder, plan_id)[1].get(name)
+    if not path.is_file() or path.is_symlink():
+        raise DamagedError(path, "is gone")
+    if sha256_of(path) != digest:
+        raise DamagedError(path, "is damaged: its bytes are not those that were written")
+
+
+def verify_plans(folder: OutputFolder) -> None:
+    """Sets plans aside of which anything is damaged, as only the lock's holder may: the rows are then read again."""
+    for plan_id in plan_ids(folder):
+        try:
+            for name in FILES:
+                check_plan_file(folder, plan_id, name)
+        except DamagedError as problem:
+            tell(problem, "the rows will be planned again")
+            set_aside(plan_folder(folder, plan_id))
+
+
+@lru_cache(maxsize=4)
+def layout_of(folder: OutputFolder, plan_id: str) -> str:
+    """A plan's `layout_id`; read once, for a plan's text holds all its shards."""
+    return load_plan(folder, plan_id).layout_id
+
+
+def find_open_plan(folder: OutputFolder, fingerprint: str, source_digest: str, *, retry_failed: bool) -> str | None:
+    """The plan that an unfinished run left, if it is the newest and says what a run with these would plan."""
+    newest = max(plan_ids(folder), default=None)
+    if newest is None:
+        return None
+    planned = load_plan(folder, newest)
+    same = (planned.fingerprint, planned.source_digest, planned.retry_failed)
+    finished = {record.plan_id for record in read_records(folder) if record.status == COMPLETED}
+    return newest if same == (fingerprint, source_digest, retry_failed) and newest not in finished else None
+
+
+def remove_other_plans(folder: OutputFolder, plan_id: str) -> None:
+    """The published tables read this plan's rows alone."""
+    for other in plan_ids(folder):
+        if other != plan_id:
+            rmtree(plan_folder(folder, other))
+
+
+def plan_ids(folder: OutputFolder) -> Sequence[str]:
+    """Oldest first."""
+    return sorted(path.name for path in folder.plans.glob("plan-*") if _NAME.fullmatch(path.name))
+
+
+def _load(folder: OutputFolder, plan_id: str) -> tuple[Planned, dict[str, str]]:
+    """The plan, and its files' digests by name."""
+    path = plan_folder(folder, plan_id) / PLAN
+    if path.parent.is_symlink():
+        raise DamagedError(path.parent, "is a link")
+    content = read_json(path)
+    with suppress(TypeError, KeyError):
+        content.pop("job")
+        digests = content.pop("files")
+        summary = PlanSummary(**content.pop("summary"))
+        shards = tuple(Shard(**shard) for shard in content.pop("shards"))
+        planned = Planned(summary=summary, shards=shards, **content)
+        if planned.plan_id == plan_id:
+            return planned, digests
+    raise DamagedError(path, "is another version's, or another plan's")

@@ -1,0 +1,186 @@
+"""Layers as a GPU has them, in Triton's interpreter, against transformers' own in torch."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from engine.errors import UserError
+from engine.forward.gpu.attention import TritonStepAttention
+from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
+from engine.forward.gpu.packed_linear import PackedLinear, pack_linears, stacked
+from engine.forward.kv_cache import KVCache
+from engine.forward.step_inputs import step_inputs
+from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from kernels.gpu.gate import silu_gate_kernel
+from kernels.gpu.kv_write import rope_write_kernel
+from kernels.gpu.merge import merge_kernel
+from kernels.gpu.prefix_attention_kernel import attend_kernel
+from kernels.gpu.quantized_weights import dequantized
+from kernels.gpu.rms_norm import rms_norm_kernel
+from tests.engine.forward.cpu.test_fused_layer import MODELS as FUSED_MODELS
+from tests.engine.forward.cpu.test_fused_layer import ROWS, SIZES, drawn, hidden
+
+# What the CPU fuses, and more.
+MODELS = FUSED_MODELS | {
+    "Qwen3": (Qwen3ForCausalLM, Qwen3Config(**SIZES)),
+    "Qwen3 with a window": (
+        Qwen3ForCausalLM,
+        Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=1),
+    ),
+}
+
+
+def stepped(
+    step: SchedulerOutput | int, head_dim: int = 20, kv_dtype: torch.dtype = torch.float32
+) -> TritonStepAttention:
+    """Of a step, or of one sequence of so many rows."""
+    step = SchedulerOutput.causal_rows(step) if isinstance(step, int) else step
+    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_dtype, "cpu"))
+
+
+@pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
+    """Biases, a window, and every family that is known."""
+    model = drawn(*MODELS[name])
+    wanted = hidden(model)
+    assert swap_layers(model)
+    assert {type(layer) for layer in model.model.layers} == {GpuLayer}
+    rows = torch.arange(ROWS)[None]
+    step = stepped(replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked)))
+    with torch.inference_mode():
+        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
+    assert float((got - wanted[..., list(asked), :]).abs().max()) < 2e-5
+
+
+def test_a_layer_is_ten_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of ours and products; all else that touches a tensor in a layer only looks at it in another shape."""
+    model = drawn(*MODELS["Llama"])
+    swap_layers(model)
+    layer, launched = model.model.layers[0], []
+    for kernel in (rms_norm_kernel, silu_gate_kernel, rope_write_kernel, attend_kernel, merge_kernel):
+        monkeypatch.setattr(kernel, "run", counting(kernel.run, launched))
+    step = stepped(ROWS)
+    states, angles = torch.randn(1, ROWS, model.config.hidden_size), model.model.rotary_emb
+    cos_sin = angles(states, torch.arange(ROWS)[None])
+    with torch.inference_mode():
+        layer(states, position_embeddings=cos_sin, step=step)  # plans the step
+    launched.clear()
+    with torch.inference_mode(), ProductsAndPasses() as seen:
+        layer(states, position_embeddings=cos_sin, step=step)
+    assert len(launched) + seen.products <= 10
+    assert set(launched) >= {"rms_norm_kernel", "silu_gate_kernel", "rope_write_kernel", "attend_kernel"}
+    assert (seen.products, seen.passes) == (4, [])
+
+
+def counting(run: Any, launched: list[str]) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        launched.append(run.__self__.fn.__name__)
+        seen = ProductsAndPasses.current
+        ProductsAndPasses.current = None  # the interpreter computes with torch
+        try:
+            return run(*args, **kwargs)
+        finally:
+            ProductsAndPasses.current = seen
+
+    return counted
+
+
+class ProductsAndPasses(TorchDispatchMode):
+    """Counts products, and names what else reads or writes a tensor on the device."""
+
+    current: "ProductsAndPasses | None" = None
+    VIEWS = frozenset(
+        [
+            "view",
+            "_unsafe_view",
+            "t",
+            "transpose",
+            "select",
+            "slice",
+            "split",
+            "split_with_sizes",
+            "unsqueeze",
+            "permute",
+            "alias",
+            "detach",
+            "empty",
+            "expand",
+            "as_strided",
+            "_reshape_alias",
+        ]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
+        self.passes: list[str] = []
+
+    def __enter__(self) -> "ProductsAndPasses":
+        ProductsAndPasses.current = self
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        ProductsAndPasses.current = None
+        super().__exit__(*raised)
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.overloadpacket.__name__
+        if ProductsAndPasses.current is self and name not in self.VIEWS:
+            if name in ("mm", "addmm", "addmm_", "linear"):
+                self.products += 1
+            else:
+                self.passes.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_is_not_known_stays_as_it_is() -> None:
+    assert not swap_layers(GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=30)))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_layers_side_by_side_give_what_each_gives(bits: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layers: list[Any] = [nn.Linear(64, n, bias=bias).half().requires_grad_(False) for n in (32, 7, 16)]
+    magnitudes = torch.rand(64) + 0.1 if bits == 8 else None
+    layers = layers if bits == 16 else [PackedLinear.of(layer, bits, magnitudes) for layer in layers]
+    rows = torch.randn(1, 5, 64).half()
+    got = stacked(*layers)(rows)
+    assert got.dtype == torch.float16
+    assert float((got - torch.cat([layer(rows) for layer in layers], -1)).abs().max()) < 2e-3
+
+
+def test_a_packed_layer_is_its_weights() -> None:
+    """8 bits with smoothing included: what activations are multiplied by, weights are divided by."""
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 48).requires_grad_(False)
+    rows = torch.randn(9, 64) * torch.logspace(-1, 1, 64)
+    for bits, limit in ((4, 1e-5), (8, 0.05)):
+        packed = PackedLinear.of(linear, bits, rows.abs().amax(0) if bits == 8 else None)
+        factors = torch.ones(64) if packed.factors is None else packed.factors
+        want = (rows * factors) @ dequantized(packed.weight).t() + linear.bias
+        assert float((packed(rows) - want).abs().max()) < limit * float(want.abs().max())
+
+
+@pytest.mark.parametrize(("quantization", "packed"), [("int8", 6), ("int4", 7)])
+def test_which_layers_are_packed(quantization: Any, packed: int) -> None:
+    """With 8 bits what comes back from an MLP stays."""
+    sizes = SIZES | {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
+    assert pack_linears(model, quantization) == 2 * packed
+    assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear) == (quantization == "int4")
+
+
+def test_layers_that_no_group_divides_stay_and_none_is_refused() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES | {"intermediate_size": 96})).requires_grad_(False)
+    assert pack_linears(model, "int4") == 2
+    assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear)
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    with pytest.raises(UserError, match="int4 needs layers of a multiple of 32 inputs"):
+        pack_linears(LlamaForCausalLM(LlamaConfig(**SIZES)), "int4")

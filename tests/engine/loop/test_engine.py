@@ -1,0 +1,209 @@
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import EngineDeadError, UserError
+from engine.loop import build
+from engine.loop.build import build_engine
+from engine.loop.engine import Engine
+from engine.loop.engine_cache import close_engines, get_engine
+from engine.machine.device import Device
+from engine.model.checkpoint import resolve_model
+from engine.plan import ShardWork
+from engine.planning.planner import make_plan, shard_work
+from engine.request import Request, RequestOutput
+from engine.sampling_params import SamplingParams
+from tests.engine.oracle import Oracle
+
+CONFIG = EngineConfig(dtype="float32", kv_cache_memory=2**24)
+
+
+def prompt(engine: Engine, text: str) -> np.ndarray:
+    assert engine.tokenizer is not None
+    return np.array(engine.tokenizer(text)["input_ids"], dtype=np.int32)
+
+
+def work(engine: Engine, requests: list[Request]) -> ShardWork:
+    plan = make_plan(requests, engine.runner.model.shape, CONFIG, dtype_bytes=4, flops_per_second=1e9)
+    return shard_work(plan, plan.shards[0], requests)
+
+
+def run(engine: Engine, requests: list[Request]) -> dict[str, RequestOutput]:
+    return {output.request_id: output for output in engine.submit(work(engine, requests)).result(timeout=60)}
+
+
+def one(engine: Engine, **params: object) -> RequestOutput:
+    sampling = SamplingParams(**({"max_tokens": 24} | params))  # type: ignore[arg-type]
+    return run(engine, [Request("a", prompt(engine, "The river bends"), sampling)])["a"]
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model: Path) -> Iterator[Engine]:
+    engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
+    yield engine
+    engine.close()
+
+
+def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current device is a thread's own: the engine's thread sets it, before it puts anything there."""
+    current: dict[int, str] = {}
+    monkeypatch.setattr(torch.cuda, "set_device", lambda name: current.update({threading.get_ident(): name}))
+    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", 1.0, "cuda:1"))
+
+    def load(*_: object) -> None:
+        raise UserError(f"loading on {current[threading.get_ident()]}")
+
+    monkeypatch.setattr(build, "load_model", load)
+    monkeypatch.setattr("engine.machine.memory.device_memory", lambda _: 2**40)
+    with pytest.raises(UserError, match="loading on cuda:1"):
+        build_engine(resolve_model(str(tiny_model)), CONFIG)
+    assert threading.get_ident() not in current
+
+
+def test_text_is_the_tokens_decoded(engine: Engine) -> None:
+    output = one(engine)
+    assert engine.tokenizer is not None
+    assert output.finish_reason == "length"
+    assert len(output.token_ids) == 24
+    assert output.text == engine.tokenizer.decode(output.token_ids, skip_special_tokens=True)
+
+
+def test_a_stop_string_ends_the_text_before_it_wherever_tokens_begin(engine: Engine) -> None:
+    whole = one(engine).text
+    assert whole is not None
+    stop = whole[10:14]
+    output = one(engine, stop=("never there", stop))
+    assert output.finish_reason == "stop"
+    assert output.text == whole[: whole.index(stop)]
+    late = one(engine, stop=(stop,), min_tokens=24)
+    assert (late.finish_reason, late.text) == ("length", whole)
+
+
+def test_a_stop_token_ends_the_text_and_min_tokens_bars_it(engine: Engine) -> None:
+    tokens = one(engine).token_ids
+    stop = tokens[5]
+    output = one(engine, stop_token_ids=(stop,))
+    assert output.finish_reason == "stop"
+    assert output.token_ids == tokens[: tokens.index(stop) + 1]
+    barred = one(engine, stop_token_ids=(stop,), min_tokens=12)
+    assert stop not in barred.token_ids[:12]
+    assert len(barred.token_ids) >= 12
+
+
+def test_end_of_sequence_stops_unless_it_is_ignored(tiny_model: Path) -> None:
+    files = resolve_model(str(tiny_model))
+    engine = build_engine(files, CONFIG)
+    tokens = one(engine, ignore_eos=True).token_ids
+    engine.runner.model.shape = replace(engine.runner.model.shape, eos_token_ids=(tokens[3],))
+    assert one(engine).token_ids == tokens[: tokens.index(tokens[3]) + 1]
+    assert one(engine).finish_reason == "stop"
+    assert one(engine, ignore_eos=True).token_ids == tokens
+    engine.close()
+
+
+def test_logprobs_equal_transformers(engine: Engine, tiny_model: Path) -> None:
+    output = one(engine, logprobs=3)
+    assert output.logprobs is not None
+    ids = prompt(engine, "The river bends").tolist()
+    logprobs = Oracle(tiny_model).logits([*ids, *output.token_ids]).log_softmax(-1)[len(ids) - 1 : -1]
+    best = logprobs.topk(3, -1)
+    for place, got in enumerate(output.logprobs):
+        assert got.token_id == output.token_ids[place]
+        assert got.logprob == pytest.approx(float(logprobs[place, got.token_id]), abs=1e-3)
+        assert [token for token, _ in got.top] == best.indices[place].tolist()
+        assert [value for _, value in got.top] == pytest.approx(best.values[place].tolist(), abs=1e-3)
+    assert output.cumulative_logprob == pytest.approx(sum(got.logprob for got in output.logprobs))
+    assert one(engine).logprobs is None
+
+
+def test_a_text_of_greatest_logits_makes_none(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are those that logits give to whom asks for more than tokens."""
+    if engine.runner.model._screened is None:
+        pytest.skip("this processor multiplies no bytes")
+    ways = {"logprobs": 0}, {"min_tokens": 24, "ignore_eos": True}, {"temperature": 0.5, "top_k": 1}
+    expected = [one(engine, **way).token_ids for way in ways]  # type: ignore[arg-type]
+    monkeypatch.setattr(engine.runner.model, "logits", None)
+    assert [one(engine, ignore_eos="ignore_eos" in way).token_ids for way in ways] == expected
+
+
+def test_cached_tokens_are_those_that_another_request_paid_for(engine: Engine) -> None:
+    stem, params = "In the beginning there was a long stem", SamplingParams(max_tokens=1)
+    requests = [Request(tail, prompt(engine, f"{stem} {tail}"), params) for tail in ("one", "two", "three")]
+    outputs = run(engine, requests)
+    shared = len(prompt(engine, stem))
+    assert sorted(output.num_cached_tokens for output in outputs.values()) == [0, shared, shared]
+
+
+def test_the_same_prompt_asked_in_many_ways_is_computed_once(engine: Engine, tiny_model: Path) -> None:
+    ids = prompt(engine, "A prompt asked in many ways")
+    labels = (np.array([5], dtype=np.int32), np.array([7, 8], dtype=np.int32))
+    requests = [Request("greedy", ids, SamplingParams(max_tokens=5)), Request("choice", ids, labels=labels)]
+    requests += [Request(f"s{i}", ids, SamplingParams(max_tokens=5, temperature=1, seed=i)) for i in range(3)]
+    before = engine.counters().computed_prompt_tokens
+    outputs = run(engine, requests)
+    assert engine.counters().computed_prompt_tokens - before == len(ids)
+    oracle = Oracle(tiny_model)
+    for name in (0, 1):
+        oracle.assert_same(requests[name], outputs[requests[name].request_id])
+    assert len({outputs[f"s{i}"].token_ids for i in range(3)}) == 3
+
+
+def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine: Engine) -> None:
+    fine = Request("fine", prompt(engine, "short"), SamplingParams(max_tokens=2))
+    huge = Request("huge", np.full(1024, 9, dtype=np.int32), SamplingParams(max_tokens=2))
+    outputs = run(engine, [huge, fine])
+    assert outputs["huge"].error_type == "CONTEXT_OVERFLOW"
+    assert len(outputs["fine"].token_ids) == 2
+
+
+def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
+    engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
+    table = engine.runner.model.body.get_input_embeddings().weight
+    with torch.no_grad():
+        table[4321] = torch.nan
+    tainted, params = np.array([17, 4321, 18], dtype=np.int32), SamplingParams(max_tokens=3)
+    labels = (np.array([3], dtype=np.int32),)
+    outputs = run(
+        engine,
+        [Request("text", tainted, params), Request("choice", tainted, labels=labels)],
+    )
+    assert {name: output.error_type for name, output in outputs.items()} == {
+        "text": "NON_FINITE",
+        "choice": "NON_FINITE",
+    }
+    engine.close()
+
+
+def test_outputs_are_told_one_by_one(engine: Engine) -> None:
+    told: list[str] = []
+    requests = [Request(str(i), prompt(engine, f"row {i}"), SamplingParams(max_tokens=i + 1)) for i in range(4)]
+    engine.submit(work(engine, requests), lambda output: told.append(output.request_id)).result(timeout=60)
+    assert sorted(told) == ["0", "1", "2", "3"]
+    assert engine.submit(ShardWork("empty", 0, "s", (), (), ())).result(timeout=60) == []
+
+
+def test_a_dead_engine_fails_its_shards_and_is_replaced(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = resolve_model(str(tiny_model))
+    engine = get_engine(files, CONFIG)
+    assert get_engine(files, CONFIG) is engine
+    requests = [Request("a", prompt(engine, "dies"), SamplingParams(max_tokens=4))]
+
+    def broken(_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine.runner, "forward", broken)
+    with pytest.raises(EngineDeadError, match="no room"):
+        engine.submit(work(engine, requests)).result(timeout=60)
+    with pytest.raises(EngineDeadError):
+        engine.submit(work(engine, requests))
+    fresh = get_engine(files, CONFIG)
+    assert fresh is not engine
+    assert len(run(fresh, requests)["a"].token_ids) == 4
+    close_engines()
+    assert fresh.dead

@@ -1,0 +1,121 @@
+"""A step's tokens: chosen from rates, measured once, the same for plan and engine."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.loop import step_budget
+from engine.loop.build import build_engine
+from engine.loop.step_budget import best_rates, choose, known_step_tokens, planning_config
+from engine.machine.device import Device, resolve_device
+from engine.machine.machine_note import model_identity, write_note
+from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.planner import make_plan
+from engine.request import Request
+
+SIZES = step_budget.SIZES["torch"]
+CPU = Device("cpu", "float32", 1.0, "cpu")
+OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("per_second", "chosen"),
+    [
+        ((100, 100, 100, 100, 100), 1024),
+        ((102, 101, 100, 100, 104), 1024),
+        ((100, 200, 300, 400, 500), 2048),
+        ((100, 200, 300, 301, 302), 1024),
+        ((500, 400, 300, 200, 100), 128),
+        ((100, 120, 125, 100, 126), 256),
+    ],
+    ids=["flat", "noise", "rising", "level", "falling", "small"],
+)
+def test_the_default_unless_another_is_clearly_faster(per_second: tuple[float, ...], chosen: int) -> None:
+    assert choose(dict(zip(SIZES, per_second, strict=True)), CPU) == chosen
+
+
+def test_a_measurement_that_was_cut_short_decides_nothing() -> None:
+    rates = best_rates(lambda _: step_budget.LIMIT_SECONDS, SIZES)
+    assert list(rates) == [SIZES[0], SIZES[1]]
+    assert choose(rates, CPU) == DEFAULT_STEP_TOKENS
+
+
+def test_each_size_keeps_its_best_round() -> None:
+    taken = iter([0.01] * len(SIZES) + [0.02, 0.005] + [0.02] * (len(SIZES) - 2))
+    rates = best_rates(lambda _: next(taken), SIZES)
+    assert rates == {size: size / (0.005 if size == SIZES[1] else 0.01) for size in SIZES}
+
+
+def test_measured_once_and_then_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    assert known_step_tokens(files, OPEN, device) is None
+    assert planning_config(files, OPEN, device).max_num_batched_tokens == DEFAULT_STEP_TOKENS
+    monkeypatch.setattr(step_budget, "LIMIT_SECONDS", 60.0)
+    first = build_engine(files, OPEN, detokenize=False)
+    first.close()
+    chosen = first.config.max_num_batched_tokens
+    assert chosen in SIZES
+    assert first.scheduler.config == first.config == planning_config(files, OPEN, device)
+    assert len(first.runner.model.body.layers) == first.runner.model.shape.num_layers
+
+    monkeypatch.delattr(step_budget, "measure")
+    second = build_engine(files, OPEN, detokenize=False)
+    second.close()
+    assert second.config.max_num_batched_tokens == chosen
+
+
+def test_another_precision_is_another_measurement(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    rates = {size: 2.0 if size == 512 else 1.0 for size in SIZES}
+    write_note("step-tokens", {"tokens_per_second": rates}, *model_identity(files, OPEN, device))
+    assert known_step_tokens(files, OPEN, device) == 512
+    assert known_step_tokens(files, replace(OPEN, quantization="int8"), device) is None
+    assert known_step_tokens(files, OPEN, replace(device, label="cpu (64 cores)")) is None
+
+
+def test_what_the_job_says_comes_first(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = replace(OPEN, max_num_batched_tokens=77)
+    monkeypatch.delattr(step_budget, "measure")
+    engine = build_engine(resolve_model(str(tiny_model)), said, detokenize=False)
+    engine.close()
+    assert engine.config.max_num_batched_tokens == engine.scheduler.config.max_num_batched_tokens == 77
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = resolve_model(str(tiny_model))
+    (tmp_path / "cache" / "step-tokens").write_text("a file in the folder's place")
+    monkeypatch.setattr(step_budget, "LIMIT_SECONDS", 60.0)
+    engine = build_engine(files, OPEN, detokenize=False)
+    engine.close()
+    assert engine.config.max_num_batched_tokens in SIZES
+
+
+def test_names_of_plans_and_shards_do_not_follow_it(tiny_model: Path) -> None:
+    shape = load_shape(resolve_model(str(tiny_model)))
+    draw = np.random.default_rng(0)
+    prompts = [np.append(np.full(40, row // 4), draw.integers(0, 99, 5)).astype(np.int32) for row in range(40)]
+    requests = [Request(str(row), prompt) for row, prompt in enumerate(prompts)]
+    plans = [
+        make_plan(
+            requests,
+            shape,
+            replace(OPEN, max_num_batched_tokens=tokens),
+            dtype_bytes=4,
+            flops_per_second=1e6,
+            shard_seconds=20.0,
+        )
+        for tokens in (16, 1024)
+    ]
+    assert len(plans[0].shards) > 1
+    assert plans[0].plan_id == plans[1].plan_id
+    assert plans[0].shards == plans[1].shards

@@ -1,0 +1,104 @@
+"""Decode steps that follow from the one before: exact numbers, and the same as steps that are built anew."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from engine.config import EngineConfig
+from engine.planning.planner import make_plan, shard_work
+from engine.request import Request
+from engine.sampling_params import SamplingParams
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
+from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config
+
+
+def started(caps: list[int], ahead: int, num_blocks: int = 40) -> tuple[Scheduler, SchedulerOutput]:
+    """Rows of a prefix of five tokens and one of their own, which may decode `caps` tokens: their first decode step."""
+    limits: EngineConfig = config(num_blocks, max_num_batched_tokens=64)
+    rows = [
+        Request(str(i), np.array([1, 2, 3, 1, 2, 4 + i], dtype=np.int32), SamplingParams(max_tokens=cap))
+        for i, cap in enumerate(caps)
+    ]
+    plan = make_plan(rows, SHAPE, limits, dtype_bytes=4, flops_per_second=1e4, shard_seconds=1e9)
+    scheduler = Scheduler(limits, BlockPool(num_blocks, BLOCK), SHAPE.max_model_len, decode_ahead=ahead)
+    scheduler.add(shard_work(plan, plan.shards[0], rows))
+    prefill = scheduler.schedule()
+    assert prefill is not None
+    took(scheduler, prefill)
+    return scheduler, step_of(scheduler)
+
+
+def step_of(scheduler: Scheduler) -> SchedulerOutput:
+    step = scheduler.schedule()
+    assert step is not None
+    return step
+
+
+def took(scheduler: Scheduler, step: SchedulerOutput, ended: Any = ()) -> None:
+    """Every row sampled token 3; the texts of the rows in `ended` end by it."""
+    sampled = {}
+    for index, sample in enumerate(step.samples):
+        sequence = scheduler.sequences.get(sample.key)
+        if sequence is not None:
+            last = len(sequence.token_ids) + 1 >= sequence.max_tokens
+            sampled[sample.key] = Sampled(3, finished=last or index in ended)
+    scheduler.update(step, sampled)
+
+
+def test_a_row_moves_by_one_and_its_plan_stays() -> None:
+    scheduler, first = started([9, 9], ahead=3)
+    took(scheduler, first)
+    second = step_of(scheduler)
+    assert first.position_ids.tolist() == [6, 6]
+    assert second.position_ids.tolist() == [7, 7]
+    assert (second.slot_mapping - first.slot_mapping).tolist() == [1, 1]
+    assert second.input_ids.tolist() == [3, 3]
+    assert second.segments is first.segments
+    assert (first.ahead, second.ahead) == (3, 2)
+    # A row's own keys end three behind its slot, the prefix where it was.
+    own = [segment for segment in first.segments if segment.row_end - segment.row_start == 1]
+    ends = {s.row_start: s.kv_end for s in own if s.kv_end > first.slot_mapping[s.row_start]}
+    assert {row: end - int(first.slot_mapping[row]) for row, end in ends.items()} == {0: 4, 1: 4}
+
+
+def test_segments_are_drawn_out_again_when_they_are_used_up() -> None:
+    scheduler, step = started([20, 20], ahead=2)
+    seen = [step]
+    for _ in range(5):
+        took(scheduler, seen[-1])
+        seen.append(step_of(scheduler))
+    assert [step.ahead for step in seen] == [2, 1, 0, 2, 1, 0]
+    assert [a.segments is b.segments for a, b in pairwise(seen)] == [True, True, False, True, True]
+
+
+def test_a_row_that_ended_is_left_out() -> None:
+    scheduler, first = started([9, 9, 9], ahead=4)
+    took(scheduler, first, ended=[1])
+    second = step_of(scheduler)
+    assert [sample.key for sample in second.samples] == [first.samples[0].key, first.samples[2].key]
+    assert [sample.row for sample in second.samples] == [0, 1]
+    assert second.slot_mapping.tolist() == (first.slot_mapping[[0, 2]] + 1).tolist()
+    assert int(second.segments.row_end.max()) == 2
+    assert second.ahead == 3
+
+
+def test_tokens_in_flight_are_named_by_their_sample() -> None:
+    """A step that is scheduled while the one before runs: row i decodes from what that step's sample i becomes."""
+    scheduler, first = started([9, 9], ahead=4)
+    second = step_of(scheduler)
+    assert first.input_ids.tolist() == [3, 3]
+    assert second.input_ids.tolist() == [-1, -2]
+    took(scheduler, first, ended=[0])
+    third = step_of(scheduler)
+    assert third.input_ids.tolist() == [-2], "the row that goes on was the second of the step in flight"
+    took(scheduler, second)
+    took(scheduler, third)
+
+
+def test_a_text_that_is_long_enough_takes_no_row_while_its_last_token_is_in_flight() -> None:
+    scheduler, first = started([2, 9], ahead=4)
+    second = step_of(scheduler)
+    assert (first.num_decode_tokens, second.num_decode_tokens) == (2, 1)
