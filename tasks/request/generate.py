@@ -29,7 +29,7 @@ class Generate(TaskType):
 
     def decisive(self, job: ScoringJob) -> object:
         """The sampling parameters; `max_tokens` is each row's own."""
-        return job.sampling.model_dump(mode="json", exclude={"max_tokens"})
+        return job.sampling.decisive()
 
     def is_drawn_afresh(self, job: ScoringJob) -> bool:
         return job.sampling.temperature > 0 and job.sampling.seed is None
