@@ -59,13 +59,10 @@ class Run:
         return self.folder.root
 
     @property
-    def kv_dtype_bytes(self) -> int:
-        return self.device.kv_dtype_bytes(self.shape, self.config.quantization)
-
-    @property
     def max_tokens(self) -> int:
         """Tokens, prompt and answer, that one request may have."""
-        return max_request_tokens(self.shape, self.config, self.kv_dtype_bytes)
+        kv_format = self.device.kv_format(self.shape, self.config.quantization)
+        return max_request_tokens(self.shape, self.config, kv_format)
 
     @property
     def fingerprint(self) -> str:

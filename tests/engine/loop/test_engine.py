@@ -19,6 +19,7 @@ from engine.plan import ShardWork
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from kernels.kv_format import FLOAT32
 from tests.engine.oracle import Oracle
 
 CONFIG = EngineConfig(dtype="float32", kv_cache_memory=2**24)
@@ -30,7 +31,7 @@ def prompt(engine: Engine, text: str) -> np.ndarray:
 
 
 def work(engine: Engine, requests: list[Request]) -> ShardWork:
-    plan = make_plan(requests, engine.runner.model.shape, CONFIG, dtype_bytes=4, flops_per_second=1e9)
+    plan = make_plan(requests, engine.runner.model.shape, CONFIG, kv_format=FLOAT32, flops_per_second=1e9)
     return shard_work(plan, plan.shards[0], requests)
 
 
