@@ -12,9 +12,11 @@ from torch import Tensor
 
 from engine.forward import sampler
 from engine.forward.forward_output import Forward
+from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
+from engine.forward.philox import uniforms
 from engine.forward.sampler import RowLogprobs
-from engine.forward.step_inputs import to_host
+from engine.forward.step_inputs import resolved, to_host
 from engine.loop.output_processor import OutputState
 from engine.scheduling.reads import ReadKind, Reads
 from engine.scheduling.scheduler import Sampled
@@ -65,8 +67,7 @@ class StepReader:
             reads, rows = head.reads_in(part)
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
             if len(drawn):
-                states = [self._states[key] for key in samples.key[drawn].tolist()]
-                chosen, theirs = _draw(logits[: len(drawn)], states)
+                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)])
                 tokens[self._runner.index(drawn)] = chosen
                 if theirs is not None:
                     logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
@@ -98,6 +99,30 @@ class StepReader:
             return self._runner.best_tokens(forward.hidden, places)
         return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
 
+    def _draw(self, step: SchedulerOutput, samples: Ints, logits: Tensor) -> tuple[Tensor, RowLogprobs | None]:
+        """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
+
+        `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
+        """
+        states = [self._states[key] for key in step.reads.key[samples].tolist()]
+        wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
+        raw = logits
+        rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+        if rules:
+            if wanted is not None:
+                raw = logits.clone()  # log-probabilities are the model's own
+            apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
+        tokens = _choose(logits, states)
+        if wanted is None:
+            return tokens, None
+        made = sampler.token_logprobs(raw, tokens, wanted)
+        return tokens, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
+
+    def _in_flight(self, input_ids: Ints) -> Tensor:
+        """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
+        known = self._runner.index(input_ids)
+        return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
+
     def take(self, values: StepValues) -> dict[int, Sampled]:
         """Waits for the step, and gives each live sequence what it made for it."""
         values.wait()
@@ -128,7 +153,7 @@ class StepReader:
 class _HeadRows:
     """The rows that go through the head, at `places` among the asked ones, and the reads of each.
 
-    A sample that is drawn has a row to itself, in which tokens may be barred. All reads with a target share their
+    A sample that is drawn has a row to itself, whose logits its rules change. All reads with a target share their
     row's, behind those. `reads` are in the order of `rows`.
     """
 
@@ -159,26 +184,15 @@ class _HeadRows:
         return self.reads[first:last], self.rows[first:last] - part.start
 
 
-def _draw(logits: Tensor, states: Sequence[OutputState]) -> tuple[Tensor, RowLogprobs | None]:
-    """(rows,) tokens, and on their way to the host the log-probabilities that any of `states` asks for."""
-    tokens = _choose(logits, states)
-    wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
-    if wanted is None:
-        return tokens, None
-    made = sampler.token_logprobs(logits, tokens, wanted)
-    return tokens, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
-
-
 def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite. Bars tokens in place."""
-    barred = [(row, state.suppressed) for row, state in enumerate(states) if state.suppressed]
-    sampler.suppress(logits, [row for row, _ in barred], [ids for _, ids in barred])
+    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
-    made = sampler.draw(logits[rows], [state.params for state in chosen], [state.uniform for state in chosen])
+    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
     best[rows] = torch.where(best[rows] < 0, -1, made)
     return best
