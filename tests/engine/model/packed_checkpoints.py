@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-GROUP = 16
+GROUP = 32
 Layer = dict[str, Tensor]
 
 
