@@ -135,8 +135,9 @@ def pack(model: Any, shape: ModelShape, device: Device, scheme: LinearScheme) ->
     elif _loses_bits(model, device, scheme):
         _round_parameters(model, getattr(torch, device.dtype))
     fused = _fuse(model, device)
-    if not fused:
-        shape = replace(shape, fused_on=())
+    if fused != (device.backend in shape.fused_on):
+        others = tuple(backend for backend in shape.fused_on if backend != device.backend)
+        shape = replace(shape, fused_on=(*others, device.backend) if fused else others)
     loaded = LoadedModel(model, shape, device.kv_format(shape, scheme.quantization))
     loaded.waits_for_nothing = device.backend == "triton" and fused
     return loaded
