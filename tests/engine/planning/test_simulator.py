@@ -15,6 +15,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 
 SHAPE = ModelShape(
     num_layers=1,
@@ -26,7 +27,7 @@ SHAPE = ModelShape(
     vocab_size=8,
     max_model_len=1000,
 )
-TOKEN_BYTES = SHAPE.kv_bytes_per_token(4)
+TOKEN_BYTES = SHAPE.kv_bytes_per_token(FLOAT32)
 LABELS = [[1, 2], [3]]
 
 Steps = list[tuple[int, int, int, int]]
@@ -50,7 +51,7 @@ def request_of(
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1.0, shard_seconds=shard_seconds)
+    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=shard_seconds)
 
 
 def predicted_blocks(requests: list[Request], config: EngineConfig) -> int:
@@ -78,7 +79,7 @@ def scheduled(
 ) -> Run:
     """The scheduler's own steps; a text ends at its `max_tokens`, or at its length in `lengths` if that is less."""
     plan = plan_of(requests, config, shard_seconds)
-    pool = BlockPool(num_kv_blocks(SHAPE, config, 4), config.block_size)
+    pool = BlockPool(num_kv_blocks(SHAPE, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, SHAPE.max_model_len)
     added = [s for shard in plan.shards for s in scheduler.add(shard_work(plan, shard, requests))]
     length_of = {s.key: min(s.max_tokens, (lengths or {}).get(s.request.request_id, s.max_tokens)) for s in added}
@@ -213,5 +214,5 @@ def test_equals_the_schedulers_steps(requests: list[Request], config: EngineConf
 def test_early_ends_stay_in_the_pool(requests: list[Request], config: EngineConfig, data: st.DataObject) -> None:
     lengths = {request.request_id: data.draw(st.integers(1, 6)) for request in requests}
     run = scheduled(requests, config, lengths=lengths)
-    assert run.peak_blocks <= num_kv_blocks(SHAPE, config, 4)
+    assert run.peak_blocks <= num_kv_blocks(SHAPE, config, FLOAT32)
     assert sum(step[1] for step in run.steps) <= plan_of(requests, config).trajectory.decode_tokens.sum()
