@@ -14,6 +14,7 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler import Sampled, Scheduler
 from kernels.kv_format import FLOAT32
 
@@ -88,7 +89,7 @@ def scheduled(
         output = scheduler.schedule()
         assert output is not None
         steps.append((output.num_prefill_tokens, output.num_decode_tokens, output.num_label_tokens, pool.num_used))
-        live = [scheduler.sequences[sample.key] for sample in output.samples]
+        live = [scheduler.sequences[key] for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist()]
         scheduler.update(output, {s.key: Sampled(1, len(s.token_ids) + 1 >= length_of[s.key]) for s in live})
     scheduler.check_integrity()
     assert scheduler.evictions == 0
