@@ -14,6 +14,7 @@ from engine.forward.step_inputs import step_inputs
 from engine.machine.device import Device
 from engine.model.model_shape import ModelShape
 from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.kv_format import KVFormat
 
 ROWS = 8
 WINDOW = 3
@@ -72,7 +73,7 @@ def probe(
     `expected`, which is `eager_logits` of the model as it was loaded.
     """
     positions = torch.arange(ROWS, device=device.name)
-    attention = _attention(loaded.shape, loaded.kv_dtype, device)
+    attention = _attention(loaded.shape, loaded.kv_format, device)
     with narrow_windows(model, WINDOW):
         try:
             ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))
@@ -90,8 +91,8 @@ def _tokens(vocab_size: int, device: Device) -> Tensor:
     return (torch.arange(ROWS, device=device.name) + vocab_size // 2) % vocab_size
 
 
-def _attention(shape: ModelShape, kv_dtype: torch.dtype, device: Device) -> ProbeAttention:
-    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_dtype, device.name)
+def _attention(shape: ModelShape, kv_format: KVFormat, device: Device) -> ProbeAttention:
+    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_format, device.name)
     return ProbeAttention(SchedulerOutput.causal_rows(ROWS), cache, device)
 
 

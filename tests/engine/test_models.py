@@ -21,6 +21,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
 from tests.engine.models_table import PAGE, models_table, written
 from tests.engine.oracle import TOLERANCE, Oracle
@@ -55,11 +56,11 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
         dtype=FLOAT32,
         sharing=sharing,
         max_num_batched_tokens=BATCHED_TOKENS,
-        kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(4),
+        kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(kv_format.FLOAT32),
     )
     engine = build_engine(files, config, detokenize=False)
     assert engine.runner.model.shape == shape, "plans count on what is loaded"
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
+    plan = make_plan(requests, shape, config, kv_format=kv_format.FLOAT32, flops_per_second=1e9)
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=60)}
     engine.scheduler.check_integrity()

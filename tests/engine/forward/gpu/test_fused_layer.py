@@ -22,6 +22,7 @@ from kernels.gpu.merge import merge_kernel
 from kernels.gpu.prefix_attention_kernel import attend_kernel
 from kernels.gpu.quantized_weights import dequantized
 from kernels.gpu.rms_norm import rms_norm_kernel
+from kernels.kv_format import FLOAT32, KVFormat
 from tests.engine.forward.cpu.test_fused_layer import MODELS as FUSED_MODELS
 from tests.engine.forward.cpu.test_fused_layer import ROWS, SIZES, drawn, hidden
 
@@ -35,12 +36,10 @@ MODELS = FUSED_MODELS | {
 }
 
 
-def stepped(
-    step: SchedulerOutput | int, head_dim: int = 20, kv_dtype: torch.dtype = torch.float32
-) -> TritonStepAttention:
+def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat = FLOAT32) -> TritonStepAttention:
     """Of a step, or of one sequence of so many rows."""
     step = SchedulerOutput.causal_rows(step) if isinstance(step, int) else step
-    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_dtype, "cpu"))
+    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_format, "cpu"))
 
 
 @pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
