@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.forward.attention import step_attention
 from engine.forward.forward_output import Forward
 from engine.forward.kv_cache import KVCache
-from engine.forward.load import LoadedModel
+from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_inputs import StepInputs, resolved, step_inputs, to_device
 from engine.machine.device import Device
 from engine.model.model_shape import num_kv_blocks

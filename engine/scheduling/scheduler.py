@@ -21,6 +21,7 @@ from engine.plan import PrefixNode, ShardWork
 from engine.request import TokenIds
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import Chunk, Step, build_output
@@ -50,7 +51,7 @@ class Scheduler:
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
         self._running: dict[int, Sequence] = {}
-        self._in_flight = 0
+        self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
         self._next_key = 0
@@ -103,32 +104,30 @@ class Scheduler:
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
         output = self._output(step)
-        self._expect(output)
+        self._expect(step, output)
         return output
 
     def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
 
-        `sampled` has a token for each sample whose sequence is still in `sequences`.
+        `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
         """
-        self._in_flight -= 1
-        finished = []
-        for sample in output.samples:
-            sequence = self.sequences.get(sample.key)
+        finished = self._in_flight.popleft()
+        for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist():
+            sequence = self.sequences.get(key)
             if sequence is None:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
-            sequence.token_ids.append(sampled[sample.key].token_id)
-            if sampled[sample.key].finished:
+            sequence.token_ids.append(sampled[key].token_id)
+            if sampled[key].finished:
                 finished.append(sequence)
-        finished += [self.sequences[key] for key in dict.fromkeys(score.key for score in output.scores)]
         for sequence in finished:
             self._finish(sequence)
         return finished
 
     def _output(self, step: Step) -> SchedulerOutput:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
-        if step.chunks or step.asked_again or not self._decode_ahead:
+        if step.chunks or not self._decode_ahead:
             self._decodes = None
             return build_output(step)
         output = self._decodes.next(self._running) if self._decodes is not None else None
@@ -137,11 +136,12 @@ class Scheduler:
             output = self._decodes.output
         return output
 
-    def _expect(self, output: SchedulerOutput) -> None:
+    def _expect(self, step: Step, output: SchedulerOutput) -> None:
         """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
-        self._in_flight += 1
-        for index, sample in enumerate(output.samples):
-            sequence = self.sequences[sample.key]
+        asked = [sequence for chunk in step.chunks for sequence in chunk.asked]
+        self._in_flight.append([sequence for sequence in asked if sequence.label_tree is not None])
+        for index, key in enumerate(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
+            sequence = self.sequences[key]
             sequence.num_pending += 1
             sequence.sample_index = index
             if sequence.num_output_tokens >= sequence.max_tokens:
@@ -151,7 +151,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Our own invariant after a drain: nothing is held, every block is free."""
-        left = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling), self._in_flight
+        left = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling), len(self._in_flight)
         assert not any(left), left
         assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
 
@@ -266,7 +266,8 @@ class Scheduler:
         if not sequence.asked:
             sequence.asked = True
             sequence.num_cached_tokens -= 1
-            step.asked_again.append(sequence)
+            node = sequence.node
+            step.chunks.append(Chunk(node, node.num_tokens - 1, node.num_tokens, [sequence], again=True))
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
             step.decodes.append(sequence)

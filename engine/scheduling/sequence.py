@@ -52,8 +52,8 @@ class Sequence:
     """A request on its way. `order` is its place in the plan; `max_tokens` is what the context leaves of its cap.
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
-    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is the
-    `sample_index`-th sample of the step that makes it.
+    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is what
+    read `sample_index` of the step that makes it samples.
     """
 
     key: int

@@ -13,6 +13,7 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler import Sampled, Scheduler
 from kernels.kv_format import FLOAT32
 
@@ -57,7 +58,7 @@ def used_blocks(requests: list[Request], config: EngineConfig) -> int:
         scheduler.add(shard_work(plan, shard, requests))
     while scheduler.has_work():
         output = scheduler.schedule()
-        live = [scheduler.sequences[sample.key] for sample in output.samples]
+        live = [scheduler.sequences[key] for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist()]
         scheduler.update(output, {s.key: Sampled(1, len(s.token_ids) + 1 == s.max_tokens) for s in live})
     scheduler.check_integrity()
     return pool.peak_used
