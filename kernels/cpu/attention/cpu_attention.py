@@ -79,7 +79,7 @@ _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
 
 def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
-    """Whether it is compiled here for these: on the CPU, in float32, or with keys in bfloat16 or bytes and a `dim` that fits."""
+    """Whether it is compiled here: on the CPU, for float32, or for keys in bfloat16 or bytes and a `dim` that fits."""
     if query.device.type != "cpu" or not LOOP.available:
         return False
     kept = kv_format_of(keys.dtype)

@@ -67,8 +67,8 @@ def quantize_rows(values: Tensor, factors: Tensor | None = None) -> tuple[Tensor
     """values (rows, n) to int8 (rows, n) and float32 scales (rows,): transformed, they are about int8 times scale.
 
     With `factors` (n,) in float32 the values are multiplied by them first. The error is at most half the scale, which
-    is a transformed row's largest magnitude over 127. A row that is not finite keeps a scale that is not, so that it ends as
-    no answer.
+    is a transformed row's largest magnitude over 127. A row that is not finite keeps a scale that is not, so that it
+    ends as no answer.
     """
     values = hadamard_transform(values.float() if factors is None else values.float() * factors)
     scales = values.abs().amax(-1) / INT8_MAX if values.numel() else values.new_zeros(len(values))

@@ -63,7 +63,7 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
 
 
 def test_the_transform_spreads_one_large_channel() -> None:
-    """A channel a hundred times the rest, as language models have them: without the transform it sets everybody's step."""
+    """A channel a hundred times the rest, as language models have them: without it that one sets everybody's step."""
     torch.manual_seed(2)
     linear, values = nn.Linear(1024, 64, bias=False).requires_grad_(False), torch.randn(200, 1024)
     values[:, 5] *= 100
