@@ -32,7 +32,7 @@ def make_block(vectors: int, kind: str) -> Any:
     """For numba: `f(block, work, scratch)`: what a block adds to the sums of 1, 2 or 3 vectors of queries."""
     scores, softmax, sums = _make_scores(vectors, kind), _make_softmax(vectors, kind), _make_sums(vectors, kind)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", fastmath=FASTMATH)
     def block_of(block: Any, work: Any, scratch: Any) -> None:
         scores(block, work, scratch)
         softmax(block, work, scratch)
@@ -46,7 +46,7 @@ def _make_scores(vectors: int, kind: str) -> Any:
     lanes, taken, per_word = WIDTH * vectors, ROWS[vectors], PER_WORD[kind]
     score_many, score_one = _key_scores(taken, vectors, kind), _key_scores(1, vectors, kind)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def scores(block: Any, work: Any, scratch: Any) -> None:
         lane, length = 4 * block.lane, block.length
         queries, into = scratch.queries.ctypes.data + lane, scratch.scores.ctypes.data
@@ -79,13 +79,13 @@ def _key_scores(keys: int, vectors: int, kind: str) -> Any:
     """
     in_bytes, multiply = byte_scores(keys, vectors), product(keys, vectors, "pairs" if kind == "pairs" else "float32")
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def byte_keys(of_keys: Any, of_queries: Any, out: int, out_row: int) -> None:
         a, a_row, key_scales, terms = of_keys
         b, b_row, steps, zeros, query_scales = of_queries
         in_bytes(a, a_row, b, b_row, steps, out, out_row, zeros, query_scales, key_scales, terms)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def other_keys(of_keys: Any, of_queries: Any, out: int, out_row: int) -> None:
         multiply(of_keys[0], of_keys[1], 1, of_queries[0], of_queries[1], of_queries[2], out, out_row, 0)
 
@@ -102,7 +102,7 @@ def _make_softmax(vectors: int, kind: str) -> Any:
     rescale_, weigh = rescale(vectors, kind), _make_weights(vectors, kind)
     highest_, highest_masked = highest(vectors, masked=False), highest(vectors, masked=True)
 
-    @njit(error_model="numpy", fastmath=FASTMATH)
+    @njit(error_model="numpy", inline="always")
     def softmax(block: Any, work: Any, scratch: Any) -> None:
         lane, length, factor, room = block.lane, block.length, work.factor, scratch.scores
         if work.softcap > np.float32(0):
@@ -132,7 +132,7 @@ def _make_weights(vectors: int, kind: str) -> Any:
         return byte_weights(vectors)
     made = weights(vectors) if kind == "float32" else paired_weights(vectors)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def weigh(
         scores: int, count: int, factor: Any, pivot: int, shares: int, inverses: int, dithers: int, sums: int
     ) -> None:
@@ -146,7 +146,7 @@ def _make_sums(vectors: int, kind: str) -> Any:
     lanes, taken, per_word = WIDTH * vectors, ROWS[vectors], PER_WORD[kind]
     add_many, add_one = _value_sums(taken, vectors, kind), _value_sums(1, vectors, kind)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def sums(block: Any, work: Any, scratch: Any) -> None:
         dim, totals = work.dim, scratch.totals.ctypes.data + 4 * block.lane
         edges = scratch.edges.ctypes.data
@@ -168,12 +168,12 @@ def _value_sums(elements: int, vectors: int, kind: str) -> Any:
     in_bytes = weighted_byte_product(elements, vectors)
     multiply = product(elements, vectors, "pairs" if kind == "pairs" else "float32", adds=True)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def byte_values(values: int, value_row: int, of_weights: Any, out: int, out_row: int) -> None:
         b, b_row, steps, corrections, shares = of_weights
         in_bytes(values, 1, value_row, b, b_row, steps, out, out_row, corrections, shares)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def other_values(values: int, value_row: int, of_weights: Any, out: int, out_row: int) -> None:
         b, b_row, steps, corrections, _ = of_weights
         multiply(values, 1, value_row, b, b_row, steps, out, out_row, corrections)

@@ -145,7 +145,7 @@ def _make_attention(kind: str) -> Any:
     """For numba: `f(a)`: the step's attention over keys and values of a kind, by the fields of a call."""
     pack, attend_tile = make_queries(kind), _make_tile(kind)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def attention(a: Any) -> None:
         tiles = int64_at(a.tiles, 2 * a.num_tiles)
         most = np.int64(0)
@@ -199,7 +199,7 @@ def _make_tile(kind: str) -> Any:
     shared_segment, own_segment = make_shared_segment(kind), make_own_segment(kind)
     itemsize = 4 // PER_WORD[kind]
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def attend_tile(a: Any, index: int, tile: Any, work: Any, scratch: Any) -> bool:
         size, has_blocks = row_size(work.dim, itemsize), False
         positions, offsets = int64_at(a.positions, a.rows), int64_at(a.tile_offsets, a.num_tiles + 1)

@@ -44,12 +44,12 @@ def make_row_block(kind: str) -> Any:
 
 
 def _make_preparation(kind: str) -> Any:
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def in_bytes(block: Any, work: Any, room: Any) -> None:
         places = (room.key_scales, room.terms, room.inverses)
         read_scales(block.keys, block.values, block.length, work.dim, work.factor, places)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def nothing(block: Any, work: Any, room: Any) -> None:
         pass
 
@@ -76,7 +76,7 @@ def _make_scores(kind: str) -> Any:
     """For numba: one query's scores, which bytes have in int32; its part of what is ahead is fetched meanwhile."""
     scores, per_word = row_scores(kind), PER_WORD[kind]
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def score(q: int, of: Any, block: Any, work: Any, room: Any, ahead: Any) -> None:
         row, query_words = row_size(work.dim, 4 // per_word), work.dim // per_word
         near, lines = row * ahead.length // LINE, row * (ahead.length + ahead.later_length) // LINE
@@ -96,13 +96,13 @@ def _make_scores(kind: str) -> Any:
 def _make_finish(kind: str) -> Any:
     """For numba: one query's scores in float32."""
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def in_bytes(q: int, of: Any, block: Any, room: Any) -> None:
         vectors, offset = -(block.length // -WIDTH), np.int64(int32_at(of.offsets, of.number)[q])
         scale = float32_at(of.scales, of.number)[q]
         finish_scores(room.scores + 4 * q * KEYS, vectors, offset, scale, room.key_scales, room.terms)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def nothing(q: int, of: Any, block: Any, room: Any) -> None:
         pass
 
@@ -113,7 +113,7 @@ def _make_softmax(kind: str) -> Any:
     """For numba: one query's scores become weights as its sums take them; its sums so far go over to their pivot."""
     round_weights = _make_weights(kind)
 
-    @njit(error_model="numpy", fastmath=FASTMATH)
+    @njit(error_model="numpy", inline="always")
     def softmax(q: int, of: Any, block: Any, work: Any, room: Any) -> None:
         count, into, edge = block.length, room.scores + 4 * q * KEYS, room.scores + 4 * MAX_QUERIES * KEYS
         vectors, scores = -(count // -WIDTH), float32_at(into, KEYS)
@@ -152,11 +152,11 @@ def _make_weights(kind: str) -> Any:
     if kind == "bytes":
         return to_int16
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def in_pairs(weights: int, vectors: int, inverses: int, sums: int) -> None:
         to_bfloat16(weights, vectors, weights)
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def nothing(weights: int, vectors: int, inverses: int, sums: int) -> None:
         pass
 
@@ -172,7 +172,7 @@ def _make_sums(kind: str) -> Any:
         row_byte_sums(queries) if kind == "bytes" else row_sums(kind, queries) for queries in (1, 2, 3, 4)
     )
 
-    @njit(error_model="numpy")
+    @njit(error_model="numpy", inline="always")
     def sums(of: Any, block: Any, work: Any, room: Any) -> None:
         weights, dim, count = room.scores, work.dim, block.length
         stride = row_size(dim, 4 // per_word) // unit
