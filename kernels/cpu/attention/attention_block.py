@@ -1,7 +1,7 @@
 """A block of keys against a few vectors of queries: scores, softmax, sums, all in a core's own cache.
 
 For each kind of keys and 1, 2 or 3 vectors of queries these are functions of their own, which take a `Block`, the
-`Work` and the `Scratch`.
+`Work` and the addresses of the `Scratch`.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from kernels.cpu.attention.attention_work import LOG2E, PER_WORD
 from kernels.cpu.attention.byte_kv import row_size
 from kernels.cpu.attention.softmax import LOWEST, byte_weights, highest, paired_weights, rescale, weights
 from kernels.cpu.language.jit import FASTMATH, njit
-from kernels.cpu.language.openmp import exp
+from kernels.cpu.language.openmp import exp, float32_at
 from kernels.cpu.language.vectors import WIDTH, prefetch
 from kernels.cpu.matmul.product import ROWS, byte_scores, product, weighted_byte_product
 
@@ -49,9 +49,9 @@ def _make_scores(vectors: int, kind: str) -> Any:
     @njit(error_model="numpy", inline="always")
     def scores(block: Any, work: Any, scratch: Any) -> None:
         lane, length = 4 * block.lane, block.length
-        queries, into = scratch.queries.ctypes.data + lane, scratch.scores.ctypes.data
-        zeros, query_scales = scratch.query_offsets.ctypes.data + lane, scratch.query_scales.ctypes.data + lane
-        key_scales, terms = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data
+        queries, into = scratch.queries + lane, scratch.scores
+        zeros, query_scales = scratch.query_offsets + lane, scratch.query_scales + lane
+        key_scales, terms = scratch.key_scales, scratch.terms
         steps, row = work.dim // per_word, row_size(work.dim, 4 // per_word)
         of_queries = (queries, work.lanes, steps, zeros, query_scales)
         for first in range(0, length, taken):
@@ -104,24 +104,26 @@ def _make_softmax(vectors: int, kind: str) -> Any:
 
     @njit(error_model="numpy", inline="always")
     def softmax(block: Any, work: Any, scratch: Any) -> None:
-        lane, length, factor, room = block.lane, block.length, work.factor, scratch.scores
+        lane, length, factor = block.lane, block.length, work.factor
+        whole = -(length // -per_word) * per_word
+        room = float32_at(scratch.scores, whole * lanes)
         if work.softcap > np.float32(0):
             cap(room, length * lanes, factor, work.softcap)
             factor = np.float32(LOG2E)
-        whole = -(length // -per_word) * per_word
         room[length * lanes : whole * lanes] = np.float32(LOWEST)
-        into, edges = room.ctypes.data, scratch.edges.ctypes.data
+        into, edges = scratch.scores, scratch.edges
         pivots, sums, shares = edges + 4 * lanes, edges + 8 * lanes, edges + 12 * lanes
-        lower, upper = scratch.lower.ctypes.data + 4 * lane, scratch.upper.ctypes.data + 4 * lane
+        lower, upper = scratch.lower + 4 * lane, scratch.upper + 4 * lane
         if block.is_masked:
             highest_masked(into, length, pivots, block.first_key, lower, upper)
         else:
             highest_(into, length, pivots, block.first_key, lower, upper)
-        rescale_(pivots, factor, scratch.best.ctypes.data + 4 * lane, upper, edges, shares)
-        weigh(into, whole, factor, pivots, shares, scratch.inverses.ctypes.data, scratch.dithers.ctypes.data, sums)
-        corrections, part, total = scratch.edges, scratch.edges[2 * lanes :], scratch.total
+        rescale_(pivots, factor, scratch.best + 4 * lane, upper, edges, shares)
+        weigh(into, whole, factor, pivots, shares, scratch.inverses, scratch.dithers, sums)
+        corrections, part = float32_at(edges, lanes), float32_at(sums, lanes)
+        total = float32_at(scratch.total + 4 * lane, lanes)
         for i in range(lanes):
-            total[lane + i] = total[lane + i] * corrections[i] + part[i]
+            total[i] = total[i] * corrections[i] + part[i]
 
     return softmax
 
@@ -148,9 +150,9 @@ def _make_sums(vectors: int, kind: str) -> Any:
 
     @njit(error_model="numpy", inline="always")
     def sums(block: Any, work: Any, scratch: Any) -> None:
-        dim, totals = work.dim, scratch.totals.ctypes.data + 4 * block.lane
-        edges = scratch.edges.ctypes.data
-        of_weights = (scratch.scores.ctypes.data, lanes, -(block.length // -per_word), edges, edges + 12 * lanes)
+        dim, totals = work.dim, scratch.totals + 4 * block.lane
+        edges = scratch.edges
+        of_weights = (scratch.scores, lanes, -(block.length // -per_word), edges, edges + 12 * lanes)
         whole = dim // taken * taken
         for d in range(0, whole, taken):
             add_many(block.packed + 4 * d, dim, of_weights, totals + 4 * d * work.lanes, work.lanes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.cpu.attention.attended import write_attended
 from kernels.cpu.attention.attention_plan import AttentionPlan
-from kernels.cpu.attention.attention_scratch import MAX_QUERIES, scratch_for
+from kernels.cpu.attention.attention_scratch import MAX_QUERIES, addresses_of, scratch_for
 from kernels.cpu.attention.attention_work import LOG2E, PER_WORD, Keys, Tile, Work, segment_at, whole_vectors
 from kernels.cpu.attention.byte_kv import row_size
 from kernels.cpu.attention.own_segment import make_own_segment
@@ -201,7 +201,7 @@ def _make_tile(kind: str) -> Any:
 
     @njit(error_model="numpy", inline="always")
     def attend_tile(a: Any, index: int, tile: Any, work: Any, scratch: Any) -> bool:
-        size, has_blocks = row_size(work.dim, itemsize), False
+        size, has_blocks, addresses = row_size(work.dim, itemsize), False, addresses_of(scratch)
         positions, offsets = int64_at(a.positions, a.rows), int64_at(a.tile_offsets, a.num_tiles + 1)
         order = int64_at(a.tile_segments, offsets[a.num_tiles])
         for at in range(offsets[index], offsets[index + 1]):
@@ -215,12 +215,12 @@ def _make_tile(kind: str) -> Any:
                     other = segment_at(a.segments, order[at + 1])
                     next_place = _place(a, other, tile.head, size)
                     after = Keys(next_place[0], next_place[1], other.kv_end - other.kv_start)
-                own_segment(segment, place, after, tile, work, positions, scratch)
+                own_segment(segment, place, after, tile, work, positions, addresses)
             else:
                 if not has_blocks:
                     scratch.totals[:] = np.float32(0)
                     has_blocks = True
-                shared_segment(segment, place, tile, work, positions, scratch)
+                shared_segment(segment, place, tile, work, positions, addresses)
         return has_blocks
 
     return attend_tile

@@ -21,15 +21,6 @@ class RowQueries(NamedTuple):
     total: int
 
 
-class Room(NamedTuple):
-    """Addresses in the scratch, because slices of its arrays would be counted by atomic instructions."""
-
-    scores: int
-    key_scales: int
-    terms: int
-    inverses: int
-
-
 class Ahead(NamedTuple):
     """What is to be brought nearer meanwhile: keys, values and how many, and the same of what comes behind these."""
 
@@ -44,7 +35,8 @@ class Ahead(NamedTuple):
 def make_own_segment(kind: str) -> Any:
     """For numba: `f(segment, place, after, tile, work, positions, scratch)`: a segment's keys, for few queries.
 
-    `place` is the address of the first of its keys, and of its values; `after` are the `Keys` that are read next.
+    `place` is the address of the first of its keys, and of its values; `after` are the `Keys` that are read next;
+    `scratch` has addresses.
     """
     row_block, per_word = make_row_block(kind), PER_WORD[kind]
 
@@ -52,11 +44,9 @@ def make_own_segment(kind: str) -> Any:
     def own_segment(segment: Any, place: Any, after: Any, tile: Any, work: Any, positions: Any, scratch: Any) -> None:
         dim, group = work.dim, work.group
         size, query_size = row_size(dim, 4 // per_word), 4 * (dim // per_word)
-        by_lane, means = scratch.by_lane.ctypes.data, scratch.means.ctypes.data
-        tops, parts = scratch.tops.ctypes.data, scratch.parts.ctypes.data
-        scales, offsets = scratch.query_scales.ctypes.data, scratch.query_offsets.ctypes.data
-        key_scales, terms, inverses = scratch.key_scales, scratch.terms, scratch.inverses
-        room = Room(scratch.scores.ctypes.data, key_scales.ctypes.data, terms.ctypes.data, inverses.ctypes.data)
+        by_lane, means = scratch.by_lane, scratch.means
+        tops, parts = scratch.tops, scratch.parts
+        scales, offsets = scratch.query_scales, scratch.query_offsets
         for r in range(max(segment.row_start - tile.row, 0), min(segment.row_end - tile.row, tile.rows)):
             position = positions[tile.row + r] - segment.position
             stop = min(position + 1, segment.kv_end - segment.kv_start)
@@ -75,6 +65,6 @@ def make_own_segment(kind: str) -> Any:
                     far, later = KEYS * size, size * skipped
                     next_keys, next_values = after.keys + later, after.values + later
                     ahead = Ahead(keys + far, values + far, near, next_keys, next_values, others)
-                    row_block(of, Keys(keys, values, here), work, room, ahead)
+                    row_block(of, Keys(keys, values, here), work, scratch, ahead)
 
     return own_segment

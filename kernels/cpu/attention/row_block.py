@@ -1,8 +1,8 @@
 """A block of keys that one row alone reads, against its few queries: scores, softmax, sums.
 
 Elements are lanes here, because so few queries would fill none; where many rows share keys, queries are lanes
-(`kernels.cpu.attention.attention_block`). All functions take `RowQueries`, a block of `Keys`, `Work`, `Room` and what
-is `Ahead` (`kernels.cpu.attention.own_segment`).
+(`kernels.cpu.attention.attention_block`). All functions take `RowQueries`, a block of `Keys`, `Work`, the addresses of
+the `Scratch` and what is `Ahead` (`kernels.cpu.attention.own_segment`).
 """
 
 from typing import Any
@@ -24,33 +24,33 @@ _highest, _weights = highest(1, masked=False), weights(1)
 
 
 def make_row_block(kind: str) -> Any:
-    """For numba: `f(of, block, work, room, ahead)`: a block's keys against up to 4 queries, whose sums go on.
+    """For numba: `f(of, block, work, scratch, ahead)`: a block's keys against up to 4 queries, whose sums go on.
 
-    `room.scores` has 4 KEYS + 2 vectors of float32.
+    `scratch.scores` takes 4 KEYS + 2 vectors of float32.
     """
     prepare, score, finish = _make_preparation(kind), _make_scores(kind), _make_finish(kind)
     softmax, sums = _make_softmax(kind), _make_sums(kind)
 
     @njit(error_model="numpy", fastmath=FASTMATH)
-    def row_block(of: Any, block: Any, work: Any, room: Any, ahead: Any) -> None:
-        prepare(block, work, room)
+    def row_block(of: Any, block: Any, work: Any, scratch: Any, ahead: Any) -> None:
+        prepare(block, work, scratch)
         for q in range(of.number):
-            score(q, of, block, work, room, ahead)
-            finish(q, of, block, room)
-            softmax(q, of, block, work, room)
-        sums(of, block, work, room)
+            score(q, of, block, work, scratch, ahead)
+            finish(q, of, block, scratch)
+            softmax(q, of, block, work, scratch)
+        sums(of, block, work, scratch)
 
     return row_block
 
 
 def _make_preparation(kind: str) -> Any:
     @njit(error_model="numpy", inline="always")
-    def in_bytes(block: Any, work: Any, room: Any) -> None:
-        places = (room.key_scales, room.terms, room.inverses)
+    def in_bytes(block: Any, work: Any, scratch: Any) -> None:
+        places = (scratch.key_scales, scratch.terms, scratch.inverses)
         read_scales(block.keys, block.values, block.length, work.dim, work.factor, places)
 
     @njit(error_model="numpy", inline="always")
-    def nothing(block: Any, work: Any, room: Any) -> None:
+    def nothing(block: Any, work: Any, scratch: Any) -> None:
         pass
 
     return in_bytes if kind == "bytes" else nothing
@@ -77,13 +77,13 @@ def _make_scores(kind: str) -> Any:
     scores, per_word = row_scores(kind), PER_WORD[kind]
 
     @njit(error_model="numpy", inline="always")
-    def score(q: int, of: Any, block: Any, work: Any, room: Any, ahead: Any) -> None:
+    def score(q: int, of: Any, block: Any, work: Any, scratch: Any, ahead: Any) -> None:
         row, query_words = row_size(work.dim, 4 // per_word), work.dim // per_word
         near, lines = row * ahead.length // LINE, row * (ahead.length + ahead.later_length) // LINE
         vectors = -(block.length // -WIDTH)
         part = lines // (of.number * vectors) + 1
         start = part * vectors * q
-        into, query = room.scores + 4 * q * KEYS, of.query + 4 * q * query_words
+        into, query = scratch.scores + 4 * q * KEYS, of.query + 4 * q * query_words
         for j in range(0, block.length, WIDTH):
             _fetch(ahead, near, start, min(start + part, lines))
             start += part
@@ -97,13 +97,13 @@ def _make_finish(kind: str) -> Any:
     """For numba: one query's scores in float32."""
 
     @njit(error_model="numpy", inline="always")
-    def in_bytes(q: int, of: Any, block: Any, room: Any) -> None:
+    def in_bytes(q: int, of: Any, block: Any, scratch: Any) -> None:
         vectors, offset = -(block.length // -WIDTH), np.int64(int32_at(of.offsets, of.number)[q])
         scale = float32_at(of.scales, of.number)[q]
-        finish_scores(room.scores + 4 * q * KEYS, vectors, offset, scale, room.key_scales, room.terms)
+        finish_scores(scratch.scores + 4 * q * KEYS, vectors, offset, scale, scratch.key_scales, scratch.terms)
 
     @njit(error_model="numpy", inline="always")
-    def nothing(q: int, of: Any, block: Any, room: Any) -> None:
+    def nothing(q: int, of: Any, block: Any, scratch: Any) -> None:
         pass
 
     return in_bytes if kind == "bytes" else nothing
@@ -114,8 +114,8 @@ def _make_softmax(kind: str) -> Any:
     round_weights = _make_weights(kind)
 
     @njit(error_model="numpy", inline="always")
-    def softmax(q: int, of: Any, block: Any, work: Any, room: Any) -> None:
-        count, into, edge = block.length, room.scores + 4 * q * KEYS, room.scores + 4 * MAX_QUERIES * KEYS
+    def softmax(q: int, of: Any, block: Any, work: Any, scratch: Any) -> None:
+        count, into, edge = block.length, scratch.scores + 4 * q * KEYS, scratch.scores + 4 * MAX_QUERIES * KEYS
         vectors, scores = -(count // -WIDTH), float32_at(into, KEYS)
         pivots, sums = float32_at(edge, WIDTH), float32_at(edge + 4 * WIDTH, WIDTH)
         bests, totals = float32_at(of.best, of.number), float32_at(of.total, of.number)
@@ -135,7 +135,7 @@ def _make_softmax(kind: str) -> Any:
         _weights(into, vectors, scale, edge, sums.ctypes.data)
         correction = exp((bests[q] - pivot) * np.float32(LN2))
         bests[q] = pivot
-        round_weights(into, vectors, room.inverses, sums.ctypes.data)
+        round_weights(into, vectors, scratch.inverses, sums.ctypes.data)
         summed = np.float32(0)
         for i in range(WIDTH):
             summed += sums[i]
@@ -164,7 +164,7 @@ def _make_weights(kind: str) -> Any:
 
 
 def _make_sums(kind: str) -> Any:
-    """For numba: `f(of, block, work, room)`: weights times values, for as many queries as there are."""
+    """For numba: `f(of, block, work, scratch)`: weights times values, for as many queries as there are."""
     per_word, step = PER_WORD[kind], BYTE_CHUNK if kind == "bytes" else CHUNK
     # The stride of values is in bytes for those, and else in words.
     unit = 1 if kind == "bytes" else 4
@@ -173,8 +173,8 @@ def _make_sums(kind: str) -> Any:
     )
 
     @njit(error_model="numpy", inline="always")
-    def sums(of: Any, block: Any, work: Any, room: Any) -> None:
-        weights, dim, count = room.scores, work.dim, block.length
+    def sums(of: Any, block: Any, work: Any, scratch: Any) -> None:
+        weights, dim, count = scratch.scores, work.dim, block.length
         stride = row_size(dim, 4 // per_word) // unit
         for d in range(0, dim, step):
             values, out = block.values + 4 * (d // per_word), of.means + 4 * d

@@ -9,7 +9,7 @@ from kernels.cpu.attention.attention_scratch import KEYS, MAX_VECTORS
 from kernels.cpu.attention.attention_work import PER_WORD, Block
 from kernels.cpu.attention.byte_kv import pack_values, read_scales, row_size
 from kernels.cpu.language.jit import njit
-from kernels.cpu.language.openmp import int32_at, uint16_at
+from kernels.cpu.language.openmp import int32_at, int64_at, uint16_at
 from kernels.cpu.language.vectors import WIDTH, from_bfloat16, interleave
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.processor import NATIVE_BFLOAT16
@@ -18,8 +18,8 @@ from kernels.processor import NATIVE_BFLOAT16
 def make_shared_segment(kind: str) -> Any:
     """For numba: `f(segment, place, tile, work, positions, scratch)`: a segment's keys for the rows that read it.
 
-    `place` is the address of the first of its keys, and of its values. Where no instruction multiplies bfloat16, a
-    block of pairs becomes float32 before all queries meet it.
+    `place` is the address of the first of its keys, and of its values; `scratch` has addresses too. Where no
+    instruction multiplies bfloat16, a block of pairs becomes float32 before all queries meet it.
     """
     widens = kind == "pairs" and not NATIVE_BFLOAT16
     block_1, block_2, block_3 = (make_block(vectors, "float32" if widens else kind) for vectors in (1, 2, 3))
@@ -33,7 +33,7 @@ def make_shared_segment(kind: str) -> Any:
             keys, values = place[0] + size * first_key, place[1] + size * first_key
             ready, is_ready = (keys, values, values), False
             for vector in range(first_vector, last_vector, MAX_VECTORS):
-                bounds = scratch.bounds[4 * vector : 4 * vector + 4]
+                bounds = int64_at(scratch.bounds + 32 * vector, 4)
                 last_key: Any = min(first_key + KEYS, bounds[1])
                 if last_key <= max(first_key, bounds[0]):
                     continue
@@ -62,7 +62,8 @@ def _limit(segment: Any, tile: Any, work: Any, positions: Any, scratch: Any) -> 
     `scratch.lower` and `upper` get the keys that each lane reads, and `bounds`, of the lanes that a block takes at
     once, those that any reads and those that all do.
     """
-    lower, upper, group = scratch.lower, scratch.upper, work.group
+    group = work.group
+    lower, upper = int32_at(scratch.lower, work.lanes), int32_at(scratch.upper, work.lanes)
     first_row, last_row = max(segment.row_start - tile.row, 0), min(segment.row_end - tile.row, tile.rows)
     length, position = segment.kv_end - segment.kv_start, segment.position
     first_vector, last_vector = first_row * group // WIDTH, -(last_row * group // -WIDTH)
@@ -82,7 +83,7 @@ def _limit(segment: Any, tile: Any, work: Any, positions: Any, scratch: Any) -> 
             if upper[lane] > 0:
                 inner_least, inner_most = max(inner_least, lower[lane]), min(inner_most, upper[lane])
                 least, most = min(least, lower[lane]), max(most, upper[lane])
-        bounds = scratch.bounds[4 * vector : 4 * vector + 4]
+        bounds = int64_at(scratch.bounds + 32 * vector, 4)
         bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
         end = max(end, most)
     return first_vector, last_vector, start, end
@@ -108,16 +109,16 @@ def _as_they_are(keys: int, values: int, length: int, work: Any, scratch: Any) -
 @njit(error_model="numpy")
 def _pack_bytes(keys: int, values: int, length: int, work: Any, scratch: Any) -> tuple[int, int, Any]:
     """Reads the rows' scales too."""
-    scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
+    scales = scratch.key_scales, scratch.terms, scratch.inverses
     read_scales(keys, values, length, work.dim, work.factor, scales)
-    packed = scratch.values.ctypes.data
+    packed = scratch.values
     pack_values(values, length, work.dim // BYTE_CHUNK, packed)
     return keys, values, packed
 
 
 @njit(error_model="numpy")
 def _widen_pairs(keys: int, values: int, length: int, work: Any, scratch: Any) -> tuple[Any, Any, Any]:
-    wide_keys, wide_values = scratch.keys.ctypes.data, scratch.values.ctypes.data
+    wide_keys, wide_values = scratch.keys, scratch.values
     _widen(keys, length * work.dim, wide_keys)
     _widen(values, length * work.dim, wide_values)
     return wide_keys, wide_values, wide_values
@@ -137,7 +138,7 @@ def _widen(halves: int, count: int, out: int) -> None:
 @njit(error_model="numpy")
 def _pack_pairs(keys: int, values: int, length: int, work: Any, scratch: Any) -> tuple[int, int, Any]:
     """Values of two neighbouring keys in a word: packed[key / 2, d]."""
-    dim, packed = work.dim, scratch.values.ctypes.data
+    dim, packed = work.dim, scratch.values
     source, as_words = uint16_at(values, length * dim), int32_at(packed, (length + 1) // 2 * dim)
     whole = dim // WIDTH
     for j in range(length // 2):
