@@ -15,9 +15,9 @@ from transformers.activations import SiLUActivation
 from engine.forward.attention import window_of
 from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.gpu.packed_linear import stacked
-from kernels.gpu.gate import silu_gate, silu_gate_e4m3
-from kernels.gpu.kv_write import HeadNorms
-from kernels.gpu.rms_norm import rms_norm, rms_norm_e4m3
+from kernels.gpu.attention.kv_write import HeadNorms
+from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3
+from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3
 
 # Layers that compute what `GpuLayer` does. One that is not named here runs as transformers wrote it.
 LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}

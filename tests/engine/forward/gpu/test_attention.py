@@ -24,7 +24,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
-from kernels.gpu.quantized_weights import dequantized, quantize_weight
+from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.test_models import nearly_equal, prompts
 
