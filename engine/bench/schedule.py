@@ -22,6 +22,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 
 FLOPS_PER_SECOND = 600e9
 DEGREE, PREFIX, OWN, OUTPUT = 16, 100, 20, 8
@@ -42,9 +43,9 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
     """Seconds for `count` requests: to plan them, and in all steps of the scheduler."""
     requests = requests_in_groups(count)
     started = time.perf_counter()
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=FLOPS_PER_SECOND)
+    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=FLOPS_PER_SECOND)
     planned = time.perf_counter()
-    pool = BlockPool(num_kv_blocks(shape, config, 4), config.block_size)
+    pool = BlockPool(num_kv_blocks(shape, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, shape.max_model_len)
     steps = 0
     for shard in plan.shards:
@@ -54,15 +55,16 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
         assert output is not None, "nothing is in flight"
         steps += 1
         sampled = {}
-        for sample in output.samples:
-            sequence = scheduler.sequences[sample.key]
-            sampled[sample.key] = Sampled(7, len(sequence.token_ids) + 1 >= sequence.max_tokens)
+        for key in output.reads.key.tolist():
+            sequence = scheduler.sequences[key]
+            sampled[key] = Sampled(7, len(sequence.token_ids) + 1 >= sequence.max_tokens)
         scheduler.update(output, sampled)
     ended = time.perf_counter()
     scheduler.check_integrity()
     return {
         "requests": count,
         "steps": steps,
+        "planned_steps": plan.trajectory.num_steps,
         "plan_seconds": round(planned - started, 3),
         "schedule_seconds": round(ended - planned, 3),
         "microseconds_a_request": round(1e6 * (ended - started) / count, 1),

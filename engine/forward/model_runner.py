@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.forward.attention import step_attention
 from engine.forward.forward_output import Forward
 from engine.forward.kv_cache import KVCache
-from engine.forward.load import LoadedModel
+from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_inputs import StepInputs, resolved, step_inputs, to_device
 from engine.machine.device import Device
 from engine.model.model_shape import num_kv_blocks
@@ -32,15 +32,14 @@ class ModelRunner:
         self.device = device
         self.step_attention = step_attention(device.backend)
         shape = model.shape
-        kv_bytes = model.kv_dtype.itemsize
-        self.num_blocks = num_kv_blocks(shape, config, kv_bytes)
-        self.block_bytes = shape.kv_bytes_per_token(kv_bytes) * config.block_size
+        self.num_blocks = num_kv_blocks(shape, config, model.kv_format)
+        self.block_bytes = shape.kv_bytes_per_token(model.kv_format) * config.block_size
         self.cache = KVCache(
             shape.num_layers,
             shape.num_kv_heads,
             self.num_blocks * config.block_size,
             shape.head_dim,
-            model.kv_dtype,
+            model.kv_format,
             device.name,
         )
 

@@ -15,11 +15,9 @@ from transformers.activations import SiLUActivation
 from engine.forward.attention import window_of
 from engine.forward.cpu.projection import Projection, can_pack, pack_head
 from engine.machine.huge_pages import Workspace, drop_file_pages
+from engine.model.fused_families import family_of
 from kernels.cpu.language.openmp import Recording
 from kernels.cpu.matmul.rotary import rotate
-
-# Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
-FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
 def can_fuse(model: Any) -> bool:
@@ -47,7 +45,7 @@ def fuse_layers(model: Any, dtype: torch.dtype) -> int:
 
 
 def _is_known(layer: Any) -> bool:
-    if type(layer).__name__ not in FUSED or not isinstance(layer.mlp.act_fn, SiLUActivation):
+    if family_of(layer, "torch") is None or not isinstance(layer.mlp.act_fn, SiLUActivation):
         return False
     attention, mlp = layer.self_attn, layer.mlp
     linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
@@ -123,7 +121,7 @@ class FusedLayer(nn.Module):
         """hidden (rows, hidden_size), cos and sin (rows, head_dim); returns it, or its asked rows."""
         rows = len(hidden)
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
-        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=step.cache.dtype == torch.uint8)
+        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=step.cache.kv_format.hadamard)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
         if self.is_last and len(step.asked_rows) < rows:

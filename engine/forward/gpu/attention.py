@@ -15,6 +15,7 @@ from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
 from kernels.gpu.tuning.attention_config import decode_config
+from kernels.kv_format import kv_format_of
 
 
 class TritonStepAttention:
@@ -100,7 +101,7 @@ class TritonStepAttention:
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """(rows, kv_heads, dim) into the cache, those rows that a later step reads."""
-        assert self.cache.dtype == key.dtype, (self.cache.dtype, key.dtype)
+        assert self.cache.kv_format == kv_format_of(key.dtype), (self.cache.kv_format, key.dtype)
         rows, slots = self._written
         for cache, made in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
             cache[:, slots] = made[rows].transpose(0, 1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.gpu.attention.kernel_arguments import CacheKV, HeadRows, KeyValue, NormWeights, Rotation, WriteSizes
 from kernels.gpu.layer.e4m3 import to_e4m3
 from kernels.gpu.layer.rms_norm import rms_norm_rounded_reference
+from kernels.gpu.tuning.launch import launch
 
 ROWS = 16
 
@@ -147,7 +148,9 @@ def rope_write(
     turned = torch.empty((rows, heads, dim), dtype=query.dtype, device=query.device)
     step = [torch.empty((rows, kv_heads, dim), dtype=key_cache.dtype, device=query.device) for _ in range(2)]
     stores = [t.view(torch.uint8) if fp8 else t for t in (*step, key_cache, value_cache)]
-    rope_write_kernel[(triton.cdiv(rows, ROWS), heads + kv_heads)](
+    launch(
+        rope_write_kernel,
+        (triton.cdiv(rows, ROWS), heads + kv_heads),
         HeadRows.of(query),
         HeadRows.of(key),
         HeadRows.of(value),

@@ -21,6 +21,7 @@ from kernels.gpu.attention.kernel_arguments import (
 from kernels.gpu.attention.launch_tables import LaunchTables, WindowTables
 from kernels.gpu.attention.merge_kernel import merge_kernel
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.tuning.launch import launch
 from kernels.segments import reach
 
 # Merging is a pass over float32 partials; this many heads a program fill its four warps at 128 dimensions.
@@ -78,7 +79,9 @@ def _attend(
     stores = [store.view(torch.uint8) if inputs.is_fp8 else store for store in inputs.keys_and_values]
     block_dim, rest_dim = shape.tiles
     unread = results.lse_ptr  # in place of a tensor that is not there
-    attend_kernel[(launched.grid_items * shape.kv_heads * shape.slices,)](
+    launch(
+        attend_kernel,
+        (launched.grid_items * shape.kv_heads * shape.slices,),
         Reads(inputs.query, KeyValue(*stores[:2]), KeyValue(*stores[2:])),
         results,
         launched.items,
@@ -114,7 +117,9 @@ def _attend(
 
 
 def _merge(shape: AttentionShape, launched: WindowTables, results: Results, sinks: Tensor | None) -> None:
-    merge_kernel[(launched.grid_merges, -(-shape.heads // MERGE_HEADS))](
+    launch(
+        merge_kernel,
+        (launched.grid_merges, -(-shape.heads // MERGE_HEADS)),
         HeadRows.of(results.out_ptr),
         results.lse_ptr,
         results.partials,

@@ -265,18 +265,7 @@ def _attend_item(
     queries, sums = _load_queries(rows_of.query, rows, tables.positions_ptr, M, SIZES)
     for index in range(item.piece_start, item.piece_end):
         piece_ptr = tables.pieces_ptr + index * 6
-        sums = _attend_piece(
-            piece_ptr,
-            queries,
-            sums,
-            rows_of.step,
-            rows_of.cache,
-            kv_head,
-            tables.block_table_ptr,
-            scaling,
-            SMALL,
-            SIZES,
-        )
+        sums = _attend_piece(piece_ptr, tables.block_table_ptr, queries, sums, rows_of, kv_head, scaling, SMALL, SIZES)
     if SIZES.SINKS:  # noqa: SIM102  # known when compiled, unlike the other
         if item.partial < 0:
             sums = _with_sinks(sums, sinks_ptr, rows)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.tuning.launch import launch
+
 # The largest that there is.
 E4M3_MAX: tl.constexpr = tl.constexpr(448.0)
 
@@ -46,8 +48,16 @@ def e4m3_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     codes, scales = e4m3_like(x, size)
     if rows:
         block = triton.next_power_of_2(size)
-        e4m3_rows_kernel[(rows,)](
-            x, codes.view(torch.uint8), scales, x.stride(0), SIZE=size, BLOCK=block, num_warps=row_warps(block)
+        launch(
+            e4m3_rows_kernel,
+            (rows,),
+            x,
+            codes.view(torch.uint8),
+            scales,
+            x.stride(0),
+            SIZE=size,
+            BLOCK=block,
+            num_warps=row_warps(block),
         )
     return codes, scales
 

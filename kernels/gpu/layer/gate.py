@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.layer.e4m3 import e4m3_like, row_warps, store_e4m3_row
+from kernels.gpu.tuning.launch import launch
 
 BLOCK = 1024
 
@@ -37,7 +38,7 @@ def silu_gate(gate_up: Tensor) -> Tensor:
     out = torch.empty((rows, size), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
         grid = rows, triton.cdiv(size, BLOCK)
-        silu_gate_kernel[grid](gate_up, out, out, SIZE=size, BLOCK=BLOCK, FP8=False, num_warps=4)
+        launch(silu_gate_kernel, grid, gate_up, out, out, SIZE=size, BLOCK=BLOCK, FP8=False, num_warps=4)
     return out
 
 
@@ -48,8 +49,16 @@ def silu_gate_e4m3(gate_up: Tensor) -> tuple[Tensor, Tensor]:
     codes, scales = e4m3_like(gate_up, size)
     if rows:
         block = triton.next_power_of_2(size)
-        silu_gate_kernel[(rows, 1)](
-            gate_up, codes.view(torch.uint8), scales, SIZE=size, BLOCK=block, FP8=True, num_warps=row_warps(block)
+        launch(
+            silu_gate_kernel,
+            (rows, 1),
+            gate_up,
+            codes.view(torch.uint8),
+            scales,
+            SIZE=size,
+            BLOCK=block,
+            FP8=True,
+            num_warps=row_warps(block),
         )
     return codes, scales
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.layer.e4m3 import e4m3_like, row_warps, store_e4m3_row
+from kernels.gpu.tuning.launch import launch
 
 
 @triton.jit
@@ -56,7 +57,9 @@ def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor, 
     assert x.stride(1) == 1, x.stride()
     if rows:
         block = triton.next_power_of_2(size)
-        rms_norm_kernel[(rows,)](
+        launch(
+            rms_norm_kernel,
+            (rows,),
             x,
             weight,
             out,

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu.matmul.quantized_weights import QuantizedWeight
+from kernels.gpu.tuning.launch import launch
 
 QUANTIZED_ROWS = 16  # of a program; with a group's inputs, enough for its four warps
 STAGES = 3  # two groups of weights are on their way while one is multiplied
@@ -197,7 +198,9 @@ def quantize_rows(x: Tensor, group: int, factors: Tensor | None = None) -> tuple
     codes = torch.empty((rows, inputs), dtype=torch.int8, device=x.device)
     scales = torch.empty((rows, inputs // group), dtype=torch.float32, device=x.device)
     if rows:
-        quantize_kernel[(triton.cdiv(rows, QUANTIZED_ROWS), inputs // group)](
+        launch(
+            quantize_kernel,
+            (triton.cdiv(rows, QUANTIZED_ROWS), inputs // group),
             x,
             factors if factors is not None else scales,
             codes,
@@ -223,7 +226,9 @@ def _launch(
     shape = (tile.SPLITS, len(x), weight.outputs)
     out = torch.empty(shape, dtype=dtype if tile.SPLITS == 1 else torch.float32, device=x.device)
     if len(x):
-        kernel[(triton.cdiv(len(x), tile.M), triton.cdiv(weight.outputs, tile.N), tile.SPLITS)](
+        launch(
+            kernel,
+            (triton.cdiv(len(x), tile.M), triton.cdiv(weight.outputs, tile.N), tile.SPLITS),
             *activations,
             weight.codes,
             weight.scales,

@@ -13,6 +13,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 from tests.engine.symbolic_model import SymbolicModel, drain
 
 SHAPE = ModelShape(1, 8, 1, 1, 8, 8, 16, max_model_len=64)
@@ -29,11 +30,11 @@ def request(name: str, prompt: list[int], max_tokens: int = 1, labels: list[list
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1e4, shard_seconds=shard_seconds)
+    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=shard_seconds)
 
 
 def config(num_blocks: int, **changes: Any) -> EngineConfig:
-    memory = num_blocks * BLOCK * SHAPE.kv_bytes_per_token(4)
+    memory = num_blocks * BLOCK * SHAPE.kv_bytes_per_token(FLOAT32)
     defaults: dict[str, Any] = {"block_size": BLOCK, "kv_cache_memory": memory, "max_num_batched_tokens": 8}
     return EngineConfig(**(defaults | changes))
 
@@ -86,9 +87,9 @@ def expected(requests: list[Request]) -> dict[str, Any]:
 
 
 def looked_up(results: dict[str, Any]) -> dict[str, Any]:
-    """Label results as label tokens; where they were looked up, the symbolic model has checked."""
+    """Label results as label tokens; where they were looked up, `drain` has checked."""
     return {
-        name: [[target for _, target in value[label]] for label in sorted(value)] if isinstance(value, dict) else value
+        name: [value[label] for label in sorted(value)] if isinstance(value, dict) else value
         for name, value in results.items()
     }
 
@@ -155,7 +156,8 @@ def test_a_step_fills_its_budget_with_prefill_behind_the_decodes() -> None:
         step = scheduler.schedule()
         model.run(step)
         shape.append((step.num_prefill_tokens, step.num_decode_tokens))
-        sampled = {s.key: Sampled(1, len(scheduler.sequences[s.key].token_ids) == 3) for s in step.samples}
+        keys = step.reads.key.tolist()
+        sampled = {key: Sampled(1, len(scheduler.sequences[key].token_ids) == 3) for key in keys}
         scheduler.update(step, sampled)
     # prefix 5, a 1, b 1 and one token of c; then c's other 11 beside two decodes a step.
     assert shape == [(8, 0), (6, 2), (5, 2), (0, 3), (0, 1), (0, 1)]

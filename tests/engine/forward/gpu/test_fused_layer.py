@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,13 +16,15 @@ from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import PackedLinear, pack_linears, stacked
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import step_inputs
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.attention.kv_write import rope_write_kernel
 from kernels.gpu.attention.merge_kernel import merge_kernel
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
 from kernels.gpu.layer.gate import silu_gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
 from kernels.gpu.matmul.quantized_weights import dequantized
+from kernels.kv_format import FLOAT32, KVFormat
 from tests.engine.forward.cpu.test_fused_layer import MODELS as FUSED_MODELS
 from tests.engine.forward.cpu.test_fused_layer import ROWS, SIZES, drawn, hidden
 
@@ -35,12 +38,10 @@ MODELS = FUSED_MODELS | {
 }
 
 
-def stepped(
-    step: SchedulerOutput | int, head_dim: int = 20, kv_dtype: torch.dtype = torch.float32
-) -> TritonStepAttention:
+def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat = FLOAT32) -> TritonStepAttention:
     """Of a step, or of one sequence of so many rows."""
     step = SchedulerOutput.causal_rows(step) if isinstance(step, int) else step
-    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_dtype, "cpu"))
+    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_format, "cpu"))
 
 
 @pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
@@ -52,7 +53,7 @@ def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
     assert swap_layers(model)
     assert {type(layer) for layer in model.model.layers} == {GpuLayer}
     rows = torch.arange(ROWS)[None]
-    step = stepped(replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked)))
+    step = stepped(replace(SchedulerOutput.causal_rows(ROWS), reads=Reads.samples(np.array(asked), np.array(asked))))
     with torch.inference_mode():
         got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
     assert float((got - wanted[..., list(asked), :]).abs().max()) < 2e-5
