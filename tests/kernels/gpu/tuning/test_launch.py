@@ -24,11 +24,11 @@ class Kernel:
         self.compile_one = compile_one
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *arguments, **options: self.ran.append(arguments)
+        return lambda *arguments, **_: self.ran.append(arguments)
 
     def warmup(self, *arguments: int, grid: tuple[int, ...], **options: int) -> None:
         mode: Any = _async_compile.active_mode.get()
-        mode.submit((id(self), arguments), self.compile_one, lambda made: None)
+        mode.submit((id(self), arguments), self.compile_one, lambda _: None)
 
 
 def test_what_is_compiled_only_does_not_run() -> None:
