@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ORDER, SHARING, EngineConfig, Order, Sharing
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape, num_kv_blocks
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -44,13 +46,13 @@ def request_of(prompt: list[int], max_tokens: int, name: object = "") -> Request
 
 
 def predicted_blocks(requests: list[Request], config: EngineConfig) -> int:
-    plan = make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=1e4)
+    plan = make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=1e4)
     return plan.summary.peak_kv_bytes // (TOKEN_BYTES * config.block_size)
 
 
 def used_blocks(requests: list[Request], config: EngineConfig) -> int:
     """What the scheduler uses at most when nothing stops before its `max_tokens`."""
-    plan = make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=1e4)
+    plan = make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=1e4)
     pool = BlockPool(num_kv_blocks(SHAPE, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, SHAPE.max_model_len)
     for shard in plan.shards:

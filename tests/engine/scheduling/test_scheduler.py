@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import SHARING, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape
 from engine.plan import Plan
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -30,7 +32,7 @@ def request(name: str, prompt: list[int], max_tokens: int = 1, labels: list[list
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=shard_seconds)
+    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4)), shard_seconds=shard_seconds)
 
 
 def config(num_blocks: int, **changes: Any) -> EngineConfig:
