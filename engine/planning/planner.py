@@ -12,8 +12,8 @@ from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
 from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, share
-from engine.planning.kv_peak import peak_kv_blocks
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
+from engine.planning.simulator import simulate
 from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
@@ -46,6 +46,7 @@ def make_plan(
     shards = _shards(ordered_ids, forest, work, seconds, shard_seconds)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
+    trajectory = simulate(forest, work, config, num_blocks)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -54,17 +55,18 @@ def make_plan(
         ideal_tokens=int((tree.end - tree.start).sum()),
         label_tokens=int(work.label_tokens.sum()),
         max_decode_tokens=int(work.decode_tokens.sum()),
-        peak_kv_bytes=peak_kv_blocks(forest, work, config, num_blocks) * block_bytes,
+        peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
     )
     return Plan(
-        plan_id=_plan_id(ordered_ids, forest, shards),
+        layout_id=_layout_id(ordered_ids, forest, shards),
         nodes=_nodes(forest, num_requests),
         order=forest.order,
         node_of=forest.node_of,
         shards=shards,
         summary=summary,
+        trajectory=trajectory,
     )
 
 
@@ -78,7 +80,7 @@ def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWo
             path_nodes.add(node)
             node = plan.nodes[node].parent
     return ShardWork(
-        plan_id=plan.plan_id,
+        layout_id=plan.layout_id,
         index=shard.index,
         shard_id=shard.shard_id,
         nodes=tuple(plan.nodes[node] for node in sorted(path_nodes)),
@@ -146,7 +148,7 @@ def _shared_depths(forest: Forest) -> Ints:
     return np.concatenate([[0], inner, [0]])
 
 
-def _plan_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
+def _layout_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
     """Names the node ids too: only plans that number equal nodes alike may share KV."""
     layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
     return _digest(
