@@ -130,7 +130,5 @@ def parse_labels(value: object) -> tuple[str, ...] | RowError:
     if len(set(value)) != len(value):
         return RowError(BAD_LABELS, "a label is there twice")
     if len(value) == 1:
-        return RowError(
-            BAD_LABELS, "one label is always the likeliest; score it as type: loglikelihood"
-        )
+        return RowError(BAD_LABELS, "one label is always the likeliest; score it as type: loglikelihood")
     return tuple(value)

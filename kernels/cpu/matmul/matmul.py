@@ -6,25 +6,25 @@ cache.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import (
     Loop,
+    bfloat16_bits,
     float32_at,
     is_recording,
     lines_of,
-    narrow,
     next_of,
     uint16_at,
-    words,
 )
-from kernels.cpu.language.vectors import WIDTH, narrow_vectors, part_bytes, part_pairs
+from kernels.cpu.language.vectors import WIDTH, part_bytes, part_pairs, to_bfloat16
 from kernels.cpu.matmul.gate import gate
 from kernels.cpu.matmul.product import ROWS, byte_product, product
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
@@ -59,11 +59,34 @@ class Panels:
     offsets: Tensor
 
 
+class MatmulArguments(NamedTuple):
+    rows: Tensor
+    panels: Tensor
+    out: Tensor
+    row_scales: Tensor | None
+    scales: Tensor
+    offsets: Tensor
+    bias: Tensor
+    num_rows: int
+    num_panels: int
+    steps: int
+    columns: int
+    out_row: int
+    kind: int
+    mode: int
+    out_is_bfloat16: bool
+    num_biases: int
+    units_taken: Counter = AT_ZERO
+
+
+_read = reader(MatmulArguments)
+
+
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
     """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
     outputs, inputs = weight.shape
-    each = 4 // weight.dtype.itemsize
-    padded = weight if inputs % each == 0 else functional.pad(weight, (0, -inputs % each))
+    per_word = 4 // weight.dtype.itemsize
+    padded = weight if inputs % per_word == 0 else functional.pad(weight, (0, -inputs % per_word))
     panels = _by_panel(padded, gated).view(-1, LANES, padded.shape[1])
     words_ = panels.contiguous().view(torch.int32).transpose(1, 2).contiguous()
     none = torch.empty(0)
@@ -87,7 +110,7 @@ def _by_panel(values: Tensor, gated: bool) -> Tensor:
 
 def available(dtype: torch.dtype) -> bool:
     """Whether it is compiled here for weights of `dtype`."""
-    return dtype in _KINDS and _loop.available
+    return dtype in _KINDS and LOOP.available
 
 
 def rows_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -119,24 +142,23 @@ def matmul(
     roomy = -(count // -_ROWS) * _ROWS
     rows = _with_room(rows, roomy)
     row_scales = row_scales if row_scales is None else _with_room(row_scales, roomy)
-    _loop(
-        rows,
-        weights.words,
-        out,
-        row_scales if row_scales is not None else 0,
-        weights.scales,
-        weights.offsets,
-        weights.bias,
-        0,  # units of work that are taken
-        count,
-        len(weights.words),
-        steps,
-        out.shape[1],
-        out.stride(0),
-        _KINDS[weights.dtype],
-        GATE if weights.gated else ADD if add else STORE,
-        int(out.dtype == torch.bfloat16),
-        weights.bias.numel(),
+    LOOP(
+        rows=rows,
+        panels=weights.words,
+        out=out,
+        row_scales=row_scales,
+        scales=weights.scales,
+        offsets=weights.offsets,
+        bias=weights.bias,
+        num_rows=count,
+        num_panels=len(weights.words),
+        steps=steps,
+        columns=out.shape[1],
+        out_row=out.stride(0),
+        kind=_KINDS[weights.dtype],
+        mode=GATE if weights.gated else ADD if add else STORE,
+        out_is_bfloat16=out.dtype == torch.bfloat16,
+        num_biases=weights.bias.numel(),
     )
     return out
 
@@ -210,11 +232,11 @@ def tile_of(
 
 
 def _multiply(arguments: Any) -> None:
-    a = words(arguments, 17)
-    rows, panels, out = a[0], a[1], a[2]
-    count, num_panels, steps, columns, out_row = a[8], a[9], a[10], a[11], a[12]
-    kind, mode, is_narrow, has_bias = a[13], a[14], a[15], a[16]
-    row_scales, scales, offsets, bias = a[3], a[4], a[5], float32_at(a[6], has_bias)
+    a = _read(arguments)
+    rows, panels, out = a.rows, a.panels, a.out
+    count, num_panels, steps, columns, out_row = a.num_rows, a.num_panels, a.steps, a.columns, a.out_row
+    kind, mode, out_is_bfloat16, has_bias = a.kind, a.mode, a.out_is_bfloat16, a.num_biases
+    row_scales, scales, offsets, bias = a.row_scales, a.scales, a.offsets, float32_at(a.bias, has_bias)
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
     gates = 2 if mode == GATE else 1
@@ -224,7 +246,7 @@ def _multiply(arguments: Any) -> None:
     wide = lines_of(gates * deep * LANES if parts else 0)
     across = num_panels // gates
     while True:
-        unit = next_of(a.ctypes.data + 8 * 7)
+        unit = next_of(a.units_taken)
         if unit >= across * -(count // -UNIT_ROWS):
             break
         panel, first = unit % across, unit // across * UNIT_ROWS
@@ -264,12 +286,12 @@ def _multiply(arguments: Any) -> None:
                 gate(into, into + 4 * TILE_ROWS * LANES, taken * VECTORS)
             for r in range(taken):
                 start, done = (row + r) * out_row + panel * LANES, both[r * LANES :]
-                if is_narrow and width == LANES:
-                    narrow_vectors(done.ctypes.data, VECTORS, out + 2 * start)
-                elif is_narrow:
+                if out_is_bfloat16 and width == LANES:
+                    to_bfloat16(done.ctypes.data, VECTORS, out + 2 * start)
+                elif out_is_bfloat16:
                     halves = uint16_at(out + 2 * start, width)
                     for i in range(width):
-                        halves[i] = np.uint16(narrow(done[i]))
+                        halves[i] = np.uint16(bfloat16_bits(done[i]))
                 elif mode == ADD:
                     target = float32_at(out + 4 * start, width)
                     for i in range(width):
@@ -280,4 +302,4 @@ def _multiply(arguments: Any) -> None:
                         target[i] = done[i]
 
 
-_loop = Loop(_multiply, counter=7)
+LOOP = Loop(_multiply, MatmulArguments)
