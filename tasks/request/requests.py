@@ -65,15 +65,18 @@ class RequestBuilder:
 
 
 def to_requests(batch: pa.RecordBatch, task_type: TaskType, params: SamplingParams) -> Iterator[Request]:
-    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`."""
+    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`; without `adapter`, of none."""
+    has_adapters = "adapter" in batch.schema.names
     columns = (
         batch.column("request_hash").to_pylist(),
         from_list_array(batch.column("prompt_token_ids")),
         from_lists_array(batch.column("labels")),
         batch.column("max_tokens").to_pylist(),
+        batch.column("adapter").to_pylist() if has_adapters else [None] * batch.num_rows,
     )
     by_room: dict[int, SamplingParams] = {}
-    for name, prompt, labels, room in zip(*columns, strict=True):
+    for name, prompt, labels, room, adapter in zip(*columns, strict=True):
         if room not in by_room:
             by_room[room] = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
-        yield task_type.request(name, prompt, labels, by_room[room])
+        request = task_type.request(name, prompt, labels, by_room[room])
+        yield request if adapter is None else replace(request, adapter=adapter)

@@ -32,13 +32,14 @@ class RowReader:
 @dataclass(frozen=True, slots=True, eq=False)
 class RowRequest:
     """What a row asks of the model. `max_tokens` are those that may be generated; `labels` are continuations to score,
-    `label_texts` their texts.
+    `label_texts` their texts. `adapter` names the weights to run with, None the model's own alone.
     """
 
     prompt_token_ids: TokenIds
     max_tokens: int = 0
     labels: LabelIds = ()
     label_texts: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
