@@ -36,6 +36,7 @@ REQUEST_SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("num_rows", pa.int64()),
         ("node", pa.int64()),
+        ("adapter", pa.string()),
     ]
 )
 NODE_FIELDS = ("parent", "start", "end", "num_requests")
@@ -143,7 +144,9 @@ def _write_requests(plan: Plan, section: pa.Table, first_node: int, writer: pq.P
         chosen = plan.order[shard.first : shard.last]
         nodes = pa.array(first_node + plan.node_of[chosen])
         table = section.take(pa.array(chosen)).append_column("node", nodes)
-        writer.write_table(table.cast(REQUEST_SCHEMA), row_group_size=len(chosen))
+        if "adapter" not in table.column_names:
+            table = table.append_column("adapter", pa.nulls(len(chosen), pa.string()))
+        writer.write_table(table.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA), row_group_size=len(chosen))
 
 
 def _node_table(nodes: Sequence[PrefixNode], first_node: int) -> pa.Table:

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
-from engine.errors import EngineClosedError, EngineDeadError
+from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
 from engine.loop.output_processor import OUT_OF_MEMORY, OutputState, error_output
 from engine.loop.step_launcher import LaunchedStep, StepLauncher
@@ -109,6 +109,7 @@ class Engine:
 
     def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
         """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
+        _refuse_adapters(work)
         future: Future[list[RequestOutput]] = Future()
         with self._lock:
             if self.dead:
@@ -268,6 +269,14 @@ class Engine:
         error = EngineDeadError(f"the engine died: {self._death!r}")
         error.__cause__ = self._death
         return error
+
+
+def _refuse_adapters(work: ShardWork) -> None:
+    """Raises UserError: a model without adapters would answer with its own weights, and nobody could tell."""
+    for request in work.requests:
+        if request.adapter is not None:
+            said = f"request {request.request_id} asks for adapter {request.adapter!r}: this engine has none"
+            raise UserError(said)
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,3 +287,9 @@ def test_a_dead_engine_fails_its_shards_and_is_replaced(tiny_model: Path, monkey
     assert len(run(fresh, requests)["a"].token_ids) == 4
     close_engines()
     assert fresh.dead
+
+
+def test_a_request_with_an_adapter_is_refused_and_never_answered_without(engine: Engine) -> None:
+    request = Request("a", prompt(engine, "The river bends"), adapter="poems")
+    with pytest.raises(UserError, match="request a asks for adapter 'poems'"):
+        engine.submit(work(engine, [request]))

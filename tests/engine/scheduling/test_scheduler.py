@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,22 @@ def test_tight_memory_makes_groups_wait(admission: Any) -> None:
     assert results == expected(requests)
     assert computed == plan.summary.computed_tokens
     assert scheduler.pool.peak_used <= 7
+
+
+def test_equal_prompts_under_two_adapters_are_computed_apart() -> None:
+    prompt = [1, 2, 3, 1]
+    requests = [replace(request(name or "base", prompt), adapter=name) for name in (None, "x", "x2")]
+    requests.append(replace(request("again", prompt), adapter="x"))
+    results, plan, _, computed = run(requests, config(10), 10)
+    assert computed == plan.summary.computed_tokens == 3 * len(prompt)
+    assert results == expected(requests)
+
+
+def test_a_node_of_another_adapter_is_not_entered() -> None:
+    requests = [request("a", [1, 2, 3])]
+    plan = plan_of(requests, config(10))
+    work = shard_work(plan, plan.shards[0], requests)
+    with pytest.raises(AssertionError, match="'x'"):
+        Scheduler(config(10), BlockPool(10, BLOCK), 64).add(
+            replace(work, requests=(replace(requests[0], adapter="x"),))
+        )
