@@ -15,7 +15,9 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.halves import halves
 from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
 from tests.engine.symbolic_model import SymbolicModel, drain
 
@@ -50,6 +52,7 @@ def run(
     shard_seconds: float = 1e9,
     in_flight: int = 0,
     decode_ahead: int = 0,
+    **given: Any,
 ) -> tuple[dict[str, Any], Plan, Scheduler, int]:
     plan = plan_of(requests, limits, shard_seconds)
     pool = BlockPool(num_blocks, BLOCK)
@@ -69,7 +72,7 @@ def run(
         return step
 
     scheduler.schedule = counting  # type: ignore[method-assign]
-    results = drain(scheduler, model, sequences, in_flight)
+    results = drain(scheduler, model, sequences, in_flight, **given)
     scheduler.check_integrity()
     return results, plan, scheduler, computed
 
@@ -143,6 +146,22 @@ def test_every_row_sees_its_context_and_nothing_is_computed_twice(
 @given(tables(), st.randoms(use_true_random=False), st.integers(16, 30))
 def test_shards_out_of_order_still_end_right(requests: list[Request], random: Any, num_blocks: int) -> None:
     results, *_ = run(requests, config(num_blocks), num_blocks, random, 0.2, in_flight=num_blocks % 2)
+    assert looked_up(results) == expected(requests)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables(), st.randoms(use_true_random=False), st.integers(16, 60), st.integers(1, 24), st.sampled_from([0, 5]))
+def test_steps_may_run_in_parts(
+    requests: list[Request], random: Any, num_blocks: int, budget: int, decode_ahead: int
+) -> None:
+    """However often they are halved: for a device whose memory does not suffice for a whole one."""
+
+    def parts_of(step: SchedulerOutput) -> list[SchedulerOutput]:
+        parts = halves(step) if random.random() < 0.7 else None
+        return [step] if parts is None else [smaller for part in parts for smaller in parts_of(part)]
+
+    limits = config(num_blocks, max_num_batched_tokens=budget)
+    results, *_ = run(requests, limits, num_blocks, None, 1e9, 1, decode_ahead, parts_of=parts_of)
     assert looked_up(results) == expected(requests)
 
 
