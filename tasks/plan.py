@@ -106,7 +106,7 @@ def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
 def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
     return Planned(
         plan_id=plan_id_of(run.run_id),
-        layout_id=outline.plan_id,
+        layout_id=outline.layout_id,
         run_id=run.run_id,
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,

@@ -64,6 +64,7 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
     return {
         "requests": count,
         "steps": steps,
+        "planned_steps": plan.trajectory.num_steps,
         "plan_seconds": round(planned - started, 3),
         "schedule_seconds": round(ended - planned, 3),
         "microseconds_a_request": round(1e6 * (ended - started) / count, 1),

@@ -86,7 +86,7 @@ class StepAttention:
             own,
             scale,
             out,
-            window=window or 0,
+            window=window or None,
             softcap=softcap or 0.0,
             sinks=sinks,
         )

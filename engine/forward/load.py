@@ -20,6 +20,7 @@ from engine.model.architecture import refuse
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
+from engine.model.stored_weights import StoredFormat, StoredLinear, read_stored, stored_format
 from engine.stages import enter
 from kernels.kv_format import kv_format_of
 
@@ -32,10 +33,11 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
     scheme = linear_scheme(quantization, device.backend)
     enter("loading the model")
     found = find_model(files)
-    model = read_weights(found, device, scheme)
+    model, stored = read_weights(found, device, scheme)
     expected, tolerance = hold_to_its_own_code(model, found, device, scheme)
+    kept = keep_stored(model, stored, device, scheme)
     loaded = pack(model, found.shape, device, scheme)
-    probe(loaded, expected, model, device, found.kind, tolerance)
+    probe(loaded, expected, model, device, found.kind, max(tolerance, scheme.tolerance if kept else 0.0))
     return loaded
 
 
@@ -47,6 +49,8 @@ class FoundModel:
     folder: Path
     config: Any
     shape: ModelShape
+    model_class: Any
+    packed: StoredFormat | None = None
 
 
 def find_model(files: ModelFiles) -> FoundModel:
@@ -59,24 +63,38 @@ def find_model(files: ModelFiles) -> FoundModel:
     by_name = getattr(model_class, "_supports_attention_backend", False) or config.model_type in CALLED_BY_NAME
     if model_class is None or not by_name:
         raise UserError(f"{kind} takes no attention function by name, so it cannot be served")
-    return FoundModel(kind, folder, config, shape)
+    packed = stored_format(vars(config), kind)
+    if packed is not None:
+        del config.quantization_config  # transformers would look for a package that reads it
+    return FoundModel(kind, folder, config, shape, model_class, packed)
 
 
-def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> Any:
-    """Second step: transformers' model on the device, in its dtype, or with all bits that fewer are then made of."""
-    dtype = _exact_dtype(device) if scheme.weight_bits else device.dtype
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        found.folder,
+def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> tuple[Any, dict[str, StoredLinear]]:
+    """Second step: transformers' model on the device, in its dtype, or with all bits that fewer are then made of.
+
+    Layers that the checkpoint packs have the weights that their codes stand for; the codes come too, by path.
+    """
+    dtype = getattr(torch, _exact_dtype(device) if scheme.weight_bits else device.dtype)
+    plain, stored = ({}, {}) if found.packed is None else read_stored(found.folder, found.packed)
+    weights = {f"{path}.weight": linear.dense().to(dtype) for path, linear in stored.items()}
+    model, info = found.model_class.from_pretrained(
+        found.folder if found.packed is None else None,
         config=found.config,
-        dtype=getattr(torch, dtype),
+        state_dict=plain | weights or None,
+        dtype=dtype,
         attn_implementation=NAME,
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
     )
+    if found.packed is not None and info["missing_keys"]:
+        raise UserError(
+            f"{found.kind} lacks {min(info['missing_keys'])} and {len(info['missing_keys']) - 1} more weights"
+        )
     if model.base_model is model:
         raise UserError(f"{found.kind} has no body apart from its head")
-    return model.to(device.name).eval().requires_grad_(False)
+    return model.to(device.name).eval().requires_grad_(False), stored
 
 
 def hold_to_its_own_code(model: Any, found: FoundModel, device: Device, scheme: LinearScheme) -> tuple[Tensor, float]:
@@ -93,6 +111,18 @@ def hold_to_its_own_code(model: Any, found: FoundModel, device: Device, scheme: 
     whole = LoadedModel(model, found.shape, kv_format_of(exact))
     probe(whole, expected, model, device, found.kind, TOLERANCE[exact])
     return expected, scheme.tolerance
+
+
+def keep_stored(model: Any, stored: dict[str, StoredLinear], device: Device, scheme: LinearScheme) -> int:
+    """Puts a checkpoint's own codes in the place of weights, where the device has a kernel for them; returns how many.
+
+    Another quantization that the job asks for is made of the weights.
+    """
+    if device.backend != "triton" or scheme.weight_bits or not stored:
+        return 0
+    from engine.forward.gpu.stored_linears import keep_codes  # where Triton is not installed, nothing asks for it
+
+    return keep_codes(model, stored, device)
 
 
 def pack(model: Any, shape: ModelShape, device: Device, scheme: LinearScheme) -> LoadedModel:

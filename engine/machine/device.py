@@ -96,6 +96,13 @@ def _refuse_scheme(scheme: LinearScheme, device: Device) -> None:
         )
 
 
+def can_run(device: Device, scheme: LinearScheme) -> bool:
+    """Whether a GPU has the units that a scheme's kernel multiplies with."""
+    return device.dtype in scheme.dtypes and (
+        not any(scheme.capability) or scheme.capability <= _nvidia_capability(device)
+    )
+
+
 def _nvidia_capability(device: Device) -> tuple[int, int]:
     """Above all that there are for AMD's, whose units are not told apart here."""
     import torch

@@ -105,8 +105,8 @@ def machine_memory() -> int:
 
 
 def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
-    """As the headers of the safetensors say; of a GGUF file, which packs them, as the sizes say."""
-    if files.gguf_file is not None:
+    """As the headers of the safetensors say; of a file that packs them, as the sizes say: they may be unpacked."""
+    if files.gguf_file is not None or _is_packed(files):
         sizes = [[shape.matmul_params], [shape.vocab_size, shape.hidden_size]]
     else:
         sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
@@ -116,6 +116,12 @@ def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
         is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2
         total += shape.head_params * (is_tied * device.dtype_bytes + NATIVE_BYTES)
     return total
+
+
+def _is_packed(files: ModelFiles) -> bool:
+    with suppress(OSError, ValueError):  # loading says what is wrong with it
+        return "quantization_config" in json.loads((files.folder / "config.json").read_text())
+    return False
 
 
 def _sizes_in(file: Path) -> list[list[int]]:

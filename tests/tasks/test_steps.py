@@ -185,7 +185,7 @@ def test_shards_hold_the_nodes_on_their_paths(job_of: JobMaker, engine: FakeEngi
             assert bounds[0][0] == 0
             assert bounds[-1][1] == len(request.prompt_token_ids)
             assert all(before[1] == after[0] for before, after in pairwise(bounds))
-    assert len({work.plan_id for work in engine.works}) == 1
+    assert len({work.layout_id for work in engine.works}) == 1
 
 
 def test_max_tokens_is_what_the_context_leaves(job_of: JobMaker, engine: FakeEngine) -> None:

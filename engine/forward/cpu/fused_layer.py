@@ -121,7 +121,7 @@ class FusedLayer(nn.Module):
         """hidden (rows, hidden_size), cos and sin (rows, head_dim); returns it, or its asked rows."""
         rows = len(hidden)
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
-        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, mixes=step.cache.kv_format.hadamard)
+        rotate(qkv, cos, sin, self.num_heads + self.num_kv_heads, hadamard=step.cache.kv_format.hadamard)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
         if self.is_last and len(step.asked_rows) < rows:
