@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import engine.machine.device
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.cpu.fused_layer import FusedLayer
 from engine.forward.cpu.projection import Projection
@@ -17,6 +18,7 @@ from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.machine.device import resolve_device
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from kernels.cpu.matmul.int8_rows import block_size, hadamard_matrix, hadamard_transform, quantize_rows
@@ -184,7 +186,7 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
     def run(sharing: str) -> dict[str, RequestOutput]:
         config = EngineConfig(sharing=sharing, kv_cache_memory=2**24)  # type: ignore[arg-type]
         shape = int8_engine.runner.model.shape
-        plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
+        plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
         outputs = int8_engine.submit(shard_work(plan, plan.shards[0], requests)).result(timeout=60)
         return {output.request_id: output for output in outputs}
 
