@@ -8,12 +8,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.gpu.prefix_attention import run
-from kernels.gpu.prefix_plan import AttentionShape, Capacity, dim_tiles, plan
-from kernels.gpu.tuning import AttentionConfig
+from kernels.attention_inputs import AttentionInputs
+from kernels.gpu.attention.attention_shape import AttentionShape, dim_tiles
+from kernels.gpu.attention.capacity import Capacity
+from kernels.gpu.attention.launch_tables import launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.reference.prefix_attention import prefix_shared_attention_reference
 from kernels.segments import Segment, Segments
-from tests.kernels.cpu.attention.attention_case import Case, tensors, wanted
+from tests.kernels.gpu.attention.attention_case import Case, drawn_inputs, wanted
 
 CONFIG = AttentionConfig(16, 32, 16, 4, 1, 1, "small, so that few keys make many blocks")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -31,9 +34,9 @@ def assert_equal(
     window: int | None = None,
     **options: object,
 ) -> None:
-    t = tensors(case, shape, dtype, fp8=fp8)
-    want_out, want_lse = wanted(case, t, scale, window=window, **options)
-    made = plan(
+    inputs = drawn_inputs(case, shape, dtype, fp8=fp8)
+    want_out, want_lse = wanted(case, inputs, scale, window=window, **options)
+    tables = launch_tables(
         case.segments,
         case.row_positions,
         shape,
@@ -42,8 +45,7 @@ def assert_equal(
         config=config,
         processors=processors,
     )
-    stores = (t.step_key, t.step_value, t.key_cache, t.value_cache)
-    out, lse = run(made, t.query, *stores, scale, window=window, **t.scales, **options)
+    out, lse = prefix_shared_attention(tables, inputs, scale, window=window, **options)
     tolerance = TOLERANCE[dtype]
     assert out.dtype == dtype
     empty = want_lse.isneginf()
@@ -182,7 +184,7 @@ def test_groups_of(degree: int) -> None:
     for _ in range(degree):
         case.positions.append(37)
     case.reads(0, prefix)
-    assert_equal(case, AttentionShape(2, 2, 16, 16), config=replace(CONFIG, wide=64))
+    assert_equal(case, AttentionShape(2, 2, 16, 16), config=replace(CONFIG, large=64))
 
 
 def test_a_chunk_that_fills_tiles_needs_no_merge() -> None:
@@ -191,8 +193,9 @@ def test_a_chunk_that_fills_tiles_needs_no_merge() -> None:
     prefix = case.cached(40, 0)
     first = case.chunk(67, 40)
     case.reads(first, prefix)
-    made = plan(case.segments, case.row_positions, AttentionShape(2, 1, 16, 16), "cpu", config=CONFIG, processors=1)
-    assert made.launches[None].grid_merges == 0
+    shape = AttentionShape(2, 1, 16, 16)
+    tables = launch_tables(case.segments, case.row_positions, shape, "cpu", config=CONFIG, processors=1)
+    assert tables.by_window[None].grid_merges == 0
     assert_equal(case, AttentionShape(2, 1, 16, 16), processors=1)
     assert_equal(case, AttentionShape(2, 1, 16, 16), processors=1, window=33)
 
@@ -212,8 +215,9 @@ def test_a_long_prefix_is_split_and_merged() -> None:
     for own in (3, 9):
         case.decode(own, 700)
     case.reads(0, prefix)
-    made = plan(case.segments, case.row_positions, AttentionShape(2, 1, 16, 16), "cpu", config=CONFIG, processors=8)
-    assert made.launches[None].grid_items > 6
+    shape = AttentionShape(2, 1, 16, 16)
+    tables = launch_tables(case.segments, case.row_positions, shape, "cpu", config=CONFIG, processors=8)
+    assert tables.by_window[None].grid_items > 6
     assert_equal(case, AttentionShape(2, 1, 16, 16))
 
 
@@ -240,20 +244,21 @@ def test_more_elements_than_32_bits_count(far: str) -> None:
     for cache in caches:
         cache[block:] = torch.randn(4, page, kv_heads, dim)
     none = torch.zeros(3, kv_heads, dim, dtype=torch.float16)
-    made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, processors=8)
-    got, _ = run(made, query, none, none, *caches, 0.2, out=out)
+    tables = launch_tables(case.segments, case.row_positions, shape, "cpu", config=CONFIG, processors=8)
+    got, _ = prefix_shared_attention(tables, AttentionInputs(query, none, none, *caches), 0.2, out=out)
     near, small = Segments.of([Segment(0, 3, 0, 41, 0)]), [cache[block:].clone() for cache in caches]
-    want, _ = prefix_shared_attention_reference(query.clone(), none, none, *small, near, case.row_positions, 0.2)
+    inputs = AttentionInputs(query.clone(), none, none, *small)
+    want, _ = prefix_shared_attention_reference(inputs, near, case.row_positions, 0.2)
     assert float((got - want).abs().max()) < 4e-3
     assert float(want.abs().max()) > 0.1
 
 
 def test_a_step_without_rows() -> None:
     case, shape = Case(), AttentionShape(2, 1, 16, 16)
-    t = tensors(case, shape, torch.float32)
+    inputs = drawn_inputs(case, shape, torch.float32)
     for capacity in (None, Capacity(items=4, pieces=4, entries=8, rows=4, partials=4)):
-        made = plan(case.segments, case.row_positions, shape, "cpu", config=CONFIG, capacity=capacity)
-        out, lse = run(made, t.query, t.step_key, t.step_value, t.key_cache, t.value_cache, 0.2)
+        tables = launch_tables(case.segments, case.row_positions, shape, "cpu", config=CONFIG, capacity=capacity)
+        out, lse = prefix_shared_attention(tables, inputs, 0.2)
         assert (out.shape, lse.shape) == ((0, 2, 16), (0, 2))
 
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.gpu.split_plan import SplitPlan
-from kernels.segments import NO_WINDOW, Ints, Segments
+from kernels.gpu.attention.work_items import WorkItems
+from kernels.segments import Ints, Segments, reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Traffic:
 
 
 def traffic(
-    plan: SplitPlan,
+    items: WorkItems,
     segments: Segments,
     row_positions: Ints,
     *,
@@ -39,17 +39,17 @@ def traffic(
 ) -> Traffic:
     """`kv_bytes` of one number; `slices` are the programs among which a KV head's query heads are divided."""
     token = 2 * kv_heads * dim * kv_bytes
-    unshared, least = _rows_read(segments, row_positions, window or NO_WINDOW)
-    lengths = (plan.pieces[:, 3] - plan.pieces[:, 1]).astype(np.int64)
+    unshared, least = _rows_read(segments, row_positions, reach(window))
+    lengths = (items.pieces[:, 3] - items.pieces[:, 1]).astype(np.int64)
     # A piece is known by its keys: where its table begins, its range, and which store it is in.
-    pieces = plan.pieces[:, [0, 1, 3, 5]]
+    pieces = items.pieces[:, [0, 1, 3, 5]]
     _, first = np.unique(pieces, axis=0, return_index=True)
     return Traffic(
         requested=int(lengths.sum()) * token * slices,
         memory=int(lengths[first].sum()) * token,
         unshared=unshared * token,
         least=least * token,
-        partial=plan.num_partials * heads * (dim + 1) * 4 * 2,
+        partial=items.num_partials * heads * (dim + 1) * 4 * 2,
     )
 
 

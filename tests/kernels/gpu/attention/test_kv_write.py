@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.gpu.kv_write import HeadNorms, rope_write, rope_write_reference
+from kernels.gpu.attention.kv_write import HeadNorms, rope_write, rope_write_reference
 
 
 @pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (60, 60), (100, 40), (128, 128)])

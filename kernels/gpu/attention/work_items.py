@@ -10,39 +10,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.gpu.paged_segments import PagedSegments, paged, ranges
-from kernels.segments import NO_WINDOW, Int32s, Ints, Segments
+from kernels.gpu.attention.paged_segments import PagedSegments, paged, ranges
+from kernels.segments import Int32s, Ints, Segments, reach
 
 # What an item costs beside its blocks of keys, in blocks: its start, its queries, its result.
 ITEM_OVERHEAD = 1.0
-# Of the narrow items that have begun when the last wide one does.
-WIDE_SHARE = 0.7
+# Of the items in small tiles that have begun when the last one in a large tile does.
+LARGE_SHARE = 0.7
 # A block's cost differs little between tiles: both read the same keys, and reading is what takes the time in decode.
 CHUNKS = np.array([2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2**30])
-ITEM_FIELDS = 6  # row_start, rows, piece_start, piece_end, partial row (-1: the result itself), 1 if wide
+ITEM_FIELDS = 6  # row_start, rows, piece_start, piece_end, partial row (-1: the result itself), 1 if its tile is large
 PIECE_FIELDS = 6  # first entry in the table, start, end of whole blocks, end, position of key 0, 1 if in step
 
 
 @dataclass(frozen=True, slots=True)
 class TileShape:
-    """`narrow` and `wide` query rows x heads a tile, `keys` a block; `heads` (of a KV head's group) are stacked."""
+    """`small` and `large` query rows x heads a tile, `keys` a block; `heads` (of a KV head's group) are stacked."""
 
-    narrow: int
-    wide: int
+    small: int
+    large: int
     keys: int
     heads: int
 
     @property
-    def narrow_rows(self) -> int:
-        return self.narrow // self.heads
+    def small_rows(self) -> int:
+        return self.small // self.heads
 
     @property
-    def wide_rows(self) -> int:
-        return self.wide // self.heads
+    def large_rows(self) -> int:
+        return self.large // self.heads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SplitPlan:
+class WorkItems:
     """`items` (items, ITEM_FIELDS), `pieces` (pieces, PIECE_FIELDS), `table` and `positions` (rows,): what to launch.
 
     Rows `merge_rows` (merged,) are merged from the partial rows
@@ -71,12 +71,12 @@ class _Tiles:
 
     row_start: Ints
     row_end: Ints
-    wide: Ints
+    large: Ints
     piece_tile: Ints
     pieces: Ints  # (pieces, PIECE_FIELDS)
 
 
-def split_plan(
+def work_items(
     segments: Segments,
     row_positions: Ints,
     page: int,
@@ -86,27 +86,27 @@ def split_plan(
     processors: int,
     head_slices: int,
     ahead: int = 0,
-) -> SplitPlan:
+) -> WorkItems:
     """`processors` programs run at once; every item runs once for each of `head_slices` (KV heads, at least).
 
-    The plan holds as well when all rows stand up to `ahead` positions further on, with their keys in the segments.
+    They hold as well when all rows stand up to `ahead` positions further on, with their keys in the segments.
     """
-    assert tile.narrow_rows >= 1, tile
+    assert tile.small_rows >= 1, tile
     assert int(row_positions.max(initial=0)) < 2**30, "positions are 32 bits on the device"
     paging = paged(segments, len(row_positions), page)
-    tiles = _tiles(paging, row_positions, tile, window or NO_WINDOW, ahead)
+    tiles = _tiles(paging, row_positions, tile, reach(window), ahead)
     return _items(tiles, paging, row_positions, tile, processors, head_slices)
 
 
 def _regions(paging: PagedSegments, num_rows: int, tile: TileShape) -> Ints:
-    """Boundaries of row ranges: runs of rows that read the same segments and fill a wide tile, and what lies between.
+    """Boundaries of row ranges: runs of rows that read the same segments and fill a large tile, and what lies between.
 
     Within such a run a tile takes all its segments in one pass and needs no merge; elsewhere segments are taken one by
     one over all their rows, so that each key is read once.
     """
     bounds = np.unique(np.concatenate((paging.row_start, paging.row_end, [0, num_rows])))
-    wide = np.diff(bounds) >= tile.wide_rows
-    touches = np.concatenate(([True], wide)) | np.concatenate((wide, [True]))
+    large = np.diff(bounds) >= tile.large_rows
+    touches = np.concatenate(([True], large)) | np.concatenate((large, [True]))
     return np.asarray(bounds[touches])
 
 
@@ -122,7 +122,7 @@ def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int,
     group = group.reshape(-1)
     # Tiles of each group, then the group's segments for each tile.
     rows = groups[:, 1] - groups[:, 0]
-    per_tile = np.where(rows <= tile.narrow_rows, tile.narrow_rows, tile.wide_rows)
+    per_tile = np.where(rows <= tile.small_rows, tile.small_rows, tile.large_rows)
     num_tiles = -(-rows // per_tile)
     tile_group = np.repeat(np.arange(len(groups)), num_tiles)
     tile_start = groups[tile_group, 0] + ranges(num_tiles) * per_tile[tile_group]
@@ -134,10 +134,10 @@ def _tiles(paging: PagedSegments, positions: Ints, tile: TileShape, window: int,
     piece_tile = np.repeat(np.arange(len(tile_group)), repeats)
     piece_segment = segment[members[first_member[tile_group][piece_tile] + ranges(repeats)]]
     nearest, farthest = _span(positions, tile_start, tile_end)
-    wide = tile_end - tile_start > tile.narrow_rows
+    large = tile_end - tile_start > tile.small_rows
     spans = nearest[piece_tile], farthest[piece_tile] + ahead
-    which, pieces = _pieces(paging, piece_segment, *spans, wide[piece_tile], tile.keys, window)
-    return _Tiles(tile_start, tile_end, wide.astype(np.int64), piece_tile[which], pieces)
+    which, pieces = _pieces(paging, piece_segment, *spans, large[piece_tile], tile.keys, window)
+    return _Tiles(tile_start, tile_end, large.astype(np.int64), piece_tile[which], pieces)
 
 
 def _span(positions: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
@@ -154,14 +154,14 @@ def _pieces(
     segment: Ints,
     nearest: Ints,
     farthest: Ints,
-    wide: NDArray[np.bool_],
+    large: NDArray[np.bool_],
     block: int,
     window: int,
 ) -> tuple[Ints, Ints]:
     """For every (tile, segment): the keys that any of its rows reads, unmasked blocks and then masked ones.
 
     Rows of the tile stand at `nearest` to `farthest`. Blocks that all of them read whole need no mask at all; they are
-    most of a prefix. What a window masks before them is a piece of its own. Narrow tiles wait for memory, not for
+    most of a prefix. What a window masks before them is a piece of its own. Small tiles wait for memory, not for
     masks, and have all of theirs masked. Returns which pair each piece is from, and the pieces.
     """
     position = paging.position[segment]
@@ -171,7 +171,7 @@ def _pieces(
     whole_start = start + -(-late // block) * block
     whole_end = np.minimum(end, nearest + 1 - position)
     whole_end = whole_start + np.maximum(whole_end - whole_start, 0) // block * block
-    none = (whole_end == whole_start) | ~wide
+    none = (whole_end == whole_start) | ~large
     whole_start, whole_end = np.where(none, start, whole_start), np.where(none, start, whole_end)
     columns = (
         paging.first[segment][:, None],
@@ -188,7 +188,7 @@ def _pieces(
 
 def _items(
     tiles: _Tiles, paging: PagedSegments, positions: Ints, tile: TileShape, processors: int, head_slices: int
-) -> SplitPlan:
+) -> WorkItems:
     num_rows, num_tiles = len(positions), len(tiles.row_start)
     sizes = -(-(tiles.pieces[:, 3] - tiles.pieces[:, 1]) // tile.keys)
     blocks = np.bincount(tiles.piece_tile, weights=sizes, minlength=num_tiles).astype(np.int64)
@@ -230,9 +230,9 @@ def _items(
         item_of_piece, weights=-(-(pieces[:, 3] - pieces[:, 1]) // tile.keys), minlength=len(item_tile)
     ).astype(np.int64)
     columns = (tiles.row_start[item_tile], rows[item_tile], piece_end - num_pieces, piece_end, partial)
-    items = np.stack((*columns, tiles.wide[item_tile]), 1)
-    order = _order(costs, tiles.wide[item_tile])
-    return SplitPlan(
+    items = np.stack((*columns, tiles.large[item_tile]), 1)
+    order = _order(costs, tiles.large[item_tile])
+    return WorkItems(
         items=items[order].astype(np.int32),
         pieces=pieces.astype(np.int32),
         table=paging.table,
@@ -245,17 +245,17 @@ def _items(
     )
 
 
-def _order(costs: Ints, wide: Ints) -> Ints:
-    """Longest items first among the wide and among the narrow, both taken at a rate at which they last as long.
+def _order(costs: Ints, large: Ints) -> Ints:
+    """Longest items first in large and in small tiles, both taken at a rate at which they last as long.
 
-    Wide tiles wait for the matrix units and narrow ones for memory, so that a processor which holds some of each keeps
-    both busy; wide ones are all begun when `WIDE_SHARE` of the narrow ones are, since they take longest to end. Sorting
-    is stable: items of one prefix stay side by side, and all but the first find its keys in the L2 cache.
+    Large tiles wait for the matrix units and small ones for memory, so that a processor which holds some of both kinds
+    keeps both busy; large ones are all begun when `LARGE_SHARE` of the small ones are, since they take longest to end.
+    Sorting is stable: items of one prefix stay side by side, and all but the first find its keys in the L2 cache.
     """
     order = np.argsort(-costs, kind="stable")
     begins = np.empty(len(costs))
-    for kind, share in ((1, WIDE_SHARE), (0, 1.0)):
-        chosen = order[wide[order] == kind]
+    for kind, share in ((1, LARGE_SHARE), (0, 1.0)):
+        chosen = order[large[order] == kind]
         ends = np.cumsum(costs[chosen] + ITEM_OVERHEAD)
         begins[chosen] = share * (ends - costs[chosen] - ITEM_OVERHEAD) / max(float(ends[-1:].sum()), 1.0)
     return np.argsort(begins, kind="stable")

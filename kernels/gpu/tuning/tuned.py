@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from kernels.gpu.tuning import AttentionConfig, architecture, attention_candidates, attention_config
+from kernels.gpu.tuning.attention_config import AttentionConfig, attention_candidates, attention_config
+from kernels.gpu.tuning.device_limits import architecture
 
 Milliseconds = Callable[[AttentionConfig], float]
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
-from kernels.gpu.prefix_attention import run
-from kernels.gpu.prefix_plan import AttentionShape, plan
-from kernels.gpu.split_plan import TileShape, split_plan
-from kernels.gpu.traffic import Traffic, traffic
-from kernels.gpu.tuning import ATTENTION, LIMITS, AttentionConfig
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.launch_tables import launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.attention.traffic import Traffic, traffic
+from kernels.gpu.attention.work_items import TileShape, work_items
+from kernels.gpu.tuning.attention_config import ATTENTION, AttentionConfig
+from kernels.gpu.tuning.device_limits import LIMITS
 from kernels.segments import Segment, Segments
-from tests.kernels.cpu.attention.attention_case import tensors
-from tests.kernels.gpu.test_prefix_attention import CONFIG, mixed
+from tests.kernels.gpu.attention.attention_case import drawn_inputs
+from tests.kernels.gpu.attention.test_prefix_attention import CONFIG, mixed
 
 loaded: list[np.ndarray] = []
 
@@ -38,24 +40,23 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("window", [None, 20])
 def test_the_model_counts_what_is_loaded(watched: None, heads: int, window: int | None) -> None:
     case, shape = mixed(), AttentionShape(heads, 1, 16, 16)
-    t = tensors(case, shape, torch.float16)
-    stores = (t.step_key, t.step_value, t.key_cache, t.value_cache)
-    made = plan(case.segments, case.row_positions, shape, "cpu", windows=(window,), config=CONFIG)
-    run(made, t.query, *stores, 0.2, window=window)
+    inputs = drawn_inputs(case, shape, torch.float16)
+    tables = launch_tables(case.segments, case.row_positions, shape, "cpu", windows=(window,), config=CONFIG)
+    prefix_shared_attention(tables, inputs, 0.2, window=window)
     addresses = np.concatenate(loaded)
-    spans = [(s.untyped_storage().data_ptr(), s.untyped_storage().nbytes()) for s in stores]
+    spans = [(s.untyped_storage().data_ptr(), s.untyped_storage().nbytes()) for s in inputs.keys_and_values]
     counted = sum(2 * int(((addresses >= start) & (addresses < start + size)).sum()) for start, size in spans)
     tile = TileShape(
-        max(CONFIG.narrow, 64 if heads > 4 else 16),
-        max(CONFIG.wide, 64 if heads > 4 else 16),
+        max(CONFIG.small, 64 if heads > 4 else 16),
+        max(CONFIG.large, 64 if heads > 4 else 16),
         CONFIG.keys,
         shape.slice_heads,
     )
-    part = split_plan(
+    items = work_items(
         case.segments, case.row_positions, 16, tile, window=window, processors=8, head_slices=shape.slices
     )
     model = traffic(
-        part,
+        items,
         case.segments,
         case.row_positions,
         heads=heads,
@@ -86,12 +87,12 @@ def of(arch: str, heads: int, kv_heads: int, groups: int, degree: int, prefix: i
     segments, positions = decoding(groups, degree, prefix, own)
     group = heads // kv_heads
     config: AttentionConfig = next(
-        (c for c in ATTENTION[arch][128] if c.wide >= degree * group), ATTENTION[arch][128][-1]
+        (c for c in ATTENTION[arch][128] if c.large >= degree * group), ATTENTION[arch][128][-1]
     )
-    tile = TileShape(max(config.narrow, group), config.wide, config.keys, group)
+    tile = TileShape(max(config.small, group), config.large, config.keys, group)
     processors = LIMITS[arch].processors * config.programs
-    part = split_plan(segments, positions, 16, tile, processors=processors, head_slices=kv_heads)
-    return traffic(part, segments, positions, heads=heads, kv_heads=kv_heads, dim=128, kv_bytes=2)
+    items = work_items(segments, positions, 16, tile, processors=processors, head_slices=kv_heads)
+    return traffic(items, segments, positions, heads=heads, kv_heads=kv_heads, dim=128, kv_bytes=2)
 
 
 # Groups of BatchLLM's workloads (arXiv 2412.03594): shared and own tokens as there, decoding half of the answer.

@@ -1,43 +1,24 @@
-"""Tile shapes of the kernels for each architecture, with the reason for each, and what the devices can hold."""
+"""Tile shapes of the kernels for each architecture, with the reason for each."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
+
+from kernels.gpu.tuning.device_limits import architecture
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """`narrow` and `wide` are stacked query rows of a tile, `keys` its keys; `programs` run at once on a processor."""
+    """`small` and `large` are stacked query rows of a tile, `keys` its keys; `programs` run at once on a processor."""
 
-    narrow: int
-    wide: int
+    small: int
+    large: int
     keys: int
     num_warps: int
     num_stages: int
     programs: int
     reason: str
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a program and a processor hold: shared memory in bytes, 32-bit registers, warps of `warp_size` lanes."""
-
-    shared_program: int
-    shared_processor: int
-    registers: int
-    warps: int
-    warp_size: int
-    processors: int
-
-
-# A100, H100 (SXM) and MI300X, by their vendors' documents. An AMD processor is a compute unit of four SIMDs, each with
-# 512 vector registers a lane and eight waves at most.
-LIMITS = {
-    "sm_80": Limits(163 * 1024, 164 * 1024, 65536, 64, 32, 108),
-    "sm_90": Limits(227 * 1024, 228 * 1024, 65536, 64, 32, 132),
-    "gfx942": Limits(64 * 1024, 64 * 1024, 4 * 512 * 64, 32, 64, 304),
-}
 
 SAFE = AttentionConfig(16, 64, 32, 4, 1, 1, "any device: 32 keys and values of 256 dimensions in 16 bits are 32 KiB")
 
@@ -102,7 +83,7 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
 
 
 def attention_candidates(arch: str, dim: int) -> tuple[AttentionConfig, ...]:
-    """Of a known architecture, by rising `wide`; the safe default alone elsewhere."""
+    """Of a known architecture, by rising `large`; the safe default alone elsewhere."""
     table = ATTENTION.get(arch, {})
     return next((configs for largest, configs in sorted(table.items()) if dim <= largest), (SAFE,))
 
@@ -110,7 +91,7 @@ def attention_candidates(arch: str, dim: int) -> tuple[AttentionConfig, ...]:
 def attention_config(device: torch.device, dim: int, widest: int) -> AttentionConfig:
     """For heads of `dim` in a step whose widest segment stacks `widest` query rows."""
     candidates = attention_candidates(architecture(device), dim)
-    return next((config for config in candidates if config.wide >= widest), candidates[-1])
+    return next((config for config in candidates if config.large >= widest), candidates[-1])
 
 
 def decode_config(device: torch.device, dim: int) -> AttentionConfig:
@@ -120,23 +101,3 @@ def decode_config(device: torch.device, dim: int) -> AttentionConfig:
     last (heads of 64), 145 and 166 (of 128).
     """
     return attention_candidates(architecture(device), dim)[0]
-
-
-def architecture(device: torch.device) -> str:
-    """`sm_80`, `sm_90`, `gfx942`, or what the driver says; `interpreter` for a CPU."""
-    if device.type != "cuda":
-        return "interpreter"
-    return _cuda_architecture(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@cache
-def _cuda_architecture(index: int) -> str:
-    properties = torch.cuda.get_device_properties(index)
-    name = str(getattr(properties, "gcnArchName", "")).partition(":")[0]
-    return name if torch.version.hip else f"sm_{properties.major}{properties.minor}"
-
-
-def processors_of(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 8  # in the interpreter: so few that some tiles are cut and some are not
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.gpu.tuning.launch import launch
+
 # The largest that there is.
 E4M3_MAX: tl.constexpr = tl.constexpr(448.0)
 
@@ -18,21 +20,22 @@ def to_e4m3(x):
 
 
 @triton.jit
-def store_e4m3_row(x, codes, scales, row, cell, inside, SIZE: tl.constexpr):
-    """Row `row`, x (BLOCK,) in float32, as codes over one scale, the row's largest number over the largest code."""
-    scale = tl.maximum(tl.max(tl.abs(tl.where(inside, x, 0.0)), 0) / E4M3_MAX, 1e-12)
-    tl.store(codes + row * SIZE + cell, to_e4m3(x / scale), mask=inside)
-    tl.store(scales + row, scale)
+def store_e4m3_row(x, codes_ptr, scales_ptr, row, cell, mask, SIZE: tl.constexpr):
+    """Writes row `row`, x [BLOCK] in float32, as codes over one scale: its largest number over the largest code."""
+    scale = tl.maximum(tl.max(tl.abs(tl.where(mask, x, 0.0)), 0) / E4M3_MAX, 1e-12)
+    tl.store(codes_ptr + row * SIZE + cell, to_e4m3(x / scale), mask=mask)
+    tl.store(scales_ptr + row, scale)
 
 
 @triton.jit
-def e4m3_rows_kernel(x, codes, scales, x_row, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def e4m3_rows_kernel(x_ptr, codes_ptr, scales_ptr, x_row_stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """Program i rounds row i."""
     row = tl.program_id(0).to(tl.int64)
+    # [BLOCK]
     cell = tl.arange(0, BLOCK)
-    inside = cell < SIZE
-    value = tl.load(x + row * x_row + cell, mask=inside, other=0).to(tl.float32)
-    store_e4m3_row(value, codes, scales, row, cell, inside, SIZE)
+    mask = cell < SIZE
+    value = tl.load(x_ptr + row * x_row_stride + cell, mask=mask, other=0).to(tl.float32)
+    store_e4m3_row(value, codes_ptr, scales_ptr, row, cell, mask, SIZE)
 
 
 def e4m3_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,8 +48,16 @@ def e4m3_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     codes, scales = e4m3_like(x, size)
     if rows:
         block = triton.next_power_of_2(size)
-        e4m3_rows_kernel[(rows,)](
-            x, codes.view(torch.uint8), scales, x.stride(0), SIZE=size, BLOCK=block, num_warps=row_warps(block)
+        launch(
+            e4m3_rows_kernel,
+            (rows,),
+            x,
+            codes.view(torch.uint8),
+            scales,
+            x.stride(0),
+            SIZE=size,
+            BLOCK=block,
+            num_warps=row_warps(block),
         )
     return codes, scales
 

@@ -6,18 +6,25 @@ import pytest
 import torch
 
 from kernels.backend import backend_of
-from kernels.gpu import tuning
-from kernels.gpu.tuned import fastest, tuned_config
-from kernels.gpu.tuning import ATTENTION, LIMITS, SAFE, AttentionConfig, attention_candidates, attention_config
+from kernels.gpu.tuning import device_limits
+from kernels.gpu.tuning.attention_config import (
+    ATTENTION,
+    SAFE,
+    AttentionConfig,
+    attention_candidates,
+    attention_config,
+)
+from kernels.gpu.tuning.device_limits import LIMITS
+from kernels.gpu.tuning.tuned import fastest, tuned_config
 
 CPU = torch.device("cpu")
 
 
 def test_a_device_without_an_index_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(tuning, "_cuda_architecture", "sm_{}".format)
-    assert tuning.architecture(torch.device("cuda")) == "sm_3"
-    assert tuning.architecture(torch.device("cuda:0")) == "sm_0"
+    monkeypatch.setattr(device_limits, "_cuda_architecture", "sm_{}".format)
+    assert device_limits.architecture(torch.device("cuda")) == "sm_3"
+    assert device_limits.architecture(torch.device("cuda:0")) == "sm_0"
 
 
 def test_an_unknown_device_takes_the_safe_default() -> None:
@@ -37,7 +44,7 @@ def test_head_sizes_between_take_the_next_larger(arch: str) -> None:
 def test_the_table_is_ordered_and_gives_reasons(arch: str) -> None:
     assert arch in LIMITS
     for configs in ATTENTION[arch].values():
-        assert [config.wide for config in configs] == sorted(config.wide for config in configs)
+        assert [config.large for config in configs] == sorted(config.large for config in configs)
         assert all(config.reason for config in configs)
 
 
@@ -46,12 +53,12 @@ def test_the_fastest_is_kept_and_not_timed_again(tmp_path: Path) -> None:
 
     def time(config: AttentionConfig) -> float:
         timed.append(config)
-        return float(-config.wide)
+        return float(-config.large)
 
     assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
     assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
     assert timed == list(candidates)
-    (tmp_path / "a.json").write_text('{"narrow": 16')
+    (tmp_path / "a.json").write_text('{"small": 16')
     assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
     assert timed == 2 * list(candidates)
 
@@ -59,7 +66,8 @@ def test_the_fastest_is_kept_and_not_timed_again(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert (
-        fastest(ATTENTION["sm_80"][64], "a", lambda config: config.wide, tmp_path / "file") == ATTENTION["sm_80"][64][0]
+        fastest(ATTENTION["sm_80"][64], "a", lambda config: config.large, tmp_path / "file")
+        == ATTENTION["sm_80"][64][0]
     )
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from kernels.gpu.e4m3 import e4m3_rows, e4m3_rows_reference
-from kernels.gpu.gate import silu_gate, silu_gate_e4m3, silu_gate_reference
-from kernels.gpu.rms_norm import rms_norm, rms_norm_e4m3, rms_norm_rounded_reference
+from kernels.gpu.layer.e4m3 import e4m3_rows, e4m3_rows_reference
+from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3, silu_gate_reference
+from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3, rms_norm_rounded_reference
 
 # Of a number's size: a last bit; in bfloat16 two, since the interpreter cuts it off where a GPU rounds, twice.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.gpu.quantized_matmul import matmul_w4a16, matmul_w8a8, quantize_rows, tile_of
-from kernels.gpu.quantized_weights import (
+from kernels.gpu.matmul.quantized_matmul import matmul_tile, matmul_w4a16, matmul_w8a8, quantize_rows
+from kernels.gpu.matmul.quantized_weights import (
     dequantized,
     group_of,
     matmul_w4a16_reference,
@@ -92,6 +92,6 @@ def largest(error: torch.Tensor) -> float:
 
 
 def test_a_few_rows_are_split_until_processors_have_work() -> None:
-    assert tile_of(1, 4096, 32, 132) == (16, 64, 2)
-    assert tile_of(16, 576, 32, 132) == (16, 64, 8)
-    assert tile_of(64, 28672, 32, 132) == (64, 128, 1)
+    assert matmul_tile(1, 4096, 32, 128, 132) == (16, 64, 128, 2)
+    assert matmul_tile(16, 576, 32, 128, 132) == (16, 64, 128, 8)
+    assert matmul_tile(64, 28672, 32, 128, 132) == (64, 128, 128, 1)

@@ -1,13 +1,14 @@
 """Steps for attention, drawn: a prefix tree's rows, their segments, a paged cache with NaN where none was written."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gpu.prefix_plan import AttentionShape
+from kernels.attention_inputs import AttentionInputs
+from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.reference.prefix_attention import prefix_shared_attention_reference
 from kernels.segments import Segment, Segments
 
@@ -65,22 +66,9 @@ class Case:
         return np.array(self.positions, dtype=np.int64)
 
 
-@dataclass
-class Tensors:
-    query: Tensor
-    step_key: Tensor
-    step_value: Tensor
-    key_cache: Tensor
-    value_cache: Tensor
-    key_scales: Tensor | None = None
-    value_scales: Tensor | None = None
-
-    @property
-    def scales(self) -> dict[str, Tensor]:
-        return {} if self.key_scales is None else {"key_scales": self.key_scales, "value_scales": self.value_scales}
-
-
-def tensors(case: Case, shape: AttentionShape, dtype: torch.dtype, *, fp8: bool = False, seed: int = 0) -> Tensors:
+def drawn_inputs(
+    case: Case, shape: AttentionShape, dtype: torch.dtype, *, fp8: bool = False, seed: int = 0
+) -> AttentionInputs:
     """Slots that no segment reads are NaN, and so are the step's keys that none reads."""
     torch.manual_seed(seed)
     rows, blocks = len(case.positions), -(-max(case.slots, 1) // shape.page)
@@ -101,12 +89,10 @@ def tensors(case: Case, shape: AttentionShape, dtype: torch.dtype, *, fp8: bool 
     else:
         kv, caches = [t.to(dtype) for t in kv], [t.to(dtype) for t in caches]
     paged = [t.view(shape.kv_heads, blocks, shape.page, shape.dim).permute(1, 2, 0, 3) for t in caches]
-    return Tensors(query, *kv, *paged, *scales)
+    return AttentionInputs(query, *kv, *paged, *scales)
 
 
-def wanted(case: Case, t: Tensors, scale: float, **options: object) -> tuple[Tensor, Tensor]:
+def wanted(case: Case, inputs: AttentionInputs, scale: float, **options: object) -> tuple[Tensor, Tensor]:
     """The twin's answer, in float32 whatever the inputs' dtype."""
-    stores = (t.step_key, t.step_value, t.key_cache, t.value_cache)
-    return prefix_shared_attention_reference(
-        t.query.float(), *stores, case.segments, case.row_positions, scale, **t.scales, **options
-    )
+    wide = replace(inputs, query=inputs.query.float())
+    return prefix_shared_attention_reference(wide, case.segments, case.row_positions, scale, **options)

@@ -1,4 +1,4 @@
-"""The planner: every row meets each key that it may read exactly once, and no processor waits long."""
+"""Work items: every row meets each key that it may read exactly once, and no processor waits long."""
 
 import heapq
 
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.gpu.paged_segments import paged
-from kernels.gpu.split_plan import SplitPlan, TileShape, split_plan
-from kernels.segments import NO_WINDOW, Segment, Segments
+from kernels.gpu.attention.paged_segments import paged
+from kernels.gpu.attention.work_items import TileShape, WorkItems, work_items
+from kernels.segments import Segment, Segments, reach
 
-TILE = TileShape(narrow=16, wide=32, keys=8, heads=2)
+TILE = TileShape(small=16, large=32, keys=8, heads=2)
 
 
 @st.composite
@@ -29,17 +29,17 @@ def steps(draw: st.DrawFn) -> tuple[Segments, np.ndarray]:
     return Segments.of(made), positions
 
 
-def masked_reads(plan: SplitPlan, page: int, window: int) -> np.ndarray:
-    """(rows, slots) how often: what the kernel makes of a plan, by its own rules."""
-    slots = (int(plan.table.max(initial=0)) + 1) * page
-    count = np.zeros((plan.num_rows, slots), dtype=int)
-    for row_start, rows, piece_start, piece_end, _, _ in plan.items:
-        for first, start, whole, end, position, in_step in plan.pieces[piece_start:piece_end]:
+def masked_reads(items: WorkItems, page: int, window: int) -> np.ndarray:
+    """(rows, slots) how often: what the kernel makes of the items, by its own rules."""
+    slots = (int(items.table.max(initial=0)) + 1) * page
+    count = np.zeros((items.num_rows, slots), dtype=int)
+    for row_start, rows, piece_start, piece_end, _, _ in items.items:
+        for first, start, whole, end, position, in_step in items.pieces[piece_start:piece_end]:
             assert not in_step
             assert (whole - start) % TILE.keys == 0
             keys = np.arange(start, end)
-            slot = plan.table[first + keys // page] * page + keys % page
-            far = plan.positions[row_start : row_start + rows][:, None] - (position + keys)
+            slot = items.table[first + keys // page] * page + keys % page
+            far = items.positions[row_start : row_start + rows][:, None] - (position + keys)
             near = (far >= 0) & (far < window)
             assert near[:, : whole - start].all(), "an unmasked key that some row may not read"
             for row in range(rows):
@@ -53,31 +53,31 @@ def test_each_key_is_read_once_by_each_row_that_may(
     step: tuple[Segments, np.ndarray], page: int, window: int | None, processors: int
 ) -> None:
     segments, positions = step
-    plan = split_plan(segments, positions, page, TILE, window=window, processors=processors, head_slices=2)
-    count = masked_reads(plan, page, window or NO_WINDOW)
+    items = work_items(segments, positions, page, TILE, window=window, processors=processors, head_slices=2)
+    count = masked_reads(items, page, reach(window))
     want = np.zeros_like(count)
     for index in range(len(segments)):
         rows = np.arange(segments.row_start[index], segments.row_end[index])
         keys = np.arange(segments.kv_end[index] - segments.kv_start[index])
         far = positions[rows][:, None] - (segments.position[index] + keys)
-        want[rows[:, None], segments.kv_start[index] + keys] += (far >= 0) & (far < (window or NO_WINDOW))
+        want[rows[:, None], segments.kv_start[index] + keys] += (far >= 0) & (far < (reach(window)))
     assert np.array_equal(count, want)
     # Every row ends once: written by one item itself, or merged from all partial rows that items leave for it.
     ends = np.zeros(len(positions), dtype=int)
     left: dict[int, list[int]] = {row: [] for row in range(len(positions))}
-    for row_start, rows, _, _, partial, _ in plan.items:
+    for row_start, rows, _, _, partial, _ in items.items:
         for offset in range(rows):
             if partial < 0:
                 ends[row_start + offset] += 1
             else:
                 left[row_start + offset].append(int(partial + offset))
-    for index, row in enumerate(plan.merge_rows):
+    for index, row in enumerate(items.merge_rows):
         ends[row] += 1
-        merged = plan.merge_partials[plan.merge_starts[index] : plan.merge_starts[index + 1]]
+        merged = items.merge_partials[items.merge_starts[index] : items.merge_starts[index + 1]]
         assert sorted(merged) == sorted(left.pop(int(row)))
     assert (ends == 1).all()
     assert not any(left.values())
-    assert sorted(plan.merge_partials) == list(range(plan.num_partials))
+    assert sorted(items.merge_partials) == list(range(items.num_partials))
 
 
 def finish(costs: np.ndarray, processors: int) -> float:
@@ -105,10 +105,10 @@ def test_no_processor_waits_long(segments: Segments, rows: int) -> None:
     processors, slices = 132, 1
     positions = np.full(rows, 40000)
     tile = TileShape(16, 64, 64, 4)
-    plan = split_plan(segments, positions, 16, tile, processors=processors, head_slices=slices)
-    blocks = plan.costs.sum()
-    assert finish(plan.costs, processors) <= 1.5 * (blocks / processors) + 3
-    assert len(plan.items) >= processors
+    items = work_items(segments, positions, 16, tile, processors=processors, head_slices=slices)
+    blocks = items.costs.sum()
+    assert finish(items.costs, processors) <= 1.5 * (blocks / processors) + 3
+    assert len(items.items) >= processors
 
 
 def test_runs_that_meet_at_blocks_are_one_segment_again() -> None:
@@ -121,15 +121,15 @@ def test_runs_that_meet_at_blocks_are_one_segment_again() -> None:
     assert made.position.tolist() == [0, 29, 51]
 
 
-def test_wide_and_narrow_items_run_side_by_side() -> None:
+def test_items_in_large_and_in_small_tiles_run_side_by_side() -> None:
     """One prefix of 64 blocks under 16 rows, each with 4 blocks of its own: no kind waits for the other's end."""
     segments = [Segment(0, 16, 0, 512, 0)]
     segments += [Segment(row, row + 1, 512 + 32 * row, 544 + 32 * row, 512) for row in range(16)]
     positions = np.full(16, 543, dtype=np.int64)
-    plan = split_plan(Segments.of(segments), positions, 16, TILE, processors=16, head_slices=2)
-    wide = plan.items[:, 5] == 1
-    first, second = plan.costs[wide], plan.costs[~wide]
+    items = work_items(Segments.of(segments), positions, 16, TILE, processors=16, head_slices=2)
+    large = items.items[:, 5] == 1
+    first, second = items.costs[large], items.costs[~large]
     assert (list(first), list(second)) == (sorted(first, reverse=True), sorted(second, reverse=True))
     assert (len(first), len(second)) == (8, 16)
-    # All wide ones have begun when seven tenths of the narrow ones have.
-    assert "".join(".W"[is_wide] for is_wide in wide.astype(int)) == ".W.W.W..W.W.W..W.W......"
+    # All in large tiles have begun when seven tenths of the others have.
+    assert "".join(".L"[is_large] for is_large in large.astype(int)) == ".L.L.L..L.L.L..L.L......"
