@@ -39,7 +39,8 @@ class RequestBuilder:
         self._vocab_size = run.shape.vocab_size
         self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer)
         encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
-        self._reader = RowReader(run.job, encoder, LabelEncoder(encoder), run.max_tokens)
+        labels = LabelEncoder(encoder, self._task_type.label_word, self._task_type.label_error)
+        self._reader = RowReader(run.job, encoder, labels, run.max_tokens)
         self._hasher = RequestHasher(run)
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
@@ -50,7 +51,9 @@ class RequestBuilder:
         if isinstance(read, RowError):
             return read
         if not self._is_known(read):
-            said = "the prompt or a label holds a special token that the model has no embedding of"
+            said = (
+                f"the prompt or a {self._task_type.label_word} holds a special token that the model has no embedding of"
+            )
             return RowError(UNKNOWN_TOKEN, said)
         return NewRequest(self._hasher(read, custom_id), read)
 
