@@ -118,7 +118,7 @@ def _opening_counts(tree: PrefixTree) -> list[int]:
 
 
 def _levels(parent: Ints) -> list[int]:
-    """1 for a root."""
+    """How many nodes there are on the way from a root to each node: 1 for a root."""
     level: list[int] = []
     for above in parent.tolist():
         level.append(1 + level[above] if above >= 0 else 1)

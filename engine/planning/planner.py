@@ -162,7 +162,7 @@ def _shared_depths(forest: Forest) -> Ints:
 
 
 def _layout_id(names: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
-    """Names the node ids too: only plans that number equal nodes alike may share KV."""
+    """A digest of the shards, the requests and the numbering of nodes: plans that have it in common share KV."""
     layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
     return _digest([*(shard.shard_id for shard in shards), *names, *(column.tobytes().hex() for column in layout)])
 
