@@ -178,7 +178,7 @@ class Scheduler:
         return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
 
     def _transient(self, node: NodeState) -> int:
-        """1 for a node that will hold no block, else 0. It is a leaf when all requests below it end at it and are here."""
+        """1 for a node that will hold no block, else 0. A leaf: all requests below it end at it, and are here."""
         is_leaf = node.num_requests == len(node.ends)
         return self._rule.transient(is_leaf, node.num_tokens, node.decode_kv_tokens)
 
