@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.attention import StepAttention
 from engine.forward.load import load_model
@@ -18,12 +19,13 @@ from engine.machine.device import resolve_device
 from engine.model import architecture
 from engine.model.architecture import shape_of
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
-from tests.engine.models_table import PAGE, models_table, written
+from tests.engine.models_table import PAGE, tables, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
 # The longest request has 126 tokens: two and a half of them, so that requests wait for each other's KV.
@@ -60,7 +62,7 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
     )
     engine = build_engine(files, config, detokenize=False)
     assert engine.runner.model.shape == shape, "plans count on what is loaded"
-    plan = make_plan(requests, shape, config, kv_format=kv_format.FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, config, CostModel(shape, kv_format.FLOAT32, DeviceRates(1e9, 1e9)))
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=60)}
     engine.scheduler.check_integrity()
@@ -176,8 +178,9 @@ def test_longrope_stays_within_the_context_that_turns_alike(by_layer: bool) -> N
     assert shape_of(SIZES, {}).max_model_len == 256
 
 
-def test_the_page_says_what_is_tested() -> None:
-    assert written(PAGE.read_text()) == models_table(), "run python -m tests.engine.models_table"
+@pytest.mark.parametrize(("name", "table"), tables().items())
+def test_the_page_says_what_is_tested(name: str, table: str) -> None:
+    assert written(PAGE.read_text(), name) == table, "run python -m tests.engine.models_table"
 
 
 def test_windows_are_as_they_were_after_loading(tmp_path: Path) -> None:

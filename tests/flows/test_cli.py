@@ -144,7 +144,7 @@ def test_every_fault_of_a_job_is_a_line(
     assert capsys.readouterr().err.splitlines() == [
         f"trunkline: {path}: name: is required",
         f"trunkline: {path}: source.keeep: unknown key; did you mean keep?",
-        f"trunkline: {path}: task.type: should be 'choice' or 'generate' (got 'guess')",
+        f"trunkline: {path}: task.type: should be 'choice', 'generate' or 'loglikelihood' (got 'guess')",
     ]
 
 
@@ -225,8 +225,8 @@ def test_what_fails_outside_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_run", fail)
-    monkeypatch.setattr(module, "_leave", sys.exit)
+    monkeypatch.setattr(module, "start_server", fail)
+    monkeypatch.setattr(module, "leave", sys.exit)
     monkeypatch.setattr(module, "end_orphans_with_me", lambda: None)
     monkeypatch.setattr("logging.raiseExceptions", True)
     with pytest.raises(SystemExit) as ended:

@@ -17,7 +17,7 @@ from engine.forward.forward_output import Forward
 from engine.forward.gpu.attention import TritonStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.prefix_plan import CapacityError
+from kernels.gpu.attention.capacity import CapacityError
 
 # Rows of a graph. Between two of them at most a third of the rows is for nothing.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -73,11 +73,18 @@ class DecodeGraphs:
         self._last_tokens[: len(last_tokens)].copy_(last_tokens)
         graph = self._graphs.get(size)
         if graph is None or not graph.takes(step):
-            graph = _Graph(padded(step, size), self._attend, self._last_tokens)
-            graph.capture(self._compute, self._capture)
-            self._graphs[size] = graph
+            graph = self._graphs[size] = self._captured(step, size, self._capture)
         made = graph.run(step)
         return Forward(made.hidden[:rows], made.best[:rows] if made.best is not None else None)
+
+    def rehearse(self, step: SchedulerOutput) -> None:
+        """Launches what the graph of a step holds that has one of the sizes, and captures nothing."""
+        self._captured(step, step.num_scheduled_tokens, lambda run: (lambda: None, run()))
+
+    def _captured(self, step: SchedulerOutput, size: int, capture: Capture) -> "_Graph":
+        graph = _Graph(padded(step, size), self._attend, self._last_tokens)
+        graph.capture(self._compute, capture)
+        return graph
 
 
 class _Graph:
@@ -109,9 +116,8 @@ class _Graph:
         """Runs the step once, so that whatever is built at first is there, and captures it."""
 
         def run() -> Forward:
-            for plan in self.attention.plans:
-                for launch in plan.launches.values():
-                    launch.indices.positions[: self.size].copy_(self.inputs.position_ids)
+            for tables in self.attention.tables:
+                tables.move_rows(self.inputs.position_ids)
             ids = resolved(self.inputs.input_ids, self.last_tokens)
             return compute(ids, self.inputs.position_ids, self.attention)
 
