@@ -12,11 +12,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from engine.config import Quantization
 from engine.errors import UserError
 from engine.forward.attention import NAME
-from engine.forward.cpu.fused_layer import can_fuse, fuse_layers
+from engine.forward.cpu.fused_body import can_fuse, fuse_body
 from engine.forward.cpu.projection import Head
 from engine.forward.probe import NARROW_TOLERANCE, TOLERANCE, eager_logits, probe
 from engine.forward.quantize import quantize_linears
 from engine.forward.sampler import greedy
+from engine.forward.step_attention import StepAttention
 from engine.machine.device import Device
 from engine.model.architecture import refuse
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
@@ -44,7 +45,7 @@ class LoadedModel:
         self._head._modules = dict(model._modules)
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
-        self._step: object = None
+        self._attention: StepAttention | None = None
         # Whether no layer reads a number back from the device: what transformers wrote may.
         self.waits_for_nothing = False
         self._screened = self._if_plain(model.get_output_embeddings())
@@ -54,7 +55,7 @@ class LoadedModel:
                     module.register_forward_pre_hook(self._tell, with_kwargs=True)
 
     def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return arguments, named | {"step": self._step}
+        return arguments, named | {"step_attention": self._attention}
 
     @property
     def weight_bytes(self) -> int:
@@ -62,12 +63,13 @@ class LoadedModel:
         held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters(), *self._head.buffers()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
-        """(asked rows, hidden_size) of packed rows; `step`, which says which are asked, reaches attention."""
-        self._step = step
-        output = self.body(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, step=step)
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
+        """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""
+        self._attention = attention
+        ids, positions = input_ids[None], position_ids[None]
+        output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden if len(hidden) == len(step.asked_rows) else hidden[step.asked_rows]
+        return hidden if len(hidden) == len(attention.asked_rows) else hidden[attention.asked_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab_size) in float32."""
@@ -170,7 +172,7 @@ def _quantize(model: Any, quantization: Quantization, device: Device) -> None:
 def _swap_layers(model: Any, device: Device) -> bool:
     """For the device's own, where all are known; whether they are."""
     if device.backend == "torch":
-        return fuse_layers(model, getattr(torch, device.dtype)) > 0
+        return fuse_body(model, getattr(torch, device.dtype))
     from engine.forward.gpu.fused_layer import swap_layers  # as above
 
     return swap_layers(model)
