@@ -7,9 +7,14 @@ from dataclasses import dataclass
 class SamplingParams:
     """Greedy when `temperature` is 0, else seeded sampling.
 
-    `seed` None draws afresh for each request. `stop` strings end the text before the string;
-    `stop_token_ids` end it at the token. `logprobs` asks for that many alternatives per token
-    (0: the chosen token alone; None: no log-probabilities).
+    `seed` None draws afresh for each request. `stop` strings end the text before the string, or behind it with
+    `include_stop_str_in_output`; `stop_token_ids` end it at the token. `logprobs` asks for that many alternatives per
+    token (0: the chosen token alone; None: no log-probabilities); they are the model's own, before any other parameter.
+
+    `min_p` leaves tokens of at least that share of the likeliest one's probability. `repetition_penalty` divides
+    positive logits of tokens in prompt or text (and multiplies others); `frequency_penalty` is subtracted for each time
+    that a token is in the text, `presence_penalty` once. `logit_bias` is added, token by token; `allowed_token_ids`, if
+    given, are the only ones; `bad_words` are texts that may not come to be.
     """
 
     temperature: float = 0.0
@@ -22,6 +27,14 @@ class SamplingParams:
     max_tokens: int = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
 
     @property
     def greedy(self) -> bool:

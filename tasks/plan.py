@@ -91,7 +91,7 @@ def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
         list(_requests(section, run)),
         run.shape,
         config,
-        dtype_bytes=run.kv_dtype_bytes,
+        kv_format=run.device.kv_format(run.shape, config.quantization),
         flops_per_second=run.device.flops_per_second,
         shard_seconds=run.job.shard_seconds,
     )

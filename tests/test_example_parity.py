@@ -16,6 +16,7 @@ from engine.model.checkpoint import weights_folder
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from examples.packages import installed_packages, write_tables
+from kernels.kv_format import FLOAT32
 from tasks.deduplicate import PENDING, deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.job.job_file import load_job
@@ -47,7 +48,7 @@ def test_the_example_gives_the_answers_of_transformers(
         requests = [replace(request, params=replace(request.params, stop=())) for request in requests]
         config = replace(run.config, kv_cache_memory=2**29)
         engine = build_engine(run.model, config)
-        plan = make_plan(requests, run.shape, engine.config, dtype_bytes=4, flops_per_second=1e12)
+        plan = make_plan(requests, run.shape, engine.config, kv_format=FLOAT32, flops_per_second=1e12)
         outputs = [
             output
             for future in [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]

@@ -22,6 +22,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 
 FLOPS_PER_SECOND = 600e9
 DEGREE, PREFIX, OWN, OUTPUT = 16, 100, 20, 8
@@ -42,9 +43,9 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
     """Seconds for `count` requests: to plan them, and in all steps of the scheduler."""
     requests = requests_in_groups(count)
     started = time.perf_counter()
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=FLOPS_PER_SECOND)
+    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=FLOPS_PER_SECOND)
     planned = time.perf_counter()
-    pool = BlockPool(num_kv_blocks(shape, config, 4), config.block_size)
+    pool = BlockPool(num_kv_blocks(shape, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, shape.max_model_len)
     steps = 0
     for shard in plan.shards:

@@ -3,23 +3,24 @@
 import torch
 from torch import Tensor
 
-from kernels.kv_format import row_bytes
+from kernels.kv_format import KVFormat
 
 
 class KVCache:
-    """One (kv_heads, slots, head_dim) tensor a layer for keys and one for values, and room for a step's own rows.
+    """One (kv_heads, slots, row width) tensor a layer for keys and one for values, and room for a step's own rows.
 
-    In uint8 they are rows of `kernels.cpu.attention.byte_kv`, (kv_heads, slots, head_dim + 4).
+    `kv_format` says what a row is: of `head_dim` elements, or more where a scale lies behind them.
 
     A slot range is contiguous within a head, so that attention reads it in place. Pages are touched, and so resident,
     only once they are written. `own` is one pair for all layers: each overwrites what the one before it left.
     """
 
     def __init__(
-        self, num_layers: int, num_kv_heads: int, num_slots: int, head_dim: int, dtype: torch.dtype, device: str
+        self, num_layers: int, num_kv_heads: int, num_slots: int, head_dim: int, kv_format: KVFormat, device: str
     ) -> None:
         self.head_dim = head_dim
-        shape = (num_kv_heads, num_slots, row_bytes(head_dim, dtype.itemsize) // dtype.itemsize)
+        self.kv_format = kv_format
+        shape, dtype = (num_kv_heads, num_slots, kv_format.row_width(head_dim)), getattr(torch, kv_format.dtype)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self._own = self._rows(0)
@@ -27,10 +28,6 @@ class KVCache:
     @property
     def num_kv_heads(self) -> int:
         return self.keys[0].shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.keys[0].dtype
 
     def of_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """The layer's keys and values; `key`, `value` (kv_heads, rows, head_dim) are what is about to be written."""

@@ -23,6 +23,7 @@ from engine.model.architecture import refuse
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.model_shape import ModelShape
 from engine.stages import enter
+from kernels.kv_format import KVFormat, kv_format_of
 
 # Attention is called by name, though the class does not say so.
 CALLED_BY_NAME = {"biogpt", "stablelm"}
@@ -34,12 +35,12 @@ class LoadedModel:
     """A transformers model in two halves: packed rows to hidden states, and hidden states to logits.
 
     The head's half is the model's own forward with the body replaced, so that scaling and caps on logits stay as
-    the architecture has them. `kv_dtype` is what its keys and values are kept in.
+    the architecture has them. `kv_format` is how its keys and values are kept.
     """
 
-    def __init__(self, model: Any, shape: ModelShape, kv_dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat) -> None:
         self.shape = shape
-        self.kv_dtype = kv_dtype
+        self.kv_format = kv_format
         self.body = model.base_model
         self._head = copy.copy(model)
         self._head._modules = dict(model._modules)
@@ -137,7 +138,7 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
         # Held to the model's own code with all bits first; how much fewer bits then change is bounded loosely.
         model.to(getattr(torch, exact))
         expected = eager_logits(model, shape.vocab_size, device)
-        whole = LoadedModel(model, shape, getattr(torch, exact))
+        whole = LoadedModel(model, shape, kv_format_of(exact))
         probe(whole, expected, model, device, kind, TOLERANCE[exact])
         if quantization == "none":
             model.bfloat16()
@@ -149,7 +150,7 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
     swapped = _swap_layers(model, device)
     if device.backend == "torch":
         shape = replace(shape, can_fuse=swapped)
-    loaded = LoadedModel(model, shape, getattr(torch, device.kv_dtype(shape, quantization)))
+    loaded = LoadedModel(model, shape, device.kv_format(shape, quantization))
     loaded.waits_for_nothing = device.backend == "triton" and swapped
     probe(loaded, expected, model, device, kind, tolerance)
     return loaded

@@ -39,15 +39,14 @@ class ModelRunner:
         self.model = model
         self.device = device
         shape = model.shape
-        kv_bytes = model.kv_dtype.itemsize
-        self.num_blocks = num_kv_blocks(shape, config, kv_bytes)
-        self.block_bytes = shape.kv_bytes_per_token(kv_bytes) * config.block_size
+        self.num_blocks = num_kv_blocks(shape, config, model.kv_format)
+        self.block_bytes = shape.kv_bytes_per_token(model.kv_format) * config.block_size
         self.cache = KVCache(
             shape.num_layers,
             shape.num_kv_heads,
             self.num_blocks * config.block_size,
             shape.head_dim,
-            model.kv_dtype,
+            model.kv_format,
             device.name,
         )
         self.attention = attention_backend(device.backend, self.cache)

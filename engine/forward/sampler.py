@@ -5,19 +5,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
-from numpy.random import Generator, Philox
 from torch import Tensor
 
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
-
-
-def suppress(logits: Tensor, rows: Sequence[int], token_ids: Sequence[Sequence[int]]) -> None:
-    """Bars `token_ids[i]` from row `rows[i]`, in place."""
-    pairs = [(row, token) for row, ids in zip(rows, token_ids, strict=True) for token in ids]
-    if pairs:
-        at = _on(logits, pairs, torch.int64)
-        logits[at[:, 0], at[:, 1]] = -torch.inf
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -29,15 +20,18 @@ def greedy(logits: Tensor) -> Tensor:
 def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
     """(rows, vocab_size) to (rows,): a token of each by inverse CDF; a row's uniform gives its token in any batch.
 
-    Temperature first, then top_k, then top_p over what is left, as vLLM orders them. A row that is not finite gives any
-    token.
+    Temperature first, then min_p, then top_k, then top_p over what is left, as vLLM orders them. A row that is not
+    finite gives any token.
     """
     temperature, top_p = (_on(logits, [[v] for v in c], torch.float64) for c in zip(*_scales(params), strict=True))
     top_k = _on(logits, [[p.top_k or logits.shape[-1]] for p in params], torch.int64)
     ordered, ids = (logits.double() / temperature).sort(descending=True, stable=True)
+    if any(p.min_p for p in params):
+        shares = (ordered - ordered[:, :1]).exp_()
+        ordered.masked_fill_(shares < _on(logits, [[p.min_p] for p in params], torch.float64), -torch.inf)
     place = torch.arange(logits.shape[-1], device=logits.device)
     probs = ordered.masked_fill_(place >= top_k, -torch.inf).softmax(-1)
-    keep = (probs.cumsum(-1) - probs < top_p) & (place < top_k)
+    keep = (probs.cumsum(-1) - probs < top_p) & (probs > 0)
     keep[:, 0] = True
     cdf = probs.mul_(keep).cumsum(-1)
     index = torch.searchsorted(cdf, _on(logits, [[u] for u in uniforms], torch.float64) * cdf[:, -1:], right=True)
@@ -53,11 +47,6 @@ def _on(made: Tensor, numbers: Sequence[Sequence[float]], dtype: torch.dtype) ->
     """On `made`'s device, from pinned memory, so that the host does not wait."""
     host = torch.tensor(numbers, dtype=dtype, pin_memory=made.is_cuda)
     return host.to(made.device, non_blocking=True)
-
-
-def uniform(seed: int, stream: int, step: int) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments (counter-based: Philox, Salmon et al. 2011)."""
-    return float(Generator(Philox(key=[seed & (2**64 - 1), stream & (2**64 - 1)], counter=step)).random())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

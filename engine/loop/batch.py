@@ -12,7 +12,7 @@ def plan_requests(engine: Engine, requests: list[Request]) -> Plan:
         requests,
         engine.runner.model.shape,
         engine.config,
-        dtype_bytes=engine.runner.cache.dtype.itemsize,
+        kv_format=engine.runner.cache.kv_format,
         flops_per_second=engine.runner.device.flops_per_second,
     )
 

@@ -4,9 +4,12 @@ import os
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING
 
+import numpy as np
 from tokenizers.decoders import DecodeStream
 
 from engine.forward import sampler
+from engine.forward.logit_rules import NONE, RowRules, needs_rules
+from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from engine.scheduling.scheduler import Sampled
 from engine.scheduling.sequence import Sequence
@@ -32,27 +35,46 @@ class OutputState:
         self.logprobs: list[TokenLogprobs] = []
         self.label_logprobs = [0.0] * len(sequence.request.labels or ())
         self.label_greedy = [True] * len(sequence.request.labels or ())
-        self.end_token_ids = (*(() if self.params.ignore_eos else eos_token_ids), *self.params.stop_token_ids)
+        self._special_stops = special_stops(tokenizer, self.params.stop) if self.params.stop and tokenizer else {}
+        ends = () if self.params.ignore_eos else eos_token_ids
+        self.end_token_ids = (*ends, *self.params.stop_token_ids, *self._special_stops)
+        self._stops = tuple(stop for stop in self.params.stop if stop not in self._special_stops.values())
         self._streamed = ""
-        self._stream = DecodeStream(skip_special_tokens=True) if self.params.stop and tokenizer else None
+        self._stream = DecodeStream(skip_special_tokens=True) if self._stops and tokenizer else None
         seed = self.params.seed
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._random_stream = sampler.stream_of(sequence.request.prompt_token_ids)
-
-    @property
-    def suppressed(self) -> Many[int]:
-        """Tokens that may not be the one in flight: ends, while the text is shorter than `min_tokens`."""
-        return self.end_token_ids if self._place < self.params.min_tokens else ()
+        self._changes_logits = needs_rules(self.params)
+        penalised = self.params.repetition_penalty != 1
+        self._prompt = np.unique(sequence.request.prompt_token_ids).astype(np.int64) if penalised else NONE
+        self._bad_words = bad_word_ids(tokenizer, self.params.bad_words) if tokenizer else ()
 
     @property
     def takes_best(self) -> bool:
         """Whether the token in flight is that of the greatest logit, whatever the others are."""
-        return self.params.greedy and self.params.logprobs is None and not self.suppressed
+        return self.params.greedy and self.params.logprobs is None and not self._has_rules
 
     @property
-    def uniform(self) -> float:
-        """What the token in flight is drawn by."""
-        return sampler.uniform(self._seed, self._random_stream, self._place)
+    def rules(self) -> RowRules | None:
+        """What the token in flight must heed; ends are barred while the text is shorter than `min_tokens`."""
+        if not self._has_rules:
+            return None
+        barred = self.end_token_ids if self._is_too_short else ()
+        generated = np.array(self.sequence.token_ids, dtype=np.int64)
+        return RowRules(self.params, self._prompt, generated, barred, self._bad_words)
+
+    @property
+    def draw_key(self) -> tuple[int, int, int]:
+        """Seed, stream and place: what the token in flight is drawn by, and nothing else."""
+        return self._seed & (2**64 - 1), self._random_stream, self._place
+
+    @property
+    def _has_rules(self) -> bool:
+        return self._changes_logits or self._is_too_short
+
+    @property
+    def _is_too_short(self) -> bool:
+        return self._place < self.params.min_tokens and bool(self.end_token_ids)
 
     @property
     def _place(self) -> int:
@@ -78,12 +100,14 @@ class OutputState:
         if self._stream is None or self.tokenizer is None:
             return False
         piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
-        start = max(len(self._streamed) - max(map(len, self.params.stop)), 0)
+        start = max(len(self._streamed) - max(map(len, self._stops)), 0)
         self._streamed += piece
         if not piece or count < self.params.min_tokens:
             return False
-        found = [at for stop in self.params.stop if (at := self._streamed.find(stop, start)) >= 0]
-        self.text_end = min(found, default=None)
+        found = [(at, len(stop)) for stop in self._stops if (at := self._streamed.find(stop, start)) >= 0]
+        if found:
+            at, length = min(found)
+            self.text_end = at + length if self.params.include_stop_str_in_output else at
         return bool(found)
 
     def take_score(self, label: int, logprob: float, is_best: bool, finite: bool) -> None:
@@ -107,22 +131,26 @@ class OutputState:
                 num_cached_tokens=sequence.num_cached_tokens,
             )
         assert self.finish_reason is not None
-        text = self._streamed[: self.text_end] if self.text_end is not None else self._decode()
         return RequestOutput(
             request.request_id,
             self.finish_reason,
             sequence.num_prompt_tokens,
             token_ids=tuple(sequence.token_ids),
-            text=text,
+            text=self._text(),
             cumulative_logprob=sum(token.logprob for token in self.logprobs) if self.logprobs else None,
             logprobs=tuple(self.logprobs) or None,
             num_cached_tokens=sequence.num_cached_tokens,
         )
 
-    def _decode(self) -> str | None:
+    def _text(self) -> str | None:
         if self.tokenizer is None:
             return None
-        return str(self.tokenizer.decode(self.sequence.token_ids, skip_special_tokens=True))
+        if self.text_end is not None:
+            return self._streamed[: self.text_end]
+        text = str(self.tokenizer.decode(self.sequence.token_ids, skip_special_tokens=True))
+        if self.params.include_stop_str_in_output and self.finish_reason == "stop":
+            text += self._special_stops.get(self.sequence.token_ids[-1], "")
+        return text
 
 
 def error_output(sequence: Sequence, error_type: str, message: str) -> RequestOutput:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from engine.forward import sampler
 from engine.forward.forward_output import Forward
+from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
+from engine.forward.philox import uniforms
 from engine.forward.sampler import RowLogprobs
-from engine.forward.step_inputs import to_host
+from engine.forward.step_inputs import resolved, to_host
 from engine.loop.output_processor import OutputState
 from engine.scheduling.scheduler import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput, ScoreRow
@@ -75,14 +77,26 @@ class StepSampler:
         for part, logits in self._runner.logits(forward.hidden, places[others]):
             chosen = others[part]
             states = [self._states[step.samples[index].key] for index in chosen.tolist()]
+            raw = logits
+            rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+            if rules:
+                if any(state.params.logprobs is not None for state in states):
+                    raw = logits.clone()  # log-probabilities are the model's own
+                apply_rules(logits, rules, self._in_flight(step, chosen))
             drawn = _choose(logits, states)
             tokens[self._runner.index(chosen)] = drawn
             wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
             if wanted is not None:
-                made = sampler.token_logprobs(logits, drawn, wanted)
+                made = sampler.token_logprobs(raw, drawn, wanted)
                 made = RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
                 logprobs |= {index: (row, made) for row, index in enumerate(chosen.tolist())}
         return tokens, logprobs
+
+    def _in_flight(self, step: SchedulerOutput, samples: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+        """(samples,) each row's token that the step before sampled, which the host has not seen; -1 where it has."""
+        ids = step.input_ids[[step.samples[index].row for index in samples.tolist()]]
+        known = self._runner.index(ids)
+        return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
     def _best(self, forward: Forward, places: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
         if forward.best is None:
@@ -119,16 +133,15 @@ class StepSampler:
 
 
 def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite. Bars tokens in place."""
-    barred = [(row, state.suppressed) for row, state in enumerate(states) if state.suppressed]
-    sampler.suppress(logits, [row for row, _ in barred], [ids for _, ids in barred])
+    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
-    made = sampler.draw(logits[rows], [state.params for state in chosen], [state.uniform for state in chosen])
+    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
     best[rows] = torch.where(best[rows] < 0, -1, made)
     return best
 

@@ -9,10 +9,10 @@ from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineCo
 from engine.errors import UserError
 from engine.model.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
+from kernels.kv_format import INT8_ROWS, KVFormat, kv_format_of
 from kernels.processor import PROCESSOR, takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-KV_BYTES = {**DTYPE_BYTES, "uint8": 1}
 
 # What a core's float32 matmul sustains in a whole forward pass; replaced by a measured rate when one is known.
 CPU_FLOPS_PER_CORE = 70e9
@@ -44,13 +44,10 @@ class Device:
         """Whether layers and head are `engine.forward.cpu.fused_layer`'s."""
         return shape.can_fuse and self.backend == "torch" and self.dtype != "float16"
 
-    def kv_dtype(self, shape: ModelShape, quantization: Quantization) -> str:
-        """What keys and values are kept in; "uint8" is rows of `kernels.cpu.attention.byte_kv`."""
-        narrow = quantization == "int8" and self.dtype == "bfloat16"
-        return "uint8" if narrow and self.packs(shape) and takes_bytes(shape.head_dim) else self.dtype
-
-    def kv_dtype_bytes(self, shape: ModelShape, quantization: Quantization) -> int:
-        return KV_BYTES[self.kv_dtype(shape, quantization)]
+    def kv_format(self, shape: ModelShape, quantization: Quantization) -> KVFormat:
+        """How keys and values are kept: as the model computes, but for 8 bits where layers and processor take them."""
+        in_bytes = quantization == "int8" and self.dtype == "bfloat16" and takes_bytes(shape.head_dim)
+        return INT8_ROWS if in_bytes and self.packs(shape) else kv_format_of(self.dtype)
 
     @property
     def described(self) -> str:

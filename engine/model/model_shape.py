@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
-from kernels.kv_format import row_bytes
+from kernels.kv_format import KVFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,23 @@ class ModelShape:
         """Weights that multiply each row whose logits are asked for."""
         return self.hidden_size * self.vocab_size
 
-    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
-        return 2 * self.num_layers * self.num_kv_heads * row_bytes(self.head_dim, dtype_bytes)
+    def kv_bytes_per_token(self, kv_format: KVFormat) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * kv_format.row_bytes(self.head_dim)
 
 
-def num_kv_blocks(shape: ModelShape, config: EngineConfig, dtype_bytes: int) -> int:
+def num_kv_blocks(shape: ModelShape, config: EngineConfig, kv_format: KVFormat) -> int:
     """Whole blocks that `kv_cache_memory` holds."""
-    return config.kv_cache_memory // (shape.kv_bytes_per_token(dtype_bytes) * config.block_size)
+    return config.kv_cache_memory // (shape.kv_bytes_per_token(kv_format) * config.block_size)
 
 
 def max_model_len(shape: ModelShape, config: EngineConfig) -> int:
     return min(shape.max_model_len, config.max_model_len or shape.max_model_len)
 
 
-def max_request_tokens(shape: ModelShape, config: EngineConfig, dtype_bytes: int) -> int:
+def max_request_tokens(shape: ModelShape, config: EngineConfig, kv_format: KVFormat) -> int:
     """Tokens (prompt and answer) that one request may have: the context's limit, or what the KV budget holds.
 
     Two blocks are kept back, because a request's prefix and its own part begin on blocks of their own.
     """
-    held = (num_kv_blocks(shape, config, dtype_bytes) - 2) * config.block_size
+    held = (num_kv_blocks(shape, config, kv_format) - 2) * config.block_size
     return max(min(max_model_len(shape, config), held), 0)

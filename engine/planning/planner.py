@@ -15,6 +15,7 @@ from engine.planning.groups import Forest, arrange, share
 from engine.planning.kv_peak import peak_kv_blocks
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
 from engine.request import Request
+from kernels.kv_format import KVFormat
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
@@ -25,7 +26,7 @@ def make_plan(
     shape: ModelShape,
     config: EngineConfig,
     *,
-    dtype_bytes: int,
+    kv_format: KVFormat,
     flops_per_second: float,
     shard_seconds: float = 45.0,
 ) -> Plan:
@@ -44,7 +45,7 @@ def make_plan(
     ordered_ids = [ids[r] for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
     shards = _shards(ordered_ids, forest, work, seconds, shard_seconds)
-    block_bytes = config.block_size * shape.kv_bytes_per_token(dtype_bytes)
+    block_bytes = config.block_size * shape.kv_bytes_per_token(kv_format)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -53,7 +54,7 @@ def make_plan(
         ideal_tokens=int((tree.end - tree.start).sum()),
         label_tokens=int(work.label_tokens.sum()),
         max_decode_tokens=int(work.decode_tokens.sum()),
-        peak_kv_bytes=peak_kv_blocks(forest, work, config, num_kv_blocks(shape, config, dtype_bytes)) * block_bytes,
+        peak_kv_bytes=peak_kv_blocks(forest, work, config, num_kv_blocks(shape, config, kv_format)) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.cpu.attention.attention_plan import AttentionPlan
 from kernels.cpu.attention.byte_kv import keys_of, values_of
+from kernels.kv_format import INT8_ROWS, kv_format_of
 
 KVPair = tuple[Tensor, Tensor]
 _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -37,7 +38,7 @@ def segment_attention(
         hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
         mask = torch.zeros(hidden.shape, device=query.device).masked_fill_(hidden, -torch.inf) if hidden.any() else None
         key, value = (tensor[:, kv_start:kv_end] for tensor in (keys, values))
-        if keys.dtype == torch.uint8:
+        if kv_format_of(keys.dtype) == INT8_ROWS:
             key, value = keys_of(key), values_of(value)
         key, value = key.to(query.dtype), value.to(query.dtype)
         part = attend(heads_first[:, rows], key, value, scale, mask=mask, softcap=softcap)

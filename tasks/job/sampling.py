@@ -8,6 +8,11 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from engine.sampling_params import SamplingParams
 from tasks.job.job_part import Name, Part
 
+# Keys that requests were named without.
+_CAME_LATER = (
+    *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output"),
+)
 _ALIASES = {"max_gen_toks": "max_tokens", "max_new_tokens": "max_tokens", "until": "stop"}
 
 
@@ -41,6 +46,12 @@ def _as_tuple(value: object) -> object:
 Stops = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple, json_schema_input_type=Name | list[Name])]
 
 
+def _not_empty(tokens: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if tokens == ():
+        raise ValueError("is empty; name a token, or leave it out")
+    return tokens
+
+
 class Sampling(Part):
     """How `generate` chooses tokens, in vLLM's names; lm-eval's are taken too."""
 
@@ -65,6 +76,25 @@ class Sampling(Part):
         default=None, ge=0, le=20, description="Log-probabilities of each token, and of so many others at its place."
     )
 
+    min_p: float = Field(default=0.0, ge=0, le=1, description="Draw among tokens of this share of the likeliest's.")
+    presence_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Taken from the logits of tokens that the answer has already."
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2, le=2, description="Taken for each time that the answer has the token already."
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, le=10, description="Divides the logits of tokens that prompt or answer have; 1: none."
+    )
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(
+        default={}, description="Added to the logits of tokens: `{42: -100}`."
+    )
+    allowed_token_ids: Annotated[tuple[int, ...] | None, AfterValidator(_not_empty)] = Field(
+        default=None, description="The only tokens that an answer may have."
+    )
+    bad_words: Stops = Field(default=(), description="A text, or a list of them, that no answer may hold.")
+    include_stop_str_in_output: bool = Field(default=False, description="Keep the text of `stop` that ended an answer.")
+
     @model_validator(mode="before")
     @classmethod
     def _aliases(cls, value: Any) -> Any:
@@ -78,5 +108,18 @@ class Sampling(Part):
         if isinstance(least, int) and isinstance(most, int) and least > most:
             yield f"min_tokens {least} is more than max_tokens {most}"
 
+    @property
+    def token_ids(self) -> Iterator[tuple[str, int]]:
+        """The tokens that it names, each behind its key."""
+        yield from (("stop_token_ids", token) for token in self.stop_token_ids)
+        yield from (("allowed_token_ids", token) for token in self.allowed_token_ids or ())
+        yield from (("logit_bias", token) for token in self.logit_bias)
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides an answer, besides its length; a key that came later counts only where it is used."""
+        given = self.model_dump(mode="json", exclude={"max_tokens"})
+        unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in given.items() if name not in unused}
+
     def params(self) -> SamplingParams:
-        return SamplingParams(**self.model_dump())
+        return SamplingParams(**self.model_dump() | {"logit_bias": tuple(self.logit_bias.items())})

@@ -13,7 +13,7 @@ class RequestHasher:
 
     def __init__(self, run: Run) -> None:
         job = run.job
-        sampling = job.sampling.model_dump(mode="json", exclude={"max_tokens"}) if job.task.type == "generate" else None
+        sampling = job.sampling.decisive() if job.task.type == "generate" else None
         precision = [run.device.dtype, job.model.quantization]
         decisive = [FORMAT, run.model.fingerprint, *precision, job.task.type, sampling]
         self._base = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)

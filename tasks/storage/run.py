@@ -59,13 +59,10 @@ class Run:
         return self.folder.root
 
     @property
-    def kv_dtype_bytes(self) -> int:
-        return self.device.kv_dtype_bytes(self.shape, self.config.quantization)
-
-    @property
     def max_tokens(self) -> int:
         """Tokens, prompt and answer, that one request may have."""
-        return max_request_tokens(self.shape, self.config, self.kv_dtype_bytes)
+        kv_format = self.device.kv_format(self.shape, self.config.quantization)
+        return max_request_tokens(self.shape, self.config, kv_format)
 
     @property
     def fingerprint(self) -> str:
@@ -87,11 +84,9 @@ def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
-    for token_id in job.sampling.stop_token_ids:
+    for key, token_id in job.sampling.token_ids:
         if not 0 <= token_id < shape.vocab_size:
-            raise UserError(
-                f"sampling.stop_token_ids: {token_id} is no token of this model (0 to {shape.vocab_size - 1})"
-            )
+            raise UserError(f"sampling.{key}: {token_id} is no token of this model (0 to {shape.vocab_size - 1})")
     return run
 
 

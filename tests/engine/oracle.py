@@ -19,7 +19,8 @@ class Oracle:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def generate(self, request: Request) -> list[int]:
+    def generate(self, request: Request, **ways: Any) -> list[int]:
+        """Greedily; `ways` are transformers' own."""
         prompt = torch.tensor(request.prompt_token_ids, dtype=torch.long)[None]
         end = [] if request.params.ignore_eos else self.model.generation_config.eos_token_id
         out = self.model.generate(
@@ -29,6 +30,7 @@ class Oracle:
             max_new_tokens=request.params.max_tokens,
             eos_token_id=end or None,
             pad_token_id=0,
+            **ways,
         )
         return list(out[0, prompt.shape[1] :].tolist())
 

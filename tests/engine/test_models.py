@@ -11,8 +11,9 @@ from transformers import AutoConfig
 import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
 from engine.errors import UserError
-from engine.forward.attention import StepAttention
+from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.load import load_model
+from engine.forward.step_attention import Scoring
 from engine.loop.build import build_engine
 from engine.machine.device import resolve_device
 from engine.model import architecture
@@ -21,6 +22,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
 from tests.engine.models_table import README, models_table, written
 from tests.engine.oracle import TOLERANCE, Oracle
@@ -55,11 +57,11 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
         dtype=FLOAT32,
         sharing=sharing,
         max_num_batched_tokens=BATCHED_TOKENS,
-        kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(4),
+        kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(kv_format.FLOAT32),
     )
     engine = build_engine(files, config, detokenize=False)
     assert engine.runner.model.shape == shape, "plans count on what is loaded"
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
+    plan = make_plan(requests, shape, config, kv_format=kv_format.FLOAT32, flops_per_second=1e9)
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=60)}
     engine.scheduler.check_integrity()
@@ -81,13 +83,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What attention is asked for beside keys and values, in the words of the table."""
     words = {"window": "sliding window", "softcap": "soft-cap", "sinks": "sinks"}
     seen: set[str] = set()
-    run = StepAttention.run
+    run = CpuStepAttention.run
 
-    def listening(self: StepAttention, *args: Any, **kwargs: Any) -> Any:
-        seen.update(word for name, word in words.items() if kwargs.get(name) is not None)
-        return run(self, *args, **kwargs)
+    def listening(
+        self: CpuStepAttention, layer: int, query: Any, key: Any, value: Any, scoring: Scoring, out: Any = None
+    ) -> Any:
+        seen.update(word for name, word in words.items() if getattr(scoring, name) is not None)
+        return run(self, layer, query, key, value, scoring, out)
 
-    monkeypatch.setattr(StepAttention, "run", listening)
+    monkeypatch.setattr(CpuStepAttention, "run", listening)
     return seen
 
 

@@ -15,6 +15,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from kernels.kv_format import FLOAT32
 from tests.engine.oracle import Oracle
 
 ROWS = 200
@@ -42,7 +43,7 @@ def shared_prefix_prompts(seed: int = 0) -> list[Request]:
 def run(engine: Engine, requests: list[Request], config: EngineConfig) -> tuple[dict[str, RequestOutput], int]:
     """Outputs by id, and the prompt tokens that the plan says must be computed."""
     shape = engine.runner.model.shape
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9, shard_seconds=0.02)
+    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9, shard_seconds=0.02)
     assert len(plan.shards) > 3
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=300)}
@@ -86,7 +87,7 @@ def test_same_answers_whatever_the_plan(
         dtype="float32",
         sharing=sharing,
         max_num_batched_tokens=96,
-        kv_cache_memory=KV_TOKENS[budget] * load_shape(files).kv_bytes_per_token(4),
+        kv_cache_memory=KV_TOKENS[budget] * load_shape(files).kv_bytes_per_token(FLOAT32),
     )
     rows = list(requests)
     if seed is not None:

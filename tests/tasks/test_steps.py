@@ -344,7 +344,10 @@ def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tm
     assert ended == {"plain": None, "special": "UNKNOWN_TOKEN"}
 
 
-def test_a_stop_token_that_the_model_lacks_is_refused(job_of: JobMaker) -> None:
-    job = job_of([{"text": "a"}], task={"type": "generate"}, sampling={"stop_token_ids": [300]})
-    with pytest.raises(UserError, match=r"sampling.stop_token_ids: 300 is no token of this model \(0 to 299\)"):
+@pytest.mark.parametrize(
+    ("key", "value"), [("stop_token_ids", [300]), ("allowed_token_ids", [300]), ("logit_bias", {300: 1})]
+)
+def test_a_token_that_the_model_lacks_is_refused(key: str, value: object, job_of: JobMaker) -> None:
+    job = job_of([{"text": "a"}], task={"type": "generate"}, sampling={key: value})
+    with pytest.raises(UserError, match=rf"sampling.{key}: 300 is no token of this model \(0 to 299\)"):
         plan_job(job)

@@ -14,6 +14,7 @@ from kernels.gpu.kv_write import HeadNorms, rope_write
 from kernels.gpu.prefix_attention import run
 from kernels.gpu.prefix_plan import AttentionShape, PrefixPlan, plan
 from kernels.gpu.tuning import decode_config
+from kernels.kv_format import kv_format_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,7 @@ class GpuStepAttention:
         """As `StepAttention.run`."""
         assert not self._room, "what this launches writes the first step's rows for ever"
         kept = self._cache.of_layer(layer, key, value)
-        assert kept[0].dtype == key.dtype, (kept[0].dtype, key.dtype)
+        assert self._cache.kv_format == kv_format_of(key.dtype), (self._cache.kv_format, key.dtype)
         rows, slots = self._written
         for cache, made in zip(kept, (key, value), strict=True):
             cache[:, slots] = made[:, rows]

@@ -17,13 +17,17 @@ from kernels.cpu.language.jit import FASTMATH, intrinsic, ir, njit, types
 from kernels.cpu.language.openmp import as_float32, bits_of, exp, float32_at, int8_at, int32_at
 from kernels.cpu.language.transpose import transpose
 from kernels.cpu.language.vectors import BYTE, FLOAT, HALF, LONG, WIDTH, WORD, WORDS, Vectors, integers
-from kernels.kv_format import CHUNK, SCALE_BYTES, row_bytes
+from kernels.kv_format import CHUNK, SCALE_BYTES
 
 # What a row's largest magnitude is at least taken for: all are nothing below.
 LEAST_KEY, LEAST_VALUE = 1e-30, 127 * 2.0**-30
 LN2 = 0.6931471805599453
 
-row_size = njit(inline="always", error_model="numpy")(row_bytes)
+
+@njit(inline="always", error_model="numpy")
+def row_size(dim: int, itemsize: int) -> int:
+    """`KVFormat.row_bytes` for loops: of the formats that the CPU keeps, the one of single bytes has a scale a row."""
+    return dim * itemsize + (SCALE_BYTES if itemsize == 1 else 0)
 
 
 def key_rows(keys: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ from kernels.cpu.language.openmp import (
 )
 from kernels.cpu.language.transpose import transpose
 from kernels.cpu.language.vectors import WIDTH, interleave, narrow_vectors, part_pairs, widen_vectors
+from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 from kernels.kv_format import CHUNK as BYTE_CHUNK
-from kernels.kv_format import row_bytes
 from kernels.processor import NATIVE_BFLOAT16, takes_bytes
 
 _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
@@ -46,9 +46,10 @@ def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
     """Whether it is compiled here for these: on the CPU, in float32, or with narrower keys and an even `dim`."""
     if query.device.type != "cpu" or not _loop.available:
         return False
-    if keys.dtype == torch.bfloat16:
+    kept = kv_format_of(keys.dtype)
+    if kept == BFLOAT16:
         return query.dtype in (torch.float32, torch.bfloat16) and keys.shape[2] % 2 == 0
-    return query.dtype == torch.float32 and keys.dtype in (torch.float32, torch.uint8)
+    return query.dtype == torch.float32 and kept in (FLOAT32, INT8_ROWS)
 
 
 def cpu_attention(
@@ -72,19 +73,18 @@ def cpu_attention(
     """
     rows, heads, dim = query.shape
     keys = cache[0]
-    kv_heads, size = keys.shape[0], keys.itemsize
-    each = 4 // size
+    kv_heads, kept = keys.shape[0], kv_format_of(keys.dtype)
+    each = 4 // kept.itemsize
     assert query.dtype in (torch.float32, torch.bfloat16), query.dtype
     assert query.stride(2) == out.stride(2) == 1
     assert out.dtype in (torch.float32, torch.bfloat16), out.dtype
-    if each == 4:
+    if kept == INT8_ROWS:
         assert takes_bytes(dim), dim
         assert query.dtype == torch.float32, query.dtype
         assert not softcap, softcap
-    width = row_bytes(dim, size) // size
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
-        assert tensor.stride()[1:] == (width, 1), tensor.stride()
+        assert tensor.stride()[1:] == (kept.row_width(dim), 1), tensor.stride()
     _loop(
         query,
         *(cache + own),
@@ -101,8 +101,8 @@ def cpu_attention(
         query.stride(1),
         out.stride(0),
         out.stride(1),
-        size * keys.stride(0),
-        size * own[0].stride(0),
+        kept.itemsize * keys.stride(0),
+        kept.itemsize * own[0].stride(0),
         len(plan.segments),
         window,
         int(query.dtype == torch.bfloat16),

@@ -9,15 +9,15 @@ from torch import Tensor
 from kernels.cpu.attention import byte_kv
 from kernels.cpu.attention.byte_kv import row_size, write_key, write_value
 from kernels.cpu.language.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at, words
-from kernels.kv_format import row_bytes
+from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 
 KVPair = tuple[Tensor, Tensor]
-# Of what is made and of the cache, where it is compiled.
+# What is made, and the cache's format, where the write is compiled.
 KINDS = {
-    (torch.float32, torch.float32),
-    (torch.float32, torch.bfloat16),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.uint8),
+    (torch.float32, FLOAT32),
+    (torch.float32, BFLOAT16),
+    (torch.bfloat16, BFLOAT16),
+    (torch.float32, INT8_ROWS),
 }
 
 
@@ -27,15 +27,15 @@ def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
     slots (rows,) in int64, -1 for a row that is read in this step alone. cache, own (kv_heads, slots, dim) of one
     dtype, or rows of `kernels.cpu.attention.byte_kv` (kv_heads, slots, dim + 4), which are made of float32.
     """
-    key, value = made
-    compiled = key.device.type == "cpu" and (key.dtype, cache[0].dtype) in KINDS and _loop.available
+    (key, value), kept = made, kv_format_of(cache[0].dtype)
+    compiled = key.device.type == "cpu" and (key.dtype, kept) in KINDS and _loop.available
     if not compiled or key.stride(2) != 1 or key.stride() != value.stride():
         write_kv_reference(made, slots, cache, own)
         return
     kv_heads, rows, dim = key.shape
-    each = 4 // cache[0].itemsize
+    each = 4 // kept.itemsize
     for target in (*cache, *own):
-        assert target.stride()[1:] == (row_bytes(dim, target.itemsize) // target.itemsize, 1), target.stride()
+        assert target.stride()[1:] == (kept.row_width(dim), 1), target.stride()
     strides = (key.stride(1), key.stride(0), *(target.itemsize * target.stride(0) for target in (cache[0], own[0])))
     _loop(*made, slots, *cache, *own, rows, kv_heads, dim, *strides, each, int(key.dtype == torch.bfloat16))
 
@@ -43,7 +43,7 @@ def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
 def write_kv_reference(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
     """`write_kv` by its definition."""
     kept, passing = torch.nonzero(slots >= 0)[:, 0], torch.nonzero(slots < 0)[:, 0]
-    if cache[0].dtype == torch.uint8:
+    if kv_format_of(cache[0].dtype) == INT8_ROWS:
         made = byte_kv.key_rows(made[0].float()), byte_kv.value_rows(made[1].float())
     for source, target, aside in zip(made, cache, own, strict=True):
         target[:, slots[kept]] = source[:, kept].to(target.dtype)

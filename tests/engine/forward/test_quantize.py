@@ -20,6 +20,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from kernels.cpu.matmul.int8_rows import block_size, hadamard, mixed, quantize_rows
+from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS
 from kernels.processor import takes_bytes
 from tests.engine.families import save_tiny
 
@@ -146,7 +147,8 @@ def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engi
         projections = (layer.qkv, layer.out, layer.gate_up, layer.down)
         assert {projection.panels.dtype for projection in projections} == {torch.int8}
     head = model._head.lm_head
-    assert (head.panels if isinstance(head, Projection) else head.weight).dtype == int8_engine.runner.cache.dtype
+    kept = int8_engine.runner.cache.keys[0].dtype
+    assert (head.panels if isinstance(head, Projection) else head.weight).dtype == kept
     assert model.body.get_input_embeddings().weight.is_floating_point()
 
 
@@ -160,9 +162,9 @@ def test_keys_and_values_are_in_8_bits_over_bfloat16(family: str, dtype: Any, tm
     config = EngineConfig(dtype=dtype, quantization="int8", kv_cache_memory=2**22)
     shape, device = load_shape(files), resolve_device(config)
     built = build_engine(files, config, detokenize=False)
-    kept = {"float32": torch.float32, "bfloat16": torch.bfloat16 if family == "qwen3" else torch.uint8}[dtype]
-    assert built.runner.cache.dtype == kept
-    assert device.kv_dtype_bytes(shape, "int8") == kept.itemsize
+    kept = {"float32": FLOAT32, "bfloat16": BFLOAT16 if family == "qwen3" else INT8_ROWS}[dtype]
+    assert built.runner.cache.kv_format == kept
+    assert device.kv_format(shape, "int8") == kept
     cache = built.runner.cache
     token = sum(kept.itemsize * kv.stride(1) * len(kv) for kv in (*cache.keys, *cache.values))
     assert token == 2 * shape.num_layers * shape.num_kv_heads * {1: 68, 2: 128, 4: 256}[kept.itemsize]
@@ -181,7 +183,7 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
     def run(sharing: str) -> dict[str, RequestOutput]:
         config = EngineConfig(sharing=sharing, kv_cache_memory=2**24)  # type: ignore[arg-type]
         shape = int8_engine.runner.model.shape
-        plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
+        plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
         outputs = int8_engine.submit(shard_work(plan, plan.shards[0], requests)).result(timeout=60)
         return {output.request_id: output for output in outputs}
 
@@ -190,5 +192,5 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
         assert shared[name].label_scores is not None
         assert alone[name].label_scores is not None
         pairs = zip(shared[name].label_scores, alone[name].label_scores, strict=True)
-        limit = 1e-2 if int8_engine.runner.cache.dtype == torch.float32 else 0.5
+        limit = 1e-2 if int8_engine.runner.cache.kv_format == FLOAT32 else 0.5
         assert all(abs(a.logprob - b.logprob) < limit for a, b in pairs)

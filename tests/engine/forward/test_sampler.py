@@ -34,19 +34,16 @@ def softmax(values: list[float]) -> list[float]:
         (SamplingParams(temperature=1, top_p=0.7), [*softmax([2, 1]), 0, 0, 0]),
         (SamplingParams(temperature=1, top_p=0.01), [1, 0, 0, 0, 0]),
         (SamplingParams(temperature=2, top_k=3, top_p=0.99), [*softmax([1, 0.5, 0]), 0, 0]),
+        # Shares of the likeliest: 0.37, 0.14, 0.05, 0.
+        (SamplingParams(temperature=1, min_p=0.1), [*softmax([2, 1, 0]), 0, 0]),
+        (SamplingParams(temperature=0.5, min_p=0.1), [*softmax([4, 2]), 0, 0, 0]),
+        # Of the three that min_p leaves, the first has 0.67.
+        (SamplingParams(temperature=1, min_p=0.1, top_p=0.66), [1, 0, 0, 0, 0]),
     ],
-    ids=["plain", "cold", "top_k", "top_p", "tiny top_p", "all"],
+    ids=["plain", "cold", "top_k", "top_p", "tiny top_p", "all", "min_p", "min_p, cold", "min_p, then top_p"],
 )
 def test_draw_follows_the_distribution(params: SamplingParams, wanted: list[float]) -> None:
     assert probabilities(params) == pytest.approx(wanted, abs=1e-3)
-
-
-def test_uniforms_depend_on_seed_stream_and_step_alone() -> None:
-    values = {sampler.uniform(seed, stream, step) for seed in (0, 1, 2**63) for stream in (0, 5) for step in range(50)}
-    assert len(values) == 300
-    assert sampler.uniform(3, 4, 5) == sampler.uniform(3, 4, 5)
-    assert all(0 <= value < 1 for value in values)
-    assert np.mean(list(values)) == pytest.approx(0.5, abs=0.06)
 
 
 def test_prompts_have_streams_of_their_own() -> None:
@@ -79,9 +76,3 @@ def test_token_logprobs_gives_the_best_alternatives_first() -> None:
     assert got.logprob == pytest.approx(math.log(p[2]), abs=1e-5)
     assert [token for token, _ in got.top] == [0, 1]
     assert sampler.token_logprobs(LOGITS[None], torch.tensor([2]), 2).of(0, 2, 0).top == ()
-
-
-def test_suppressed_tokens_cannot_come() -> None:
-    logits = LOGITS.repeat(2, 1)
-    sampler.suppress(logits, [1], [(0, 1)])
-    assert sampler.greedy(logits).tolist() == [0, 2]

@@ -2,6 +2,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +10,19 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineDeadError, UserError
+from engine.forward.model_runner import ModelRunner
 from engine.loop import build
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.loop.engine_cache import close_engines, get_engine
+from engine.loop.stop_words import bad_word_ids
 from engine.machine.device import Device
 from engine.model.checkpoint import resolve_model
 from engine.plan import ShardWork
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from kernels.kv_format import FLOAT32
 from tests.engine.oracle import Oracle
 
 CONFIG = EngineConfig(dtype="float32", kv_cache_memory=2**24)
@@ -30,7 +34,7 @@ def prompt(engine: Engine, text: str) -> np.ndarray:
 
 
 def work(engine: Engine, requests: list[Request]) -> ShardWork:
-    plan = make_plan(requests, engine.runner.model.shape, CONFIG, dtype_bytes=4, flops_per_second=1e9)
+    plan = make_plan(requests, engine.runner.model.shape, CONFIG, kv_format=FLOAT32, flops_per_second=1e9)
     return shard_work(plan, plan.shards[0], requests)
 
 
@@ -83,6 +87,82 @@ def test_a_stop_string_ends_the_text_before_it_wherever_tokens_begin(engine: Eng
     assert output.text == whole[: whole.index(stop)]
     late = one(engine, stop=(stop,), min_tokens=24)
     assert (late.finish_reason, late.text) == ("length", whole)
+
+
+def test_a_stop_string_may_stay_in_the_text(engine: Engine) -> None:
+    whole = one(engine).text
+    assert whole is not None
+    stop = whole[10:14]
+    output = one(engine, stop=(stop,), include_stop_str_in_output=True)
+    assert (output.finish_reason, output.text) == ("stop", whole[: whole.index(stop) + len(stop)])
+
+
+def test_a_stop_string_that_is_a_special_token_ends_the_text(engine: Engine) -> None:
+    """Though no text shows it."""
+    assert engine.tokenizer is not None
+    special = engine.tokenizer.eos_token
+    end = engine.tokenizer.convert_tokens_to_ids(special)
+    forced = {"logit_bias": ((end, 100.0),), "ignore_eos": True, "max_tokens": 5}
+    assert one(engine, **forced).token_ids == (end,) * 5
+    output = one(engine, stop=(special, "never there"), **forced)
+    assert (output.finish_reason, output.token_ids, output.text) == ("stop", (end,), "")
+    assert one(engine, stop=(special,), include_stop_str_in_output=True, **forced).text == special
+
+
+@pytest.fixture(params=[0, 1], ids=["in turn", "a step ahead"])
+def any_engine(request: pytest.FixtureRequest, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """With steps in flight as well, whose tokens the host has not seen when the next is sampled."""
+    monkeypatch.setattr(ModelRunner, "num_steps_ahead", request.param)
+    engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
+    yield engine
+    engine.close()
+
+
+def test_rules_for_logits_are_transformers(any_engine: Engine, tiny_model: Path) -> None:
+    """Greedy texts of many rows at once, each with its own parameters."""
+    text = prompt(any_engine, "The river bends")
+    plain = one(any_engine, ignore_eos=True).token_ids
+    bad = any_engine.tokenizer.decode(plain[3:5])  # type: ignore[union-attr]
+    ways: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        ({"bad_words": (bad,)}, {"bad_words_ids": [list(ids) for ids in bad_word_ids(any_engine.tokenizer, (bad,))]}),  # type: ignore[arg-type]
+        ({"logit_bias": ((plain[0], -5.0), (9, 0.5))}, {"sequence_bias": {(plain[0],): -5.0, (9,): 0.5}}),
+        (
+            {"allowed_token_ids": (5, 6, 7, 8)},
+            {"suppress_tokens": [t for t in range(any_engine.runner.model.shape.vocab_size) if t not in (5, 6, 7, 8)]},
+        ),
+    ]
+    requests = [
+        Request(str(i), text, SamplingParams(max_tokens=24, ignore_eos=True, **ours))
+        for i, (ours, _) in enumerate(ways)
+    ]
+    outputs = run(any_engine, requests)
+    oracle = Oracle(tiny_model)
+    for i, (ours, theirs) in enumerate(ways):
+        assert list(outputs[str(i)].token_ids) == oracle.generate(requests[i], **theirs), ours
+    assert len({outputs[str(i)].token_ids for i in range(len(ways))}) == len(ways)
+
+
+def test_penalties_for_what_the_text_has(any_engine: Engine, tiny_model: Path) -> None:
+    """Token by token out of transformers' logits; a penalty this high lets no token come again."""
+    text = prompt(any_engine, "The river bends")
+    oracle = Oracle(tiny_model)
+    for frequency, presence in ((0.7, 0.0), (0.0, 2.0), (-0.5, 0.3)):
+        params = SamplingParams(
+            max_tokens=16, ignore_eos=True, frequency_penalty=frequency, presence_penalty=presence, logprobs=0
+        )
+        output = run(any_engine, [Request("a", text, params)])["a"]
+        tokens: list[int] = []
+        for _ in range(16):
+            logits = oracle.logits([*text.tolist(), *tokens])[-1]
+            counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=len(logits))
+            tokens.append(int((logits - frequency * counts - presence * (counts > 0)).argmax()))
+        assert list(output.token_ids) == tokens
+        assert output.logprobs is not None
+        wanted = oracle.logits([*text.tolist(), *tokens]).log_softmax(-1)[len(text) - 1 : -1]
+        got = [token.logprob for token in output.logprobs]
+        assert got == pytest.approx([float(row[token]) for row, token in zip(wanted, tokens, strict=True)], abs=1e-3)
 
 
 def test_a_stop_token_ends_the_text_and_min_tokens_bars_it(engine: Engine) -> None:

@@ -15,6 +15,7 @@ from engine.machine.machine_note import model_identity, write_note
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.planner import make_plan
 from engine.request import Request
+from kernels.kv_format import FLOAT32
 
 SIZES = step_budget.SIZES["torch"]
 CPU = Device("cpu", "float32", 1.0, "cpu")
@@ -110,7 +111,7 @@ def test_names_of_plans_and_shards_do_not_follow_it(tiny_model: Path) -> None:
             requests,
             shape,
             replace(OPEN, max_num_batched_tokens=tokens),
-            dtype_bytes=4,
+            kv_format=FLOAT32,
             flops_per_second=1e6,
             shard_seconds=20.0,
         )

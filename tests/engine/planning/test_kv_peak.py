@@ -14,6 +14,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 
 SHAPE = ModelShape(
     num_layers=1,
@@ -25,7 +26,7 @@ SHAPE = ModelShape(
     vocab_size=8,
     max_model_len=1000,
 )
-TOKEN_BYTES = SHAPE.kv_bytes_per_token(4)
+TOKEN_BYTES = SHAPE.kv_bytes_per_token(FLOAT32)
 
 
 def config_of(num_blocks: int, step_tokens: int = 512, block_size: int = 4) -> EngineConfig:
@@ -43,14 +44,14 @@ def request_of(prompt: list[int], max_tokens: int, name: object = "") -> Request
 
 
 def predicted_blocks(requests: list[Request], config: EngineConfig) -> int:
-    plan = make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1.0, shard_seconds=1e4)
+    plan = make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=1e4)
     return plan.summary.peak_kv_bytes // (TOKEN_BYTES * config.block_size)
 
 
 def used_blocks(requests: list[Request], config: EngineConfig) -> int:
     """What the scheduler uses at most when nothing stops before its `max_tokens`."""
-    plan = make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1.0, shard_seconds=1e4)
-    pool = BlockPool(num_kv_blocks(SHAPE, config, 4), config.block_size)
+    plan = make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=1e4)
+    pool = BlockPool(num_kv_blocks(SHAPE, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, SHAPE.max_model_len)
     for shard in plan.shards:
         scheduler.add(shard_work(plan, shard, requests))

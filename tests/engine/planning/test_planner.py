@@ -13,6 +13,7 @@ from engine.plan import Plan, PlanSummary, PrefixNode, Shard
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from kernels.kv_format import FLOAT32
 
 # 7 weights a token (four projections, three of the MLP), 5 of the head, 8 bytes of KV: priced by hand.
 SHAPE = ModelShape(
@@ -33,7 +34,7 @@ def request_of(name: str, prompt: list[int], max_tokens: int = 1) -> Request:
 
 
 def plan_of(requests: list[Request], config: EngineConfig = CONFIG, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1.0, shard_seconds=shard_seconds)
+    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=shard_seconds)
 
 
 # Document A = [1, 1, 1] has rows a0 and a1, document B = [2, 2] rows b0, b1 and the bare document b.

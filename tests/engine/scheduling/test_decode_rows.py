@@ -12,6 +12,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.kv_format import FLOAT32
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config
 
 
@@ -22,7 +23,7 @@ def started(caps: list[int], ahead: int, num_blocks: int = 40) -> tuple[Schedule
         Request(str(i), np.array([1, 2, 3, 1, 2, 4 + i], dtype=np.int32), SamplingParams(max_tokens=cap))
         for i, cap in enumerate(caps)
     ]
-    plan = make_plan(rows, SHAPE, limits, dtype_bytes=4, flops_per_second=1e4, shard_seconds=1e9)
+    plan = make_plan(rows, SHAPE, limits, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=1e9)
     scheduler = Scheduler(limits, BlockPool(num_blocks, BLOCK), SHAPE.max_model_len, decode_ahead=ahead)
     scheduler.add(shard_work(plan, plan.shards[0], rows))
     prefill = scheduler.schedule()

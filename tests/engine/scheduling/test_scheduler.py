@@ -13,6 +13,7 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
+from kernels.kv_format import FLOAT32
 from tests.engine.symbolic_model import SymbolicModel, drain
 
 SHAPE = ModelShape(1, 8, 1, 1, 8, 8, 16, max_model_len=64)
@@ -29,11 +30,11 @@ def request(name: str, prompt: list[int], max_tokens: int = 1, labels: list[list
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, dtype_bytes=4, flops_per_second=1e4, shard_seconds=shard_seconds)
+    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=shard_seconds)
 
 
 def config(num_blocks: int, **changes: Any) -> EngineConfig:
-    memory = num_blocks * BLOCK * SHAPE.kv_bytes_per_token(4)
+    memory = num_blocks * BLOCK * SHAPE.kv_bytes_per_token(FLOAT32)
     defaults: dict[str, Any] = {"block_size": BLOCK, "kv_cache_memory": memory, "max_num_batched_tokens": 8}
     return EngineConfig(**(defaults | changes))
 

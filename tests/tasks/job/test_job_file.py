@@ -10,6 +10,7 @@ from engine.errors import UserError
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.job.job_part import Part
+from tasks.job.sampling import Sampling
 from tests.tasks.job_table import PAGE, job_table, written
 
 GOOD: dict[str, Any] = {
@@ -229,3 +230,12 @@ def test_the_page_s_own_example_is_a_job(tmp_path: Path) -> None:
     job = read(tmp_path, f"name: tickets\ntask: {{type: generate}}\n{example}")
     assert job.source.kind == "duckdb"
     assert (job.source.id, job.prompt.column) == ("ticket", "body")
+
+
+def test_the_names_of_an_answer_stay_when_keys_are_added() -> None:
+    """A key that came later counts only where it is used."""
+    older = {"temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "logprobs"}
+    assert set(Sampling().decisive()) == older
+    given = Sampling.model_validate({"logit_bias": {"42": -100}, "min_p": 0.1, "bad_words": "no"}).decisive()
+    assert set(given) == older | {"logit_bias", "min_p", "bad_words"}
+    assert Sampling.model_validate({"logit_bias": {"42": -100}}).params().logit_bias == ((42, -100.0),)

@@ -17,6 +17,7 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.quantize import quantize_linears
 from engine.forward.step_inputs import step_inputs
 from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, KVFormat
 from kernels.processor import takes_bytes
 from kernels.segments import Segment, Segments
 
@@ -39,8 +40,8 @@ MODELS = {
 }
 
 
-def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    cache = KVCache(2, 2, 0, model.config.head_dim, kv_dtype, "cpu")
+def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_format: KVFormat = FLOAT32) -> torch.Tensor:
+    cache = KVCache(2, 2, 0, model.config.head_dim, kv_format, "cpu")
     output = replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked))
     step = StepAttention(output, step_inputs(output, "cpu"), cache)
     rows = torch.arange(ROWS)[None]
@@ -82,7 +83,7 @@ def test_int8_keeps_keys_and_values_in_8_bits() -> None:
     model.set_attn_implementation(engine.forward.attention.NAME)
     quantize_linears(model)
     fuse_layers(model, torch.float32)
-    wanted, got, plain = (hidden(model, kv_dtype=kind) for kind in (torch.float32, torch.uint8, torch.bfloat16))
+    wanted, got, plain = (hidden(model, kv_format=kept) for kept in (FLOAT32, INT8_ROWS, BFLOAT16))
     error, rounding = (float((made - wanted).square().mean().sqrt()) for made in (got, plain))
     assert 0 < error < 2 * rounding
 
@@ -115,23 +116,23 @@ def test_a_step_makes_the_calls_of_the_one_before_again(name: str, kind: str, mo
         quantize_linears(model)
     elif kind == "bfloat16":
         model.bfloat16()
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.uint8}[kind]
+    kept = {"float32": FLOAT32, "bfloat16": BFLOAT16, "int8": INT8_ROWS}[kind]
     fuse_layers(model, torch.bfloat16 if kind == "bfloat16" else torch.float32)
     reruns = []
     rerun = StepAttention.rerun
     monkeypatch.setattr(StepAttention, "rerun", lambda step, recorded: reruns.append(step) or rerun(step, recorded))
-    again = prefilled_and_read(model, dtype)
+    again = prefilled_and_read(model, kept)
     # The second layer's in the second step and both in the third; in the first step the first one's buffers grew.
     assert len(reruns) == 3
-    anew = prefilled_and_read(model, dtype, anew=True)
+    anew = prefilled_and_read(model, kept, anew=True)
     assert len(reruns) == 3
     assert all(torch.equal(one, other) for one, other in zip(again, anew, strict=True))
     assert not torch.equal(again[0], again[1])
 
 
-def prefilled_and_read(model: Any, kv_dtype: torch.dtype, *, anew: bool = False) -> list[torch.Tensor]:
+def prefilled_and_read(model: Any, kv_format: KVFormat, *, anew: bool = False) -> list[torch.Tensor]:
     """Hidden states of steps that fill a cache and read it; `anew`: none makes the calls of another again."""
-    cache = KVCache(2, 2, 120, model.config.head_dim, kv_dtype, "cpu")
+    cache = KVCache(2, 2, 120, model.config.head_dim, kv_format, "cpu")
     results = []
     steps = ((20, 0, 0, []), (20, 30, 20, [(0, 20)]), (20, 60, 12, [(0, 8), (30, 34)]), (5, 90, 0, []))
     for rows, slot, position, read in steps:

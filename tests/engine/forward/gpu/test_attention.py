@@ -25,6 +25,7 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels.gpu.quantized_weights import dequantized, quantize_weight
+from kernels.kv_format import FLOAT32
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.test_models import nearly_equal, prompts
 
@@ -44,12 +45,12 @@ def answers(folder: Path, requests: list[Request], quantization: Quantization = 
     """With chunks of 24 tokens and blocks of 8, so that contexts are cut, shared and in several runs."""
     files = resolve_model(str(folder))
     shape = load_shape(files)
-    budget = 384 * shape.kv_bytes_per_token(4)
+    budget = 384 * shape.kv_bytes_per_token(FLOAT32)
     config = EngineConfig(
         dtype="float32", quantization=quantization, max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget
     )
     engine = build_engine(files, config, detokenize=False)
-    plan = make_plan(requests, shape, config, dtype_bytes=4, flops_per_second=1e9)
+    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=500)}
     engine.close()

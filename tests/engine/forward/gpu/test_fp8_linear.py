@@ -15,6 +15,7 @@ from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import stacked
 from engine.machine.device import resolve_device
 from kernels.gpu.e4m3 import e4m3_rows_reference
+from kernels.kv_format import BFLOAT16
 from tests.engine.forward.cpu.test_fused_layer import SIZES, hidden
 from tests.engine.forward.gpu.test_fused_layer import ROWS, stepped
 from tests.kernels.conftest import wide_sums  # noqa: F401  # bfloat16 products in the interpreter
@@ -55,18 +56,16 @@ def test_swapped_layers_run_on_eight_bits() -> None:
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16})).bfloat16().eval().requires_grad_(False)
     model.set_attn_implementation(engine.forward.attention.NAME)
-    whole = hidden(model, kv_dtype=torch.bfloat16).float()
+    whole = hidden(model, kv_format=BFLOAT16).float()
     assert narrow_linears(model) == 14
-    wanted = hidden(model, kv_dtype=torch.bfloat16).float()
+    wanted = hidden(model, kv_format=BFLOAT16).float()
     assert swap_layers(model)
     layer = model.model.layers[0]
     assert isinstance(layer, GpuLayer)
     assert all(isinstance(made, Fp8Linear) for made in (layer.qkv, layer.gate_up, layer.out, layer.down))
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
-        got = model.model(
-            input_ids=rows * 5, position_ids=rows, use_cache=False, step=stepped(ROWS, 16, torch.bfloat16)
-        )
+        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step_attention=stepped(ROWS, 16, BFLOAT16))
     same, near = (float((got.last_hidden_state.float() - other).norm() / other.norm()) for other in (wanted, whole))
     assert same < 0.2, "the interpreter cuts bfloat16 off, which moves some codes by a step, 6 %"
     assert 1e-3 < near < 0.3
