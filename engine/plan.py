@@ -41,6 +41,24 @@ class Shard:
     expected_seconds: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """What each step of a plan is expected to run, and the KV blocks in use while it runs: an array a figure."""
+
+    prefill_tokens: NDArray[np.int64]
+    decode_tokens: NDArray[np.int64]
+    label_tokens: NDArray[np.int64]
+    kv_blocks: NDArray[np.int64]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.kv_blocks)
+
+    @property
+    def peak_blocks(self) -> int:
+        return int(self.kv_blocks.max(initial=0))
+
+
 @dataclass(frozen=True, slots=True)
 class PlanSummary:
     """What sharing saves and what the run will need, before anything runs.
@@ -73,7 +91,7 @@ class PlanSummary:
 class PlanOutline:
     """What a plan will do, without its nodes and requests; as text, what a person reads before paying."""
 
-    plan_id: str
+    layout_id: str
     shards: tuple[Shard, ...]
     summary: PlanSummary
 
@@ -82,7 +100,7 @@ class PlanOutline:
         saved = f"{percent(s.saved_fraction)} saved (ideal {percent(s.ideal_saved_fraction)})"
         peak = figure(s.peak_kv_bytes / 2**20)
         lines = [
-            f"plan {self.plan_id}",
+            f"plan {self.layout_id}",
             f"  requests        {s.requests:>14,}   in {s.groups:,} prefix groups, {len(self.shards):,} shards",
             f"  prompt tokens   {s.prompt_tokens:>14,}   as written",
             f"  computed tokens {s.computed_tokens:>14,}   {saved}",
@@ -115,9 +133,9 @@ def join(outlines: Sequence[PlanOutline], kv_cache_memory: int) -> PlanOutline:
     summaries = [outline.summary for outline in outlines]
     sums = {name: sum(getattr(summary, name) for summary in summaries) for name in _SUMMED}
     peak = max((summary.peak_kv_bytes for summary in summaries), default=0)
-    names = "\n".join(outline.plan_id for outline in outlines)
+    names = "\n".join(outline.layout_id for outline in outlines)
     return PlanOutline(
-        plan_id=blake2b(names.encode(), digest_size=16).hexdigest(),
+        layout_id=blake2b(names.encode(), digest_size=16).hexdigest(),
         shards=tuple(shards),
         summary=PlanSummary(**sums, peak_kv_bytes=peak, kv_cache_memory=kv_cache_memory),
     )
@@ -133,16 +151,17 @@ class Plan:
     `order[i]` is the index of the i-th request to run; `node_of[r]` the node at which request r's prompt ends.
     """
 
-    plan_id: str
+    layout_id: str
     nodes: tuple[PrefixNode, ...]
     order: NDArray[np.int64]
     node_of: NDArray[np.int64]
     shards: tuple[Shard, ...]
     summary: PlanSummary
+    trajectory: Trajectory
 
     @property
     def outline(self) -> PlanOutline:
-        return PlanOutline(self.plan_id, self.shards, self.summary)
+        return PlanOutline(self.layout_id, self.shards, self.summary)
 
     def __str__(self) -> str:
         return str(self.outline)
@@ -153,11 +172,11 @@ class ShardWork:
     """A shard with all that an engine needs to run it: the bridge from a stored plan to the scheduler.
 
     `requests` are in execution order, `node_of[i]` is the node where `requests[i]` ends, and `nodes` holds
-    every node on their paths. Node ids mean the same in all shards of one `plan_id`, so that an engine that
+    every node on their paths. Node ids mean the same in all shards of one `layout_id`, so that an engine that
     runs several shards at once computes a node they share once.
     """
 
-    plan_id: str
+    layout_id: str
     index: int
     shard_id: str
     nodes: tuple[PrefixNode, ...]

@@ -61,17 +61,19 @@ class RunReport:
         return f"every row{others} had a committed result"
 
     def outcomes(self) -> list[tuple[str, str]]:
-        """Rows by label, or a few texts; then errors by type."""
-        p = self.published
-        outcomes = [(label, f"{rows:,}") for label, rows in p.labels]
-        outcomes += list(p.samples)
-        return outcomes + [(f"error {kind}", f"{rows:,}") for kind, rows in p.error_types]
+        """What the task type shows of the answers; then errors by type."""
+        return self._answers() + self._errors()
+
+    def _answers(self) -> list[tuple[str, str]]:
+        answers = self.published.answers
+        return [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in answers]
+
+    def _errors(self) -> list[tuple[str, str]]:
+        return [(f"error {kind}", f"{rows:,}") for kind, rows in self.published.error_types]
 
     def markdown(self) -> str:
         """The run's page in Prefect. Generated text stays in the folder: it may quote a prompt."""
-        p = self.published
-        counts = [(label, f"{rows:,}") for label, rows in p.labels]
-        counts += [(f"error {kind}", f"{rows:,}") for kind, rows in p.error_types]
+        counts = self._errors() if self.published.shown.quote else self.outcomes()
         lines = [f"# {self.job}, {self.run_id}", "", "| | |", "|---|---|"]
         lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in [*self.facts(), *counts]]
         return "\n".join([*lines, "", f"Results: `{self.folder}`"])

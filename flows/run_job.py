@@ -121,8 +121,9 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
     if outcomes:
         console.print(as_text(f"{report.job}, {report.run_id}"))
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("row" if report.published.samples else "label")
-        table.add_column("text" if report.published.samples else "rows", overflow="fold")
+        name, value = report.published.shown.heads
+        table.add_column(name)
+        table.add_column(value, overflow="fold")
         for name, value in outcomes:
             table.add_row(as_text(name), as_text(value))
         console.print(table)

@@ -38,11 +38,6 @@ def drift_facts(drift: Drift) -> list[tuple[str, str]]:
     """Name and value, in the order in which a person asks."""
     facts = [("precision", f"{drift.chosen}, held against {drift.full}")]
     facts.append(("rows", f"{drift.requests:,}" + (f" ({drift.failed:,} more failed)" if drift.failed else "")))
-    shares = (
-        ("label agreement", drift.label_agreement),
-        ("rows with the same tokens", drift.same_rows),
-        ("tokens before a difference", drift.same_tokens),
-    )
-    facts += [(name, f"{share:.1%}") for name, share in shares if share is not None]
+    facts += [(name, f"{share:.1%}") for name, share in drift.same.items()]
     facts.append(("log-probability difference", f"{drift.mean_difference:.4f} mean, {drift.max_difference:.4f} max"))
     return facts

@@ -20,7 +20,7 @@ def show_previews(previews: list[Preview], console: Console) -> None:
         else:
             console.print(as_text(preview.prompt or ""), soft_wrap=True)
         for label in preview.labels:
-            console.print(as_text(f"label {label!r}"), style="dim", soft_wrap=True)
+            console.print(as_text(f"{preview.label_word} {label!r}"), style="dim", soft_wrap=True)
     if not previews:
         console.print("the source has no rows")
 

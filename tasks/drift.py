@@ -1,11 +1,11 @@
 """How far a job's answers move in the precision that it chose: a sample scored in full precision and in that one."""
 
+import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,7 +19,9 @@ from engine.stages import hear_stages
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
-from tasks.plan import to_requests
+from tasks.request.requests import to_requests
+from tasks.request.task_type import TaskType
+from tasks.request.task_types import task_type_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run, make_run
 
@@ -28,9 +30,8 @@ from tasks.storage.run import Run, make_run
 class Drift:
     """`requests` were scored in both precisions, `failed` ended as an error in at least one and are not compared.
 
-    Absolute log-probability differences are between labels' log-likelihoods, or between generated tokens as far as
-    both runs' are the same. `label_agreement` is None for `generate`, the shares of rows with the same tokens
-    and of the full-precision run's tokens before the first difference are None for `choice`.
+    The differences are of log-probabilities, absolute, and NaN where nothing was left to compare; `same` has the parts
+    of the rows, or tokens, that stayed the same, by name, as the task type compares answers.
     """
 
     full: str
@@ -39,9 +40,7 @@ class Drift:
     failed: int
     mean_difference: float
     max_difference: float
-    label_agreement: float | None = None
-    same_rows: float | None = None
-    same_tokens: float | None = None
+    same: Mapping[str, float]
 
 
 def measure_drift(job: ScoringJob, rows: int, tell: Callable[[str], None] = lambda _: None) -> Drift:
@@ -63,7 +62,7 @@ def measure_drift(job: ScoringJob, rows: int, tell: Callable[[str], None] = lamb
         run = make_run(job, folder)
         requests = _sample(run, rows)
     before, after = (_score(run.model, config, requests, tell) for config in (full, chosen))
-    return compare(_precision(full), _precision(chosen), before, after)
+    return compare(task_type_of(job), _precision(full), _precision(chosen), before, after)
 
 
 def full_precision(chosen: EngineConfig) -> EngineConfig:
@@ -81,59 +80,19 @@ def full_precision(chosen: EngineConfig) -> EngineConfig:
     return full
 
 
-def compare(full: str, chosen: str, before: Sequence[RequestOutput], after: Sequence[RequestOutput]) -> Drift:
+def compare(
+    task_type: TaskType, full: str, chosen: str, before: Sequence[RequestOutput], after: Sequence[RequestOutput]
+) -> Drift:
     """`before` and `after` hold outputs of the same requests. Raises UserError where none ended well in both."""
     others = {output.request_id: output for output in after}
     pairs = [(one, others[one.request_id]) for one in before]
     good = [pair for pair in pairs if not any(output.finish_reason == "error" for output in pair)]
     if not good:
         raise UserError("none of the sample's rows could be scored in both precisions")
-    failed = len(pairs) - len(good)
-    if good[0][0].label_scores is not None:
-        return _compare_labels(full, chosen, good, failed)
-    return _compare_tokens(full, chosen, good, failed)
-
-
-def _compare_labels(full: str, chosen: str, pairs: Sequence[tuple[RequestOutput, RequestOutput]], failed: int) -> Drift:
-    scores = [[np.array([score.logprob for score in one.label_scores or ()]) for one in pair] for pair in pairs]
-    differences = np.concatenate([np.abs(before - after) for before, after in scores])
-    agreed = [int(np.argmax(before)) == int(np.argmax(after)) for before, after in scores]
-    return Drift(
-        full,
-        chosen,
-        len(pairs),
-        failed,
-        float(differences.mean()),
-        float(differences.max()),
-        label_agreement=float(np.mean(agreed)),
-    )
-
-
-def _compare_tokens(full: str, chosen: str, pairs: Sequence[tuple[RequestOutput, RequestOutput]], failed: int) -> Drift:
-    common = [_common_tokens(*pair) for pair in pairs]
-    differences = np.array(
-        [
-            abs(one.logprob - other.logprob)
-            for (before, after), count in zip(pairs, common, strict=True)
-            for one, other in zip((before.logprobs or ())[:count], (after.logprobs or ())[:count], strict=True)
-        ]
-    )
-    return Drift(
-        full,
-        chosen,
-        len(pairs),
-        failed,
-        # No token in common leaves nothing to compare.
-        float(differences.mean()) if len(differences) else float("nan"),
-        float(differences.max()) if len(differences) else float("nan"),
-        same_rows=float(np.mean([before.token_ids == after.token_ids for before, after in pairs])),
-        same_tokens=sum(common) / sum(len(before.token_ids) for before, _ in pairs),
-    )
-
-
-def _common_tokens(before: RequestOutput, after: RequestOutput) -> int:
-    shortest = min(len(before.token_ids), len(after.token_ids))
-    return next((i for i in range(shortest) if before.token_ids[i] != after.token_ids[i]), shortest)
+    moved = task_type.compare(good)
+    found = moved.differences
+    mean, most = (float(found.mean()), float(found.max())) if len(found) else (math.nan, math.nan)
+    return Drift(full, chosen, len(good), len(pairs) - len(good), mean, most, moved.same)
 
 
 def _sample(run: Run, rows: int) -> list[Request]:
@@ -143,10 +102,10 @@ def _sample(run: Run, rows: int) -> list[Request]:
         raise UserError("source: no row of the table can be scored")
     count = min(rows, pending.num_rows)
     chosen = pending.take(pa.array([place * pending.num_rows // count for place in range(count)]))
-    is_choice = run.job.task.type == "choice"
-    params = run.job.sampling.params() if is_choice else replace(run.job.sampling.params(), temperature=0.0, logprobs=0)
+    task_type = task_type_of(run.job)
+    params = task_type.params_to_compare(run.job.sampling.params())
     batches = chosen.combine_chunks().to_batches()
-    return [request for batch in batches for request in to_requests(batch, params, is_choice=is_choice)]
+    return [request for batch in batches for request in to_requests(batch, task_type, params)]
 
 
 def _score(

@@ -122,7 +122,7 @@ def _row_batch(
     errors = [one if isinstance(one, RowError) else None for one in built]
     columns = [
         _positions(batch),
-        pa.array([None if one is None else len(one.prompt_token_ids) for one in requests], pa.int32()),
+        pa.array([None if one is None else len(one.asked.prompt_token_ids) for one in requests], pa.int32()),
         pa.array(ids, pa.string()),
         pa.array([None if one is None else one.request_hash for one in requests], pa.string()),
         pa.array([None if one is None else one.type for one in errors], pa.string()),
@@ -138,7 +138,7 @@ def _request_batch(first_row: int, built: Sequence[NewRequest | RowError]) -> pa
     for offset, one in enumerate(built):
         if isinstance(one, NewRequest):
             first.setdefault(one.request_hash, offset)
-    requests = [one for offset in first.values() if isinstance(one := built[offset], NewRequest)]
+    requests = [one.asked for offset in first.values() if isinstance(one := built[offset], NewRequest)]
     columns = [
         pa.array([first_row + offset for offset in first.values()], pa.int64()),
         pa.array(list(first), pa.string()),

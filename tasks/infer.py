@@ -12,6 +12,7 @@ from prefect.tasks import exponential_backoff
 from engine.loop.engine_cache import get_engine
 from engine.plan import Shard
 from engine.request import RequestOutput
+from tasks.request.task_types import task_type_of
 from tasks.shard_work import read_shard, to_asked, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
@@ -52,7 +53,8 @@ def infer_shard(
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
     outputs = get_engine(run.model, run.config).submit(work, on_output).result()
     failpoint("infer.scored")
-    part = _commit_part(run, shard, to_part(to_asked(rows), outputs, run.run_id, shard.shard_id))
+    answer = task_type_of(run.job).result
+    part = _commit_part(run, shard, to_part(to_asked(rows), outputs, answer, run.run_id, shard.shard_id))
     manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")

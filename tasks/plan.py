@@ -13,8 +13,9 @@ from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
 from engine.request import Request
-from engine.sampling_params import SamplingParams
 from tasks.deduplicate import PENDING, Deduplicated
+from tasks.request.requests import to_requests
+from tasks.request.task_types import task_type_of
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
@@ -23,7 +24,7 @@ from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
 from tasks.storage.stored_plan import Planned as Planned
-from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS, from_list_array, from_lists_array
+from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -97,29 +98,15 @@ def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
     )
 
 
-def to_requests(batch: pa.RecordBatch, params: SamplingParams, *, is_choice: bool) -> Iterator[Request]:
-    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`."""
-    hashes = batch.column("request_hash").to_pylist()
-    prompts = from_list_array(batch.column("prompt_token_ids"))
-    labels = from_lists_array(batch.column("labels")) if is_choice else [None] * len(prompts)
-    by_room: dict[int, SamplingParams] = {}
-    for request_hash, prompt, own, room in zip(
-        hashes, prompts, labels, batch.column("max_tokens").to_pylist(), strict=True
-    ):
-        if room not in by_room:
-            by_room[room] = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
-        yield Request(request_hash, prompt, by_room[room], own)
-
-
 def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
     for batch in section.to_batches():
-        yield from to_requests(batch, run.job.sampling.params(), is_choice=run.job.task.type == "choice")
+        yield from to_requests(batch, task_type_of(run.job), run.job.sampling.params())
 
 
 def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
     return Planned(
         plan_id=plan_id_of(run.run_id),
-        layout_id=outline.plan_id,
+        layout_id=outline.layout_id,
         run_id=run.run_id,
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,

@@ -9,6 +9,7 @@ from engine.model.tokenizer import load_tokenizer
 from tasks.job.job import ScoringJob
 from tasks.request.columns import find_columns
 from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.request.task_types import task_type_of
 from tasks.source.row_error import RowError
 from tasks.source.source import read_data
 from tasks.source.source_rows import SourceBatch, number_rows
@@ -21,13 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A row's prompt with its chat template and special tokens, and how many tokens it has; or the row's error."""
+    """A row's prompt with its chat template and special tokens, and how many tokens it has; or the row's error.
+
+    `labels` are what is scored behind it, `label_word` is what a person calls one.
+    """
 
     custom_id: str
     prompt: str | None = None
     tokens: int | None = None
     labels: tuple[str, ...] = ()
     error: RowError | None = None
+    label_word: str = "label"
 
 
 def preview_rows(job: ScoringJob, rows: int, custom_id: str | None = None) -> list[Preview]:
@@ -40,7 +45,7 @@ def preview_rows(job: ScoringJob, rows: int, custom_id: str | None = None) -> li
     found: list[Preview] = []
     for batch, ids in _chosen(batches, job.source.id, rows, custom_id):
         for name, built in zip(ids, builder.build(batch, ids), strict=True):
-            found.append(_preview(name, built, tokenizer))
+            found.append(_preview(name, built, tokenizer, task_type_of(job).label_word))
     if custom_id is not None and not found:
         raise UserError(f"--id: no row has {custom_id!r:.80}")
     return found
@@ -62,9 +67,11 @@ def _chosen(
             return
 
 
-def _preview(custom_id: str, built: NewRequest | RowError, tokenizer: "PreTrainedTokenizerFast") -> Preview:
+def _preview(
+    custom_id: str, built: NewRequest | RowError, tokenizer: "PreTrainedTokenizerFast", label_word: str
+) -> Preview:
     if isinstance(built, RowError):
         return Preview(custom_id, error=built)
-    ids = built.prompt_token_ids.tolist()
+    ids = built.asked.prompt_token_ids.tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return Preview(custom_id, str(text), len(ids), built.label_texts)
+    return Preview(custom_id, str(text), len(ids), built.asked.label_texts, label_word=label_word)

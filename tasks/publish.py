@@ -8,6 +8,8 @@ import duckdb
 
 from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
+from tasks.request.task_type import Shown
+from tasks.request.task_types import task_type_of
 from tasks.step import as_task
 from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests
@@ -21,15 +23,15 @@ from tasks.storage.stored_plan import load_plan, remove_other_plans
 class Published:
     """Rows of the plan: `rows` = `results` + `errors` + `missing`. Tokens are of what this run scored itself.
 
-    `labels` and `error_types` are (name, rows), most first; `samples` are (custom_id, the start of a text).
+    `answers` are the rows that the task type has `shown`; `error_types` are (name, rows), most first.
     """
 
     rows: int
     results: int
     errors: int
     missing: int
-    labels: tuple[tuple[str, int], ...]
-    samples: tuple[tuple[str, str], ...]
+    shown: Shown
+    answers: tuple[tuple[str, str | int], ...]
     error_types: tuple[tuple[str, int], ...]
     prompt_tokens: int
     unique_prompt_tokens: int
@@ -54,7 +56,7 @@ def publish_results(run: Run, plan_id: str) -> Published:
 
 def _figures(run: Run, plan_id: str) -> Published:
     rows = load_plan(run.folder, plan_id).rows
-    is_choice = run.job.task.type == "choice"
+    shown = task_type_of(run.job).shown
     with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
         [(results, errors)] = _all(connection, "published_counts")
         savings = _all(connection, "run_savings", run_id=run.run_id)
@@ -64,8 +66,8 @@ def _figures(run: Run, plan_id: str) -> Published:
             results=results,
             errors=errors,
             missing=rows - results - errors,
-            labels=tuple(_all(connection, "label_counts")) if is_choice else (),
-            samples=() if is_choice else tuple(_all(connection, "sample_texts")),
+            shown=shown,
+            answers=tuple(_all(connection, shown.statement)),
             error_types=tuple(_all(connection, "error_counts")),
             prompt_tokens=prompt,
             unique_prompt_tokens=unique,

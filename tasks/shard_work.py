@@ -9,7 +9,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.plan import PrefixNode, Shard, ShardWork
-from tasks.plan import NODE_FIELDS, to_requests
+from tasks.plan import NODE_FIELDS
+from tasks.request.requests import to_requests
+from tasks.request.task_types import task_type_of
 from tasks.storage.parts import Asked
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import NODES, REQUESTS, plan_folder
@@ -26,7 +28,7 @@ def read_shard(run: Run, plan_id: str, shard: Shard) -> pa.RecordBatch:
 
 def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.RecordBatch) -> ShardWork:
     node_of = tuple(rows.column("node").to_pylist())
-    requests = to_requests(rows, run.job.sampling.params(), is_choice=run.job.task.type == "choice")
+    requests = to_requests(rows, task_type_of(run.job), run.job.sampling.params())
     nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), set(node_of))
     return ShardWork(layout_id, shard.index, shard.shard_id, nodes, tuple(requests), node_of)
 

@@ -20,7 +20,8 @@ from kernels.kv_format import FLOAT32
 from tasks.deduplicate import PENDING, deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.job.job_file import load_job
-from tasks.plan import to_requests
+from tasks.request.requests import to_requests
+from tasks.request.task_types import task_type_of
 from tasks.storage.run import Run, open_run
 from tests.engine.oracle import Oracle
 
@@ -30,8 +31,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def requests_of(run: Run) -> list[Request]:
     pending = pq.read_table(deduplicate_requests(run, extract_rows(run)).folder / PENDING)
-    is_choice = run.job.task.type == "choice"
-    batches = (to_requests(batch, run.job.sampling.params(), is_choice=is_choice) for batch in pending.to_batches())
+    batches = (to_requests(batch, task_type_of(run.job), run.job.sampling.params()) for batch in pending.to_batches())
     return list(islice((request for batch in batches for request in batch), ROWS))
 
 

@@ -1,8 +1,10 @@
-"""Every command in the README's shell blocks is run by a test, here or where `ELSEWHERE` says."""
+"""Every command in the README's and docs' shell blocks is run: here, where `ELSEWHERE` says, or `IN_PART`."""
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +13,31 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
+from tasks.query import query
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+README, QUERY, CONTRIBUTING = ROOT / "README.md", ROOT / "docs" / "query.md", ROOT / "CONTRIBUTING.md"
+PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 
-# `.ci/run` runs these, and so whoever runs this test from there is inside the first.
-IN_CI = {"make test"}
+# Run as they stand, on a small job, with a Prefect server that belongs to the test.
 ELSEWHERE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start": "tests/flows/conftest.py",
     "prefect work-pool create trunkline --type process": "tests/flows/test_deployment.py",
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
-    "make bench": "tests/engine/bench/test_run_set.py",
-    "make bench-peers": "tests/engine/bench/test_run_set.py",
-    "python -m engine.bench.ablation --rounds 3 --precision bfloat16": "tests/engine/bench/test_ablation.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
 }
-# Run here as they stand, in a folder with the example's tables about three packages and jobs on the tiny model; the
-# benchmark with small numbers.
+# Not run by a test, but what each is made of; CONTRIBUTING says so.
+IN_PART = {
+    "make test": ".ci/run",
+    "make bench-peers": "tests/test_peers.py",
+    "NUMBA_CPU_NAME=haswell ATEN_CPU_CAPABILITY=avx2 make demo": "tests/engine/test_processors.py",
+    "NUMBA_CPU_NAME=znver4 NUMBA_CPU_FEATURES=-avx512vnni make demo": "tests/kernels/cpu/test_objects.py",
+}
+# Run here as they stand, in a folder with the example's tables about three packages, jobs on the tiny model, and
+# benchmarks on it.
 GENERATE = "generate --groups 4 --degree 16 --prefix 2000 --distinct 200 --output 100"
 CHOICE = "choice --groups 2 --degree 8 --prefix 1000 --distinct 80 --labels 4 --label-tokens 3"
 WORKLOADS = (
@@ -39,6 +48,7 @@ TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl -
 HERE = (
     "make demo",
     "make summaries",
+    "make bench",
     "trunkline preview examples/classify.yaml --rows 1",
     "trunkline plan examples/classify.yaml",
     "trunkline score examples/classify.yaml",
@@ -56,38 +66,48 @@ HERE = (
     "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
     TRACE,
     "python -m engine.bench.plot_trace trace.jsonl trace.svg",
+    "python -m engine.bench.ablation --rounds 3 --precision bfloat16",
 )
+# Of one workload's file: the sets of workloads are run whole.
 SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
 
 
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
 def commands() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    shell = [block for page in PAGES for block in blocks(page, "sh")]
+    return [line.strip() for block in shell for line in block.splitlines() if line.strip()]
 
 
 def test_the_job_is_the_examples_own_file() -> None:
     job = (ROOT / "examples" / "classify.yaml").read_text()
-    assert job in re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert job in blocks(README, "yaml")
 
 
 def test_the_python_is_run_elsewhere() -> None:
-    [program] = re.findall(r"```python\n(from trunkline.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [program] = blocks(README, "python")
     last = program.splitlines()[-1].replace('"examples/classify.yaml"', "sys.argv[1]")
     assert last in (ROOT / "tests" / "flows" / "test_wheel.py").read_text().splitlines()
 
 
 def test_every_command_is_known() -> None:
-    assert set(commands()) == IN_CI | set(ELSEWHERE) | set(HERE)
-
-
-@pytest.mark.parametrize("command", sorted(IN_CI))
-def test_what_ci_runs_is_there(command: str) -> None:
-    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set(commands()) == set(IN_PART) | set(ELSEWHERE) | set(HERE)
 
 
 @pytest.mark.parametrize(("command", "file"), ELSEWHERE.items())
 def test_what_is_run_elsewhere_is_there(command: str, file: str) -> None:
     assert f'"{command}"' in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize(("command", "file"), IN_PART.items())
+def test_contributing_says_what_is_run_in_part(command: str, file: str) -> None:
+    assert re.search(rf"`{re.escape(command)}`[^`]*`{re.escape(file)}`", CONTRIBUTING.read_text())
+
+
+def test_ci_runs_what_it_says() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +133,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
     subprocess.run(
         [sys.executable, "-m", "examples.packages", "--packages", "3"], cwd=folder, env=environment(folder), check=True
     )
-    (folder / "tiny-model").symlink_to(tiny_model)
+    # Its positions are rotations, so that it takes the benchmarks' prompts too.
+    shutil.copytree(tiny_model, folder / "tiny-model")
+    config = json.loads((tiny_model / "config.json").read_text())
+    (folder / "tiny-model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
     for command in ("make demo", *WORKLOADS, TRACE):
         run(folder, command)
     return folder
@@ -134,6 +157,10 @@ def run(folder: Path, command: str) -> str:
     if command.startswith("make "):
         # Neither the environment nor the table is made anew.
         command += " --assume-old .venv/.installed --assume-old examples/data/questions.parquet"
+    if command.startswith("make bench"):
+        command += " FLAGS='--model tiny-model --precision float32 --kv-gib 0.1'"
+    if "engine.bench.ablation" in command:
+        command += " --model embedded --kv-gib 4"
     if command.startswith("python -m engine."):
         for option, value in SMALL.items():
             command = re.sub(rf"--{option} [0-9]+", f"--{option} {value}", command)
@@ -152,8 +179,7 @@ def test_the_command_works_as_it_stands(project: Path, command: str) -> None:
 
 
 def test_the_notebook_reads_the_results(project: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    [notebook] = [block for block in blocks if "duckdb.connect" in block]
+    [notebook] = blocks(QUERY, "python")
     program = f"{notebook}\nassert topics.sql('select count(*) from results').fetchall()[0][0] > 10"
     shown = subprocess.run(
         [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
@@ -162,8 +188,15 @@ def test_the_notebook_reads_the_results(project: Path) -> None:
     assert "label" in shown.stdout
 
 
+@pytest.mark.parametrize("view", ["results", "runs", "shards", "prefix_savings"])
+def test_the_page_has_a_views_columns(project: Path, view: str) -> None:
+    [said] = re.findall(rf"^\| `{view}` \| .* \| `([\w, ]+)`", QUERY.read_text(), re.MULTILINE)
+    with query(project / "runs" / "package-topics", f"select * from {view} limit 0") as result:
+        kept = ["package", "question", "truth"] if view == "results" else []
+        assert said.split(", ") + kept == list(result.columns)
+
+
 def test_the_commands_of_contributing_are_targets() -> None:
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    named = [shlex.split(line, comments=True) for block in blocks(CONTRIBUTING, "sh") for line in block.splitlines()]
     assert {line[1] for line in named} <= targets

@@ -55,15 +55,16 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
         assert output is not None, "nothing is in flight"
         steps += 1
         sampled = {}
-        for sample in output.samples:
-            sequence = scheduler.sequences[sample.key]
-            sampled[sample.key] = Sampled(7, len(sequence.token_ids) + 1 >= sequence.max_tokens)
+        for key in output.reads.key.tolist():
+            sequence = scheduler.sequences[key]
+            sampled[key] = Sampled(7, len(sequence.token_ids) + 1 >= sequence.max_tokens)
         scheduler.update(output, sampled)
     ended = time.perf_counter()
     scheduler.check_integrity()
     return {
         "requests": count,
         "steps": steps,
+        "planned_steps": plan.trajectory.num_steps,
         "plan_seconds": round(planned - started, 3),
         "schedule_seconds": round(ended - planned, 3),
         "microseconds_a_request": round(1e6 * (ended - started) / count, 1),

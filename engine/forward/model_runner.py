@@ -13,7 +13,7 @@ from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.loop_replay import LoopReplay
 from engine.forward.forward_output import Forward
 from engine.forward.kv_cache import KVCache
-from engine.forward.load import LoadedModel
+from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_attention import StepAttention
 from engine.forward.step_inputs import resolved, step_inputs, to_device
 from engine.forward.step_recorder import StepRecorder

@@ -70,15 +70,14 @@ def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> RowLogprobs:
     return RowLogprobs(logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0], best.values, best.indices)
 
 
-def target_logprobs(logits: Tensor, rows: Sequence[int], targets: Sequence[int]) -> Tensor:
+def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     """(3, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
     the row is finite.
     """
     best = logits.max(-1)
     lse = logits.logsumexp(-1)
-    at = _on(logits, (rows, targets), torch.int64)
-    logprobs = logits[at[0], at[1]] - lse[at[0]]
-    return torch.stack((logprobs, (best.indices[at[0]] == at[1]).float(), torch.isfinite(lse[at[0]]).float()))
+    logprobs = logits[rows, targets] - lse[rows]
+    return torch.stack((logprobs, (best.indices[rows] == targets).float(), torch.isfinite(lse[rows]).float()))
 
 
 def stream_of(prompt_token_ids: TokenIds) -> int:

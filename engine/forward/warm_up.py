@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.stages import enter
 from kernels.segments import Segment, Segments
 
@@ -28,8 +29,8 @@ def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
     longest = min(step_tokens, shape.max_model_len)
     whole = (*[longest] * (step_tokens // longest), 1)
     for lengths in (*prefill_lengths(shape.num_heads // shape.num_kv_heads), whole):
-        ends = tuple(SampleRow(int(end) - 1, key) for key, end in enumerate(np.cumsum(lengths)))
-        forward = runner.forward(replace(independent_rows(lengths), samples=ends))
+        ends = Reads.samples(np.cumsum(lengths) - 1, np.arange(len(lengths)))
+        forward = runner.forward(replace(independent_rows(lengths), reads=ends))
         runner.best_tokens(forward.hidden, np.arange(len(ends)))
     slots = runner.num_slots
     if runner.recorder is None or not slots:
@@ -70,8 +71,7 @@ def decode_steps(sizes: Sequence[int], num_slots: int) -> Iterator[SchedulerOutp
             position_ids=np.full(size, shared + own - 1, dtype=np.int64),
             slot_mapping=np.full(size, -1, dtype=np.int64),
             segments=Segments.of(segments),
-            samples=tuple(SampleRow(row, row) for row in range(size)),
-            scores=(),
+            reads=Reads.samples(np.arange(size), np.arange(size)),
             num_prefill_tokens=0,
             num_decode_tokens=size,
             num_label_tokens=0,

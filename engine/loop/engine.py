@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError
 from engine.forward.model_runner import ModelRunner
 from engine.loop.output_processor import OutputState, error_output
-from engine.loop.step_sampler import StepSampler, StepSamples
+from engine.loop.step_reader import StepReader, StepValues
 from engine.loop.trace import OnStep, StepTrace
 from engine.machine.device_turn import DeviceTurn
 from engine.model.model_shape import max_model_len
@@ -137,7 +137,7 @@ class Engine:
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
-            self._sampler = StepSampler(self.runner, self._states)
+            self._reader = StepReader(self.runner, self._states)
         except BaseException as error:
             self._death = error
             self._turn.give(self)
@@ -211,13 +211,13 @@ class Engine:
         held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
         forward = self.runner.forward(step)
         computed = perf_counter()
-        samples = self._sampler.launch(step, forward)
-        self.runner.last_tokens = samples.tokens
-        self._in_flight.append(_InFlight(samples, held, (started, scheduled, computed, perf_counter())))
+        values = self._reader.launch(step, forward)
+        self.runner.last_tokens = values.tokens
+        self._in_flight.append(_InFlight(values, held, (started, scheduled, computed, perf_counter())))
 
     def _take(self, flown: "_InFlight") -> None:
-        step, before = flown.samples.step, perf_counter()
-        sampled = self._sampler.take(flown.samples)
+        step, before = flown.values.step, perf_counter()
+        sampled = self._reader.take(flown.values)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:
@@ -269,17 +269,17 @@ class Engine:
 @dataclass(frozen=True, slots=True)
 class _InFlight:
     """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
-    began and ended, and when its forward pass and its samples were launched.
+    began and ended, and when its forward pass and its reads were launched.
     """
 
-    samples: StepSamples
+    values: StepValues
     held: tuple[int, int, int]
     times: tuple[float, float, float, float]
 
 
 def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) -> StepTrace:
     """`taking` is when the wait for the step began, when its tokens were taken, and when the scheduler had them."""
-    step, (running, unfinished, kv_bytes) = flown.samples.step, flown.held
+    step, (running, unfinished, kv_bytes) = flown.values.step, flown.held
     scheduled, computed, sampled = (1000 * (after - before) for before, after in pairwise(flown.times))
     taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
     return StepTrace(

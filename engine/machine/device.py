@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineConfig, Quantization
 from engine.errors import UserError
+from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
 from kernels.kv_format import INT8_ROWS, KVFormat, kv_format_of
@@ -42,7 +43,7 @@ class Device:
 
     def packs(self, shape: ModelShape) -> bool:
         """Whether layers and head are `engine.forward.cpu.fused_layer`'s."""
-        return shape.can_fuse and self.backend == "torch" and self.dtype != "float16"
+        return self.backend == "torch" and "torch" in shape.fused_on and self.dtype != "float16"
 
     def kv_format(self, shape: ModelShape, quantization: Quantization) -> KVFormat:
         """How keys and values are kept: as the model computes, but for 8 bits where layers and processor take them."""
@@ -68,10 +69,7 @@ def resolve_device(config: EngineConfig) -> Device:
     if config.device == "cpu" or (config.device == "auto" and not _cuda_devices()):
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
-        if config.quantization in ("int4", "fp8"):
-            raise UserError(
-                f"model.quantization: {config.quantization} is for GPUs alone; take int8, or engine.device: cuda"
-            )
+        linear_scheme(config.quantization, "torch")
         return Device("cpu", dtype, CPU_FLOPS_PER_CORE * cores, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= _cuda_devices():
@@ -80,21 +78,42 @@ def resolve_device(config: EngineConfig) -> Device:
     device = Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
-    if config.quantization == "fp8":
-        _refuse_fp8(device)
+    _refuse_scheme(linear_scheme(config.quantization, device.backend), device)
     return device
 
 
-def _refuse_fp8(device: Device) -> None:
-    """Raises UserError for a GPU without FP8 units, or another dtype than the one that their products come in."""
+def _refuse_scheme(scheme: LinearScheme, device: Device) -> None:
+    """Raises UserError for a dtype that the scheme's activations do not come in, or a GPU without its units."""
+    name = scheme.quantization
+    if device.dtype not in scheme.dtypes:
+        raise UserError(
+            f"model.dtype: {name} computes in {scheme.dtypes[0]}, not {device.dtype}; take {scheme.dtypes[0]} or auto"
+        )
+    if scheme.capability > (0, 0) and scheme.capability > _nvidia_capability(device):
+        came = ".".join(map(str, scheme.capability))
+        raise UserError(
+            f"model.quantization: {_cuda_name(device)} multiplies no {name} (it came with {came}); take int8 or int4"
+        )
+
+
+def can_run(device: Device, scheme: LinearScheme) -> bool:
+    """Whether a GPU has the units that a scheme's kernel multiplies with."""
+    return device.dtype in scheme.dtypes and (
+        not any(scheme.capability) or scheme.capability <= _nvidia_capability(device)
+    )
+
+
+def _nvidia_capability(device: Device) -> tuple[int, int]:
+    """Above all that there are for AMD's, whose units are not told apart here."""
     import torch
 
-    if device.dtype != "bfloat16":
-        raise UserError(f"model.dtype: fp8 computes in bfloat16, not {device.dtype}; take bfloat16 or auto")
-    capability = torch.cuda.get_device_capability(device.name)
-    if torch.version.hip is None and capability < (8, 9):
-        name = torch.cuda.get_device_name(device.name)
-        raise UserError(f"model.quantization: {name} multiplies no fp8 (it came with 8.9); take int8 or int4")
+    return (99, 0) if torch.version.hip is not None else torch.cuda.get_device_capability(device.name)
+
+
+def _cuda_name(device: Device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device.name)
 
 
 def _cuda_devices() -> int:

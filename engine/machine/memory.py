@@ -13,6 +13,7 @@ from engine.errors import UserError
 from engine.figures import figure
 from engine.machine.device import Device
 from engine.model.checkpoint import ModelFiles
+from engine.model.linear_schemes import linear_scheme
 from engine.model.model_shape import ModelShape
 from kernels.processor import NATIVE_BYTES
 
@@ -20,8 +21,6 @@ from kernels.processor import NATIVE_BYTES
 HEAD_ROWS, LOGITS_COPIES = 256, 3
 # A leaf that nothing reads again may overshoot the step's tokens by less than as many.
 OVERSHOOT = 2
-# Of what quantising adds.
-WEIGHT_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 8}
 # A GPU's context, compiled kernels, and what captured graphs keep beside a step's activations.
 GPU_RESERVE = 2**30
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -47,12 +46,12 @@ class MemoryNeed:
 
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
     """For a model on `device`; activations are those of one layer, which the next one's replace."""
-    weights = _weights(files, shape, device) + shape.matmul_params * WEIGHT_BITS[config.quantization] // 8
+    quantized = shape.matmul_params * linear_scheme(config.quantization, device.backend).weight_bits // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
     return MemoryNeed(
-        weights=weights,
+        weights=_weights(files, shape, device) + quantized,
         kv_cache=config.kv_cache_memory,
         activations=step_tokens * row * device.dtype_bytes,
         logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
@@ -106,8 +105,8 @@ def machine_memory() -> int:
 
 
 def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
-    """As the headers of the safetensors say; of a GGUF file, which packs them, as the sizes say."""
-    if files.gguf_file is not None:
+    """As the headers of the safetensors say; of a file that packs them, as the sizes say: they may be unpacked."""
+    if files.gguf_file is not None or _is_packed(files):
         sizes = [[shape.matmul_params], [shape.vocab_size, shape.hidden_size]]
     else:
         sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
@@ -117,6 +116,12 @@ def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
         is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2
         total += shape.head_params * (is_tied * device.dtype_bytes + NATIVE_BYTES)
     return total
+
+
+def _is_packed(files: ModelFiles) -> bool:
+    with suppress(OSError, ValueError):  # loading says what is wrong with it
+        return "quantization_config" in json.loads((files.folder / "config.json").read_text())
+    return False
 
 
 def _sizes_in(file: Path) -> list[list[int]]:

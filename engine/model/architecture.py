@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import UserError
+from engine.model.fused_families import fused_backends
 from engine.model.model_shape import ModelShape
 
 Config = Mapping[str, Any]
@@ -16,8 +17,6 @@ ALIASES = {
     "max_position_embeddings": ("n_positions", "max_seq_len"),
 }
 
-# Types whose layers are norm, rotary attention, norm and gated MLP, and nothing else.
-FUSED = frozenset({"internlm3", "iquestcoder", "llama", "mistral", "qwen2"})
 SERVED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
 LAYER_REASONS = {
     "chunked_attention": "attention within chunks",
@@ -98,7 +97,7 @@ def shape_of(config: Config, generation: Config) -> ModelShape:
         max_model_len=_max_model_len(config),
         eos_token_ids=tuple(end for end in ends if end < vocab_size),  # another is never written
         experts_per_token=int(config.get("num_experts_per_tok") or 1),
-        can_fuse=config.get("model_type") in FUSED and config.get("hidden_act", "silu") == "silu",
+        fused_on=fused_backends(config),
     )
 
 

@@ -21,6 +21,7 @@ from engine.errors import UserError
 from engine.model.architecture import refuse, shape_of
 from engine.model.gguf_header import read_header
 from engine.model.model_shape import ModelShape
+from engine.model.stored_weights import stored_format
 from engine.stages import enter
 
 EMBEDDED = "embedded"
@@ -174,7 +175,9 @@ def load_shape(model: ModelFiles) -> ModelShape:
     folder = tokenizer_folder(model)
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
-    refuse(config, f"model.path: {model.name} ({config.get('model_type')})")
+    kind = f"model.path: {model.name} ({config.get('model_type')})"
+    refuse(config, kind)
+    stored_format(config, kind)
     try:
         return shape_of(config, generation)
     except KeyError as missing:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.config import EngineConfig
+from kernels.backend import Backend
 from kernels.kv_format import KVFormat
 
 
@@ -10,7 +11,7 @@ from kernels.kv_format import KVFormat
 class ModelShape:
     """Sizes of a decoder-only model. `experts_per_token` and `intermediate_size` describe what one token runs.
 
-    `can_fuse`: its layers are such as `engine.forward.cpu.fused_layer` computes.
+    `fused_on`: the backends whose fused layer computes its layers (`engine.model.fused_families`).
     """
 
     num_layers: int
@@ -23,7 +24,7 @@ class ModelShape:
     max_model_len: int
     eos_token_ids: tuple[int, ...] = ()
     experts_per_token: int = 1
-    can_fuse: bool = False
+    fused_on: tuple[Backend, ...] = ()
 
     @property
     def matmul_params(self) -> int:

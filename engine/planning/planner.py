@@ -12,8 +12,8 @@ from engine.model.model_shape import ModelShape, num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
 from engine.planning.cost import Work, count_work, flops
 from engine.planning.groups import Forest, arrange, share
-from engine.planning.kv_peak import peak_kv_blocks
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
+from engine.planning.simulator import simulate
 from engine.request import Request
 from kernels.kv_format import KVFormat
 
@@ -46,6 +46,8 @@ def make_plan(
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
     shards = _shards(ordered_ids, forest, work, seconds, shard_seconds)
     block_bytes = config.block_size * shape.kv_bytes_per_token(kv_format)
+    num_blocks = num_kv_blocks(shape, config, kv_format)
+    trajectory = simulate(forest, work, config, num_blocks)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -54,17 +56,18 @@ def make_plan(
         ideal_tokens=int((tree.end - tree.start).sum()),
         label_tokens=int(work.label_tokens.sum()),
         max_decode_tokens=int(work.decode_tokens.sum()),
-        peak_kv_bytes=peak_kv_blocks(forest, work, config, num_kv_blocks(shape, config, kv_format)) * block_bytes,
+        peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
     )
     return Plan(
-        plan_id=_plan_id(ordered_ids, forest, shards),
+        layout_id=_layout_id(ordered_ids, forest, shards),
         nodes=_nodes(forest, num_requests),
         order=forest.order,
         node_of=forest.node_of,
         shards=shards,
         summary=summary,
+        trajectory=trajectory,
     )
 
 
@@ -78,7 +81,7 @@ def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWo
             path_nodes.add(node)
             node = plan.nodes[node].parent
     return ShardWork(
-        plan_id=plan.plan_id,
+        layout_id=plan.layout_id,
         index=shard.index,
         shard_id=shard.shard_id,
         nodes=tuple(plan.nodes[node] for node in sorted(path_nodes)),
@@ -146,7 +149,7 @@ def _shared_depths(forest: Forest) -> Ints:
     return np.concatenate([[0], inner, [0]])
 
 
-def _plan_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
+def _layout_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
     """Names the node ids too: only plans that number equal nodes alike may share KV."""
     layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
     return _digest(

@@ -1,7 +1,18 @@
-"""The KV cache's blocks: handed out in runs that are as long as can be, reference-counted, freed by plan."""
+"""The KV cache's blocks: handed out in runs that are as long as can be, and taken back from their owner."""
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = TypeVar("Counts", int, NDArray[np.int64])
+
+
+def blocks_for(num_tokens: Counts, block_size: int) -> Counts:
+    """Blocks that hold so many tokens, the last of them perhaps in part."""
+    return -(-num_tokens // block_size)
 
 
 @dataclass(slots=True, eq=False)
@@ -10,7 +21,6 @@ class BlockTable:
 
     runs: tuple[tuple[int, int], ...]
     block_size: int
-    ref_count: int
 
     @property
     def num_blocks(self) -> int:
@@ -28,7 +38,7 @@ class BlockTable:
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens. Nothing is evicted: who is refused waits."""
+    """`num_blocks` blocks of `block_size` tokens. `peak_used` is the most that were in use at once."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
@@ -41,14 +51,10 @@ class BlockPool:
     def num_used(self) -> int:
         return self.num_blocks - self.num_free
 
-    def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
-    def allocate(self, num_tokens: int, ref_count: int = 1) -> BlockTable:
+    def allocate(self, num_tokens: int) -> BlockTable:
         """Room for `num_tokens` tokens, in one run where one fits, else in as few as can be."""
-        wanted = self.blocks_for(num_tokens)
+        wanted = blocks_for(num_tokens, self.block_size)
         assert 0 < wanted <= self.num_free, (wanted, self.num_free)
-        assert ref_count > 0, ref_count
         runs = []
         while wanted:
             run = self._take(wanted)
@@ -56,25 +62,15 @@ class BlockPool:
             wanted -= run[1]
         self.num_free -= sum(count for _, count in runs)
         self.peak_used = max(self.peak_used, self.num_used)
-        return BlockTable(tuple(runs), self.block_size, ref_count)
-
-    def acquire(self, table: BlockTable, users: int = 1) -> None:
-        assert table.ref_count > 0, table
-        table.ref_count += users
-
-    def release(self, table: BlockTable) -> None:
-        """One user less; the last one frees the blocks."""
-        assert table.ref_count > 0, table
-        table.ref_count -= 1
-        if table.ref_count == 0:
-            self.free(table)
+        return BlockTable(tuple(runs), self.block_size)
 
     def free(self, table: BlockTable) -> None:
-        """Takes the blocks back whatever the count: for a node that must be computed again."""
+        """Takes the blocks back; the table is empty from then on."""
+        assert table.runs, "freed twice"
         for run in table.runs:
             self._give_back(run)
         self.num_free += table.num_blocks
-        table.runs, table.ref_count = (), 0
+        table.runs = ()
         assert self.num_free <= self.num_blocks, (self.num_free, self.num_blocks)
 
     def _take(self, wanted: int) -> tuple[int, int]:

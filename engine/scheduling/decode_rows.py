@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 from kernels.segments import Ints, Segments
 
@@ -24,7 +25,7 @@ class DecodeRows:
     def __init__(self, built: SchedulerOutput, running: Mapping[int, Sequence], ahead: int) -> None:
         """`built` is of all that is `running`, and of nothing else."""
         self._ahead = ahead
-        self._keys = np.array([sample.key for sample in built.samples], dtype=np.int64)
+        self._keys = built.reads.key.copy()
         self._run_ends = np.array([_run_end(running[key]) for key in self._keys.tolist()], dtype=np.int64)
         self._own = _own_segments(built)
         self.output = replace(built, segments=self._drawn_out(built.segments, built.slot_mapping), ahead=ahead)
@@ -75,7 +76,7 @@ class DecodeRows:
             position_ids=before.position_ids[rows],
             slot_mapping=before.slot_mapping[rows],
             segments=before.segments.for_rows(rows),
-            samples=tuple(SampleRow(row, key) for row, key in enumerate(self._keys.tolist())),
+            reads=Reads.samples(np.arange(len(rows)), self._keys),
         )
         self._own = _own_segments(made)
         return made

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from engine.label_tree import LabelTree
 from engine.request import Request, TokenIds
+from engine.scheduling.admission import decode_kv_tokens
 from engine.scheduling.block_pool import BlockTable
 
 NodeKey = tuple[int, int]
@@ -13,7 +14,8 @@ NodeKey = tuple[int, int]
 class NodeState:
     """A prefix node while any submitted request below it is unfinished.
 
-    `computed` counts its tokens whose KV exists. A `transient` node is a whole leaf that nothing attends to after
+    `computed` counts its tokens whose KV exists; `users` the sequences that end at it or below, `decode_kv_tokens` the
+    KV that decoding can need of those that end at it. A `transient` node is a whole leaf that nothing attends to after
     its one step: it takes no block. `tail` is the one sequence that decodes straight behind the node's tokens.
     """
 
@@ -23,6 +25,7 @@ class NodeState:
     token_ids: TokenIds
     num_requests: int
     users: int = 0
+    decode_kv_tokens: int = 0
     computed: int = 0
     admitted: bool = False
     transient: bool = False
@@ -52,8 +55,8 @@ class Sequence:
     """A request on its way. `order` is its place in the plan; `max_tokens` is what the context leaves of its cap.
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
-    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is the
-    `sample_index`-th sample of the step that makes it.
+    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is what
+    read `sample_index` of the step that makes it samples.
     """
 
     key: int
@@ -87,8 +90,8 @@ class Sequence:
 
     @property
     def decode_kv_tokens(self) -> int:
-        """KV that decoding can need: the last token's is never read."""
-        return max(self.max_tokens - 1, 0)
+        """KV that decoding can need."""
+        return decode_kv_tokens(self.max_tokens)
 
     @property
     def is_tail(self) -> bool:

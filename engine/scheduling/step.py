@@ -4,31 +4,36 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput, ScoreRow
+from engine.label_tree import LabelTree
+from engine.scheduling.reads import Read, ReadKind, Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeKey, NodeState, Sequence
 from kernels.segments import Segment, Segments
 
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Tokens `[first, last)` of a node; `asked` want the logits of its last row."""
+    """Rows for tokens `[first, last)` of a node. The sequences of `asked` end at the node and read its last row.
+
+    `again`: the tokens' KV exists, and the rows are computed once more for what is read off them.
+    """
 
     node: NodeState
     first: int
     last: int
     asked: list[Sequence] = field(default_factory=list)
+    again: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """What the scheduler chose. `asked_again` sequences need the logits of a prompt whose KV exists."""
+    """What the scheduler chose: a token of each of `decodes`, and chunks of prompts."""
 
     decodes: list[Sequence]
     chunks: list[Chunk] = field(default_factory=list)
-    asked_again: list[Sequence] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.decodes or self.chunks or self.asked_again)
+        return bool(self.decodes or self.chunks)
 
 
 class _Builder:
@@ -39,8 +44,7 @@ class _Builder:
         self.positions: list[int] = []
         self.slots: list[int] = []
         self.segments: list[Segment] = []
-        self.samples: list[SampleRow] = []
-        self.scores: list[ScoreRow] = []
+        self.reads: list[Read] = []
         self.num_label_tokens = 0
         self._open: list[tuple[NodeState, int]] = []
 
@@ -79,35 +83,21 @@ class _Builder:
         self.below(node.chain)
         self.tokens += node.token_ids[chunk.first : chunk.last].tolist()
         self.positions += range(node.start + chunk.first, node.start + chunk.last)
-        if node.transient:
+        if node.transient or chunk.again:
             self.slots += [-1] * (chunk.last - chunk.first)
         else:
             assert node.table is not None
             for first, last in node.table.slots(chunk.first, chunk.last):
                 self.slots += range(first, last)
+        last_row = self.row - 1
         for sequence in chunk.asked:
-            self.ask(sequence, self.row - 1)
-        for sequence in chunk.asked:
-            self.label_rows(sequence)
+            if sequence.label_tree is None:
+                self.reads.append(Read(last_row, sequence.key))
+            else:
+                self.label_rows(sequence, sequence.label_tree, last_row)
 
-    def ask(self, sequence: Sequence, row: int) -> None:
-        """The logits of `row`, the last of the prompt."""
-        if sequence.label_tree is None:
-            self.samples.append(SampleRow(row, sequence.key))
-        else:
-            self.score(sequence, row, -1)
-
-    def score(self, sequence: Sequence, row: int, parent: int) -> None:
-        assert sequence.label_tree is not None
-        targets = [(label, token) for label, above, token in sequence.label_tree.targets if above == parent]
-        labels, tokens = zip(*targets, strict=True)
-        self.scores.append(ScoreRow(row, sequence.key, tokens, labels))
-
-    def label_rows(self, sequence: Sequence) -> None:
+    def label_rows(self, sequence: Sequence, tree: LabelTree, prompt_row: int) -> None:
         """Each label token reads the prompt, and its ancestors and itself in as few runs as they lie in."""
-        tree = sequence.label_tree
-        if tree is None or not tree.token_ids:
-            return
         self.below(sequence.node.chain)
         start, position = self.row, sequence.num_prompt_tokens
         self.tokens += tree.token_ids
@@ -124,17 +114,9 @@ class _Builder:
                 at = position + tree.depths[first]
                 self.segments.append(Segment(row, row + 1, start + first, start + last + 1, at, in_step=True))
                 last = tree.parents[first]
-            self.score(sequence, row, index)
-
-    def ask_again(self, sequence: Sequence) -> None:
-        """The prompt's last token once more, over KV that holds it already."""
-        node = sequence.node
-        self.below(node.chain)
-        self.tokens.append(int(node.token_ids[-1]))
-        self.positions.append(node.start + node.num_tokens - 1)
-        self.slots.append(-1)
-        self.ask(sequence, self.row - 1)
-        self.label_rows(sequence)
+        for label, parent, token in tree.targets:
+            row = start + parent if parent >= 0 else prompt_row
+            self.reads.append(Read(row, sequence.key, ReadKind.LABEL, token, label))
 
     def decode(self, sequence: Sequence) -> None:
         node, count = sequence.node, sequence.num_output_tokens
@@ -150,21 +132,18 @@ class _Builder:
         self.positions.append(sequence.num_prompt_tokens + count - 1)
         self.slots.append(slots[-1][1] - 1)
         self._reads(self.row - 1, slots, position)
-        self.samples.append(SampleRow(self.row - 1, sequence.key))
+        self.reads.append(Read(self.row - 1, sequence.key))
 
 
 def build_output(step: Step) -> SchedulerOutput:
     builder = _Builder()
     items: list[tuple[NodeKey, int, Chunk | Sequence]] = []
-    items += [(chunk.node.key, 0, chunk) for chunk in step.chunks]
-    items += [(sequence.node.key, 1, sequence) for sequence in step.asked_again]
+    items += [(chunk.node.key, int(chunk.again), chunk) for chunk in step.chunks]
     items += [(sequence.node.key, 2, sequence) for sequence in step.decodes]
     items.sort(key=lambda item: item[:2])
-    for _, kind, item in items:
+    for _, _, item in items:
         if isinstance(item, Chunk):
             builder.chunk(item)
-        elif kind == 1:
-            builder.ask_again(item)
         else:
             builder.decode(item)
     builder.below(())
@@ -173,9 +152,8 @@ def build_output(step: Step) -> SchedulerOutput:
         position_ids=np.array(builder.positions, dtype=np.int64),
         slot_mapping=np.array(builder.slots, dtype=np.int64),
         segments=Segments.of(builder.segments),
-        samples=tuple(builder.samples),
-        scores=tuple(builder.scores),
-        num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks) + len(step.asked_again),
+        reads=Reads.of(builder.reads),
+        num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
         num_decode_tokens=len(step.decodes),
         num_label_tokens=builder.num_label_tokens,
     )

@@ -26,7 +26,7 @@ def child() -> None:
     """Compiles the loops that are named by the arguments behind the first; says of each when it is made."""
     assert openmp.available()
     for name in sys.argv[2:]:
-        importlib.import_module(name)._loop.compile()
+        importlib.import_module(name).LOOP.compile()
         loop_cache.note_as_made(name)
         _say(f"{name}\n")
 

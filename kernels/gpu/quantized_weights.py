@@ -58,9 +58,15 @@ def quantize_weight(weight: Tensor, bits: int, group: int | None = None) -> Quan
     scales = scales.t().contiguous()
     if bits == 8:
         return QuantizedWeight(codes.view(outputs, inputs), scales, 8)
-    nibbles = (codes + 8).to(torch.uint8)
-    packed = nibbles[..., : group // 2] | nibbles[..., group // 2 :] << 4
-    return QuantizedWeight(packed.reshape(outputs, inputs // 2).t().contiguous(), scales, 4)
+    return pack_codes((codes + 8).to(torch.uint8).flatten(1), scales)
+
+
+def pack_codes(codes: Tensor, scales: Tensor) -> QuantizedWeight:
+    """Codes (outputs, inputs) uint8 of 4 bits, of which 8 is zero, and scales (inputs / group, outputs)."""
+    grouped = codes.view(len(codes), len(scales), -1)
+    half = grouped.shape[2] // 2
+    packed = grouped[..., :half] | grouped[..., half:] << 4
+    return QuantizedWeight(packed.flatten(1).t().contiguous(), scales.contiguous(), 4)
 
 
 def dequantized(weight: QuantizedWeight) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.sampling import Sampling
+from tasks.job.task import Task, keys_of
 
 RESULT_COLUMNS = (
     "custom_id",
@@ -69,18 +70,6 @@ def _no_clash(keep: dict[str, str]) -> dict[str, str]:
             )
         taken.add(name.lower())
     return keep
-
-
-def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if labels is None:
-        return None
-    if not labels:
-        raise ValueError("is empty; name at least one label")
-    if len(set(labels)) != len(labels):
-        raise ValueError("names a label twice")
-    if any(not label.strip() for label in labels):
-        raise ValueError("holds an empty label")
-    return labels
 
 
 def _at_least_a_mebibyte(size: int) -> int:
@@ -191,28 +180,6 @@ class Prompt(Part):
         return self.chat or self.messages is not None
 
 
-class Task(Part):
-    """`choice` scores labels as continuations of the prompt; `generate` writes text."""
-
-    type: Literal["choice", "generate"] = Field(
-        description="`choice`: which label is the likeliest continuation; `generate`: a text."
-    )
-    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
-        default=None, description="`choice`: the labels of all rows, white space included."
-    )
-    labels_column: Name | None = Field(
-        default=None, description="`choice`: a column with each row's labels, a list or its JSON."
-    )
-
-    @classmethod
-    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        keys = ("labels", "labels_column")
-        if given.get("type") == "choice":
-            yield from exactly_one(given, keys)
-        elif given.get("type") == "generate" and any(given.get(key) is not None for key in keys):
-            yield "labels belong to type: choice"
-
-
 class Model(Part):
     """Which model, and how many bits of it."""
 
@@ -286,8 +253,9 @@ class ScoringJob(Part):
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
         task, sampling = given.get("task"), given.get("sampling")
         kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
-        if kind == "choice" and sampling is not None and _changes(sampling):
-            yield "sampling has no effect on type: choice; remove it"
+        keys = keys_of(kind)
+        if keys is not None and not keys.samples and sampling is not None and _changes(sampling):
+            yield f"sampling has no effect on type: {kind}; remove it"
 
     @property
     def output_folder(self) -> Path:

@@ -2,31 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 
-from engine.request import TokenIds
+from tasks.request.task_type import RowRequest
+from tasks.request.task_types import task_type_of
 from tasks.storage.run import FORMAT, Run
 
 
 class RequestHasher:
-    """Model weights, dtype, quantization, task and sampling parameters are the same for all requests of a run."""
+    """Model weights, dtype, quantization and what the task type calls decisive are the same for a run's requests."""
 
     def __init__(self, run: Run) -> None:
-        job = run.job
-        sampling = job.sampling.decisive() if job.task.type == "generate" else None
-        precision = [run.device.dtype, job.model.quantization]
-        decisive = [FORMAT, run.model.fingerprint, *precision, job.task.type, sampling]
+        task_type = task_type_of(run.job)
+        precision = [run.device.dtype, run.job.model.quantization]
+        decisive = [FORMAT, run.model.fingerprint, *precision, task_type.name, task_type.decisive(run.job)]
         self._base = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
-        # Draws without a seed differ from row to row, so such rows are never one request.
-        self._by_row = job.task.type == "generate" and job.sampling.temperature > 0 and job.sampling.seed is None
+        self._by_row = task_type.is_drawn_afresh(run.job)
 
-    def __call__(
-        self, prompt: TokenIds, max_tokens: int, custom_id: str, labels: Sequence[TokenIds], texts: Sequence[str]
-    ) -> str:
+    def __call__(self, request: RowRequest, custom_id: str) -> str:
         digest = self._base.copy()
-        pieces = [prompt.tobytes(), *(ids.tobytes() for ids in labels), *(text.encode() for text in texts)]
+        pieces = [
+            request.prompt_token_ids.tobytes(),
+            *(ids.tobytes() for ids in request.labels),
+            *(text.encode() for text in request.label_texts),
+        ]
         row = [custom_id.encode()] if self._by_row else []
-        layout = [max_tokens, len(labels), *map(len, pieces)]
+        layout = [request.max_tokens, len(request.labels), *map(len, pieces)]
         digest.update(repr(layout).encode())
         for piece in pieces + row:
             digest.update(piece)

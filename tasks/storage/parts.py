@@ -1,8 +1,6 @@
 """Result parts: one Parquet row a request, whatever became of it."""
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,23 +44,30 @@ class Asked:
     attempts: int
 
 
+# A task type's own columns of a result, out of its labels' texts and its output.
+Answer = Callable[[Sequence[str], RequestOutput], dict[str, Any]]
+
+
 def newest_results(files: Sequence[str]) -> str:
     """SQL for each request's newest result in these parts."""
     parts = f"SELECT * FROM read_parquet({literals(files)})" if files else statement("views/no_parts")
     return statement("views/newest", parts=parts)
 
 
-def to_part(asked: Sequence[Asked], outputs: Sequence[RequestOutput], run_id: str, shard_id: str) -> pa.Table:
+def to_part(
+    asked: Sequence[Asked], outputs: Sequence[RequestOutput], answer: Answer, run_id: str, shard_id: str
+) -> pa.Table:
     """One row for each request, in the order asked."""
-    rows = [_row(one, output, run_id, shard_id) for one, output in zip(asked, outputs, strict=True)]
+    rows = [_row(one, output, answer, run_id, shard_id) for one, output in zip(asked, outputs, strict=True)]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
 
-def _row(asked: Asked, output: RequestOutput, run_id: str, shard_id: str) -> dict[str, Any]:
+def _row(asked: Asked, output: RequestOutput, answer: Answer, run_id: str, shard_id: str) -> dict[str, Any]:
     assert output.request_id == asked.request_hash, (output.request_id, asked.request_hash)
+    failed = output.finish_reason == "error"
     row: dict[str, Any] = {
         "request_hash": asked.request_hash,
-        "status": "error" if output.finish_reason == "error" else "ok",
+        "status": "error" if failed else "ok",
         "finish_reason": output.finish_reason,
         "prompt_tokens": output.prompt_tokens,
         "completion_tokens": len(output.token_ids),
@@ -71,32 +76,6 @@ def _row(asked: Asked, output: RequestOutput, run_id: str, shard_id: str) -> dic
         "run_id": run_id,
         "shard_id": shard_id,
     }
-    if output.finish_reason == "error":
+    if failed:
         return row | {"error_type": output.error_type or "ERROR", "error_message": output.error_message}
-    if output.label_scores is not None:
-        return row | _choice(asked.label_texts, [score.logprob for score in output.label_scores])
-    return row | {
-        "generated_text": output.text,
-        "token_ids": list(output.token_ids),
-        "cumulative_logprob": output.cumulative_logprob,
-        "logprobs": _logprobs(output),
-    }
-
-
-def _choice(texts: Sequence[str], logprobs: Sequence[float]) -> dict[str, Any]:
-    """The likeliest label, the first of equals; probabilities are normalised over the labels."""
-    best = max(range(len(texts)), key=logprobs.__getitem__)
-    weights = [math.exp(logprob - logprobs[best]) for logprob in logprobs]
-    return {
-        "label": texts[best],
-        "cumulative_logprob": logprobs[best],
-        "label_probs": [(text, weight / sum(weights)) for text, weight in zip(texts, weights, strict=True)],
-        "label_logprobs": list(zip(texts, logprobs, strict=True)),
-    }
-
-
-def _logprobs(output: RequestOutput) -> str | None:
-    if output.logprobs is None:
-        return None
-    tokens = [{"token_id": one.token_id, "logprob": one.logprob, "top": one.top} for one in output.logprobs]
-    return json.dumps(tokens)
+    return row | answer(asked.label_texts, output)

@@ -48,7 +48,7 @@ GPT: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2
 
 @dataclass(frozen=True)
 class Family:
-    """`special` is what its layers do beside full attention and a gated MLP, in the words of the README."""
+    """`special` is what its layers do beside full attention and a gated MLP, in the words of docs/models.md."""
 
     name: str
     model_type: str

@@ -1,10 +1,10 @@
-"""The README's section on models, made from what the tests run: `python -m tests.engine.models_table` rewrites it."""
+"""The tables of `docs/models.md`, made from what the tests run: `python -m tests.engine.models_table` rewrites them."""
 
 from pathlib import Path
 
 from tests.engine.families import REFUSED, SERVED
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- models:begin -->", "<!-- models:end -->"
 
 
@@ -16,14 +16,14 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
-def written(readme: str) -> str:
+def written(page: str) -> str:
     """What stands between the markers. Raises ValueError where there are none."""
-    return readme[readme.index(BEGIN) + len(BEGIN) : readme.index(END)].strip()
+    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip()
 
 
 def rewrite() -> None:
-    readme = README.read_text()
-    README.write_text(readme.replace(written(readme), models_table()))
+    page = PAGE.read_text()
+    PAGE.write_text(page.replace(written(page), models_table()))
 
 
 if __name__ == "__main__":

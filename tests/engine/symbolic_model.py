@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler import Sampled, Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
@@ -97,7 +98,7 @@ class SymbolicModel:
 def drain(
     scheduler: Scheduler, model: SymbolicModel, sequences: Iterable[Sequence], in_flight: int = 0
 ) -> dict[str, list[int] | dict]:
-    """Runs everything; returns each request's tokens, or where each target of its labels was looked up.
+    """Runs everything; returns each request's tokens, or the targets that were looked up for each of its labels.
 
     Steps run in order, as on a device; each is taken in when `in_flight` more have been scheduled.
     """
@@ -112,19 +113,21 @@ def drain(
             step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
             rows = model.run(step)
             sampled, last = {}, []
-            for sample in step.samples:
-                sequence, tokens = live[sample.key], made[sample.key]
-                assert rows[sample.row] == model.chain_of(tokens)
+            for read in step.reads:
+                sequence, tokens = live[read.key], made[read.key]
+                if read.kind is ReadKind.LABEL:
+                    places = results.setdefault(sequence.request.request_id, {})
+                    found = places.setdefault(read.place, [])
+                    assert rows[read.row] == model.chain_of([*tokens, *found]), "not where the label goes on"
+                    found.append(read.target)
+                    continue
+                assert rows[read.row] == model.chain_of(tokens)
                 token = model.next_token(tokens)
                 tokens.append(token)
                 last.append(token)
                 stops = token == 0 and not sequence.request.params.ignore_eos
                 count = len(tokens) - sequence.num_prompt_tokens
-                sampled[sample.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
-            for score in step.scores:
-                places = results.setdefault(live[score.key].request.request_id, {})
-                for label, target in zip(score.labels, score.targets, strict=True):
-                    places.setdefault(label, []).append((rows[score.row], target))
+                sampled[read.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
             launched.append((step, sampled))
         while launched and (step is None or len(launched) > in_flight):
             for sequence in scheduler.update(*launched.popleft()):

@@ -7,10 +7,13 @@ import pytest
 
 from flows.report import RunReport
 from tasks.publish import Published
+from tasks.request.task_type import Shown
+
+SHOWN = Shown("label_counts", ("label", "rows"))
 
 
 def report(rows: int, results: int, errors: int, **more: Any) -> RunReport:
-    published = Published(rows, results, errors, rows - results - errors, (), (), (), 0, 0, 0, 0.0, 0.0, Path("x"))
+    published = Published(rows, results, errors, rows - results - errors, SHOWN, (), (), 0, 0, 0, 0.0, 0.0, Path("x"))
     given = {"scored_rows": 0, "rejected": 0, "seconds": 1.0} | more
     return RunReport(job="j", run_id="r", folder=Path("x"), published=published, shards=0, **given)
 

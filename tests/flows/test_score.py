@@ -45,7 +45,7 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(
         first = run(small_job)
     assert (first.published.rows, first.published.results, first.published.errors) == (21, 20, 1)
     assert first.scored_rows == 20
-    assert sum(rows for _, rows in first.published.labels) == 20
+    assert sum(int(rows) for _, rows in first.published.answers) == 20
     assert first.published.error_types == (("EMPTY_PROMPT", 1),)
     assert [p.stage for p in seen][:3] == ["reading rows", "finding equal requests", "planning"]
     assert max(p.rows_done for p in seen) == 21
@@ -57,7 +57,7 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(
     monkeypatch.setattr("flows.model_loading.get_engine", load)
     second = run(small_job)
     assert second.scored_rows == 0
-    assert second.published.labels == first.published.labels
+    assert second.published.answers == first.published.answers
     assert "nothing" in dict(second.facts())["scored now"]
 
 
@@ -66,11 +66,11 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
     small_job["sampling"] = {"max_tokens": 3, "ignore_eos": True}
     report = run(small_job)
     assert report.published.results == 20
-    assert report.published.samples
+    assert report.published.answers
     [counts] = answer(small_job, "select min(completion_tokens) as low, max(completion_tokens) as high from results")
     assert counts == {"low": 3, "high": 3}
-    for _, text in report.published.samples:
-        assert text not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
+    for _, text in report.published.answers:
+        assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
 
 
 @pytest.fixture

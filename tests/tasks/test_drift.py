@@ -12,6 +12,9 @@ from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from flows.show_drift import drift_facts
 from tasks.drift import compare, measure_drift
 from tasks.job.job_file import parse_job
+from tasks.request.task_types import TASK_TYPES
+
+CHOICE, GENERATE = TASK_TYPES["choice"], TASK_TYPES["generate"]
 
 
 def labelled(name: str, *logprobs: float) -> RequestOutput:
@@ -30,10 +33,9 @@ def failed(name: str) -> RequestOutput:
 def test_labels_agree_where_the_best_is_the_same() -> None:
     before = [labelled("a", -1.0, -2.0), labelled("b", -1.0, -1.5), labelled("c", -3.0, -4.0)]
     after = [failed("c"), labelled("b", -2.0, -1.5), labelled("a", -1.0, -2.5)]
-    drift = compare("float32", "int8", before, after)
-    assert (drift.requests, drift.failed, drift.label_agreement) == (2, 1, 0.5)
+    drift = compare(CHOICE, "float32", "int8", before, after)
+    assert (drift.requests, drift.failed, drift.same) == (2, 1, {"label agreement": 0.5})
     assert (drift.mean_difference, drift.max_difference) == pytest.approx((1.5 / 4, 1.0))
-    assert (drift.same_rows, drift.same_tokens) == (None, None)
     facts = dict(drift_facts(drift))
     assert facts["label agreement"] == "50.0%"
     assert facts["rows"] == "2 (1 more failed)"
@@ -43,14 +45,14 @@ def test_labels_agree_where_the_best_is_the_same() -> None:
 def test_tokens_are_compared_up_to_the_first_difference() -> None:
     before = [text("a", (1, -0.5), (2, -0.5), (3, -9.0)), text("b", (7, -1.0))]
     after = [text("a", (1, -0.25), (2, -0.5), (4, -1.0)), text("b", (7, -1.0))]
-    drift = compare("float32", "bfloat16", before, after)
-    assert (drift.same_rows, drift.same_tokens, drift.label_agreement) == (0.5, 0.75, None)
+    drift = compare(GENERATE, "float32", "bfloat16", before, after)
+    assert drift.same == {"rows with the same tokens": 0.5, "tokens before a difference": 0.75}
     assert (drift.mean_difference, drift.max_difference) == pytest.approx((0.25 / 3, 0.25))
 
 
 def test_nothing_in_both_precisions_is_an_error() -> None:
     with pytest.raises(UserError, match="none of the sample"):
-        compare("float32", "int8", [failed("a")], [labelled("a", -1.0)])
+        compare(CHOICE, "float32", "int8", [failed("a")], [labelled("a", -1.0)])
 
 
 @pytest.fixture
@@ -72,8 +74,7 @@ def test_a_choice_job_moves_a_little_and_nothing_is_written(content: dict[str, A
     drift = measure_drift(parse_job(content, "test"), rows=12)
     assert (drift.full, drift.chosen) == ("float32", "int8 over float32")
     assert (drift.requests, drift.failed) == (12, 0)
-    assert drift.label_agreement is not None
-    assert drift.label_agreement >= 0.5
+    assert drift.same["label agreement"] >= 0.5
     assert 0 < drift.mean_difference < drift.max_difference < 5
     assert measure_drift(parse_job(content, "test"), rows=12) == drift
     assert not (tmp_path / "out").exists()
@@ -85,10 +86,9 @@ def test_a_generating_job_is_held_to_its_greedy_tokens(content: dict[str, Any]) 
     content["sampling"] = {"max_tokens": 6, "temperature": 1.0, "ignore_eos": True}
     drift = measure_drift(parse_job(content, "test"), rows=1000)
     assert (drift.full, drift.chosen, drift.requests) == ("float32", "bfloat16", 29)
-    assert drift.same_rows is not None
-    assert drift.same_tokens is not None
-    assert 0 <= drift.same_rows <= drift.same_tokens <= 1
-    assert drift.same_tokens > 0.2
+    same_rows, same_tokens = drift.same.values()
+    assert 0 <= same_rows <= same_tokens <= 1
+    assert same_tokens > 0.2
     assert 0 < drift.mean_difference < drift.max_difference
 
 

@@ -155,7 +155,7 @@ def test_a_second_run_is_told_who_has_the_folder(finished: ScoringJob) -> None:
 def test_the_lock_dies_with_its_holder(finished: ScoringJob) -> None:
     root = str(finished.output_folder)
     hold = (
-        "import sys, time; from pathlib import Path; from tasks.output_folder import OutputFolder\n"
+        "import sys, time; from pathlib import Path; from tasks.storage.output_folder import OutputFolder\n"
         f"with OutputFolder(Path({root!r})).locked(): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as holder:

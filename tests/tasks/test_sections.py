@@ -116,5 +116,5 @@ def test_outlines_join() -> None:
         Shard(2, "b0", 5, 9, 1, 2, 0.5),
     )
     assert joined.summary == PlanSummary(9, 2, 40, 20, 16, 6, 8, 7, 99, 5.0)
-    assert joined.plan_id not in ("a", "b", join([second, first], 99).plan_id)
+    assert joined.layout_id not in ("a", "b", join([second, first], 99).layout_id)
     assert join([], 99).summary == PlanSummary(0, 0, 0, 0, 0, 0, 0, 0, 99, 0)

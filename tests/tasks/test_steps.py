@@ -71,8 +71,8 @@ def test_generated_rows(job_of: JobMaker) -> None:
     job = job_of(rows("one", "two"), task=GENERATE, sampling={"max_tokens": 3})
     _, published = run_steps(job)
     assert [(row["finish_reason"], row["completion_tokens"]) for row in table(job)] == [("length", 3)] * 2
-    assert [name for name, _ in published.samples] == ["0", "1"]
-    assert published.labels == ()
+    assert [name for name, _ in published.answers] == ["0", "1"]
+    assert published.shown.quote
 
 
 def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeEngine) -> None:
@@ -185,7 +185,7 @@ def test_shards_hold_the_nodes_on_their_paths(job_of: JobMaker, engine: FakeEngi
             assert bounds[0][0] == 0
             assert bounds[-1][1] == len(request.prompt_token_ids)
             assert all(before[1] == after[0] for before, after in pairwise(bounds))
-    assert len({work.plan_id for work in engine.works}) == 1
+    assert len({work.layout_id for work in engine.works}) == 1
 
 
 def test_max_tokens_is_what_the_context_leaves(job_of: JobMaker, engine: FakeEngine) -> None:

@@ -15,11 +15,16 @@ from engine.forward.cpu.fused_layer import FusedLayer, States, is_known
 from engine.forward.cpu.projection import pack_head
 from engine.machine.huge_pages import Workspace, drop_file_pages
 
+# The parts of a body that `FusedBody` knows; one that has others does more.
+PARTS = {"embed_tokens", "rotary_emb", "layers", "norm"}
+
 
 def can_fuse(model: Any) -> bool:
-    """Whether all of its layers are known, and their weights can be packed here."""
-    layers: Any = getattr(model.base_model, "layers", [])
-    return len(layers) > 0 and all(map(is_known, layers))
+    """Whether all of its layers are known, nothing lies between them, and their weights can be packed here."""
+    body = model.base_model
+    if {name for name, _ in body.named_children()} != PARTS:
+        return False
+    return len(body.layers) > 0 and all(map(is_known, body.layers))
 
 
 def fuse_body(model: Any, dtype: torch.dtype) -> bool:

@@ -16,15 +16,13 @@ from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.cpu.projection import Projection, can_pack
 from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
+from engine.model.fused_families import family_of
 from kernels.cpu.matmul.rotary import rotate
-
-# Layers that compute what `FusedLayer` does. One that is not named here runs as transformers wrote it.
-FUSED = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 
 
 def is_known(layer: Any) -> bool:
     """Whether `FusedLayer` computes what a layer of transformers does, and its weights can be packed here."""
-    if type(layer).__name__ not in FUSED or not isinstance(layer.mlp.act_fn, SiLUActivation):
+    if family_of(layer, "torch") is None or not isinstance(layer.mlp.act_fn, SiLUActivation):
         return False
     attention, mlp = layer.self_attn, layer.mlp
     linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)

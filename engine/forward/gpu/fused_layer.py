@@ -17,12 +17,10 @@ from engine.forward.gpu.attention import GpuStepAttention, Rotation
 from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.gpu.packed_linear import stacked
 from engine.forward.step_attention import Scoring
+from engine.model.fused_families import family_of
 from kernels.gpu.gate import silu_gate, silu_gate_e4m3
 from kernels.gpu.kv_write import HeadNorms
 from kernels.gpu.rms_norm import rms_norm, rms_norm_e4m3
-
-# Layers that compute what `GpuLayer` does. One that is not named here runs as transformers wrote it.
-LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
 
 
 def swap_layers(model: Any) -> bool:
@@ -37,7 +35,7 @@ def swap_layers(model: Any) -> bool:
 
 
 def _is_known(layer: Any) -> bool:
-    return type(layer).__name__ in LAYERS and isinstance(layer.mlp.act_fn, SiLUActivation)
+    return family_of(layer, "triton") is not None and isinstance(layer.mlp.act_fn, SiLUActivation)
 
 
 class GpuNorm(nn.Module):
@@ -70,7 +68,9 @@ class GpuLayer(nn.Module):
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.input_norm, self.mlp_norm = GpuNorm(layer.input_layernorm), GpuNorm(layer.post_attention_layernorm)
         self.head_norms: HeadNorms | None = None
-        if hasattr(attention, "q_norm"):
+        family = family_of(layer, "triton")
+        assert family is not None, type(layer).__name__
+        if family.head_norms:
             query, key = attention.q_norm, attention.k_norm
             self.head_norms = HeadNorms(query.weight, key.weight, query.variance_epsilon)
         self.qkv = stacked(attention.q_proj, attention.k_proj, attention.v_proj)

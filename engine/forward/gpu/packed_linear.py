@@ -26,13 +26,18 @@ class PackedLinear(nn.Module):
     scales: Tensor
     bias: Tensor | None
     factors: Tensor | None
+    offsets: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, factors: Tensor | None) -> None:
+    def __init__(
+        self, weight: QuantizedWeight, bias: Tensor | None, factors: Tensor | None, offsets: Tensor | None = None
+    ) -> None:
+        """`offsets` (groups, outputs) are added to all weights of a group: what zero points that are no 8 come to."""
         super().__init__()
         self.in_features, self.out_features = weight.group * len(weight.scales), weight.outputs
         self.bits, self.group = weight.bits, weight.group
         self.processors = processors_of(weight.codes.device)
-        for name, tensor in (("codes", weight.codes), ("scales", weight.scales), ("bias", bias), ("factors", factors)):
+        buffers = {"codes": weight.codes, "scales": weight.scales, "bias": bias, "factors": factors, "offsets": offsets}
+        for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
 
     @classmethod
@@ -54,6 +59,9 @@ class PackedLinear(nn.Module):
         flat = rows.reshape(-1, self.in_features)
         if self.bits == 4:
             out = matmul_w4a16(flat, self.weight, self.processors)
+            if self.offsets is not None:
+                sums = flat.view(len(flat), -1, self.group).sum(-1, dtype=torch.float32)
+                out += (sums @ self.offsets).to(out.dtype)
         else:
             codes, scales = quantize_rows(flat, self.group, self.factors)
             out = matmul_w8a8(codes, scales, self.weight, rows.dtype, self.processors)
@@ -92,7 +100,13 @@ def stacked(*layers: Any) -> nn.Module:
     if isinstance(first, PackedLinear):
         same = first.factors is None or all(torch.equal(layer.factors, first.factors) for layer in layers)
         assert same, "layers of one input were smoothed apart"
-        return PackedLinear(side_by_side([layer.weight for layer in layers]), bias, first.factors)
+        offsets = None
+        if any(layer.offsets is not None for layer in layers):
+            none = (torch.zeros_like(layer.scales) for layer in layers)
+            offsets = torch.cat(
+                [zero if layer.offsets is None else layer.offsets for layer, zero in zip(layers, none, strict=True)], 1
+            )
+        return PackedLinear(side_by_side([layer.weight for layer in layers]), bias, first.factors, offsets)
     if isinstance(first, Fp8Linear):
         codes = torch.cat([layer.codes.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn)
         return Fp8Linear(codes, torch.cat([layer.scales for layer in layers], 1), bias)

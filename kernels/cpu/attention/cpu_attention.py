@@ -7,7 +7,7 @@ of any number of levels follow each other in one online softmax (Milakov & Gimel
 arXiv 2412.03594, section 5, launches prefix and own parts apart and merges).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,32 +19,68 @@ from kernels.cpu.attention.attention_scratch import KEYS, MAX_QUERIES, MAX_VECTO
 from kernels.cpu.attention.byte_kv import pack_values, quantize_queries, read_scales, row_size
 from kernels.cpu.attention.row_block import CHUNK, row_block
 from kernels.cpu.attention.softmax import LEAST
+from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import (
     Loop,
     Recording,
     exp,
     float32_at,
-    float32_of,
     int32_at,
     int64_at,
     narrow,
     next_of,
     uint16_at,
-    words,
 )
 from kernels.cpu.language.transpose import transpose
 from kernels.cpu.language.vectors import WIDTH, interleave, narrow_vectors, part_pairs, widen_vectors
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.processor import NATIVE_BFLOAT16, takes_bytes
+from kernels.segments import Ints
 
+
+class AttentionArguments(NamedTuple):
+    query: Tensor
+    out: Tensor
+    cache_keys: Tensor
+    cache_values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
+    sinks: Tensor | None
+    positions: Ints  # the plan's arrays
+    segments: Ints
+    tiles: Ints
+    tile_offsets: Ints
+    tile_segments: Ints
+    num_tiles: int
+    num_segments: int
+    rows: int
+    heads: int
+    kv_heads: int
+    dim: int
+    query_row: int  # strides, in elements
+    query_head: int
+    out_row: int
+    out_head: int
+    cache_head: int  # bytes between heads
+    own_head: int
+    window: int
+    each: int
+    scale: float
+    softcap: float
+    query_is_narrow: bool
+    out_is_narrow: bool
+    units_taken: Counter = AT_ZERO
+
+
+_read = reader(AttentionArguments)
 _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
 
 def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
     """Whether it is compiled here for these: on the CPU, in float32, or with narrower keys and an even `dim`."""
-    if query.device.type != "cpu" or not _loop.available:
+    if query.device.type != "cpu" or not LOOP.available:
         return False
     kept = kv_format_of(keys.dtype)
     if kept == BFLOAT16:
@@ -85,31 +121,31 @@ def cpu_attention(
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
         assert tensor.stride()[1:] == (kept.row_width(dim), 1), tensor.stride()
-    _loop(
-        query,
-        *(cache + own),
-        out,
-        sinks if sinks is not None else 0,
-        *_tables(plan),
-        0,  # units of work that are taken
-        len(plan.tiles),
-        rows,
-        heads,
-        kv_heads,
-        dim,
-        query.stride(0),
-        query.stride(1),
-        out.stride(0),
-        out.stride(1),
-        kept.itemsize * keys.stride(0),
-        kept.itemsize * own[0].stride(0),
-        len(plan.segments),
-        window,
-        int(query.dtype == torch.bfloat16),
-        each,
-        float(scale),
-        float(softcap),
-        int(out.dtype == torch.bfloat16),
+    LOOP(
+        query=query,
+        out=out,
+        cache_keys=keys,
+        cache_values=cache[1],
+        own_keys=own[0],
+        own_values=own[1],
+        sinks=sinks,
+        rows=rows,
+        heads=heads,
+        kv_heads=kv_heads,
+        dim=dim,
+        query_row=query.stride(0),
+        query_head=query.stride(1),
+        out_row=out.stride(0),
+        out_head=out.stride(1),
+        cache_head=kept.itemsize * keys.stride(0),
+        own_head=kept.itemsize * own[0].stride(0),
+        window=window,
+        each=each,
+        scale=float(scale),
+        softcap=float(softcap),
+        query_is_narrow=query.dtype == torch.bfloat16,
+        out_is_narrow=out.dtype == torch.bfloat16,
+        **_of_plan(plan),
     )
     return out
 
@@ -373,19 +409,16 @@ def _place(segment: Any, head: int, size: int, stores: Any) -> tuple[int, int]:
 
 
 def _attend(arguments: Any) -> None:
-    a = words(arguments, 31)
-    query, out, stores = a[0], a[5], (a[1], a[2], a[22], a[3], a[4], a[23])
-    num_tiles, num_rows, heads, kv_heads, dim = a[13], a[14], a[15], a[16], a[17]
-    row_stride, head_stride, out_row, out_head = a[18], a[19], a[20], a[21]
-    num_segments, window, is_narrow, each = a[24], a[25], a[26], a[27]
-    scale, softcap = float32_of(a[28]), float32_of(a[29])
-    positions, segments, tiles = (
-        int64_at(a[7], num_rows),
-        int64_at(a[8], 6 * num_segments),
-        int64_at(a[9], 2 * num_tiles),
-    )
-    offsets = int64_at(a[10], num_tiles + 1)
-    order = int64_at(a[11], offsets[num_tiles])
+    a = _read(arguments)
+    query, out = a.query, a.out
+    stores = (a.cache_keys, a.cache_values, a.cache_head, a.own_keys, a.own_values, a.own_head)
+    num_tiles, heads, kv_heads, dim = a.num_tiles, a.heads, a.kv_heads, a.dim
+    row_stride, head_stride, out_row, out_head = a.query_row, a.query_head, a.out_row, a.out_head
+    window, is_narrow, each, scale, softcap = a.window, a.query_is_narrow, a.each, a.scale, a.softcap
+    positions = int64_at(a.positions, a.rows)
+    segments, tiles = int64_at(a.segments, 6 * a.num_segments), int64_at(a.tiles, 2 * num_tiles)
+    offsets = int64_at(a.tile_offsets, num_tiles + 1)
+    order = int64_at(a.tile_segments, offsets[num_tiles])
     group = heads // kv_heads
     size = row_size(dim, 4 // each)
     # Scores are in powers of two; with a cap, first twice their share of it: tanh(x) = (1 - e^-2x) / (1 + e^-2x).
@@ -399,7 +432,7 @@ def _attend(arguments: Any) -> None:
     scratch = scratch_for(stride, dim)
     best, total = scratch.best, scratch.total
     while True:
-        unit = next_of(a.ctypes.data + 8 * 12)
+        unit = next_of(a.units_taken)
         if unit >= num_tiles * kv_heads:
             break
         tile, head = unit // kv_heads, unit % kv_heads
@@ -417,8 +450,8 @@ def _attend(arguments: Any) -> None:
         for lane in range(stride):
             best[lane], total[lane] = np.float32(LEAST), np.float32(0)
             scratch.tops[lane], scratch.parts[lane] = np.float32(LEAST), np.float32(0)
-        if a[6]:
-            sinks = float32_at(a[6], heads)
+        if a.sinks:
+            sinks = float32_at(a.sinks, heads)
             for lane in range(rows * group):
                 best[lane], total[lane] = sinks[head * group + lane % group] * np.float32(LOG2E), np.float32(1)
         for at in range(offsets[tile], offsets[tile + 1]):
@@ -438,19 +471,25 @@ def _attend(arguments: Any) -> None:
                     scratch.totals[:] = np.float32(0)
                     has_blocks = True
                 _segment(segment, row, rows, group, positions, window, k, v, each, dim, stride, *shape)
-        _write(out, a[30], row, rows, out_row, head, out_head, group, dim, stride, has_blocks, scratch)
+        _write(out, a.out_is_narrow, row, rows, out_row, head, out_head, group, dim, stride, has_blocks, scratch)
 
 
-_loop = Loop(_attend, counter=12)
+LOOP = Loop(_attend, AttentionArguments)
 
 
 def replan(recording: Recording, plan: AttentionPlan) -> None:
     """Makes attention that was recorded go by another plan, of as many rows."""
-    for call in recording.words_of(_loop):
-        call[7:12] = _tables(plan)
-        call[13], call[24] = len(plan.tiles), len(plan.segments)
+    recording.change(LOOP, **_of_plan(plan))
 
 
-def _tables(plan: AttentionPlan) -> list[int]:
-    tables = (plan.positions, plan.segments.table, plan.tiles, plan.tile_offsets, plan.tile_segments)
-    return [table.ctypes.data for table in tables]
+def _of_plan(plan: AttentionPlan) -> dict[str, Any]:
+    """The fields of a call that say what is read and in which tiles."""
+    return {
+        "positions": plan.positions,
+        "segments": plan.segments.table,
+        "tiles": plan.tiles,
+        "tile_offsets": plan.tile_offsets,
+        "tile_segments": plan.tile_segments,
+        "num_tiles": len(plan.tiles),
+        "num_segments": len(plan.segments),
+    }

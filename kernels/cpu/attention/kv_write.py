@@ -1,6 +1,6 @@
 """Puts a step's keys and values where attention reads them: in slots of the cache, or in the step's own rows."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor
 
 from kernels.cpu.attention import byte_kv
 from kernels.cpu.attention.byte_kv import row_size, write_key, write_value
-from kernels.cpu.language.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at, words
+from kernels.cpu.language.arguments import reader
+from kernels.cpu.language.jit import njit
+from kernels.cpu.language.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 
 KVPair = tuple[Tensor, Tensor]
@@ -21,6 +23,28 @@ KINDS = {
 }
 
 
+class KVWriteArguments(NamedTuple):
+    key: Tensor
+    value: Tensor
+    slots: Tensor
+    cache_keys: Tensor
+    cache_values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
+    rows: int
+    kv_heads: int
+    dim: int
+    row_stride: int  # of what is made, in elements
+    head_stride: int
+    cache_head: int  # bytes between heads
+    own_head: int
+    each: int
+    from_narrow: bool
+
+
+_read = reader(KVWriteArguments)
+
+
 def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
     """Keys and values `made` (kv_heads, rows, dim), of row r, go to slot `slots[r]` of `cache`, or to row r of `own`.
 
@@ -28,16 +52,31 @@ def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
     dtype, or rows of `kernels.cpu.attention.byte_kv` (kv_heads, slots, dim + 4), which are made of float32.
     """
     (key, value), kept = made, kv_format_of(cache[0].dtype)
-    compiled = key.device.type == "cpu" and (key.dtype, kept) in KINDS and _loop.available
+    compiled = key.device.type == "cpu" and (key.dtype, kept) in KINDS and LOOP.available
     if not compiled or key.stride(2) != 1 or key.stride() != value.stride():
         write_kv_reference(made, slots, cache, own)
         return
     kv_heads, rows, dim = key.shape
-    each = 4 // kept.itemsize
     for target in (*cache, *own):
         assert target.stride()[1:] == (kept.row_width(dim), 1), target.stride()
-    strides = (key.stride(1), key.stride(0), *(target.itemsize * target.stride(0) for target in (cache[0], own[0])))
-    _loop(*made, slots, *cache, *own, rows, kv_heads, dim, *strides, each, int(key.dtype == torch.bfloat16))
+    LOOP(
+        key=key,
+        value=value,
+        slots=slots,
+        cache_keys=cache[0],
+        cache_values=cache[1],
+        own_keys=own[0],
+        own_values=own[1],
+        rows=rows,
+        kv_heads=kv_heads,
+        dim=dim,
+        row_stride=key.stride(1),
+        head_stride=key.stride(0),
+        cache_head=kept.itemsize * cache[0].stride(0),
+        own_head=kept.itemsize * own[0].stride(0),
+        each=4 // kept.itemsize,
+        from_narrow=key.dtype == torch.bfloat16,
+    )
 
 
 def write_kv_reference(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
@@ -51,40 +90,44 @@ def write_kv_reference(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) 
 
 
 def _write(arguments: Any) -> None:
-    a = words(arguments, 16)
-    rows, kv_heads, dim, row_stride, head_stride, cache_head, own_head = a[7], a[8], a[9], a[10], a[11], a[12], a[13]
-    each, from_narrow = a[14], a[15]
-    slots, size = int64_at(a[2], rows), row_size(dim, 4 // each)
-    first, last = share(rows)
+    a = _read(arguments)
+    dim, each = a.dim, a.each
+    slots, size = int64_at(a.slots, a.rows), row_size(dim, 4 // each)
+    first, last = share(a.rows)
     for row in range(first, last):
         kept = slots[row] >= 0
-        for head in range(kv_heads):
-            start = row * row_stride + head * head_stride
-            to = head * cache_head + slots[row] * size if kept else head * own_head + row * size
-            for which in range(2):
-                source, target = a[which], (a[3 + which] if kept else a[5 + which]) + to
-                if each == 4 and which == 0:
-                    write_key(source + 4 * start, dim, target)
-                elif each == 4:
-                    write_value(source + 4 * start, dim, target)
-                elif from_narrow:
-                    halves_in, halves = uint16_at(source + 2 * start, dim), uint16_at(target, dim)
-                    for i in range(dim):
-                        halves[i] = halves_in[i]
-                elif each == 2:
-                    floats, halves = float32_at(source + 4 * start, dim), uint16_at(target, dim)
-                    for i in range(dim):
-                        halves[i] = np.uint16(narrow(floats[i]))
-                else:
-                    floats, kept_floats = float32_at(source + 4 * start, dim), float32_at(target, dim)
-                    for i in range(dim):
-                        kept_floats[i] = floats[i]
+        for head in range(a.kv_heads):
+            start = row * a.row_stride + head * a.head_stride
+            at = head * a.cache_head + slots[row] * size if kept else head * a.own_head + row * size
+            key, value = (a.cache_keys + at, a.cache_values + at) if kept else (a.own_keys + at, a.own_values + at)
+            if each == 4:
+                write_key(a.key + 4 * start, dim, key)
+                write_value(a.value + 4 * start, dim, value)
+            else:
+                _copy(a.key, start, dim, a.from_narrow, each, key)
+                _copy(a.value, start, dim, a.from_narrow, each, value)
 
 
-_loop = Loop(_write)
+@njit(error_model="numpy")
+def _copy(source: int, start: int, dim: int, from_narrow: int, each: int, target: int) -> None:
+    """`dim` elements from element `start` on, as they are or rounded to bfloat16; addresses."""
+    if from_narrow:
+        halves_in, halves = uint16_at(source + 2 * start, dim), uint16_at(target, dim)
+        for i in range(dim):
+            halves[i] = halves_in[i]
+    elif each == 2:
+        floats, halves = float32_at(source + 4 * start, dim), uint16_at(target, dim)
+        for i in range(dim):
+            halves[i] = np.uint16(narrow(floats[i]))
+    else:
+        floats, kept_floats = float32_at(source + 4 * start, dim), float32_at(target, dim)
+        for i in range(dim):
+            kept_floats[i] = floats[i]
+
+
+LOOP = Loop(_write, KVWriteArguments)
 
 
 def reslot(recording: Recording, slots: Tensor) -> None:
     """Makes a write that was recorded go to other slots, of as many rows."""
-    for call in recording.words_of(_loop):
-        call[2] = slots.data_ptr()
+    recording.change(LOOP, slots=slots)

@@ -29,7 +29,7 @@ _ROOT = Path(__file__).parents[3]
 
 def _files_with_a_loop() -> list[Path]:
     files = sorted((_ROOT / "kernels" / "cpu").rglob("*.py"))
-    return [file for file in files if re.search(r"^_loop = Loop\(", file.read_text(), re.MULTILINE)]
+    return [file for file in files if re.search(r"^LOOP = Loop\(", file.read_text(), re.MULTILINE)]
 
 
 # Modules that have a loop, in the order in which they are compiled.

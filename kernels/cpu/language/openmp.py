@@ -4,25 +4,25 @@ numba compiles the loops, but its threads are a second pool that fights torch's 
 for a while after each operation. libgomp starts a team by `GOMP_parallel(function, argument, threads, flags)`, which
 is what compilers emit for `#pragma omp parallel`, so a loop that is handed to it runs on torch's own threads.
 
-A loop gets one array of 64-bit words: addresses of tensors, integers, and the bits of floats. It finds its share of
-the work by `share(count)`.
+A loop gets the address of its arguments (`kernels.cpu.language.arguments`). It finds its share of the work by
+`share(count)`, or takes one unit of it after the other by `next_of`.
 """
 
 import ctypes
-import struct
 import threading
 from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, ParamSpec
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from kernels.cpu.language.arguments import Layout
 from kernels.cpu.language.jit import FASTMATH, INSTALLED, binding, carray, float32, intrinsic, ir, njit, types
 from kernels.cpu.language.loop_cache import compile_function, left_to_torch
 
+P = ParamSpec("P")
 _THREAD_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -49,41 +49,44 @@ def available() -> bool:
     return _runtime() is not None
 
 
-class Loop:
-    """A compiled loop: called with tensors (their addresses), integers and floats; the caller answers for shapes.
+class Loop(Generic[P]):
+    """A compiled loop, called with the fields of `arguments`, by name; the caller answers for shapes.
 
-    `counter` is the argument, 0 in a call, in which threads count the units of work that they take.
+    `function` gets the address of the call's words, and reads them by `reader(arguments)`.
     """
 
-    def __init__(self, function: Callable[..., None], counter: int | None = None) -> None:
-        self.counter = counter
-        self._function = function
+    def __init__(self, function: Callable[[Any], None], arguments: Callable[P, tuple[Any, ...]]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.layout = Layout(arguments)
         self._compiled: Any = None
         self._address = 0
 
     @cached_property
     def available(self) -> bool:
         """Whether it runs here; where not, its kernel takes its torch twin. The first that is asked compiles all."""
-        return available() and self._function.__module__ not in left_to_torch()
+        return available() and self.function.__module__ not in left_to_torch()
 
     def compile(self) -> None:
         """In a child; and elsewhere, before the first call, what a child has compiled."""
-        compiled = compile_function(self._function)
+        compiled = compile_function(self.function)
         self._address = compiled.address
         self._compiled = compiled
 
-    def __call__(self, *arguments: Tensor | int | float) -> None:
-        # A step of a few rows is a thousand calls, and what they take in Python counts.
+    def __call__(self, *places: P.args, **fields: P.kwargs) -> None:
+        """Runs it on all threads, and returns when they have ended; TypeError where fields are not those declared."""
+        if places:
+            raise TypeError("a loop's arguments are given by name")
+        words = self.layout.pack(fields)
         if self._compiled is None:
             assert self.available, "its kernel asks first"
             self.compile()
-        values = [value if type(value) is int else _word(value) for value in arguments]
-        words = (ctypes.c_int64 * len(values))(*values)
         runtime = _runtime()
         assert runtime is not None
         runtime.GOMP_parallel(self._address, words, torch.get_num_threads(), 0)
-        if is_recording():
-            _thread.recording.calls.append((self, self._address, words))
+        recording = getattr(_thread, "recording", None)
+        if recording is not None:
+            recording.calls.append((self, self._address, words))
 
 
 _thread = threading.local()
@@ -92,12 +95,12 @@ _thread = threading.local()
 class Recording:
     """Calls of loops that are made within it, to be made again by `run`: for a step of few rows, calls cost most.
 
-    What CUDA graphs are on a GPU, and with their conditions: all that the calls read and write must stay where it was,
-    but for words that the caller changes, and nothing else may have been computed between them.
+    It is what CUDA graphs are on a GPU, with their conditions: all that the calls read and write must stay where it
+    was, but for fields that the caller changes, and nothing else may have been computed between the calls.
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Loop, int, Any]] = []
+        self.calls: list[tuple[Loop[Any], int, Any]] = []
 
     def __enter__(self) -> "Recording":
         _thread.recording = self
@@ -106,31 +109,29 @@ class Recording:
     def __exit__(self, *_: object) -> None:
         _thread.recording = None
 
-    def words_of(self, loop: Loop) -> list[Any]:
-        """The arguments of this loop's calls: arrays of 64-bit integers."""
-        return [words for made, _, words in self.calls if made is loop]
+    def change(self, loop: Loop[Any], **fields: Any) -> None:
+        """Gives `fields` of this loop's calls other values, which the caller keeps alive."""
+        changed = loop.layout.words(fields)
+        for made, _, words in self.calls:
+            if made is loop:
+                for place, word in changed.items():
+                    words[place] = word
 
     def run(self) -> None:
+        """Makes the calls again, in their order."""
         runtime = _runtime()
         assert runtime is not None
         threads = torch.get_num_threads()
         for loop, address, words in self.calls:
-            if loop.counter is not None:
-                words[loop.counter] = 0
+            counter = loop.layout.counter
+            if counter is not None:
+                words[counter] = 0
             runtime.GOMP_parallel(address, words, threads, 0)
 
 
 def is_recording() -> bool:
     """On this thread."""
     return getattr(_thread, "recording", None) is not None
-
-
-def _word(argument: Tensor | int | float) -> int:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
-    if isinstance(argument, int):
-        return int(argument)
-    return int(struct.unpack("q", struct.pack("d", argument))[0])
 
 
 _thread_num = types.ExternalFunction("omp_get_thread_num", types.int32())
@@ -160,12 +161,6 @@ _int64_pointer = _pointer_to(types.int64)
 _int32_pointer = _pointer_to(types.int32)
 _int8_pointer = _pointer_to(types.int8)
 _uint16_pointer = _pointer_to(types.uint16)
-
-
-@njit(inline="always", error_model="numpy")
-def words(arguments: Any, count: int) -> Any:
-    """The loop's arguments."""
-    return carray(arguments, (count,))
 
 
 @njit(inline="always", error_model="numpy")
@@ -224,7 +219,6 @@ def _bits_as(from_type: Any, to_type: Any, llvm_type: ir.Type) -> Any:
     return cast
 
 
-_as_float64 = _bits_as(types.int64, types.float64, ir.DoubleType())
 as_float32 = _bits_as(types.int32, types.float32, ir.FloatType())
 bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
 
@@ -236,12 +230,6 @@ def narrow(x: Any) -> Any:
     if bits & types.int32(0x7FFFFFFF) > types.int32(0x7F800000):
         return (bits >> types.int32(16)) | types.int32(0x40)
     return (bits + types.int32(0x7FFF) + ((bits >> types.int32(16)) & types.int32(1))) >> types.int32(16)
-
-
-@njit(inline="always", error_model="numpy")
-def float32_of(word: int) -> Any:
-    """A float argument."""
-    return float32(_as_float64(word))
 
 
 @njit(inline="always", fastmath=FASTMATH)

@@ -8,14 +8,15 @@ margins of both; a margin is `DEVIATIONS` standard deviations of what rounding m
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
 from kernels.cpu.language.jit import intrinsic, ir, njit, types
-from kernels.cpu.language.openmp import Loop, float32_at, int64_at, lines_of, next_of, words
+from kernels.cpu.language.openmp import Loop, float32_at, int64_at, lines_of, next_of
 from kernels.cpu.language.vectors import FLOAT, FLOATS, LONG, WIDTH, Vectors
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.int8_rows import byte_rows, quantize_rows
@@ -45,11 +46,37 @@ class Screen:
     ones: Tensor
 
 
+class BestOutputArguments(NamedTuple):
+    codes: Tensor  # the rows in 8 bits, their scales and lengths
+    scales: Tensor
+    lengths: Tensor
+    coarse: Tensor  # the coarse weights, by column their steps and offsets, and the lengths of the exact ones
+    steps: Tensor
+    offsets: Tensor
+    norms: Tensor
+    rows: Tensor  # the rows and the weights as they are
+    exact: Tensor
+    floors: Tensor  # (num_rows,)
+    values: Tensor  # (units, num_rows): the best of a unit's outputs, and which it is
+    places: Tensor
+    units: int
+    num_rows: int
+    outputs: int
+    panels: int
+    coarse_words: int
+    exact_words: int
+    is_narrow: bool
+    units_taken: Counter = AT_ZERO
+
+
+_read = reader(BestOutputArguments)
+
+
 def make_screen(weight: Tensor, exact: Panels) -> Screen | None:
     """weight (outputs, inputs) as `exact` has it; None where 8 bits cannot help, or weights are not finite."""
     outputs, inputs = weight.shape
     fits = not exact.bias.numel() and not exact.gated and exact.dtype in (torch.float32, torch.bfloat16)
-    if not fits or not NATIVE_BYTES or not matmul.available(torch.int8) or not _loop.available:
+    if not fits or not NATIVE_BYTES or not matmul.available(torch.int8) or not LOOP.available:
         return None
     codes, steps = torch.empty(weight.shape, dtype=torch.int8), torch.empty(outputs)
     norms = torch.zeros(len(exact.words) * LANES)
@@ -74,27 +101,26 @@ def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
     floors = torch.where((lengths * scales).isfinite(), -torch.inf, torch.inf)
     units = -(len(exact.words) // -UNIT_PANELS)
     values, places = torch.full((units, len(rows)), -torch.inf), torch.empty(units, len(rows), dtype=torch.int64)
-    _loop(
-        codes,
-        coarse.words,
-        coarse.scales,
-        coarse.offsets,
-        scales,
-        screen.norms,
-        lengths,
-        floors,
-        rows,
-        exact.words,
-        values,
-        places,
-        0,  # units of work that are taken
-        units,
-        len(rows),
-        exact.outputs,
-        len(exact.words),
-        coarse.words.shape[1],
-        exact.words.shape[1],
-        int(rows.dtype == torch.bfloat16),
+    LOOP(
+        codes=codes,
+        coarse=coarse.words,
+        steps=coarse.scales,
+        offsets=coarse.offsets,
+        scales=scales,
+        norms=screen.norms,
+        lengths=lengths,
+        floors=floors,
+        rows=rows,
+        exact=exact.words,
+        values=values,
+        places=places,
+        units=units,
+        num_rows=len(rows),
+        outputs=exact.outputs,
+        panels=len(exact.words),
+        coarse_words=coarse.words.shape[1],
+        exact_words=exact.words.shape[1],
+        is_narrow=rows.dtype == torch.bfloat16,
     )
     best = values.max(0)
     return torch.where(best.values.isfinite(), places.gather(0, best.indices[None])[0], -1)
@@ -189,13 +215,13 @@ def _settle(
 
 
 def _best(arguments: Any) -> None:
-    a = words(arguments, 20)
-    codes, coarse, exact_rows, exact = a[0], a[1], a[8], a[9]
-    units, count, outputs, panels = a[13], a[14], a[15], a[16]
-    coarse_words, exact_words, is_narrow = a[17], a[18], a[19]
-    steps, norms = float32_at(a[2], panels * LANES), float32_at(a[5], panels * LANES)
-    scales, lengths, floors = float32_at(a[4], count), float32_at(a[6], count), float32_at(a[7], count)
-    values, places = float32_at(a[10], units * count), int64_at(a[11], units * count)
+    a = _read(arguments)
+    codes, coarse, exact_rows, exact = a.codes, a.coarse, a.rows, a.exact
+    units, count, outputs, panels = a.units, a.num_rows, a.outputs, a.panels
+    coarse_words, exact_words, is_narrow = a.coarse_words, a.exact_words, a.is_narrow
+    steps, norms = float32_at(a.steps, panels * LANES), float32_at(a.norms, panels * LANES)
+    scales, lengths, floors = float32_at(a.scales, count), float32_at(a.lengths, count), float32_at(a.floors, count)
+    values, places = float32_at(a.values, units * count), int64_at(a.places, units * count)
     made, zeros, room = lines_of(TILE_ROWS * LANES), lines_of(LANES), lines_of(WIDTH)
     zeros[:] = np.float32(0)
     # A row's parts of a margin: by a weight's step, and by the length of an output's weights.
@@ -206,7 +232,7 @@ def _best(arguments: Any) -> None:
     ofs, near, most = (of_steps, of_norms, floors), np.empty(TILE_ROWS, np.int64), UNIT_PANELS * VECTORS * count
     notes = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
     while True:
-        unit = next_of(a.ctypes.data + 8 * 12)
+        unit = next_of(a.units_taken)
         if unit >= units:
             break
         noted = np.int64(0)
@@ -214,10 +240,10 @@ def _best(arguments: Any) -> None:
             place, source, width = 4 * panel * LANES, coarse + 4 * panel * coarse_words * LANES, outputs - panel * LANES
             for first in range(0, count, TILE_ROWS):
                 taken, at = min(TILE_ROWS, count - first), codes + 4 * first * coarse_words
-                scaling = a[2] + place, a[3] + place, a[4] + 4 * first, zeros.ctypes.data
+                scaling = a.steps + place, a.offsets + place, a.scales + 4 * first, zeros.ctypes.data
                 tile_of(2, at, taken, source, coarse_words, made.ctypes.data, LANES, 0, 0, scaling)
                 margins = of_steps.ctypes.data + 4 * first, of_norms.ctypes.data + 4 * first
-                columns, over = (a[2] + place, a[5] + place), a[7] + 4 * first
+                columns, over = (a.steps + place, a.norms + place), a.floors + 4 * first
                 found = _near(made.ctypes.data, taken, *columns, *margins, over, near.ctypes.data)
                 for i in range(found):
                     line = made[near[i] * LANES : (near[i] + 1) * LANES]
@@ -231,4 +257,4 @@ def _best(arguments: Any) -> None:
                 values[at], places[at] = value, best
 
 
-_loop = Loop(_best, counter=12)
+LOOP = Loop(_best, BestOutputArguments)

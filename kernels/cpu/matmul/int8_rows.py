@@ -7,20 +7,38 @@ is orthogonal, two rows that were both mixed have the product that they had befo
 
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.cpu.language.arguments import reader
 from kernels.cpu.language.hadamard import MAX_BLOCK, MIN_BLOCK, mix, to_bytes
-from kernels.cpu.language.openmp import Loop, as_float32, float32_at, float32_of, int8_at, lines_of, share, words
+from kernels.cpu.language.openmp import Loop, as_float32, float32_at, int8_at, lines_of, share
 from kernels.cpu.language.vectors import WIDTH
 
 INT8_MAX = 127
 # `matmul` takes several rows at once, and may read behind the last.
 SPARE_ROWS = 16
+
+
+class ByteRowsArguments(NamedTuple):
+    values: Tensor
+    out: Tensor
+    scales: Tensor | None  # none where rows stay in float32
+    factors: Tensor
+    rows: int
+    size: int
+    stride: int
+    width: int
+    block: int
+    has_norm: bool
+    eps: float
+
+
+_read = reader(ByteRowsArguments)
 
 
 def block_size(size: int) -> int:
@@ -67,7 +85,7 @@ def byte_rows(
     `SPARE_ROWS` behind them.
     """
     rows, size = values.shape
-    if values.dtype != torch.float32 or values.device.type != "cpu" or not _loop.available:
+    if values.dtype != torch.float32 or values.device.type != "cpu" or not LOOP.available:
         quantized, scales = quantize_rows(values, factors)
         if eps is not None:
             scales = scales * torch.rsqrt(values.float().square().mean(-1) + eps)
@@ -79,39 +97,51 @@ def byte_rows(
         out = torch.empty((rows + SPARE_ROWS, width), dtype=torch.uint8)[:rows], torch.empty(rows + SPARE_ROWS)[:rows]
     quantized, scales = out
     assert quantized.shape == (rows, width)
-    block, has_norm = block_size(size), eps is not None
-    _loop(values, quantized, scales, rows, size, values.stride(0), width, block, factors, has_norm, float(eps or 0), 0)
+    _run(values, factors, eps, quantized, scales)
     return quantized, scales
 
 
 def mixed_rows(values: Tensor, factors: Tensor, eps: float | None, out: Tensor) -> Tensor:
     """As `byte_rows`, but rows are not rounded: out (rows, whole words of bytes) in float32."""
-    rows, size = values.shape
-    if not _loop.available:
+    if not LOOP.available:
         norms = 1 if eps is None else torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
-        return out.copy_(functional.pad(mixed(values * factors) * norms, (0, out.shape[1] - size)))
+        return out.copy_(functional.pad(mixed(values * factors) * norms, (0, out.shape[1] - values.shape[1])))
     assert out.is_contiguous()
-    block, has_norm = block_size(size), eps is not None
-    shape = (rows, size, values.stride(0), out.shape[1], block)
-    _loop(values, out, 0, *shape, factors, has_norm, float(eps or 0), 1)
+    _run(values, factors, eps, out, None)
     return out
 
 
+def _run(values: Tensor, factors: Tensor, eps: float | None, out: Tensor, scales: Tensor | None) -> None:
+    rows, size = values.shape
+    LOOP(
+        values=values,
+        out=out,
+        scales=scales,
+        factors=factors,
+        rows=rows,
+        size=size,
+        stride=values.stride(0),
+        width=out.shape[1],
+        block=block_size(size),
+        has_norm=eps is not None,
+        eps=float(eps or 0),
+    )
+
+
 def _byte_rows(arguments: Any) -> None:
-    a = words(arguments, 12)
-    rows, size, stride, width, block, has_norm, eps = a[3], a[4], a[5], a[6], a[7], a[9], float32_of(a[10])
-    is_wide = a[11]
-    scales, factors = float32_at(a[2], rows), float32_at(a[8], size)
+    a = _read(arguments)
+    size, width, block, is_wide = a.size, a.width, a.block, a.scales == 0
+    scales, factors = float32_at(a.scales, a.rows), float32_at(a.factors, size)
     mixed_row, edge = lines_of(size), lines_of(2 * WIDTH)
     into, magnitudes, squares = mixed_row.ctypes.data, edge[:WIDTH].view(np.int32), edge[WIDTH:]
     unit = np.float32(1) / np.sqrt(np.float32(block))
     shrink = unit / np.float32(127)
-    first, last = share(rows)
+    first, last = share(a.rows)
     for row in range(first, last):
-        source, target = a[0] + 4 * row * stride, a[1] + (4 if is_wide else 1) * row * width
+        source, target = a.values + 4 * row * a.stride, a.out + (4 if is_wide else 1) * row * width
         if block > 1:
             blocks = size // block
-            mix(block, source, a[8], into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
+            mix(block, source, a.factors, into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
         else:
             magnitudes[:], squares[:] = np.int32(0), np.float32(0)
             values, bits = float32_at(source, size), mixed_row.view(np.int32)
@@ -122,7 +152,7 @@ def _byte_rows(arguments: Any) -> None:
         most, square = magnitudes[0], squares[0]
         for i in range(1, WIDTH):
             most, square = max(most, magnitudes[i]), square + squares[i]
-        norm = np.float32(1) / np.sqrt(square / np.float32(size) + eps) if has_norm else np.float32(1)
+        norm = np.float32(1) / np.sqrt(square / np.float32(size) + a.eps) if a.has_norm else np.float32(1)
         if is_wide:
             wide = float32_at(target, width)
             for i in range(size):
@@ -142,4 +172,4 @@ def _byte_rows(arguments: Any) -> None:
         scales[row] = largest * shrink * norm
 
 
-_loop = Loop(_byte_rows)
+LOOP = Loop(_byte_rows, ByteRowsArguments)

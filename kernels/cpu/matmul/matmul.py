@@ -6,13 +6,14 @@ cache.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import (
     Loop,
@@ -22,7 +23,6 @@ from kernels.cpu.language.openmp import (
     narrow,
     next_of,
     uint16_at,
-    words,
 )
 from kernels.cpu.language.vectors import WIDTH, narrow_vectors, part_bytes, part_pairs
 from kernels.cpu.matmul.gate import gate
@@ -59,6 +59,29 @@ class Panels:
     offsets: Tensor
 
 
+class MatmulArguments(NamedTuple):
+    rows: Tensor
+    panels: Tensor
+    out: Tensor
+    row_scales: Tensor | None
+    scales: Tensor
+    offsets: Tensor
+    bias: Tensor
+    num_rows: int
+    num_panels: int
+    steps: int
+    columns: int
+    out_row: int
+    kind: int
+    mode: int
+    is_narrow: bool
+    num_biases: int
+    units_taken: Counter = AT_ZERO
+
+
+_read = reader(MatmulArguments)
+
+
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
     """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
     outputs, inputs = weight.shape
@@ -87,7 +110,7 @@ def _by_panel(values: Tensor, gated: bool) -> Tensor:
 
 def available(dtype: torch.dtype) -> bool:
     """Whether it is compiled here for weights of `dtype`."""
-    return dtype in _KINDS and _loop.available
+    return dtype in _KINDS and LOOP.available
 
 
 def rows_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -119,24 +142,23 @@ def matmul(
     roomy = -(count // -_ROWS) * _ROWS
     rows = _with_room(rows, roomy)
     row_scales = row_scales if row_scales is None else _with_room(row_scales, roomy)
-    _loop(
-        rows,
-        weights.words,
-        out,
-        row_scales if row_scales is not None else 0,
-        weights.scales,
-        weights.offsets,
-        weights.bias,
-        0,  # units of work that are taken
-        count,
-        len(weights.words),
-        steps,
-        out.shape[1],
-        out.stride(0),
-        _KINDS[weights.dtype],
-        GATE if weights.gated else ADD if add else STORE,
-        int(out.dtype == torch.bfloat16),
-        weights.bias.numel(),
+    LOOP(
+        rows=rows,
+        panels=weights.words,
+        out=out,
+        row_scales=row_scales,
+        scales=weights.scales,
+        offsets=weights.offsets,
+        bias=weights.bias,
+        num_rows=count,
+        num_panels=len(weights.words),
+        steps=steps,
+        columns=out.shape[1],
+        out_row=out.stride(0),
+        kind=_KINDS[weights.dtype],
+        mode=GATE if weights.gated else ADD if add else STORE,
+        is_narrow=out.dtype == torch.bfloat16,
+        num_biases=weights.bias.numel(),
     )
     return out
 
@@ -210,11 +232,11 @@ def tile_of(
 
 
 def _multiply(arguments: Any) -> None:
-    a = words(arguments, 17)
-    rows, panels, out = a[0], a[1], a[2]
-    count, num_panels, steps, columns, out_row = a[8], a[9], a[10], a[11], a[12]
-    kind, mode, is_narrow, has_bias = a[13], a[14], a[15], a[16]
-    row_scales, scales, offsets, bias = a[3], a[4], a[5], float32_at(a[6], has_bias)
+    a = _read(arguments)
+    rows, panels, out = a.rows, a.panels, a.out
+    count, num_panels, steps, columns, out_row = a.num_rows, a.num_panels, a.steps, a.columns, a.out_row
+    kind, mode, is_narrow, has_bias = a.kind, a.mode, a.is_narrow, a.num_biases
+    row_scales, scales, offsets, bias = a.row_scales, a.scales, a.offsets, float32_at(a.bias, has_bias)
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
     gates = 2 if mode == GATE else 1
@@ -224,7 +246,7 @@ def _multiply(arguments: Any) -> None:
     wide = lines_of(gates * deep * LANES if parts else 0)
     across = num_panels // gates
     while True:
-        unit = next_of(a.ctypes.data + 8 * 7)
+        unit = next_of(a.units_taken)
         if unit >= across * -(count // -UNIT_ROWS):
             break
         panel, first = unit % across, unit // across * UNIT_ROWS
@@ -280,4 +302,4 @@ def _multiply(arguments: Any) -> None:
                         target[i] = done[i]
 
 
-_loop = Loop(_multiply, counter=7)
+LOOP = Loop(_multiply, MatmulArguments)

@@ -1,15 +1,30 @@
 """Rotary position embedding, in halves (Su et al., arXiv 2104.09864; the pairing is GPT-NeoX's)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu.language.arguments import reader
 from kernels.cpu.language.hadamard import mix
-from kernels.cpu.language.openmp import Loop, float32_at, lines_of, share, words
+from kernels.cpu.language.openmp import Loop, float32_at, lines_of, share
 from kernels.cpu.language.vectors import WIDTH
 from kernels.cpu.matmul.int8_rows import block_size, mixed
+
+
+class RotaryArguments(NamedTuple):
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    rows: int
+    width: int
+    heads: int
+    dim: int
+    block: int  # of the Hadamard transform behind the rotation; 0 for none
+
+
+_read = reader(RotaryArguments)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
@@ -18,14 +33,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = Fal
     `mixes`: each head then goes through `mixed`. Queries and keys that both did have the products that they had, and
     no element is far larger than the others, which is what 8 bits want.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not _loop.available:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not LOOP.available:
         rotate_reference(x, cos, sin, heads, mixes=mixes)
         return
     assert x.is_contiguous()
     assert cos.is_contiguous()
     assert sin.is_contiguous()
-    block = block_size(cos.shape[1])
-    _loop(x, cos, sin, *x.shape, heads, cos.shape[1], block if mixes and block > 1 else 0)
+    (rows, width), dim = x.shape, cos.shape[1]
+    block = block_size(dim) if mixes else 1
+    LOOP(x=x, cos=cos, sin=sin, rows=rows, width=width, heads=heads, dim=dim, block=block if block > 1 else 0)
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
@@ -37,13 +53,14 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: 
 
 
 def _rotate(arguments: Any) -> None:
-    a = words(arguments, 8)
-    rows, width, heads, dim, block = a[3], a[4], a[5], a[6], a[7]
-    x, cos, sin = float32_at(a[0], rows * width), float32_at(a[1], rows * dim), float32_at(a[2], rows * dim)
+    a = _read(arguments)
+    width, heads, dim, block = a.width, a.heads, a.dim, a.block
+    x = float32_at(a.x, a.rows * width)
+    cos, sin = float32_at(a.cos, a.rows * dim), float32_at(a.sin, a.rows * dim)
     half = dim // 2
     shrink, edge = lines_of(heads * dim), lines_of(2 * WIDTH)
     shrink[:] = np.float32(1) / np.sqrt(np.float32(max(block, 1)))
-    first, last = share(rows)
+    first, last = share(a.rows)
     for row in range(first, last):
         turn_cos, turn_sin = cos[row * dim : (row + 1) * dim], sin[row * dim : (row + 1) * dim]
         for head in range(heads):
@@ -54,8 +71,8 @@ def _rotate(arguments: Any) -> None:
                 low[i] = left * turn_cos[i] - right * turn_sin[i]
                 high[i] = right * turn_cos[half + i] + left * turn_sin[half + i]
         if block:
-            at, unused = a[0] + 4 * row * width, edge.ctypes.data
+            at, unused = a.x + 4 * row * width, edge.ctypes.data
             mix(block, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
 
 
-_loop = Loop(_rotate)
+LOOP = Loop(_rotate, RotaryArguments)

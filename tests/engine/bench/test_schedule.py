@@ -10,6 +10,7 @@ def test_cost_grows_with_requests_and_no_faster() -> None:
     small, large = (time_schedule(count, shape, EngineConfig()) for count in (400, 3200))
     assert (small["requests"], large["requests"]) == (400, 3200)
     assert large["steps"] > small["steps"]
+    assert [one["planned_steps"] for one in (small, large)] == [small["steps"], large["steps"]]
     # Eight times the requests: quadratic would be 64 times the time.
     spent = [one["plan_seconds"] + one["schedule_seconds"] for one in (small, large)]
     assert spent[1] < 24 * spent[0] + 0.5

@@ -57,13 +57,15 @@ def test_rows_that_are_not_finite_become_no_token(bad: float) -> None:
     logits = torch.stack([LOGITS, LOGITS])
     logits[1, 2] = bad
     assert sampler.greedy(logits).tolist() == [0, -1]
-    _, _, finite = sampler.target_logprobs(logits, [0, 1], [1, 1]).tolist()
+    _, _, finite = sampler.target_logprobs(logits, torch.tensor([0, 1]), torch.tensor([1, 1])).tolist()
     assert finite == [True, False]
 
 
 def test_target_logprobs() -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    logprobs, is_best, finite = sampler.target_logprobs(logits, [0, 1, 1], [0, 4, 3]).tolist()
+    logprobs, is_best, finite = sampler.target_logprobs(
+        logits, torch.tensor([0, 1, 1]), torch.tensor([0, 4, 3])
+    ).tolist()
     p = softmax(LOGITS.tolist())
     assert logprobs == pytest.approx([math.log(p[0]), math.log(p[0]), math.log(p[1])], abs=1e-5)
     assert is_best == [True, True, False]

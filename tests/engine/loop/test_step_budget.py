@@ -118,5 +118,5 @@ def test_names_of_plans_and_shards_do_not_follow_it(tiny_model: Path) -> None:
         for tokens in (16, 1024)
     ]
     assert len(plans[0].shards) > 1
-    assert plans[0].plan_id == plans[1].plan_id
+    assert plans[0].layout_id == plans[1].layout_id
     assert plans[0].shards == plans[1].shards

@@ -131,8 +131,8 @@ def test_shard_ids_come_from_the_requests_alone() -> None:
     one = plan_of(REQUESTS)
     other = plan_of(REQUESTS[::-1], replace(CONFIG, order="fcfs"))
     assert one.shards[0].shard_id == other.shards[0].shard_id
-    assert one.plan_id != other.plan_id
-    assert one.plan_id == plan_of(REQUESTS).plan_id
+    assert one.layout_id != other.layout_id
+    assert one.layout_id == plan_of(REQUESTS).layout_id
     assert plan_of(REQUESTS[:4]).shards[0].shard_id != one.shards[0].shard_id
 
 

@@ -1,20 +1,21 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_pool import BlockPool, blocks_for
 
 
 def test_one_run_where_one_fits_else_the_longest_ones() -> None:
     pool = BlockPool(10, block_size=4)
     first, second, third = pool.allocate(12), pool.allocate(8), pool.allocate(16)
     assert [table.runs for table in (first, second, third)] == [((0, 3),), ((3, 2),), ((5, 4),)]
-    pool.release(first)
-    pool.release(third)
+    pool.free(first)
+    pool.free(third)
     assert pool.allocate(18).runs == ((5, 5),)
     assert pool.allocate(4).runs == ((0, 1),)
     assert pool.num_free == 2
-    pool.release(second)
+    pool.free(second)
     assert pool.allocate(13).runs == ((1, 4),)
     assert pool.peak_used == 10
 
@@ -23,7 +24,7 @@ def test_slots_follow_the_runs_in_token_order() -> None:
     pool = BlockPool(6, block_size=4)
     tables = [pool.allocate(4) for _ in range(6)]
     for index in (1, 2, 4):
-        pool.release(tables[index])
+        pool.free(tables[index])
     table = pool.allocate(12)
     assert table.runs == ((1, 2), (4, 1))
     assert table.slots(0, 12) == [(4, 12), (16, 20)]
@@ -31,16 +32,20 @@ def test_slots_follow_the_runs_in_token_order() -> None:
     assert table.slots(3, 3) == []
 
 
-def test_the_last_user_frees() -> None:
+def test_a_table_is_freed_once() -> None:
     pool = BlockPool(4, block_size=2)
-    table = pool.allocate(5, ref_count=2)
-    pool.acquire(table)
-    for left in (1, 1, 4):
-        assert pool.num_free == 1
-        pool.release(table)
-        assert pool.num_free == (4 if left == 4 else 1)
-    with pytest.raises(AssertionError):
-        pool.release(table)
+    table = pool.allocate(5)
+    assert pool.num_free == 1
+    pool.free(table)
+    assert (pool.num_free, table.runs) == (4, ())
+    with pytest.raises(AssertionError, match="freed twice"):
+        pool.free(table)
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2)])
+def test_blocks_for_counts_the_last_one_too(tokens: int, blocks: int) -> None:
+    assert blocks_for(tokens, 4) == blocks
+    assert blocks_for(np.array([tokens]), 4).tolist() == [blocks]
 
 
 @settings(max_examples=200, deadline=None)
@@ -49,12 +54,12 @@ def test_no_block_has_two_owners_and_all_come_back(actions: list[tuple[int, int]
     pool = BlockPool(24, block_size=3)
     held = []
     for tokens, victim in actions:
-        if pool.blocks_for(tokens) <= pool.num_free:
+        if blocks_for(tokens, 3) <= pool.num_free:
             held.append(pool.allocate(tokens))
         elif held:
-            pool.release(held.pop(victim % len(held)))
+            pool.free(held.pop(victim % len(held)))
         blocks = [block for table in held for first, count in table.runs for block in range(first, first + count)]
         assert len(blocks) == len(set(blocks)) == pool.num_used
     for table in held:
-        pool.release(table)
+        pool.free(table)
     assert pool.allocate(72).runs == ((0, 24),)

@@ -41,11 +41,11 @@ def step_of(scheduler: Scheduler) -> SchedulerOutput:
 def took(scheduler: Scheduler, step: SchedulerOutput, ended: Any = ()) -> None:
     """Every row sampled token 3; the texts of the rows in `ended` end by it."""
     sampled = {}
-    for index, sample in enumerate(step.samples):
-        sequence = scheduler.sequences.get(sample.key)
+    for index, key in enumerate(step.reads.key.tolist()):
+        sequence = scheduler.sequences.get(key)
         if sequence is not None:
             last = len(sequence.token_ids) + 1 >= sequence.max_tokens
-            sampled[sample.key] = Sampled(3, finished=last or index in ended)
+            sampled[key] = Sampled(3, finished=last or index in ended)
     scheduler.update(step, sampled)
 
 
@@ -79,8 +79,8 @@ def test_a_row_that_ended_is_left_out() -> None:
     scheduler, first = started([9, 9, 9], ahead=4)
     took(scheduler, first, ended=[1])
     second = step_of(scheduler)
-    assert [sample.key for sample in second.samples] == [first.samples[0].key, first.samples[2].key]
-    assert [sample.row for sample in second.samples] == [0, 1]
+    assert second.reads.key.tolist() == first.reads.key[[0, 2]].tolist()
+    assert second.reads.row.tolist() == [0, 1]
     assert second.slot_mapping.tolist() == (first.slot_mapping[[0, 2]] + 1).tolist()
     assert int(second.segments.row_end.max()) == 2
     assert second.ahead == 3

@@ -87,9 +87,9 @@ def expected(requests: list[Request]) -> dict[str, Any]:
 
 
 def looked_up(results: dict[str, Any]) -> dict[str, Any]:
-    """Label results as label tokens; where they were looked up, the symbolic model has checked."""
+    """Label results as label tokens; where they were looked up, `drain` has checked."""
     return {
-        name: [[target for _, target in value[label]] for label in sorted(value)] if isinstance(value, dict) else value
+        name: [value[label] for label in sorted(value)] if isinstance(value, dict) else value
         for name, value in results.items()
     }
 
@@ -156,7 +156,8 @@ def test_a_step_fills_its_budget_with_prefill_behind_the_decodes() -> None:
         step = scheduler.schedule()
         model.run(step)
         shape.append((step.num_prefill_tokens, step.num_decode_tokens))
-        sampled = {s.key: Sampled(1, len(scheduler.sequences[s.key].token_ids) == 3) for s in step.samples}
+        keys = step.reads.key.tolist()
+        sampled = {key: Sampled(1, len(scheduler.sequences[key].token_ids) == 3) for key in keys}
         scheduler.update(step, sampled)
     # prefix 5, a 1, b 1 and one token of c; then c's other 11 beside two decodes a step.
     assert shape == [(8, 0), (6, 2), (5, 2), (0, 3), (0, 1), (0, 1)]

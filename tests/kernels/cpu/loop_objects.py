@@ -44,7 +44,7 @@ def lowered(triple: str, name: str) -> dict[str, str]:
     assert openmp.available()
     signature, modules = types.void(types.CPointer(types.int64)), {}
     for loop in loop_cache.NAMES:
-        function = importlib.import_module(loop)._loop._function
+        function = importlib.import_module(loop).LOOP.function
         library = cfunc(signature, fastmath=loop_cache.FASTMATH, error_model="numpy")(function)._library
         modules[loop] = library.get_llvm_str()
     return modules

@@ -16,7 +16,8 @@ from engine.forward.cpu.fused_layer import FusedLayer, fuse_layers
 from engine.forward.kv_cache import KVCache
 from engine.forward.quantize import quantize_linears
 from engine.forward.step_inputs import step_inputs
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, KVFormat
 from kernels.processor import takes_bytes
 from kernels.segments import Segment, Segments
@@ -42,7 +43,7 @@ MODELS = {
 
 def hidden(model: Any, asked: Sequence[int] = range(ROWS), kv_format: KVFormat = FLOAT32) -> torch.Tensor:
     cache = KVCache(2, 2, 0, model.config.head_dim, kv_format, "cpu")
-    output = replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked))
+    output = replace(SchedulerOutput.causal_rows(ROWS), reads=Reads.samples(np.array(asked), np.array(asked)))
     step = StepAttention(output, step_inputs(output, "cpu"), cache)
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import PackedLinear, pack_linears, stacked
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import step_inputs
-from engine.scheduling.scheduler_output import SampleRow, SchedulerOutput
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.gate import silu_gate_kernel
 from kernels.gpu.kv_write import rope_write_kernel
 from kernels.gpu.merge import merge_kernel
@@ -51,7 +53,7 @@ def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
     assert swap_layers(model)
     assert {type(layer) for layer in model.model.layers} == {GpuLayer}
     rows = torch.arange(ROWS)[None]
-    step = stepped(replace(SchedulerOutput.causal_rows(ROWS), samples=tuple(SampleRow(row, row) for row in asked)))
+    step = stepped(replace(SchedulerOutput.causal_rows(ROWS), reads=Reads.samples(np.array(asked), np.array(asked))))
     with torch.inference_mode():
         got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step_attention=step).last_hidden_state
     assert float((got - wanted[..., list(asked), :]).abs().max()) < 2e-5

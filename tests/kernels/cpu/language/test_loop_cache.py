@@ -10,19 +10,29 @@ pytestmark = pytest.mark.skipif(not openmp.available(), reason="this torch has n
 
 ROOT = Path(__file__).parents[4]
 GOOD = """
-from kernels.cpu.language.openmp import Loop, words
+from typing import NamedTuple
+from kernels.cpu.language.arguments import reader
+from kernels.cpu.language.openmp import Loop, share
+class FillArguments(NamedTuple):
+    rows: int
+    size: int
+_read = reader(FillArguments)
 def _fill(arguments):
-    words(arguments, 1)[0] = 7
-_loop = Loop(_fill)
+    share(_read(arguments).rows)
+LOOP = Loop(_fill, FillArguments)
 """
 # As bfloat16 was narrowed once, where no instruction does it: by a function that nobody has.
 UNLINKED = """
+from typing import NamedTuple
 from numba import types
-from kernels.cpu.language.openmp import Loop, words
+from kernels.cpu.language.openmp import Loop
+class CallArguments(NamedTuple):
+    rows: int
+    size: int
 absent = types.ExternalFunction("function_that_nobody_has", types.int64())
 def _call(arguments):
-    words(arguments, 1)[0] = absent()
-_loop = Loop(_call)
+    absent()
+LOOP = Loop(_call, CallArguments)
 """
 SLOW = "import time\ntime.sleep(600)\n"
 

@@ -1,0 +1,97 @@
+"""A model ready to serve: packed rows to hidden states, and hidden states to logits."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from engine.forward.cpu.projection import Head
+from engine.forward.sampler import greedy
+from engine.forward.step_attention import StepAttention
+from engine.model.model_shape import ModelShape
+from kernels.kv_format import KVFormat
+
+# The decoder layers pass no argument on to attention.
+HEARS_NOTHING = {"nemotron", "stablelm"}
+
+
+class LoadedModel:
+    """A transformers model in two halves: packed rows to hidden states, and hidden states to logits.
+
+    The head's half is the model's own forward with the body replaced, so that scaling and caps on logits stay as
+    the architecture has them. `kv_format` is how its keys and values are kept.
+    """
+
+    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat) -> None:
+        self.shape = shape
+        self.kv_format = kv_format
+        self.body = model.base_model
+        self._head = copy.copy(model)
+        self._head._modules = dict(model._modules)
+        self._given = _GivenHidden()
+        setattr(self._head, model.base_model_prefix, self._given)
+        self._attention: StepAttention | None = None
+        # Whether no layer reads a number back from the device: what transformers wrote may.
+        self.waits_for_nothing = False
+        self._screened = self._if_plain(model.get_output_embeddings())
+        if model.config.model_type in HEARS_NOTHING:
+            for module in self.body.modules():
+                if "layer_idx" in vars(module):
+                    module.register_forward_pre_hook(self._tell, with_kwargs=True)
+
+    def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, named | {"step_attention": self._attention}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters and buffers, tied ones once."""
+        held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters(), *self._head.buffers()]
+        return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
+        """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""
+        self._attention = attention
+        ids, positions = input_ids[None], position_ids[None]
+        output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden if len(hidden) == len(attention.asked_rows) else hidden[attention.asked_rows]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, vocab_size) in float32."""
+        self._given.hidden = hidden[None]
+        logits: Tensor = self._head(input_ids=None).logits[0]
+        return logits.float()
+
+    def best_tokens(self, hidden: Tensor) -> Tensor:
+        """(rows,) int64: of each row, the token whose logit is the greatest; -1 where they are not finite."""
+        return greedy(self.logits(hidden)) if self._screened is None else self._screened.best(hidden)
+
+    @torch.inference_mode()
+    def _if_plain(self, head: object) -> Head | None:
+        """The head's layer, where the greatest logit can be looked for in it: logits are what it says."""
+        if not isinstance(head, Head) or head.screen is None:
+            return None
+        rows = torch.randn(4, head.in_features, generator=torch.Generator().manual_seed(0))
+        return head if torch.equal(self.logits(rows), head(rows)) else None
+
+
+@dataclass
+class _Given(BaseModelOutputWithPastAndCrossAttentions):
+    """Has every field that some head passes on."""
+
+    router_logits: None = None
+
+
+class _GivenHidden(nn.Module):
+    hidden: Tensor
+
+    @property
+    def decoder(self) -> "_GivenHidden":
+        """OPT's head calls its body's decoder."""
+        return self
+
+    def forward(self, *_: object, **__: object) -> _Given:
+        return _Given(last_hidden_state=self.hidden)

@@ -1,0 +1,198 @@
+"""What a step's reads come to, made on the device from its hidden states: launched now, taken when they are there.
+
+One pass through the head serves reads of all kinds, whole batches of rows at a time: `HEAD_ROWS`, and no row alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.forward import sampler
+from engine.forward.forward_output import Forward
+from engine.forward.logit_rules import apply_rules
+from engine.forward.model_runner import ModelRunner
+from engine.forward.philox import uniforms
+from engine.forward.sampler import RowLogprobs
+from engine.forward.step_inputs import resolved, to_host
+from engine.loop.output_processor import OutputState
+from engine.scheduling.reads import ReadKind, Reads
+from engine.scheduling.scheduler import Sampled
+from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.segments import Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepValues:
+    """What a step's reads came to, on its way to the host.
+
+    `tokens` (samples,) stay on the device for the next step. `host_tokens`, the tensors of `logprobs` (of SAMPLE reads
+    by index: a row of those made together) and `target_values` (3, each) of the reads `target_reads` are read once
+    `done` has passed.
+    """
+
+    step: SchedulerOutput
+    tokens: Tensor
+    host_tokens: Tensor
+    logprobs: dict[int, tuple[int, RowLogprobs]]
+    target_reads: Reads
+    target_values: tuple[Tensor, ...]
+    done: torch.cuda.Event | None
+
+    def wait(self) -> None:
+        if self.done is not None:
+            self.done.synchronize()
+
+
+class StepReader:
+    """Reads for the sequences of `states`, which their owner keeps up."""
+
+    def __init__(self, runner: ModelRunner, states: Mapping[int, OutputState]) -> None:
+        self._runner = runner
+        self._states = states
+
+    @torch.inference_mode()
+    def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
+        """Behind the step's forward pass; the host does not wait for either."""
+        samples = step.reads.of_kind(ReadKind.SAMPLE)
+        places = np.searchsorted(step.asked_rows, step.reads.row)
+        takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
+        tokens = self._best_tokens(forward, places[: len(samples)], takes_best)
+        head = _HeadRows.of(places, np.flatnonzero(~takes_best), len(samples))
+        logprobs: dict[int, tuple[int, RowLogprobs]] = {}
+        target_values: list[Tensor] = []
+        for part, logits in self._runner.logits(forward.hidden, head.places):
+            reads, rows = head.reads_in(part)
+            drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
+            if len(drawn):
+                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)])
+                tokens[self._runner.index(drawn)] = chosen
+                if theirs is not None:
+                    logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
+            if len(targets):
+                at, target = self._runner.index(rows[len(drawn) :]), self._runner.index(step.reads.target[targets])
+                target_values.append(to_host(sampler.target_logprobs(logits, at, target)))
+        host_tokens = to_host(tokens)
+        done = None
+        if tokens.is_cuda:
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        target_reads = Reads(step.reads.table[head.target_reads])
+        return StepValues(step, tokens, host_tokens, logprobs, target_reads, tuple(target_values), done)
+
+    def _best_tokens(
+        self, forward: Forward, places: Ints, takes_best: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    ) -> Tensor:
+        """(samples,): the token of the greatest logit where that is all that is asked, which needs no logits."""
+        if takes_best.all():
+            return self._best(forward, places)
+        tokens = torch.zeros(len(places), dtype=torch.int64, device=forward.hidden.device)
+        plain = np.flatnonzero(takes_best)
+        if len(plain):
+            tokens[self._runner.index(plain)] = self._best(forward, places[plain])
+        return tokens
+
+    def _best(self, forward: Forward, places: Ints) -> Tensor:
+        if forward.best is None:
+            return self._runner.best_tokens(forward.hidden, places)
+        return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
+
+    def _draw(self, step: SchedulerOutput, samples: Ints, logits: Tensor) -> tuple[Tensor, RowLogprobs | None]:
+        """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
+
+        `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
+        """
+        states = [self._states[key] for key in step.reads.key[samples].tolist()]
+        wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
+        raw = logits
+        rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+        if rules:
+            if wanted is not None:
+                raw = logits.clone()  # log-probabilities are the model's own
+            apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
+        tokens = _choose(logits, states)
+        if wanted is None:
+            return tokens, None
+        made = sampler.token_logprobs(raw, tokens, wanted)
+        return tokens, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
+
+    def _in_flight(self, input_ids: Ints) -> Tensor:
+        """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
+        known = self._runner.index(input_ids)
+        return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
+
+    def take(self, values: StepValues) -> dict[int, Sampled]:
+        """Waits for the step, and gives each live sequence what it made for it."""
+        values.wait()
+        sampled = {}
+        keys = values.step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
+        for index, (key, token) in enumerate(zip(keys, values.host_tokens.tolist(), strict=True)):
+            state = self._states.get(key)
+            if state is None:
+                continue  # it ended while this step ran
+            count = state.params.logprobs
+            logprobs = None
+            if count is not None and token >= 0:
+                row, made = values.logprobs[index]
+                logprobs = made.of(row, token, count)
+            sampled[key] = state.take(token, logprobs)
+        self._take_targets(values)
+        return sampled
+
+    def _take_targets(self, values: StepValues) -> None:
+        if not values.target_values:
+            return
+        made = np.concatenate([part.numpy() for part in values.target_values], 1)
+        for read, (logprob, is_best, finite) in zip(values.target_reads, made.T.tolist(), strict=True):
+            self._states[read.key].take_score(read.place, logprob, bool(is_best), bool(finite))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _HeadRows:
+    """The rows that go through the head, at `places` among the asked ones, and the reads of each.
+
+    A sample that is drawn has a row to itself, whose logits its rules change. All reads with a target share their
+    row's, behind those. `reads` are in the order of `rows`.
+    """
+
+    places: Ints
+    reads: Ints
+    rows: Ints
+    num_drawn: int
+
+    @classmethod
+    def of(cls, places: Ints, drawn: Ints, num_samples: int) -> "_HeadRows":
+        """`places` of all reads; of the first `num_samples`, only those at `drawn` need logits."""
+        target_places, row_of = np.unique(places[num_samples:], return_inverse=True)
+        by_row = np.argsort(row_of, kind="stable")
+        return cls(
+            places=np.concatenate((places[drawn], target_places)),
+            reads=np.concatenate((drawn, num_samples + by_row)),
+            rows=np.concatenate((np.arange(len(drawn)), len(drawn) + row_of[by_row])),
+            num_drawn=len(drawn),
+        )
+
+    @property
+    def target_reads(self) -> Ints:
+        return self.reads[self.num_drawn :]
+
+    def reads_in(self, part: slice) -> tuple[Ints, Ints]:
+        """The reads of the rows in `part`, and each one's row in it."""
+        first, last = np.searchsorted(self.rows, (part.start, part.stop))
+        return self.reads[first:last], self.rows[first:last] - part.start
+
+
+def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
+    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
+    best = sampler.greedy(logits)
+    drawn = [row for row, state in enumerate(states) if not state.params.greedy]
+    if not drawn:
+        return best
+    rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
+    chosen = [states[row] for row in drawn]
+    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
+    best[rows] = torch.where(best[rows] < 0, -1, made)
+    return best

@@ -1,0 +1,67 @@
+"""What a job asks of each row: a task type, and the keys that belong to it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from tasks.job.job_part import Name, Part, exactly_one
+
+
+@dataclass(frozen=True, slots=True)
+class TaskKeys:
+    """What a job may say beside a task's type: exactly one of `keys`, and `sampling` where the type `samples`.
+
+    `belong` begins the line that refuses `keys` under another type.
+    """
+
+    keys: tuple[str, ...] = ()
+    belong: str = ""
+    samples: bool = False
+
+
+TASK_KEYS = {
+    "choice": TaskKeys(("labels", "labels_column"), "labels belong"),
+    "generate": TaskKeys(samples=True),
+}
+
+
+def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if labels is None:
+        return None
+    if not labels:
+        raise ValueError("is empty; name at least one label")
+    if len(set(labels)) != len(labels):
+        raise ValueError("names a label twice")
+    if any(not label.strip() for label in labels):
+        raise ValueError("holds an empty label")
+    return labels
+
+
+class Task(Part):
+    """`choice` scores labels as continuations of the prompt; `generate` writes text."""
+
+    type: Literal["choice", "generate"] = Field(
+        description="`choice`: which label is the likeliest continuation; `generate`: a text."
+    )
+    labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
+        default=None, description="`choice`: the labels of all rows, white space included."
+    )
+    labels_column: Name | None = Field(
+        default=None, description="`choice`: a column with each row's labels, a list or its JSON."
+    )
+
+    @classmethod
+    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        chosen = given.get("type")
+        for name, own in TASK_KEYS.items() if keys_of(chosen) else ():
+            if name == chosen and own.keys:
+                yield from exactly_one(given, own.keys)
+            elif name != chosen and any(given.get(key) is not None for key in own.keys):
+                yield f"{own.belong} to type: {name}"
+
+
+def keys_of(task_type: object) -> TaskKeys | None:
+    """The keys of a type, which may be anything; None where there is no such type."""
+    return TASK_KEYS.get(task_type) if isinstance(task_type, str) else None

@@ -1,0 +1,66 @@
+"""What task types have in common that score given texts as continuations of the prompt."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.request import LabelScore, Request, RequestOutput, TokenIds
+from engine.sampling_params import SamplingParams
+from tasks.job.task import Task
+from tasks.request.labels import LabelIds, LabelledPrompt, split_context
+from tasks.request.prompts import RenderedPrompt
+from tasks.request.task_type import RowReader, RowRequest, TaskType
+from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
+from tasks.source.source_rows import SourceBatch
+
+
+class ContinuationTask(TaskType):
+    """Scores each of a row's labels behind the prompt, which is computed once for all of them."""
+
+    @abstractmethod
+    def label_texts(self, task: Task, batch: SourceBatch) -> list[tuple[str, ...] | RowError]:
+        """Each row's labels."""
+
+    def read(
+        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
+    ) -> list[RowRequest | RowError]:
+        split = [("", "") if isinstance(prompt, RowError) else split_context(prompt) for prompt in prompts]
+        contexts = [prompt if isinstance(prompt, RowError) else split[row][0] for row, prompt in enumerate(prompts)]
+        texts = self.label_texts(reader.job.task, batch)
+        good: dict[int, LabelledPrompt] = {}
+        read: list[RowRequest | RowError | None] = []
+        for row, (ids, labels) in enumerate(zip(reader.encoder.encode_prompts(contexts), texts, strict=True)):
+            error = next((value for value in (ids, labels) if isinstance(value, RowError)), None)
+            if not isinstance(ids, RowError) and not isinstance(labels, RowError):
+                good[row] = LabelledPrompt(*split[row], ids, labels)
+            read.append(error)
+        encoded = reader.label_encoder.encode(list(good.values()))
+        for (row, prompt), label_ids in zip(good.items(), encoded, strict=True):
+            read[row] = _labelled(prompt, label_ids, reader.max_tokens)
+        return [request for request in read if request is not None]
+
+    def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
+        assert labels, request_id
+        return Request(request_id, prompt, params, labels)
+
+
+def scores_of(output: RequestOutput) -> tuple[LabelScore, ...]:
+    """The labels' scores of an output that is no error."""
+    assert output.label_scores, output.request_id
+    return output.label_scores
+
+
+def logprobs_of(output: RequestOutput) -> NDArray[np.float64]:
+    """The labels' log-likelihoods."""
+    return np.array([score.logprob for score in scores_of(output)], np.float64)
+
+
+def _labelled(prompt: LabelledPrompt, labels: LabelIds | RowError, max_tokens: int) -> RowRequest | RowError:
+    if isinstance(labels, RowError):
+        return labels
+    needed = len(prompt.context_ids) + max(map(len, labels)) - 1  # a label's last token is never computed
+    if needed > max_tokens:
+        return RowError(CONTEXT_OVERFLOW, f"prompt and label need {needed} tokens; at most {max_tokens} fit")
+    return RowRequest(prompt.context_ids, 0, labels, prompt.labels)

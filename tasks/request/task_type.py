@@ -1,0 +1,111 @@
+"""What a task type decides: how rows become requests, outputs become results, and what a person is shown of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.request import Request, RequestOutput, TokenIds
+from engine.sampling_params import SamplingParams
+from tasks.job.job import ScoringJob
+from tasks.job.task import Task
+from tasks.request.encode import Encoder
+from tasks.request.labels import LabelEncoder, LabelIds
+from tasks.request.prompts import RenderedPrompt
+from tasks.source.row_error import RowError
+from tasks.source.source_rows import SourceBatch
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """What the rows of a run are read with. `max_tokens` are those of a prompt with its answer, at most."""
+
+    job: ScoringJob
+    encoder: Encoder
+    label_encoder: LabelEncoder
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowRequest:
+    """What a row asks of the model. `max_tokens` are those that may be generated; `labels` are continuations to score,
+    `label_texts` their texts.
+    """
+
+    prompt_token_ids: TokenIds
+    max_tokens: int = 0
+    labels: LabelIds = ()
+    label_texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a person sees of a run's results: the (name, value) rows of a statement in `sql/report`, under two heads.
+
+    Rows that `quote` hold generated text, which may repeat a prompt: they stay in the folder and on the terminal.
+    """
+
+    statement: str
+    heads: tuple[str, str]
+    quote: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moved:
+    """How far answers of one precision are from another's: absolute differences of log-probabilities, and parts of the
+    rows (or tokens) that stayed the same, by name.
+    """
+
+    differences: NDArray[np.float64]
+    same: Mapping[str, float]
+
+
+class TaskType(ABC):
+    """One task type. Its object is stateless; what belongs to a run comes as an argument.
+
+    `name` is the job's `task.type`; `label_word` is what a person calls one of a request's labels.
+    """
+
+    name: ClassVar[str]
+    shown: ClassVar[Shown]
+    label_word: ClassVar[str] = "label"
+
+    def columns(self, task: Task) -> dict[str, str]:
+        """The source's columns that are read beside the prompt's, by the job's key that names each."""
+        del task
+        return {}
+
+    @abstractmethod
+    def read(
+        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
+    ) -> list[RowRequest | RowError]:
+        """A request, or an error, for each row of the batch."""
+
+    def decisive(self, job: ScoringJob) -> object:
+        """What decides a request's answer beside the model and what `read` gives, as JSON has it. Never changes."""
+        del job
+        return None
+
+    def is_drawn_afresh(self, job: ScoringJob) -> bool:
+        """Whether equal rows may get different answers, so that they are never one request."""
+        del job
+        return False
+
+    @abstractmethod
+    def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
+        """The engine's request. `params` are the job's, with the `max_tokens` that `read` gave."""
+
+    @abstractmethod
+    def result(self, label_texts: Sequence[str], output: RequestOutput) -> dict[str, Any]:
+        """The columns of a result part that are this type's own. `output` is no error."""
+
+    def params_to_compare(self, params: SamplingParams) -> SamplingParams:
+        """The sampling under which two precisions' answers can be compared."""
+        return params
+
+    @abstractmethod
+    def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
+        """Holds outputs of the second precision to those of the first, request by request. None is an error."""
