@@ -15,7 +15,7 @@ from engine.request import Request
 class PrefixNode:
     """Prompt tokens `[start, end)` that every request below the node shares; `parent` is -1 at a root.
 
-    `num_requests` counts the plan's requests that end at the node or below it.
+    `num_requests` counts the plan's requests that end at the node or below it, which are all of one `adapter`.
     """
 
     node_id: int
@@ -23,13 +23,14 @@ class PrefixNode:
     start: int
     end: int
     num_requests: int
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A unit of commit: requests `order[first:last]` of a plan.
 
-    `shard_id` is derived from the request ids alone, so equal work has an equal name in any run.
+    `shard_id` is derived from the requests' ids and adapters alone, so equal work has an equal name in any run.
     """
 
     index: int

@@ -17,13 +17,15 @@ class Request:
     """A prompt and what is asked of it.
 
     `labels` None asks for text (`params` says how); else each label is a continuation of at least one
-    token, and the log-likelihood of every one is asked.
+    token, and the log-likelihood of every one is asked. `adapter` names the weights that the model runs with, None its
+    own alone: equal tokens under two adapters have nothing in common.
     """
 
     request_id: str
     prompt_token_ids: TokenIds
     params: SamplingParams = GREEDY
     labels: tuple[TokenIds, ...] | None = None
+    adapter: str | None = None
 
     @property
     def max_tokens(self) -> int:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
 from engine.loop.engine_cache import get_engine
+from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
@@ -36,6 +37,7 @@ REQUEST_SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("num_rows", pa.int64()),
         ("node", pa.int64()),
+        ("adapter", pa.string()),
     ]
 )
 NODE_FIELDS = ("parent", "start", "end", "num_requests")
@@ -90,10 +92,8 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[tup
 def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
     return make_plan(
         list(_requests(section, run)),
-        run.shape,
         config,
-        kv_format=run.device.kv_format(run.shape, config.quantization),
-        flops_per_second=run.device.flops_per_second,
+        plan_cost(run.model, run.shape, run.config, run.device),
         shard_seconds=run.job.shard_seconds,
     )
 
@@ -143,7 +143,9 @@ def _write_requests(plan: Plan, section: pa.Table, first_node: int, writer: pq.P
         chosen = plan.order[shard.first : shard.last]
         nodes = pa.array(first_node + plan.node_of[chosen])
         table = section.take(pa.array(chosen)).append_column("node", nodes)
-        writer.write_table(table.cast(REQUEST_SCHEMA), row_group_size=len(chosen))
+        if "adapter" not in table.column_names:
+            table = table.append_column("adapter", pa.nulls(len(chosen), pa.string()))
+        writer.write_table(table.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA), row_group_size=len(chosen))
 
 
 def _node_table(nodes: Sequence[PrefixNode], first_node: int) -> pa.Table:

@@ -1,5 +1,6 @@
 """A stored plan's shard as the engine wants it, read without the rest of the plan."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,9 +29,10 @@ def read_shard(run: Run, plan_id: str, shard: Shard) -> pa.RecordBatch:
 
 def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.RecordBatch) -> ShardWork:
     node_of = tuple(rows.column("node").to_pylist())
-    requests = to_requests(rows, task_type_of(run.job), run.job.sampling.params())
-    nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), set(node_of))
-    return ShardWork(layout_id, shard.index, shard.shard_id, nodes, tuple(requests), node_of)
+    requests = tuple(to_requests(rows, task_type_of(run.job), run.job.sampling.params()))
+    adapter_of = {node: request.adapter for node, request in zip(node_of, requests, strict=True)}
+    nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), adapter_of)
+    return ShardWork(layout_id, shard.index, shard.shard_id, nodes, requests, node_of)
 
 
 def to_asked(rows: pa.RecordBatch) -> list[Asked]:
@@ -38,15 +40,19 @@ def to_asked(rows: pa.RecordBatch) -> list[Asked]:
     return [Asked(name, tuple(texts), attempts) for name, texts, attempts in zip(*columns, strict=True)]
 
 
-def _nodes_above(nodes: NDArray[np.int64], ends: set[int]) -> tuple[PrefixNode, ...]:
-    """Every node on the way from a root to one of `ends`, parents first."""
-    found: set[int] = set()
-    for end in ends:
+def _nodes_above(nodes: NDArray[np.int64], adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:
+    """Every node on the way from a root to one of `adapter_of`, parents first; all on a way have its end's adapter."""
+    found: dict[int, str | None] = {}
+    for end, adapter in adapter_of.items():
         node = end
         while node >= 0 and node not in found:
-            found.add(node)
+            found[node] = adapter
             node = int(nodes[node, 0])
-    return tuple(PrefixNode(node, *nodes[node].tolist()) for node in sorted(found))
+    above = []
+    for node in sorted(found):
+        parent, start, end, num_requests = nodes[node].tolist()
+        above.append(PrefixNode(node, parent, start, end, num_requests, found[node]))
+    return tuple(above)
 
 
 @lru_cache(maxsize=1)

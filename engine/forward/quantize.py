@@ -21,7 +21,7 @@ CALIBRATION_SHAPE = (2, 256)
 
 
 class Int8Linear(nn.Module):
-    """`nn.Linear` with a scale for each channel of mixed weights and one for each row of mixed activations.
+    """`nn.Linear` with a scale for each channel of transformed weights and one for each row of activations.
 
     `factors` (in_features,) multiply the activations first; the weights are divided by them. Products are summed
     exactly in int32; scales and bias are applied in float32. `engine.forward.cpu.projection` takes its place on a CPU.

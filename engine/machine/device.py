@@ -15,20 +15,16 @@ from kernels.processor import PROCESSOR, takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# What a core's float32 matmul sustains in a whole forward pass; replaced by a measured rate when one is known.
-CPU_FLOPS_PER_CORE = 70e9
-CUDA_FLOPS = 100e12
 # Without one of them (NVIDIA's, AMD's, Windows' own) torch sees no GPU on Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`label` is what a person reads; `flops_per_second` is an expectation, used for time estimates and shard sizes."""
+    """`label` is what a person reads; what a device sustains is `engine.machine.expected_rates`'s to say."""
 
     name: str
     dtype: str
-    flops_per_second: float
     label: str
     cores: int = 1
 
@@ -70,12 +66,12 @@ def resolve_device(config: EngineConfig) -> Device:
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
         linear_scheme(config.quantization, "torch")
-        return Device("cpu", dtype, CPU_FLOPS_PER_CORE * cores, f"cpu ({cores} cores)", cores)
+        return Device("cpu", dtype, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= _cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {_cuda_devices()} of them")
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    device = Device(f"cuda:{index}", dtype, CUDA_FLOPS, f"cuda:{index}")
+    device = Device(f"cuda:{index}", dtype, f"cuda:{index}")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)

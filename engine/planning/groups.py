@@ -1,5 +1,6 @@
 """Sharing and order: which prefixes are computed once, and in which order the groups run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,18 +147,21 @@ def batchllm_groups(tree: PrefixTree) -> Ints:
     return np.array(group, dtype=np.int64)[tree.node_of]
 
 
-def arrange(forest: Forest, decode_tokens: Ints, order: Order) -> Forest:
+def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Sequence[int] | None = None) -> Forest:
     """The forest with its ids in execution order; `decode_tokens` are those that each request may generate.
 
     "fcfs" runs siblings, at every level, by the first request below them. "ratio" runs those with more decode
-    tokens for each prompt token that they compute first (BatchLLM's order), ties as "fcfs".
+    tokens for each prompt token that they compute first (BatchLLM's order), ties as "fcfs". Requests of one of the
+    `adapters` (a number each) follow each other, lower numbers first, so that a step needs few (S-LoRA,
+    arXiv 2311.03285).
     """
     first_seen = _first_seen(forest)
-    ranked = np.argsort(first_seen)
+    adapter = np.asarray(adapters, dtype=np.int64)[first_seen] if adapters else np.zeros_like(first_seen)
+    ranked = np.lexsort((first_seen, adapter))
     if order == "ratio":
         decode = np.bincount(forest.node_of, weights=decode_tokens, minlength=len(forest.parent)).astype(np.int64)
         ratio = subtree_sums(forest.parent, decode) / subtree_sums(forest.parent, forest.num_tokens)
-        ranked = np.lexsort((first_seen, -ratio))
+        ranked = np.lexsort((first_seen, -ratio, adapter))
     children: list[list[int]] = [[] for _ in range(len(forest.parent) + 1)]  # the last entry holds the roots (-1)
     for node in ranked[::-1].tolist():
         children[forest.parent[node]].append(node)

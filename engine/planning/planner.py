@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
-from engine.model.model_shape import ModelShape, num_kv_blocks
+from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
-from engine.planning.cost import Work, count_work, flops
+from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, share
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
 from engine.planning.simulator import simulate
 from engine.request import Request
-from kernels.kv_format import KVFormat
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
@@ -23,30 +22,31 @@ SHARD_SLACK = 0.25
 
 def make_plan(
     requests: Sequence[Request],
-    shape: ModelShape,
     config: EngineConfig,
+    cost: CostModel,
     *,
-    kv_format: KVFormat,
-    flops_per_second: float,
     shard_seconds: float = 45.0,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
+
+    `cost` says what they take on a device, and so where shards of about `shard_seconds` end.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
     ids = [request.request_id for request in requests]
     assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
-    tree = build_prefix_tree([request.prompt_token_ids for request in requests])
+    adapters = _adapter_numbers(requests)
+    tree = build_prefix_tree([request.prompt_token_ids for request in requests], adapters)
     decode_tokens = np.array([request.max_tokens for request in requests], dtype=np.int64)
-    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order)
+    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
     work = count_work(forest, requests)
-    seconds = flops(work, shape) / flops_per_second
-    ordered_ids = [ids[r] for r in forest.order]
+    seconds = cost.seconds(work, config)
+    names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
-    shards = _shards(ordered_ids, forest, work, seconds, shard_seconds)
-    block_bytes = config.block_size * shape.kv_bytes_per_token(kv_format)
-    num_blocks = num_kv_blocks(shape, config, kv_format)
+    shards = _shards(names, forest, work, seconds, shard_seconds)
+    block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
+    num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     trajectory = simulate(forest, work, config, num_blocks)
     summary = PlanSummary(
         requests=len(requests),
@@ -61,8 +61,8 @@ def make_plan(
         expected_seconds=float(seconds.sum()),
     )
     return Plan(
-        layout_id=_layout_id(ordered_ids, forest, shards),
-        nodes=_nodes(forest, num_requests),
+        layout_id=_layout_id(names, forest, shards),
+        nodes=_nodes(forest, num_requests, requests),
         order=forest.order,
         node_of=forest.node_of,
         shards=shards,
@@ -90,23 +90,37 @@ def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWo
     )
 
 
-def _nodes(forest: Forest, num_requests: Ints) -> tuple[PrefixNode, ...]:
-    columns = (forest.parent, forest.start, forest.end, num_requests)
+def _adapter_numbers(requests: Sequence[Request]) -> list[int]:
+    """A number for each request's adapter, in the order in which they first appear."""
+    numbers: dict[str | None, int] = {}
+    return [numbers.setdefault(request.adapter, len(numbers)) for request in requests]
+
+
+def _name(request: Request) -> str:
+    """What names the request's work, in any run; without an adapter its id alone."""
+    return request.request_id if request.adapter is None else f"{request.request_id}\0{request.adapter}"
+
+
+def _nodes(forest: Forest, num_requests: Ints, requests: Sequence[Request]) -> tuple[PrefixNode, ...]:
+    # In pre-order the first request at a node or below it is the first that ends at no earlier node.
+    order = forest.order
+    below = order[np.searchsorted(forest.node_of[order], np.arange(len(forest.parent)))]
+    columns = (forest.parent, forest.start, forest.end, num_requests, below)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return tuple(
-        PrefixNode(node_id=node_id, parent=parent, start=start, end=end, num_requests=below)
-        for node_id, (parent, start, end, below) in enumerate(rows)
+        PrefixNode(node_id, parent, start, end, num_requests=count, adapter=requests[r].adapter)
+        for node_id, (parent, start, end, count, r) in enumerate(rows)
     )
 
 
 def _shards(
-    ordered_ids: Sequence[str], forest: Forest, work: Work, seconds: NDArray[np.float64], shard_seconds: float
+    names: Sequence[str], forest: Forest, work: Work, seconds: NDArray[np.float64], shard_seconds: float
 ) -> tuple[Shard, ...]:
     cuts = _cuts(seconds, _shared_depths(forest), shard_seconds)
     return tuple(
         Shard(
             index=index,
-            shard_id=_digest(sorted(ordered_ids[first:last])),
+            shard_id=_digest(sorted(names[first:last])),
             first=first,
             last=last,
             prefill_tokens=int(work.prefill_tokens[first:last].sum()),
@@ -149,12 +163,10 @@ def _shared_depths(forest: Forest) -> Ints:
     return np.concatenate([[0], inner, [0]])
 
 
-def _layout_id(ordered_ids: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
+def _layout_id(names: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
     """Names the node ids too: only plans that number equal nodes alike may share KV."""
     layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
-    return _digest(
-        [*(shard.shard_id for shard in shards), *ordered_ids, *(column.tobytes().hex() for column in layout)]
-    )
+    return _digest([*(shard.shard_id for shard in shards), *names, *(column.tobytes().hex() for column in layout)])
 
 
 def _digest(parts: Iterable[str]) -> str:

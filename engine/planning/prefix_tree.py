@@ -14,7 +14,8 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefixTree:
-    """The compact trie of N prompts: arrays over at most 2N - 1 nodes, in depth-first pre-order.
+    """The compact trie of N prompts, one beside the other for each adapter: arrays over at most 2N - 1 nodes, in
+    depth-first pre-order.
 
     Node v holds the prompt tokens `[start[v], end[v])`, at least one; `parent[v]` is -1 at a root. The prompts
     that end at v or below it are `order[first[v]:last[v]]`. Prompt r ends at `node_of[r]`, a leaf unless the
@@ -30,12 +31,18 @@ class PrefixTree:
     node_of: Ints
 
 
-def build_prefix_tree(prompts: Sequence[TokenIds]) -> PrefixTree:
-    """One sort, one longest common prefix per neighbour, one pass with a stack: no node's children are scanned."""
-    order = _sorted_order(prompts)
+def build_prefix_tree(prompts: Sequence[TokenIds], adapters: Sequence[int] | None = None) -> PrefixTree:
+    """The trie of `prompts`; those of different `adapters` (a number each, from 0) share nothing.
+
+    One sort, one longest common prefix per neighbour, one pass with a stack: no node's children are scanned.
+    """
+    adapters = adapters or [0] * len(prompts)
+    order = _sorted_order(prompts, adapters)
     lengths = [len(prompts[r]) for r in order]
     assert min(lengths, default=1) > 0, "a prompt has at least one token"
-    shared = [0] * bool(order) + [_common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    shared = [0] * bool(order) + [
+        _common_prefix(prompts[a], prompts[b]) if adapters[a] == adapters[b] else 0 for a, b in pairwise(order)
+    ]
     parent, end, first, last, ends_at = map(_ints, _stack_pass(shared, lengths))
 
     preorder = np.lexsort((end, first))
@@ -75,10 +82,12 @@ def _ints(values: Sequence[int]) -> Ints:
     return np.array(values, dtype=np.int64)
 
 
-def _sorted_order(prompts: Sequence[TokenIds]) -> list[int]:
+def _sorted_order(prompts: Sequence[TokenIds], adapters: Sequence[int]) -> list[int]:
+    """By adapter, then by tokens."""
     # Big-endian bytes compare as the tokens do, at the speed of memcmp.
     keys = [np.asarray(prompt, dtype=">u4").tobytes() for prompt in prompts]
-    return sorted(range(len(prompts)), key=keys.__getitem__)
+    by_tokens = sorted(range(len(prompts)), key=keys.__getitem__)
+    return sorted(by_tokens, key=adapters.__getitem__) if any(adapters) else by_tokens
 
 
 def _common_prefix(a: TokenIds, b: TokenIds) -> int:

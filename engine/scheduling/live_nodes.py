@@ -27,9 +27,10 @@ class LiveNodes:
         state = self._nodes[layout, node_id] if node_id != -1 else None
         for node in reversed(missing):
             token_ids = request.prompt_token_ids[node.start : node.end]
-            state = NodeState((layout, node.node_id), state, node.start, token_ids, node.num_requests)
+            state = NodeState((layout, node.node_id), state, node.start, token_ids, node.num_requests, node.adapter)
             self._nodes[state.key] = state
         assert state is not None
+        assert state.adapter == request.adapter, (state.key, state.adapter, request.adapter)
         return state
 
     def join(self, sequence: Sequence) -> None:

@@ -24,6 +24,7 @@ class NodeState:
     start: int
     token_ids: TokenIds
     num_requests: int
+    adapter: str | None = None
     users: int = 0
     decode_kv_tokens: int = 0
     computed: int = 0

@@ -23,7 +23,7 @@ def segment_attention(
     scale: float,
     out: Tensor,
     *,
-    window: int = 0,
+    window: int | None = None,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -35,7 +35,7 @@ def segment_attention(
     for row_start, row_end, kv_start, kv_end, position, in_step in plan.segments:
         rows, (keys, values) = slice(row_start, row_end), own if in_step else cache
         behind = positions[rows, None] - torch.arange(position, position + kv_end - kv_start, device=query.device)
-        hidden = behind < 0 if not window else (behind < 0) | (behind >= window)
+        hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
         mask = torch.zeros(hidden.shape, device=query.device).masked_fill_(hidden, -torch.inf) if hidden.any() else None
         key, value = (tensor[:, kv_start:kv_end] for tensor in (keys, values))
         if kv_format_of(keys.dtype) == INT8_ROWS:

@@ -13,6 +13,8 @@ SELECT
     NULL::VARCHAR AS label,
     NULL::MAP(VARCHAR, DOUBLE) AS label_probs,
     NULL::MAP(VARCHAR, DOUBLE) AS label_logprobs,
+    NULL::DOUBLE AS logprob,
+    NULL::BOOLEAN AS is_greedy,
     NULL::VARCHAR AS error_type,
     NULL::VARCHAR AS error_message,
     NULL::INTEGER AS attempts,

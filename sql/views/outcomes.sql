@@ -14,6 +14,8 @@ SELECT
     part.label,
     part.label_probs,
     part.label_logprobs,
+    part.logprob,
+    part.is_greedy,
     coalesce(row.error_type, part.error_type) AS error_type,
     coalesce(row.error_message, part.error_message) AS error_message,
     coalesce(part.attempts, 0) AS attempts,

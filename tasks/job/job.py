@@ -26,6 +26,8 @@ RESULT_COLUMNS = (
     "label",
     "label_probs",
     "label_logprobs",
+    "logprob",
+    "is_greedy",
     "error_type",
     "error_message",
     "attempts",

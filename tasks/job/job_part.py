@@ -80,4 +80,7 @@ def exactly_one(given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str
     """A fault where not one of the keys has a value."""
     there = [key for key in keys if given.get(key) is not None]
     if len(there) != 1:
+        if len(keys) == 1:
+            yield f"give {keys[0]}; none given"
+            return
         yield f"give exactly one of {', '.join(keys)}; {' and '.join(there) or 'none'} given"

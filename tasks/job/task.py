@@ -24,6 +24,7 @@ class TaskKeys:
 TASK_KEYS = {
     "choice": TaskKeys(("labels", "labels_column"), "labels belong"),
     "generate": TaskKeys(samples=True),
+    "loglikelihood": TaskKeys(("continuation_column",), "continuation_column belongs"),
 }
 
 
@@ -40,16 +41,20 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 class Task(Part):
-    """`choice` scores labels as continuations of the prompt; `generate` writes text."""
+    """`choice` scores labels as continuations of the prompt, `loglikelihood` a given text; `generate` writes one."""
 
-    type: Literal["choice", "generate"] = Field(
-        description="`choice`: which label is the likeliest continuation; `generate`: a text."
+    type: Literal["choice", "generate", "loglikelihood"] = Field(
+        description="`choice`: which label is the likeliest continuation; `generate`: a text; "
+        "`loglikelihood`: how likely a given text is."
     )
     labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
         default=None, description="`choice`: the labels of all rows, white space included."
     )
     labels_column: Name | None = Field(
         default=None, description="`choice`: a column with each row's labels, a list or its JSON."
+    )
+    continuation_column: Name | None = Field(
+        default=None, description="`loglikelihood`: a column with the text to score behind the prompt, its context."
     )
 
     @classmethod
@@ -60,6 +65,9 @@ class Task(Part):
                 yield from exactly_one(given, own.keys)
             elif name != chosen and any(given.get(key) is not None for key in own.keys):
                 yield f"{own.belong} to type: {name}"
+        labels = given.get("labels")
+        if chosen == "choice" and isinstance(labels, list | tuple) and len(labels) == 1:
+            yield "one label is always the likeliest; score it as type: loglikelihood"
 
 
 def keys_of(task_type: object) -> TaskKeys | None:

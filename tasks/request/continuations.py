@@ -38,12 +38,21 @@ class ContinuationTask(TaskType):
             read.append(error)
         encoded = reader.label_encoder.encode(list(good.values()))
         for (row, prompt), label_ids in zip(good.items(), encoded, strict=True):
-            read[row] = _labelled(prompt, label_ids, reader.max_tokens)
+            read[row] = self._labelled(prompt, label_ids, reader.max_tokens)
         return [request for request in read if request is not None]
 
     def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
         assert labels, request_id
         return Request(request_id, prompt, params, labels)
+
+    def _labelled(self, prompt: LabelledPrompt, labels: LabelIds | RowError, max_tokens: int) -> RowRequest | RowError:
+        if isinstance(labels, RowError):
+            return labels
+        needed = len(prompt.context_ids) + max(map(len, labels)) - 1  # a label's last token is never computed
+        if needed > max_tokens:
+            said = f"prompt and {self.label_word} need {needed} tokens; at most {max_tokens} fit"
+            return RowError(CONTEXT_OVERFLOW, said)
+        return RowRequest(prompt.context_ids, 0, labels, prompt.labels)
 
 
 def scores_of(output: RequestOutput) -> tuple[LabelScore, ...]:
@@ -55,12 +64,3 @@ def scores_of(output: RequestOutput) -> tuple[LabelScore, ...]:
 def logprobs_of(output: RequestOutput) -> NDArray[np.float64]:
     """The labels' log-likelihoods."""
     return np.array([score.logprob for score in scores_of(output)], np.float64)
-
-
-def _labelled(prompt: LabelledPrompt, labels: LabelIds | RowError, max_tokens: int) -> RowRequest | RowError:
-    if isinstance(labels, RowError):
-        return labels
-    needed = len(prompt.context_ids) + max(map(len, labels)) - 1  # a label's last token is never computed
-    if needed > max_tokens:
-        return RowError(CONTEXT_OVERFLOW, f"prompt and label need {needed} tokens; at most {max_tokens} fit")
-    return RowRequest(prompt.context_ids, 0, labels, prompt.labels)

@@ -46,12 +46,15 @@ class LabelEncoder:
     under a chat template, all rows share their label tokens.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, word: str = "label", error_type: str = BAD_LABELS) -> None:
+        """Errors are of `error_type`, and call a label `word`."""
         self._encoder = encoder
+        self._word = word
+        self._error_type = error_type
         self._cache: dict[tuple[str, ...], LabelIds | RowError] = {}
 
     def encode(self, prompts: Sequence[LabelledPrompt]) -> list[LabelIds | RowError]:
-        """The tokens of each prompt's labels, or BAD_LABELS where one has no token of its own."""
+        """The tokens of each prompt's labels, or an error where one has no token of its own."""
         if len(self._cache) > _CACHED_LABEL_SETS:
             self._cache.clear()
         keys = [self._key(prompt) for prompt in prompts]
@@ -68,7 +71,7 @@ class LabelEncoder:
         return max((text.rfind(token) for token in self._encoder.special_tokens), default=-1)
 
     def _encode_all(self, missing: dict[tuple[str, ...], LabelledPrompt]) -> dict[tuple[str, ...], LabelIds | RowError]:
-        too_long = RowError(CONTEXT_OVERFLOW, "the prompt with its labels is too long for the context")
+        too_long = RowError(CONTEXT_OVERFLOW, f"the prompt with its {self._word} is too long for the context")
         fitting = {
             key: prompt
             for key, prompt in missing.items()
@@ -81,7 +84,7 @@ class LabelEncoder:
             encoded = self._encoder.encode([text for _, text in group], add_special_tokens=special)
             for (key, _), token_ids in zip(group, encoded, strict=True):
                 ids[key].append(token_ids[pending[key].num_context :])
-        return {key: _checked(ids[key]) if key in ids else too_long for key in missing}
+        return {key: self._checked(ids[key]) if key in ids else too_long for key in missing}
 
     def _pending(self, key: tuple[str, ...], prompt: LabelledPrompt) -> _Pending:
         end, moved, is_cut = key[:3]
@@ -90,6 +93,12 @@ class LabelEncoder:
             return _Pending(texts, len(prompt.context_ids), None)
         (end_ids,) = self._encoder.encode([end], add_special_tokens=False)
         return _Pending(texts, len(end_ids), False)
+
+    def _checked(self, labels: list[TokenIds]) -> LabelIds | RowError:
+        if all(map(len, labels)):
+            return tuple(labels)
+        said = f"a {self._word} melts into the prompt's last token; put white space before it"
+        return RowError(self._error_type, said)
 
 
 def _is_worth_caching(key: tuple[str, ...]) -> bool:
@@ -120,10 +129,6 @@ def parse_labels(value: object) -> tuple[str, ...] | RowError:
         return RowError(BAD_LABELS, "a label is not valid UTF-8")
     if len(set(value)) != len(value):
         return RowError(BAD_LABELS, "a label is there twice")
+    if len(value) == 1:
+        return RowError(BAD_LABELS, "one label is always the likeliest; score it as type: loglikelihood")
     return tuple(value)
-
-
-def _checked(labels: list[TokenIds]) -> LabelIds | RowError:
-    if all(map(len, labels)):
-        return tuple(labels)
-    return RowError(BAD_LABELS, "a label melts into the prompt's last token; put white space before it")

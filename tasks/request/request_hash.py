@@ -26,7 +26,9 @@ class RequestHasher:
             *(text.encode() for text in request.label_texts),
         ]
         row = [custom_id.encode()] if self._by_row else []
-        layout = [request.max_tokens, len(request.labels), *map(len, pieces)]
+        layout: list[int | str] = [request.max_tokens, len(request.labels), *map(len, pieces)]
+        if request.adapter is not None:
+            layout.append(request.adapter)
         digest.update(repr(layout).encode())
         for piece in pieces + row:
             digest.update(piece)

@@ -39,7 +39,8 @@ class RequestBuilder:
         self._vocab_size = run.shape.vocab_size
         self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer)
         encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
-        self._reader = RowReader(run.job, encoder, LabelEncoder(encoder), run.max_tokens)
+        labels = LabelEncoder(encoder, self._task_type.label_word, self._task_type.label_error)
+        self._reader = RowReader(run.job, encoder, labels, run.max_tokens)
         self._hasher = RequestHasher(run)
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
@@ -50,7 +51,9 @@ class RequestBuilder:
         if isinstance(read, RowError):
             return read
         if not self._is_known(read):
-            said = "the prompt or a label holds a special token that the model has no embedding of"
+            said = (
+                f"the prompt or a {self._task_type.label_word} holds a special token that the model has no embedding of"
+            )
             return RowError(UNKNOWN_TOKEN, said)
         return NewRequest(self._hasher(read, custom_id), read)
 
@@ -62,15 +65,18 @@ class RequestBuilder:
 
 
 def to_requests(batch: pa.RecordBatch, task_type: TaskType, params: SamplingParams) -> Iterator[Request]:
-    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`."""
+    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`; without `adapter`, of none."""
+    has_adapters = "adapter" in batch.schema.names
     columns = (
         batch.column("request_hash").to_pylist(),
         from_list_array(batch.column("prompt_token_ids")),
         from_lists_array(batch.column("labels")),
         batch.column("max_tokens").to_pylist(),
+        batch.column("adapter").to_pylist() if has_adapters else [None] * batch.num_rows,
     )
     by_room: dict[int, SamplingParams] = {}
-    for name, prompt, labels, room in zip(*columns, strict=True):
+    for name, prompt, labels, room, adapter in zip(*columns, strict=True):
         if room not in by_room:
             by_room[room] = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
-        yield task_type.request(name, prompt, labels, by_room[room])
+        request = task_type.request(name, prompt, labels, by_room[room])
+        yield request if adapter is None else replace(request, adapter=adapter)

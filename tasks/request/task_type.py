@@ -15,7 +15,7 @@ from tasks.job.task import Task
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelIds
 from tasks.request.prompts import RenderedPrompt
-from tasks.source.row_error import RowError
+from tasks.source.row_error import BAD_LABELS, RowError
 from tasks.source.source_rows import SourceBatch
 
 
@@ -32,13 +32,14 @@ class RowReader:
 @dataclass(frozen=True, slots=True, eq=False)
 class RowRequest:
     """What a row asks of the model. `max_tokens` are those that may be generated; `labels` are continuations to score,
-    `label_texts` their texts.
+    `label_texts` their texts. `adapter` names the weights to run with, None the model's own alone.
     """
 
     prompt_token_ids: TokenIds
     max_tokens: int = 0
     labels: LabelIds = ()
     label_texts: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,14 @@ class Moved:
 class TaskType(ABC):
     """One task type. Its object is stateless; what belongs to a run comes as an argument.
 
-    `name` is the job's `task.type`; `label_word` is what a person calls one of a request's labels.
+    `name` is the job's `task.type`; `label_word` is what a person calls one of a request's labels,
+    and `label_error` the error of a row whose labels cannot be scored.
     """
 
     name: ClassVar[str]
     shown: ClassVar[Shown]
     label_word: ClassVar[str] = "label"
+    label_error: ClassVar[str] = BAD_LABELS
 
     def columns(self, task: Task) -> dict[str, str]:
         """The source's columns that are read beside the prompt's, by the job's key that names each."""

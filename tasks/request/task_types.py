@@ -3,6 +3,7 @@
 from tasks.job.job import ScoringJob
 from tasks.request.choice import Choice
 from tasks.request.generate import Generate
+from tasks.request.loglikelihood import Loglikelihood
 from tasks.request.task_type import TaskType
 
 TASK_TYPES: dict[str, TaskType] = {
@@ -10,6 +11,7 @@ TASK_TYPES: dict[str, TaskType] = {
     for one in (
         Choice(),
         Generate(),
+        Loglikelihood(),
     )
 }
 

@@ -26,6 +26,8 @@ PART_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("label_probs", LABEL_MAP),
         ("label_logprobs", LABEL_MAP),
+        ("logprob", pa.float64()),
+        ("is_greedy", pa.bool_()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
         ("attempts", pa.int32()),
@@ -50,7 +52,8 @@ Answer = Callable[[Sequence[str], RequestOutput], dict[str, Any]]
 
 def newest_results(files: Sequence[str]) -> str:
     """SQL for each request's newest result in these parts."""
-    parts = f"SELECT * FROM read_parquet({literals(files)})" if files else statement("views/no_parts")
+    no_parts = statement("views/no_parts")
+    parts = statement("views/parts", no_parts=no_parts, files=literals(files)) if files else no_parts
     return statement("views/newest", parts=parts)
 
 

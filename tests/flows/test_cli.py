@@ -144,7 +144,7 @@ def test_every_fault_of_a_job_is_a_line(
     assert capsys.readouterr().err.splitlines() == [
         f"trunkline: {path}: name: is required",
         f"trunkline: {path}: source.keeep: unknown key; did you mean keep?",
-        f"trunkline: {path}: task.type: should be 'choice' or 'generate' (got 'guess')",
+        f"trunkline: {path}: task.type: should be 'choice', 'generate' or 'loglikelihood' (got 'guess')",
     ]
 
 

@@ -21,6 +21,7 @@ from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
+from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeEngine
@@ -119,6 +120,21 @@ def test_another_request_is_never_answered_by_an_older_result(
         changes = {"model": {"path": str(other)}}
     run_steps(job_of(rows("one"), **({"task": GENERATE, "sampling": {"max_tokens": 5}} | changes)))
     assert len(set(engine.scored)) == 2
+
+
+def test_parts_that_lack_a_column_that_came_later_are_read(
+    job_of: JobMaker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pa.schema([field for field in PART_SCHEMA if field.name not in ("logprob", "is_greedy")])
+    monkeypatch.setattr("tasks.storage.parts.PART_SCHEMA", first)
+    run_steps(job_of(rows("one", "two")))
+    monkeypatch.setattr("tasks.storage.parts.PART_SCHEMA", PART_SCHEMA)
+    _, published = run_steps(job_of(rows("one", "two")))
+    assert (len(engine.scored), published.results) == (2, 2)
+    job = job_of(rows("one", "two", "three"))
+    planned, published = run_steps(job)
+    assert (planned.committed, planned.pending, published.results) == (2, 1, 3)
+    assert [(row["logprob"], row["label"] is None) for row in table(job)] == [(None, False)] * 3
 
 
 def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeEngine) -> None:

@@ -72,7 +72,7 @@ class CpuStepAttention:
             own,
             scoring.scale,
             out,
-            window=scoring.window or 0,
+            window=scoring.window,
             softcap=scoring.softcap or 0.0,
             sinks=scoring.sinks if scoring.sinks is None else scoring.sinks.float().contiguous(),
         )

@@ -80,8 +80,8 @@ class FusedLayer(nn.Module):
         """
         hidden, rows = states.hidden, len(states.hidden)
         qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
-        mixes = attention.cache.kv_format.hadamard
-        rotate(qkv, states.cos, states.sin, self.num_heads + self.num_kv_heads, mixes=mixes)
+        hadamard = attention.cache.kv_format.hadamard
+        rotate(qkv, states.cos, states.sin, self.num_heads + self.num_kv_heads, hadamard=hadamard)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = torch.split(heads, [self.num_heads, self.num_kv_heads, self.num_kv_heads])
         asked = attention.asked_rows

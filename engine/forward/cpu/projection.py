@@ -10,7 +10,7 @@ from engine.forward.quantize import Int8Linear
 from engine.machine import huge_pages
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.best_output import best_outputs, make_screen
-from kernels.cpu.matmul.int8_rows import byte_rows, mixed_rows
+from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows
 from kernels.cpu.matmul.rms_norm import rms_norm
 
 Linear = nn.Linear | Int8Linear
@@ -77,8 +77,9 @@ class Projection(nn.Module):
         if self.factors is not None:
             width, dtype = -(self.in_features // -4) * 4, matmul.rows_dtype(torch.int8)
             if dtype == torch.float32:
-                mixed = mixed_rows(rows, self.factors, self.eps, self.workspace.rows("mixed", len(rows), width, dtype))
-                return matmul.matmul(mixed, self.panels, out, add=add)
+                room = self.workspace.rows("transformed", len(rows), width, dtype)
+                rows = hadamard_rows(rows, self.factors, self.eps, room)
+                return matmul.matmul(rows, self.panels, out, add=add)
             made = self.workspace.rows("bytes", len(rows), width, torch.uint8)
             scales = self.workspace.rows("scales", len(rows), 1, torch.float32)[:, 0]
             rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))

@@ -47,7 +47,7 @@ def make_block(vectors: int) -> Any:
 
     @njit(error_model="numpy", fastmath=FASTMATH)
     def block(
-        each: int,
+        per_word: int,
         count: int,
         dim: int,
         lane: int,
@@ -63,13 +63,13 @@ def make_block(vectors: int) -> Any:
     ) -> None:
         """`count` keys, of which the first is key `first_key` of its segment, for the queries from `lane` on.
 
-        `each` elements are in a word. `scratch` is a `Scratch`, of whose lanes there are `stride`.
+        `per_word` elements are in a word. `scratch` is a `Scratch`, of whose lanes there are `stride`.
         """
         best, total, upper, room, factors = scratch.best, scratch.total, scratch.upper, scratch.scores, scratch.edges
         at, into = scratch.queries.ctypes.data + 4 * lane, room.ctypes.data
         key_scales, terms = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data
         zeros, query_scales = scratch.query_offsets.ctypes.data + 4 * lane, scratch.query_scales.ctypes.data + 4 * lane
-        step, row = dim // each, row_size(dim, 4 // each)
+        step, row = dim // per_word, row_size(dim, 4 // per_word)
         words = row // 4
         for first in range(0, count, taken):
             here = min(taken, count - first)
@@ -78,28 +78,28 @@ def make_block(vectors: int) -> Any:
                 ask(keys, values, row, first + KEYS, here)
             if here == taken:
                 a, c, scale = keys + first * row, into + 4 * first * lanes, key_scales + 4 * first
-                if each == 4:
+                if per_word == 4:
                     term = terms + 4 * first
                     scores_bytes(a, words, at, stride, step, c, lanes, zeros, query_scales, scale, term)
-                elif each == 2:
+                elif per_word == 2:
                     scores_pairs(a, words, 1, at, stride, step, c, lanes, 0)
                 else:
                     scores(a, words, 1, at, stride, step, c, lanes, 0)
                 continue
             for j in range(first, count):
                 a, c, scale = keys + j * row, into + 4 * j * lanes, key_scales + 4 * j
-                if each == 4:
+                if per_word == 4:
                     term = terms + 4 * j
                     score_bytes(a, words, at, stride, step, c, lanes, zeros, query_scales, scale, term)
-                elif each == 2:
+                elif per_word == 2:
                     score_pairs(a, words, 1, at, stride, step, c, lanes, 0)
                 else:
                     score(a, words, 1, at, stride, step, c, lanes, 0)
         if softcap > np.float32(0):
             cap(room, count * lanes, factor, softcap)
             factor = np.float32(LOG2E)
-        steps = -(count // -each)
-        room[count * lanes : each * steps * lanes] = np.float32(LOWEST)
+        steps = -(count // -per_word)
+        room[count * lanes : per_word * steps * lanes] = np.float32(LOWEST)
         pivots, part, shares = factors[lanes:], factors[2 * lanes :], factors[3 * lanes :]
         low, high = scratch.lower.ctypes.data + 4 * lane, upper.ctypes.data + 4 * lane
         pivot, share, corrections = pivots.ctypes.data, shares.ctypes.data, factors.ctypes.data
@@ -108,11 +108,11 @@ def make_block(vectors: int) -> Any:
         else:
             highest_(into, count, pivot, first_key, low, high)
         over = best.ctypes.data + 4 * lane
-        if each == 4:
+        if per_word == 4:
             rescale_bytes(pivot, factor, over, high, corrections, share)
             inverses, dithers = scratch.inverses.ctypes.data, scratch.dithers.ctypes.data
             weights_bytes(into, 4 * steps, factor, pivot, share, inverses, dithers, part.ctypes.data)
-        elif each == 2:
+        elif per_word == 2:
             rescale_pairs(pivot, factor, over, high, corrections, 0)
             weights_pairs(into, 2 * steps, factor, pivot, part.ctypes.data)
         else:
@@ -121,19 +121,19 @@ def make_block(vectors: int) -> Any:
         for i in range(lanes):
             total[lane + i] = total[lane + i] * factors[i] + part[i]
         target = scratch.totals.ctypes.data + 4 * lane
-        source = scratch.values.ctypes.data if each > 1 else values
+        source = scratch.values.ctypes.data if per_word > 1 else values
         full = dim // taken * taken
         for d in range(0, full, taken):
             c = target + 4 * d * stride
-            if each == 4:
+            if per_word == 4:
                 sums_bytes(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections, share)
-            elif each == 2:
+            elif per_word == 2:
                 sums_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
             else:
                 sums(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
         for d in range(full, dim):  # of bytes there are none: `dim` is a multiple
             c = target + 4 * d * stride
-            if each == 2:
+            if per_word == 2:
                 sum_pairs(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)
             else:
                 sum_(source + 4 * d, 1, dim, into, lanes, steps, c, stride, corrections)

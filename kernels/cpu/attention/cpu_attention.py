@@ -24,20 +24,20 @@ from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import (
     Loop,
     Recording,
+    bfloat16_bits,
     exp,
     float32_at,
     int32_at,
     int64_at,
-    narrow,
     next_of,
     uint16_at,
 )
 from kernels.cpu.language.transpose import transpose
-from kernels.cpu.language.vectors import WIDTH, interleave, narrow_vectors, part_pairs, widen_vectors
+from kernels.cpu.language.vectors import WIDTH, from_bfloat16, interleave, part_pairs, to_bfloat16
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.processor import NATIVE_BFLOAT16, takes_bytes
-from kernels.segments import Ints
+from kernels.segments import NO_WINDOW, Ints
 
 
 class AttentionArguments(NamedTuple):
@@ -66,11 +66,11 @@ class AttentionArguments(NamedTuple):
     cache_head: int  # bytes between heads
     own_head: int
     window: int
-    each: int
+    per_word: int
     scale: float
     softcap: float
-    query_is_narrow: bool
-    out_is_narrow: bool
+    query_is_bfloat16: bool
+    out_is_bfloat16: bool
     units_taken: Counter = AT_ZERO
 
 
@@ -79,7 +79,7 @@ _block_1, _block_2, _block_3 = make_block(1), make_block(2), make_block(3)
 
 
 def cpu_attention_takes(query: Tensor, keys: Tensor) -> bool:
-    """Whether it is compiled here for these: on the CPU, in float32, or with narrower keys and an even `dim`."""
+    """Whether it is compiled here: on the CPU, for float32, or for keys in bfloat16 or bytes and a `dim` that fits."""
     if query.device.type != "cpu" or not LOOP.available:
         return False
     kept = kv_format_of(keys.dtype)
@@ -96,7 +96,7 @@ def cpu_attention(
     scale: float,
     out: Tensor,
     *,
-    window: int = 0,
+    window: int | None = None,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -105,12 +105,12 @@ def cpu_attention(
     Keys and values are float32 or bfloat16, contiguous within a head; bfloat16 takes an even `dim`, and queries are
     then rounded to it. Or they are rows of `byte_kv` (kv_heads, slots, dim + 4), where it takes `dim`; queries are then
     rounded to 255 steps, and weights too where several rows read a key. That takes no `softcap`. Scores and
-    sums are float32. `window` 0 is none, `softcap` 0.0 too; `sinks` (heads,) float32.
+    sums are float32. `softcap` 0.0 is none; `sinks` (heads,) float32.
     """
     rows, heads, dim = query.shape
     keys = cache[0]
     kv_heads, kept = keys.shape[0], kv_format_of(keys.dtype)
-    each = 4 // kept.itemsize
+    per_word = 4 // kept.itemsize
     assert query.dtype in (torch.float32, torch.bfloat16), query.dtype
     assert query.stride(2) == out.stride(2) == 1
     assert out.dtype in (torch.float32, torch.bfloat16), out.dtype
@@ -139,12 +139,12 @@ def cpu_attention(
         out_head=out.stride(1),
         cache_head=kept.itemsize * keys.stride(0),
         own_head=kept.itemsize * own[0].stride(0),
-        window=window,
-        each=each,
+        window=NO_WINDOW if window is None else window,
+        per_word=per_word,
         scale=float(scale),
         softcap=float(softcap),
-        query_is_narrow=query.dtype == torch.bfloat16,
-        out_is_narrow=out.dtype == torch.bfloat16,
+        query_is_bfloat16=query.dtype == torch.bfloat16,
+        out_is_bfloat16=out.dtype == torch.bfloat16,
         **_of_plan(plan),
     )
     return out
@@ -153,7 +153,7 @@ def cpu_attention(
 @njit(error_model="numpy")
 def _pack_queries(
     query: int,
-    is_narrow: int,
+    is_bfloat16: int,
     row: int,
     rows: int,
     row_stride: int,
@@ -174,17 +174,17 @@ def _pack_queries(
             by_lane[lane * count : (lane + 1) * count],
             uint16_at(by_lane.ctypes.data + 4 * lane * count, dim),
         )
-        if is_narrow:
+        if is_bfloat16:
             source = uint16_at(query + 2 * start, dim)
             for d in range(dim):
                 halves[d] = source[d]
         elif pairs and dim % WIDTH == 0:
-            narrow_vectors(query + 4 * start, dim // WIDTH, halves.ctypes.data)
+            to_bfloat16(query + 4 * start, dim // WIDTH, halves.ctypes.data)
         else:
             floats = float32_at(query + 4 * start, dim)
             if pairs:
                 for d in range(dim):
-                    halves[d] = np.uint16(narrow(floats[d]))
+                    halves[d] = np.uint16(bfloat16_bits(floats[d]))
             else:
                 for d in range(dim):
                     made[d] = floats[d]
@@ -214,7 +214,7 @@ def _widen(halves: int, count: int, out: int) -> None:
     """`count` numbers of bfloat16 as float32; addresses."""
     whole = count // WIDTH * WIDTH
     if whole:
-        widen_vectors(halves, whole // WIDTH, out)
+        from_bfloat16(halves, whole // WIDTH, out)
     source, target = uint16_at(halves, count), int32_at(out, count)
     for i in range(whole, count):
         target[i] = np.int32(source[i]) << np.int32(16)
@@ -223,7 +223,7 @@ def _widen(halves: int, count: int, out: int) -> None:
 @njit(error_model="numpy", fastmath=FASTMATH)
 def _write(
     out: int,
-    is_narrow: int,
+    is_bfloat16: int,
     row: int,
     rows: int,
     row_stride: int,
@@ -255,12 +255,12 @@ def _write(
             for d in range(dim):
                 made[d] = means[d] * added * share
         start = (row + lane // group) * row_stride + (head * group + lane % group) * head_stride
-        if is_narrow and dim % WIDTH == 0:
-            narrow_vectors(made.ctypes.data, dim // WIDTH, out + 2 * start)
-        elif is_narrow:
+        if is_bfloat16 and dim % WIDTH == 0:
+            to_bfloat16(made.ctypes.data, dim // WIDTH, out + 2 * start)
+        elif is_bfloat16:
             target = uint16_at(out + 2 * start, dim)
             for d in range(dim):
-                target[d] = np.uint16(narrow(made[d]))
+                target[d] = np.uint16(bfloat16_bits(made[d]))
         else:
             floats = float32_at(out + 4 * start, dim)
             for d in range(dim):
@@ -277,7 +277,7 @@ def _own_segment(
     window: int,
     keys: int,
     values: int,
-    each: int,
+    per_word: int,
     dim: int,
     factor: Any,
     softcap: Any,
@@ -287,7 +287,7 @@ def _own_segment(
     next_count: int,
 ) -> None:
     """`_segment` for few queries, row by row. What is read next, see `row_block`."""
-    size, query_size = row_size(dim, 4 // each), 4 * (dim // each)
+    size, query_size = row_size(dim, 4 // per_word), 4 * (dim // per_word)
     # Addresses, because slices of arrays are counted by atomic instructions.
     by_lane, means = scratch.by_lane.ctypes.data, scratch.means.ctypes.data
     tops, parts = scratch.tops.ctypes.data, scratch.parts.ctypes.data
@@ -297,7 +297,7 @@ def _own_segment(
     for r in range(max(segment[0] - row, 0), min(segment[1] - row, rows)):
         position = positions[row + r] - segment[4]
         stop = min(position + 1, segment[3] - segment[2])
-        start = max(position - window + 1, 0) if window else np.int64(0)
+        start = max(position - window + 1, 0)
         for first in range(0, group, MAX_QUERIES):
             count, lane = min(MAX_QUERIES, group - first), r * group + first
             of_queries = (query_scales + 4 * lane, query_offsets + 4 * lane)
@@ -311,7 +311,7 @@ def _own_segment(
                 others = max(min(here - near, next_count - skipped), 0)
                 ahead = (keys + far, values + far, near, next_keys + later, next_values + later, others)
                 row_block(
-                    each, count, query, dim, keys + at, values + at, here, *units, of_queries, scales, *state, ahead
+                    per_word, count, query, dim, keys + at, values + at, here, *units, of_queries, scales, *state, ahead
                 )
 
 
@@ -325,7 +325,7 @@ def _segment(
     window: int,
     keys: int,
     values: int,
-    each: int,
+    per_word: int,
     dim: int,
     stride: int,
     factor: Any,
@@ -342,8 +342,7 @@ def _segment(
         lower[lane], upper[lane] = 0, 0
         if first_row <= r < last_row:
             upper[lane] = min(positions[row + r] - position + 1, length)
-            if window:
-                lower[lane] = max(positions[row + r] - window + 1 - position, 0)
+            lower[lane] = max(positions[row + r] - window + 1 - position, 0)
     start = length
     for r in range(first_row, last_row):
         start = min(start, lower[r * group])
@@ -358,10 +357,10 @@ def _segment(
         bounds = scratch.bounds[4 * vector : 4 * vector + 4]
         bounds[0], bounds[1], bounds[2], bounds[3] = least, most, inner_least, inner_most
         end = max(end, most)
-    size = row_size(dim, 4 // each)
+    size = row_size(dim, 4 // per_word)
     # Where no instruction multiplies bfloat16, a block of it becomes float32 before all queries meet it.
-    widens = each == 2 and not NATIVE_BFLOAT16
-    taken = 1 if widens else each
+    widens = per_word == 2 and not NATIVE_BFLOAT16
+    taken = 1 if widens else per_word
     for first_key in range(start, end, KEYS):
         is_packed = False
         k, v = keys + size * first_key, values + size * first_key
@@ -377,7 +376,7 @@ def _segment(
             asks = not is_packed
             if not is_packed:
                 here: Any = min(KEYS, end - first_key)
-                if each == 4:
+                if per_word == 4:
                     scales = scratch.key_scales.ctypes.data, scratch.terms.ctypes.data, scratch.inverses.ctypes.data
                     read_scales(k, v, here, dim, factor, scales)
                     pack_values(v, here, dim // BYTE_CHUNK, scratch.values.ctypes.data)
@@ -385,7 +384,7 @@ def _segment(
                     k, v = scratch.keys.ctypes.data, scratch.values.ctypes.data
                     _widen(keys + size * first_key, here * dim, k)
                     _widen(values + size * first_key, here * dim, v)
-                elif each == 2:
+                elif per_word == 2:
                     _pack_values(v, here, dim, scratch.values)
             is_packed = True
             limits = (masked, first_key, factor, softcap, scratch, asks and not widens)
@@ -414,13 +413,13 @@ def _attend(arguments: Any) -> None:
     stores = (a.cache_keys, a.cache_values, a.cache_head, a.own_keys, a.own_values, a.own_head)
     num_tiles, heads, kv_heads, dim = a.num_tiles, a.heads, a.kv_heads, a.dim
     row_stride, head_stride, out_row, out_head = a.query_row, a.query_head, a.out_row, a.out_head
-    window, is_narrow, each, scale, softcap = a.window, a.query_is_narrow, a.each, a.scale, a.softcap
+    window, is_bfloat16, per_word, scale, softcap = a.window, a.query_is_bfloat16, a.per_word, a.scale, a.softcap
     positions = int64_at(a.positions, a.rows)
     segments, tiles = int64_at(a.segments, 6 * a.num_segments), int64_at(a.tiles, 2 * num_tiles)
     offsets = int64_at(a.tile_offsets, num_tiles + 1)
     order = int64_at(a.tile_segments, offsets[num_tiles])
     group = heads // kv_heads
-    size = row_size(dim, 4 // each)
+    size = row_size(dim, 4 // per_word)
     # Scores are in powers of two; with a cap, first twice their share of it: tanh(x) = (1 - e^-2x) / (1 + e^-2x).
     factor = scale * np.float32(LOG2E)
     if softcap > np.float32(0):
@@ -437,12 +436,19 @@ def _attend(arguments: Any) -> None:
             break
         tile, head = unit // kv_heads, unit % kv_heads
         row, rows = tiles[2 * tile], tiles[2 * tile + 1] - tiles[2 * tile]
-        if each == 4:
+        if per_word == 4:
             quantize_queries(query, row, rows, row_stride, head, head_stride, group, dim, stride, scratch)
         else:
-            parts = each == 2 and not NATIVE_BFLOAT16
-            lanes_of = (group, dim, stride, each == 2, scratch.by_lane, scratch.totals if parts else scratch.queries)
-            _pack_queries(query, is_narrow, row, rows, row_stride, head, head_stride, *lanes_of)
+            parts = per_word == 2 and not NATIVE_BFLOAT16
+            lanes_of = (
+                group,
+                dim,
+                stride,
+                per_word == 2,
+                scratch.by_lane,
+                scratch.totals if parts else scratch.queries,
+            )
+            _pack_queries(query, is_bfloat16, row, rows, row_stride, head, head_stride, *lanes_of)
             if parts:
                 part_pairs(scratch.totals.ctypes.data, dim // 2, stride // WIDTH, 0, scratch.queries.ctypes.data)
         has_blocks = False
@@ -461,17 +467,17 @@ def _attend(arguments: Any) -> None:
             readers = min(segment[1] - row, rows) - max(segment[0] - row, 0)
             if readers * group <= MAX_QUERIES and dim % CHUNK == 0:
                 after = (k, v, np.int64(0))
-                if at + 1 < offsets[tile + 1] and not window:
+                if at + 1 < offsets[tile + 1] and window == NO_WINDOW:
                     other = segments[6 * order[at + 1] : 6 * order[at + 1] + 6]
                     next_k, next_v = _place(other, head, size, stores)
                     after = (next_k, next_v, other[3] - other[2])
-                _own_segment(segment, row, rows, group, positions, window, k, v, each, dim, *shape, *after)
+                _own_segment(segment, row, rows, group, positions, window, k, v, per_word, dim, *shape, *after)
             else:
                 if not has_blocks:
                     scratch.totals[:] = np.float32(0)
                     has_blocks = True
-                _segment(segment, row, rows, group, positions, window, k, v, each, dim, stride, *shape)
-        _write(out, a.out_is_narrow, row, rows, out_row, head, out_head, group, dim, stride, has_blocks, scratch)
+                _segment(segment, row, rows, group, positions, window, k, v, per_word, dim, stride, *shape)
+        _write(out, a.out_is_bfloat16, row, rows, out_row, head, out_head, group, dim, stride, has_blocks, scratch)
 
 
 LOOP = Loop(_attend, AttentionArguments)

@@ -10,7 +10,7 @@ from kernels.cpu.attention import byte_kv
 from kernels.cpu.attention.byte_kv import row_size, write_key, write_value
 from kernels.cpu.language.arguments import reader
 from kernels.cpu.language.jit import njit
-from kernels.cpu.language.openmp import Loop, Recording, float32_at, int64_at, narrow, share, uint16_at
+from kernels.cpu.language.openmp import Loop, Recording, bfloat16_bits, float32_at, int64_at, share, uint16_at
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, kv_format_of
 
 KVPair = tuple[Tensor, Tensor]
@@ -38,8 +38,8 @@ class KVWriteArguments(NamedTuple):
     head_stride: int
     cache_head: int  # bytes between heads
     own_head: int
-    each: int
-    from_narrow: bool
+    per_word: int
+    source_is_bfloat16: bool
 
 
 _read = reader(KVWriteArguments)
@@ -74,8 +74,8 @@ def write_kv(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) -> None:
         head_stride=key.stride(0),
         cache_head=kept.itemsize * cache[0].stride(0),
         own_head=kept.itemsize * own[0].stride(0),
-        each=4 // kept.itemsize,
-        from_narrow=key.dtype == torch.bfloat16,
+        per_word=4 // kept.itemsize,
+        source_is_bfloat16=key.dtype == torch.bfloat16,
     )
 
 
@@ -91,8 +91,8 @@ def write_kv_reference(made: KVPair, slots: Tensor, cache: KVPair, own: KVPair) 
 
 def _write(arguments: Any) -> None:
     a = _read(arguments)
-    dim, each = a.dim, a.each
-    slots, size = int64_at(a.slots, a.rows), row_size(dim, 4 // each)
+    dim, per_word = a.dim, a.per_word
+    slots, size = int64_at(a.slots, a.rows), row_size(dim, 4 // per_word)
     first, last = share(a.rows)
     for row in range(first, last):
         kept = slots[row] >= 0
@@ -100,25 +100,25 @@ def _write(arguments: Any) -> None:
             start = row * a.row_stride + head * a.head_stride
             at = head * a.cache_head + slots[row] * size if kept else head * a.own_head + row * size
             key, value = (a.cache_keys + at, a.cache_values + at) if kept else (a.own_keys + at, a.own_values + at)
-            if each == 4:
+            if per_word == 4:
                 write_key(a.key + 4 * start, dim, key)
                 write_value(a.value + 4 * start, dim, value)
             else:
-                _copy(a.key, start, dim, a.from_narrow, each, key)
-                _copy(a.value, start, dim, a.from_narrow, each, value)
+                _copy(a.key, start, dim, a.source_is_bfloat16, per_word, key)
+                _copy(a.value, start, dim, a.source_is_bfloat16, per_word, value)
 
 
 @njit(error_model="numpy")
-def _copy(source: int, start: int, dim: int, from_narrow: int, each: int, target: int) -> None:
+def _copy(source: int, start: int, dim: int, source_is_bfloat16: int, per_word: int, target: int) -> None:
     """`dim` elements from element `start` on, as they are or rounded to bfloat16; addresses."""
-    if from_narrow:
+    if source_is_bfloat16:
         halves_in, halves = uint16_at(source + 2 * start, dim), uint16_at(target, dim)
         for i in range(dim):
             halves[i] = halves_in[i]
-    elif each == 2:
+    elif per_word == 2:
         floats, halves = float32_at(source + 4 * start, dim), uint16_at(target, dim)
         for i in range(dim):
-            halves[i] = np.uint16(narrow(floats[i]))
+            halves[i] = np.uint16(bfloat16_bits(floats[i]))
     else:
         floats, kept_floats = float32_at(source + 4 * start, dim), float32_at(target, dim)
         for i in range(dim):

@@ -28,8 +28,8 @@ from kernels.cpu.language.vectors import (
     Vectors,
     floats,
     integers,
-    narrow_vectors,
     prefetch,
+    to_bfloat16,
 )
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.processor import NATIVE_BYTES
@@ -120,8 +120,8 @@ def _row_sums(kind: str, queries: int) -> Callable[..., None]:
                 words = []
                 for start in (0, WIDTH):
                     order = [lane for i in range(start, start + WIDTH) for lane in (i, i + 2 * WIDTH)]
-                    mixed = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(WORD, 2 * WIDTH), order))
-                    words.append(emit.operand(builder.bitcast(mixed, WORDS), kind))
+                    interleaved = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(WORD, 2 * WIDTH), order))
+                    words.append(emit.operand(builder.bitcast(interleaved, WORDS), kind))
                 return words
 
             def step(index: Any, sums: list[Any]) -> list[Any]:
@@ -234,8 +234,8 @@ def _weigh(_: Any, weights: Any, vectors: Any, inverses: Any, sums: Any) -> Any:
             at = builder.mul(index, LONG(WIDTH))
             weight = emit.load(FLOATS, emit.address(weights, at))
             whole = builder.fptosi(emit.multiply_add(weight, floats(WEIGHT), floats(0.5)), WORDS)
-            narrow = builder.trunc(whole, ir.VectorType(HALF, WIDTH))
-            emit.store(narrow, emit.address(weights, builder.mul(index, LONG(WIDTH // 2))))
+            short = builder.trunc(whole, ir.VectorType(HALF, WIDTH))
+            emit.store(short, emit.address(weights, builder.mul(index, LONG(WIDTH // 2))))
             return [emit.multiply_add(weight, emit.load(FLOATS, emit.address(inverses, at)), total[0])]
 
         (total,) = emit.loop(vectors, [floats(0.0)], step)
@@ -271,7 +271,7 @@ def _ask(ahead: Any, first: int, start: int, end: int) -> None:
 
 @njit(error_model="numpy", fastmath=FASTMATH)
 def row_block(
-    each: int,
+    per_word: int,
     queries: int,
     query: int,
     dim: int,
@@ -294,7 +294,7 @@ def row_block(
     float32; of bytes `of_queries` are scales and offsets, and `scales` room for what `read_scales` makes. `ahead` is
     what to bring nearer meanwhile: keys, values and how many, and the same of what comes behind these.
     """
-    row, query_words = row_size(dim, 4 // each), dim // each
+    row, query_words = row_size(dim, 4 // per_word), dim // per_word
     words = row // 4
     vectors = -(count // -WIDTH)
     edge = room + 4 * MAX_QUERIES * KEYS
@@ -303,7 +303,7 @@ def row_block(
     part = lines // (queries * vectors) + 1
     bests, totals = float32_at(best, queries), float32_at(total, queries)
     query_scales, offsets = float32_at(of_queries[0], queries), int32_at(of_queries[1], queries)
-    if each == 4:
+    if per_word == 4:
         read_scales(keys, values, count, dim, factor, scales)
     for q in range(queries):
         into, asked = room + 4 * q * KEYS, query + 4 * q * query_words
@@ -312,14 +312,14 @@ def row_block(
             key, here = keys + j * row, min(WIDTH, count - j)
             _ask(ahead, near, asked_lines, min(asked_lines + part, lines))
             asked_lines += part
-            if each == 4:
+            if per_word == 4:
                 _scores_bytes(key, words, here, asked, query_words // WIDTH, into + 4 * j)
-            elif each == 2:
+            elif per_word == 2:
                 _scores_pairs(key, words, here, asked, query_words // WIDTH, into + 4 * j)
             else:
                 _scores(key, words, here, asked, query_words // WIDTH, into + 4 * j)
         scale = factor
-        if each == 4:
+        if per_word == 4:
             _finish(into, vectors, np.int64(offsets[q]), query_scales[q], scales[0], scales[1])
         if softcap > np.float32(0):
             cap(scores, count, factor, softcap)
@@ -336,10 +336,10 @@ def row_block(
         _weights(into, vectors, scale, edge, sums.ctypes.data)
         correction = exp((bests[q] - pivot) * np.float32(LN2))
         bests[q] = pivot
-        if each == 4:
+        if per_word == 4:
             _weigh(into, vectors, scales[2], sums.ctypes.data)
-        elif each == 2:
-            narrow_vectors(into, vectors, into)
+        elif per_word == 2:
+            to_bfloat16(into, vectors, into)
         summed = np.float32(0)
         for i in range(WIDTH):
             summed += sums[i]
@@ -347,10 +347,10 @@ def row_block(
         mean = float32_at(means + 4 * q * dim, dim)
         for d in range(dim):
             mean[d] *= correction
-    step = BYTE_CHUNK if each == 4 else CHUNK
+    step = BYTE_CHUNK if per_word == 4 else CHUNK
     for d in range(0, dim, step):
-        value, out = values + 4 * (d // each), means + 4 * d
-        if each == 4:
+        value, out = values + 4 * (d // per_word), means + 4 * d
+        if per_word == 4:
             if queries == 1:
                 _bytes_1(room, KEYS, value, row, count, out, dim)
             elif queries == 2:
@@ -359,7 +359,7 @@ def row_block(
                 _bytes_3(room, KEYS, value, row, count, out, dim)
             else:
                 _bytes_4(room, KEYS, value, row, count, out, dim)
-        elif each == 2:
+        elif per_word == 2:
             if queries == 1:
                 _pairs_1(room, KEYS, value, words, count, out, dim)
             elif queries == 2:

@@ -1,4 +1,4 @@
-"""The fast Walsh-Hadamard transform of a row's blocks, in registers: what `int8_rows` mixes rows with."""
+"""The fast Walsh-Hadamard transform of a row's blocks, in registers: what rows go through before `int8_rows`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from kernels.cpu.language.jit import intrinsic, ir, njit, types
 from kernels.cpu.language.vectors import BYTE, FLOAT, FLOATS, LONG, WIDTH, WORD, WORDS, Vectors, floats, integers
 
-# Neighbours of a block, at least and at most: what is mixed is the same on every processor.
+# Neighbours of a block, at least and at most: blocks are the same on every processor.
 MIN_BLOCK, MAX_BLOCK = 16, 256
 _BYTES = ir.VectorType(BYTE, WIDTH)
 
 
-def _mixing(vectors: int) -> Callable[..., None]:
+def _transform(vectors: int) -> Callable[..., None]:
     """For numba: `f(values, factors, out, blocks, magnitudes, squares)`, for blocks of so many vectors.
 
     All are addresses but `blocks`. out = values * factors, each block times the Hadamard matrix of its size, unscaled;
@@ -75,22 +75,25 @@ def _across(emit: Vectors, xs: list[Any]) -> list[Any]:
     return xs
 
 
-_mix_16, _mix_32, _mix_64, _mix_128, _mix_256 = (_mixing(block // WIDTH) for block in (16, 32, 64, 128, 256))
+_blocks_of_16, _blocks_of_32, _blocks_of_64 = (_transform(block // WIDTH) for block in (16, 32, 64))
+_blocks_of_128, _blocks_of_256 = (_transform(block // WIDTH) for block in (128, 256))
 
 
 @njit(error_model="numpy")
-def mix(block: int, values: int, factors: int, out: int, blocks: int, magnitudes: int, squares: int) -> None:
-    """As `_mixing`'s, for blocks of 16, 32, 64, 128 or 256 neighbours."""
+def hadamard_blocks(
+    block: int, values: int, factors: int, out: int, blocks: int, magnitudes: int, squares: int
+) -> None:
+    """Does what `_transform` makes, for blocks of 16, 32, 64, 128 or 256 neighbours."""
     if block == 256:
-        _mix_256(values, factors, out, blocks, magnitudes, squares)
+        _blocks_of_256(values, factors, out, blocks, magnitudes, squares)
     elif block == 128:
-        _mix_128(values, factors, out, blocks, magnitudes, squares)
+        _blocks_of_128(values, factors, out, blocks, magnitudes, squares)
     elif block == 64:
-        _mix_64(values, factors, out, blocks, magnitudes, squares)
+        _blocks_of_64(values, factors, out, blocks, magnitudes, squares)
     elif block == 32:
-        _mix_32(values, factors, out, blocks, magnitudes, squares)
+        _blocks_of_32(values, factors, out, blocks, magnitudes, squares)
     else:
-        _mix_16(values, factors, out, blocks, magnitudes, squares)
+        _blocks_of_16(values, factors, out, blocks, magnitudes, squares)
 
 
 @intrinsic

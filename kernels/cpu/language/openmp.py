@@ -185,7 +185,7 @@ def int8_at(word: int, count: int) -> Any:
 
 @njit(inline="always", error_model="numpy")
 def uint16_at(word: int, count: int) -> Any:
-    """bfloat16 numbers, as numba has no such type: see `narrow`."""
+    """bfloat16 numbers, as numba has no such type: see `bfloat16_bits`."""
     return carray(_uint16_pointer(word), (count,))
 
 
@@ -224,7 +224,7 @@ bits_of = _bits_as(types.float32, types.int32, ir.IntType(32))
 
 
 @njit(inline="always", error_model="numpy")
-def narrow(x: Any) -> Any:
+def bfloat16_bits(x: Any) -> Any:
     """The bits of the bfloat16 nearest to a float32, ties to even; NaN stays NaN."""
     bits = bits_of(x)
     if bits & types.int32(0x7FFFFFFF) > types.int32(0x7F800000):

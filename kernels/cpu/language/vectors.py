@@ -105,7 +105,7 @@ class Vectors:
             total = self.multiply_add(x, y, total)
         return total
 
-    def narrow(self, x: Any) -> Any:
+    def bfloat16(self, x: Any) -> Any:
         """bfloat16, or their bits, nearest to floats, ties to even; NaN stays NaN, with its sign."""
         if NATIVE_BFLOAT16:
             return self.builder.fptrunc(x, ir.VectorType(BFLOAT, WIDTH))
@@ -167,7 +167,7 @@ def interleave(_: Any, low: Any, high: Any, out: Any, vectors: Any) -> Any:
 
 
 @intrinsic
-def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
+def to_bfloat16(_: Any, values: Any, count: Any, out: Any) -> Any:
     """For numba: `count` vectors of float32 at `values` become bfloat16 at `out`."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -176,7 +176,7 @@ def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
 
         def step(index: Any, _: list[Any]) -> list[Any]:
             wide = emit.load(FLOATS, emit.address(values, builder.mul(index, LONG(WIDTH))))
-            emit.store(emit.narrow(wide), emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
+            emit.store(emit.bfloat16(wide), emit.address(out, builder.mul(index, LONG(WIDTH // 2))))
             return []
 
         emit.loop(count, [], step)
@@ -186,7 +186,7 @@ def narrow_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
 
 
 @intrinsic
-def widen_vectors(_: Any, values: Any, count: Any, out: Any) -> Any:
+def from_bfloat16(_: Any, values: Any, count: Any, out: Any) -> Any:
     """For numba: `count` vectors of bfloat16 at `values` become float32 at `out`."""
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
@@ -211,7 +211,7 @@ def parted(kind: str) -> Callable[..., None]:
     All are addresses but `rows` and `vectors`, which are in a row. A word is of "pairs", two rows, or of signed
     "bytes", four, which are multiplied by `scales`, a row.
     """
-    each = 2 if kind == "pairs" else 4
+    per_word = 2 if kind == "pairs" else 4
 
     @intrinsic
     def f(_: Any, words: Any, rows: Any, vectors: Any, scales: Any, out: Any) -> Any:
@@ -228,7 +228,7 @@ def parted(kind: str) -> Callable[..., None]:
 
             def row(index: Any, _: list[Any]) -> list[Any]:
                 start = builder.mul(index, width)
-                source, target = emit.address(words, start), emit.address(out, builder.mul(start, LONG(each)))
+                source, target = emit.address(words, start), emit.address(out, builder.mul(start, LONG(per_word)))
 
                 def step(place: Any, _: list[Any]) -> list[Any]:
                     at = builder.mul(place, LONG(WIDTH))

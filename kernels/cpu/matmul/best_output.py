@@ -27,7 +27,7 @@ from kernels.processor import NATIVE_BYTES
 DEVIATIONS = 10
 # The standard deviation of what rounding to a whole step leaves, in steps.
 OF_A_STEP = 1 / math.sqrt(12)
-# Outputs that are rounded at a time: their mixed weights are in float32 for a moment.
+# Outputs that are rounded at a time: their transformed weights are in float32 for a moment.
 PART = 4096
 # Panels of a unit of work, at the end of which its outputs are settled.
 UNIT_PANELS = 32
@@ -35,7 +35,7 @@ UNIT_PANELS = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Screen:
-    """A layer twice: `exact`, and `coarse` in 8 bits, mixed; `norms` are the lengths of its outputs' weights.
+    """A layer twice: `exact`, and `coarse` in 8 bits, transformed; `norms` are the lengths of its outputs' weights.
 
     norms (panels * LANES,), 0 behind the last output; ones (inputs,).
     """
@@ -65,7 +65,7 @@ class BestOutputArguments(NamedTuple):
     panels: int
     coarse_words: int
     exact_words: int
-    is_narrow: bool
+    is_bfloat16: bool
     units_taken: Counter = AT_ZERO
 
 
@@ -120,7 +120,7 @@ def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
         panels=len(exact.words),
         coarse_words=coarse.words.shape[1],
         exact_words=exact.words.shape[1],
-        is_narrow=rows.dtype == torch.bfloat16,
+        is_bfloat16=rows.dtype == torch.bfloat16,
     )
     best = values.max(0)
     return torch.where(best.values.isfinite(), places.gather(0, best.indices[None])[0], -1)
@@ -199,11 +199,11 @@ def _note(made: Any, panel: int, width: int, steps: Any, norms: Any, row: int, o
 
 @njit(error_model="numpy")
 def _settle(
-    rows: int, panels: int, words_: int, is_narrow: int, outputs: int, row: int, vector: int, room: Any
+    rows: int, panels: int, words_: int, is_bfloat16: int, outputs: int, row: int, vector: int, room: Any
 ) -> tuple[int, Any]:
     """The best of a vector of outputs for a row, exactly: which, and what it is."""
     at, panel = rows + 4 * row * words_, panels + 4 * (vector // VECTORS * words_ * LANES + vector % VECTORS * WIDTH)
-    if is_narrow:
+    if is_bfloat16:
         _pairs(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
     else:
         _floats(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
@@ -218,7 +218,7 @@ def _best(arguments: Any) -> None:
     a = _read(arguments)
     codes, coarse, exact_rows, exact = a.codes, a.coarse, a.rows, a.exact
     units, count, outputs, panels = a.units, a.num_rows, a.outputs, a.panels
-    coarse_words, exact_words, is_narrow = a.coarse_words, a.exact_words, a.is_narrow
+    coarse_words, exact_words, is_bfloat16 = a.coarse_words, a.exact_words, a.is_bfloat16
     steps, norms = float32_at(a.steps, panels * LANES), float32_at(a.norms, panels * LANES)
     scales, lengths, floors = float32_at(a.scales, count), float32_at(a.lengths, count), float32_at(a.floors, count)
     values, places = float32_at(a.values, units * count), int64_at(a.places, units * count)
@@ -252,7 +252,7 @@ def _best(arguments: Any) -> None:
             row, vector, at = notes[0][i], notes[1][i], unit * count + notes[0][i]
             if notes[2][i] < floors[row]:
                 continue
-            best, value = _settle(exact_rows, exact, exact_words, is_narrow, outputs, row, vector, room)
+            best, value = _settle(exact_rows, exact, exact_words, is_bfloat16, outputs, row, vector, room)
             if value > values[at]:
                 values[at], places[at] = value, best
 

@@ -1,8 +1,8 @@
-"""Rows in 8 bits, mixed first so that one scale a row is enough.
+"""Rows in 8 bits, behind a Hadamard transform that makes one scale a row enough.
 
 A few channels of a language model's activations are far larger than the rest, and would leave the rest few of a row's
-255 steps. So neighbours are mixed by a Hadamard matrix, which spreads a large one over its block, and since the matrix
-is orthogonal, two rows that were both mixed have the product that they had before (QuaRot, arXiv 2404.00456).
+255 steps. So blocks of neighbours are multiplied by a Hadamard matrix, which spreads a large one over its block. The
+matrix is orthogonal, so two rows that were both transformed have the product that they had (QuaRot, arXiv 2404.00456).
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.cpu.language.arguments import reader
-from kernels.cpu.language.hadamard import MAX_BLOCK, MIN_BLOCK, mix, to_bytes
+from kernels.cpu.language.hadamard import MAX_BLOCK, MIN_BLOCK, hadamard_blocks, to_bytes
 from kernels.cpu.language.openmp import Loop, as_float32, float32_at, int8_at, lines_of, share
 from kernels.cpu.language.vectors import WIDTH
 
@@ -42,19 +42,20 @@ _read = reader(ByteRowsArguments)
 
 
 def block_size(size: int) -> int:
-    """Neighbours of a row of `size` that are mixed: the largest power of two that divides it; 1 where that is small."""
+    """Neighbours in a block of a row of `size`: the largest power of two that divides it; 1 where that is small."""
     block = min(size & -size, MAX_BLOCK)
     return block if block >= MIN_BLOCK else 1
 
 
-def mixed(values: Tensor) -> Tensor:
+def hadamard_transform(values: Tensor) -> Tensor:
     """values (..., size) in float32, each block times the Hadamard matrix of its size, which is orthogonal."""
     block = block_size(values.shape[-1])
-    return (values.reshape(-1, values.shape[-1] // block, block) @ hadamard(block).to(values.device)).view_as(values)
+    blocks = values.reshape(-1, values.shape[-1] // block, block)
+    return (blocks @ hadamard_matrix(block).to(values.device)).view_as(values)
 
 
 @cache
-def hadamard(size: int) -> Tensor:
+def hadamard_matrix(size: int) -> Tensor:
     """(size, size), a power of two, symmetric and its own inverse (Sylvester's construction)."""
     made = torch.ones(1, 1)
     while len(made) < size:
@@ -63,13 +64,13 @@ def hadamard(size: int) -> Tensor:
 
 
 def quantize_rows(values: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """values (rows, n) to int8 (rows, n) and float32 scales (rows,): mixed, they are about int8 times scale.
+    """values (rows, n) to int8 (rows, n) and float32 scales (rows,): transformed, they are about int8 times scale.
 
     With `factors` (n,) in float32 the values are multiplied by them first. The error is at most half the scale, which
-    is a mixed row's largest magnitude over 127. A row that is not finite keeps a scale that is not, so that it ends as
-    no answer.
+    is a transformed row's largest magnitude over 127. A row that is not finite keeps a scale that is not, so that it
+    ends as no answer.
     """
-    values = mixed(values.float() if factors is None else values.float() * factors)
+    values = hadamard_transform(values.float() if factors is None else values.float() * factors)
     scales = values.abs().amax(-1) / INT8_MAX if values.numel() else values.new_zeros(len(values))
     quantized = (values / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
     return quantized.nan_to_num(0.0).clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales
@@ -101,11 +102,12 @@ def byte_rows(
     return quantized, scales
 
 
-def mixed_rows(values: Tensor, factors: Tensor, eps: float | None, out: Tensor) -> Tensor:
+def hadamard_rows(values: Tensor, factors: Tensor, eps: float | None, out: Tensor) -> Tensor:
     """As `byte_rows`, but rows are not rounded: out (rows, whole words of bytes) in float32."""
     if not LOOP.available:
         norms = 1 if eps is None else torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
-        return out.copy_(functional.pad(mixed(values * factors) * norms, (0, out.shape[1] - values.shape[1])))
+        made = hadamard_transform(values * factors) * norms
+        return out.copy_(functional.pad(made, (0, out.shape[1] - values.shape[1])))
     assert out.is_contiguous()
     _run(values, factors, eps, out, None)
     return out
@@ -132,8 +134,8 @@ def _byte_rows(arguments: Any) -> None:
     a = _read(arguments)
     size, width, block, is_wide = a.size, a.width, a.block, a.scales == 0
     scales, factors = float32_at(a.scales, a.rows), float32_at(a.factors, size)
-    mixed_row, edge = lines_of(size), lines_of(2 * WIDTH)
-    into, magnitudes, squares = mixed_row.ctypes.data, edge[:WIDTH].view(np.int32), edge[WIDTH:]
+    transformed, edge = lines_of(size), lines_of(2 * WIDTH)
+    into, magnitudes, squares = transformed.ctypes.data, edge[:WIDTH].view(np.int32), edge[WIDTH:]
     unit = np.float32(1) / np.sqrt(np.float32(block))
     shrink = unit / np.float32(127)
     first, last = share(a.rows)
@@ -141,13 +143,13 @@ def _byte_rows(arguments: Any) -> None:
         source, target = a.values + 4 * row * a.stride, a.out + (4 if is_wide else 1) * row * width
         if block > 1:
             blocks = size // block
-            mix(block, source, a.factors, into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
+            hadamard_blocks(block, source, a.factors, into, blocks, magnitudes.ctypes.data, squares.ctypes.data)
         else:
             magnitudes[:], squares[:] = np.int32(0), np.float32(0)
-            values, bits = float32_at(source, size), mixed_row.view(np.int32)
+            values, bits = float32_at(source, size), transformed.view(np.int32)
             for i in range(size):
                 squares[0] += values[i] * values[i]
-                mixed_row[i] = values[i] * factors[i]
+                transformed[i] = values[i] * factors[i]
                 magnitudes[0] = max(magnitudes[0], bits[i] & np.int32(0x7FFFFFFF))
         most, square = magnitudes[0], squares[0]
         for i in range(1, WIDTH):
@@ -156,7 +158,7 @@ def _byte_rows(arguments: Any) -> None:
         if is_wide:
             wide = float32_at(target, width)
             for i in range(size):
-                wide[i] = mixed_row[i] * (unit * norm)
+                wide[i] = transformed[i] * (unit * norm)
             wide[size:] = np.float32(0)
             continue
         largest = as_float32(most)
@@ -166,7 +168,7 @@ def _byte_rows(arguments: Any) -> None:
         else:
             made = int8_at(target, width)
             for i in range(size):
-                made[i] = np.int8(np.int32(np.rint(mixed_row[i] * step)) + np.int32(128))
+                made[i] = np.int8(np.int32(np.rint(transformed[i] * step)) + np.int32(128))
             for i in range(size, width):
                 made[i] = np.int8(-128)
         scales[row] = largest * shrink * norm

@@ -17,14 +17,14 @@ from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import (
     Loop,
+    bfloat16_bits,
     float32_at,
     is_recording,
     lines_of,
-    narrow,
     next_of,
     uint16_at,
 )
-from kernels.cpu.language.vectors import WIDTH, narrow_vectors, part_bytes, part_pairs
+from kernels.cpu.language.vectors import WIDTH, part_bytes, part_pairs, to_bfloat16
 from kernels.cpu.matmul.gate import gate
 from kernels.cpu.matmul.product import ROWS, byte_product, product
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
@@ -74,7 +74,7 @@ class MatmulArguments(NamedTuple):
     out_row: int
     kind: int
     mode: int
-    is_narrow: bool
+    out_is_bfloat16: bool
     num_biases: int
     units_taken: Counter = AT_ZERO
 
@@ -85,8 +85,8 @@ _read = reader(MatmulArguments)
 def pack(weight: Tensor, *, gated: bool = False, bias: Tensor | None = None, scales: Tensor | None = None) -> Panels:
     """weight (outputs, inputs) in float32, bfloat16, or int8 with `scales` (outputs,); `bias` (outputs,)."""
     outputs, inputs = weight.shape
-    each = 4 // weight.dtype.itemsize
-    padded = weight if inputs % each == 0 else functional.pad(weight, (0, -inputs % each))
+    per_word = 4 // weight.dtype.itemsize
+    padded = weight if inputs % per_word == 0 else functional.pad(weight, (0, -inputs % per_word))
     panels = _by_panel(padded, gated).view(-1, LANES, padded.shape[1])
     words_ = panels.contiguous().view(torch.int32).transpose(1, 2).contiguous()
     none = torch.empty(0)
@@ -157,7 +157,7 @@ def matmul(
         out_row=out.stride(0),
         kind=_KINDS[weights.dtype],
         mode=GATE if weights.gated else ADD if add else STORE,
-        is_narrow=out.dtype == torch.bfloat16,
+        out_is_bfloat16=out.dtype == torch.bfloat16,
         num_biases=weights.bias.numel(),
     )
     return out
@@ -235,7 +235,7 @@ def _multiply(arguments: Any) -> None:
     a = _read(arguments)
     rows, panels, out = a.rows, a.panels, a.out
     count, num_panels, steps, columns, out_row = a.num_rows, a.num_panels, a.steps, a.columns, a.out_row
-    kind, mode, is_narrow, has_bias = a.kind, a.mode, a.is_narrow, a.num_biases
+    kind, mode, out_is_bfloat16, has_bias = a.kind, a.mode, a.out_is_bfloat16, a.num_biases
     row_scales, scales, offsets, bias = a.row_scales, a.scales, a.offsets, float32_at(a.bias, has_bias)
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
@@ -286,12 +286,12 @@ def _multiply(arguments: Any) -> None:
                 gate(into, into + 4 * TILE_ROWS * LANES, taken * VECTORS)
             for r in range(taken):
                 start, done = (row + r) * out_row + panel * LANES, both[r * LANES :]
-                if is_narrow and width == LANES:
-                    narrow_vectors(done.ctypes.data, VECTORS, out + 2 * start)
-                elif is_narrow:
+                if out_is_bfloat16 and width == LANES:
+                    to_bfloat16(done.ctypes.data, VECTORS, out + 2 * start)
+                elif out_is_bfloat16:
                     halves = uint16_at(out + 2 * start, width)
                     for i in range(width):
-                        halves[i] = np.uint16(narrow(done[i]))
+                        halves[i] = np.uint16(bfloat16_bits(done[i]))
                 elif mode == ADD:
                     target = float32_at(out + 4 * start, width)
                     for i in range(width):

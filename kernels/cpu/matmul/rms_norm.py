@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.language.arguments import reader
-from kernels.cpu.language.openmp import Loop, float32_at, narrow, share, uint16_at
+from kernels.cpu.language.openmp import Loop, bfloat16_bits, float32_at, share, uint16_at
 
 
 class RmsNormArguments(NamedTuple):
@@ -17,7 +17,7 @@ class RmsNormArguments(NamedTuple):
     rows: int
     size: int
     eps: float
-    is_narrow: bool
+    out_is_bfloat16: bool
 
 
 _read = reader(RmsNormArguments)
@@ -30,8 +30,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
     assert x.is_contiguous()
     assert out.is_contiguous()
     rows, size = x.shape
-    is_narrow = out.dtype == torch.bfloat16
-    LOOP(x=x, weight=weight, out=out, rows=rows, size=size, eps=eps, is_narrow=is_narrow)
+    out_is_bfloat16 = out.dtype == torch.bfloat16
+    LOOP(x=x, weight=weight, out=out, rows=rows, size=size, eps=eps, out_is_bfloat16=out_is_bfloat16)
     return out
 
 
@@ -53,10 +53,10 @@ def _rms_norm(arguments: Any) -> None:
         for i in range(size):
             squares += source[i] * source[i]
         factor = np.float32(1) / np.sqrt(squares / np.float32(size) + a.eps)
-        if a.is_narrow:
+        if a.out_is_bfloat16:
             target_halves = halves[row * size : (row + 1) * size]
             for i in range(size):
-                target_halves[i] = np.uint16(narrow(source[i] * factor * weight[i]))
+                target_halves[i] = np.uint16(bfloat16_bits(source[i] * factor * weight[i]))
         else:
             target = out[row * size : (row + 1) * size]
             for i in range(size):

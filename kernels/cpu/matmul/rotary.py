@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.language.arguments import reader
-from kernels.cpu.language.hadamard import mix
+from kernels.cpu.language.hadamard import hadamard_blocks
 from kernels.cpu.language.openmp import Loop, float32_at, lines_of, share
 from kernels.cpu.language.vectors import WIDTH
-from kernels.cpu.matmul.int8_rows import block_size, mixed
+from kernels.cpu.matmul.int8_rows import block_size, hadamard_transform
 
 
 class RotaryArguments(NamedTuple):
@@ -27,29 +27,29 @@ class RotaryArguments(NamedTuple):
 _read = reader(RotaryArguments)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, hadamard: bool = False) -> None:
     """Rotates the first `heads` heads of each row of x (rows, width), in place; cos, sin (rows, dim).
 
-    `mixes`: each head then goes through `mixed`. Queries and keys that both did have the products that they had, and
-    no element is far larger than the others, which is what 8 bits want.
+    `hadamard`: each head then goes through `hadamard_transform`. Queries and keys that both did have the products that
+    they had, and no element is far larger than the others, which is what 8 bits want.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu" or not LOOP.available:
-        rotate_reference(x, cos, sin, heads, mixes=mixes)
+        rotate_reference(x, cos, sin, heads, hadamard=hadamard)
         return
     assert x.is_contiguous()
     assert cos.is_contiguous()
     assert sin.is_contiguous()
     (rows, width), dim = x.shape, cos.shape[1]
-    block = block_size(dim) if mixes else 1
+    block = block_size(dim) if hadamard else 1
     LOOP(x=x, cos=cos, sin=sin, rows=rows, width=width, heads=heads, dim=dim, block=block if block > 1 else 0)
 
 
-def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, mixes: bool = False) -> None:
+def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor, heads: int, *, hadamard: bool = False) -> None:
     """`rotate` by its definition."""
     part = x[:, : heads * cos.shape[1]].view(len(x), heads, cos.shape[1])
     low, high = part.chunk(2, dim=-1)
     turned = part * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
-    part.copy_(mixed(turned) if mixes else turned)
+    part.copy_(hadamard_transform(turned) if hadamard else turned)
 
 
 def _rotate(arguments: Any) -> None:
@@ -72,7 +72,7 @@ def _rotate(arguments: Any) -> None:
                 high[i] = right * turn_cos[half + i] + left * turn_sin[half + i]
         if block:
             at, unused = a.x + 4 * row * width, edge.ctypes.data
-            mix(block, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
+            hadamard_blocks(block, at, shrink.ctypes.data, at, heads * dim // block, unused, unused + 4 * WIDTH)
 
 
 LOOP = Loop(_rotate, RotaryArguments)

@@ -16,7 +16,7 @@ class PlayedGpu(Device):
 
 
 def played_gpu(dtype: str = "float32") -> PlayedGpu:
-    return PlayedGpu("cpu", dtype, 1e9, "played")
+    return PlayedGpu("cpu", dtype, "played")
 
 
 class PlayedCapture:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import engine.machine.device
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.cpu.fused_layer import FusedLayer
 from engine.forward.cpu.projection import Projection
@@ -17,9 +18,10 @@ from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.machine.device import resolve_device
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
-from kernels.cpu.matmul.int8_rows import block_size, hadamard, mixed, quantize_rows
+from kernels.cpu.matmul.int8_rows import block_size, hadamard_matrix, hadamard_transform, quantize_rows
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS
 from kernels.processor import takes_bytes
 from tests.engine.families import save_tiny
@@ -31,14 +33,14 @@ def spread(rows: int, features: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("rows", "features"), [(1, 1), (63, 100), (111, 64), (20, 304)])
-def test_a_mixed_row_is_within_half_a_step(rows: int, features: int) -> None:
+def test_a_transformed_row_is_within_half_a_step(rows: int, features: int) -> None:
     torch.manual_seed(0)
     values = spread(rows, features)
     quantized, scales = quantize_rows(values)
     assert quantized.dtype == torch.int8
     assert scales.shape == (rows,)
     steps = scales.double()[:, None]
-    assert ((quantized.double() * steps - mixed(values).double()).abs() <= steps * 0.5001).all()
+    assert ((quantized.double() * steps - hadamard_transform(values).double()).abs() <= steps * 0.5001).all()
     assert quantized.abs().amax(-1).tolist() == [127] * rows
 
 
@@ -48,8 +50,8 @@ def test_blocks_divide_a_row(size: int, block: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 256])
-def test_mixing_is_orthogonal(size: int) -> None:
-    matrix = hadamard(size)
+def test_the_hadamard_matrix_is_orthogonal(size: int) -> None:
+    matrix = hadamard_matrix(size)
     assert matrix.abs().unique().tolist() == pytest.approx([size**-0.5])
     assert torch.allclose(matrix @ matrix.t(), torch.eye(size), atol=1e-6)
 
@@ -62,8 +64,8 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows() -> None:
     assert torch.isfinite(linear(rows)).all(-1).tolist() == [True, False, False]
 
 
-def test_mixing_spreads_one_large_channel() -> None:
-    """A channel a hundred times the rest, as language models have them: without mixing it sets everybody's step."""
+def test_the_transform_spreads_one_large_channel() -> None:
+    """A channel a hundred times the rest, as language models have them: without it that one sets everybody's step."""
     torch.manual_seed(2)
     linear, values = nn.Linear(1024, 64, bias=False).requires_grad_(False), torch.randn(200, 1024)
     values[:, 5] *= 100
@@ -88,8 +90,9 @@ def test_the_layer_is_its_definition_in_float64(rows: int, inner: int, outer: in
     exact = values.double() @ linear.weight.detach().double().t()
     if linear.bias is not None:
         wanted, exact = wanted + linear.bias.double(), exact + linear.bias.double()
-    # What is quantised are mixed rows, whose products are those of the rows themselves.
-    rows_abs, weight_abs = mixed(values).double().abs(), mixed(linear.weight.detach()).double().abs()
+    # What is quantised are transformed rows, whose products are those of the rows themselves.
+    rows_abs = hadamard_transform(values).double().abs()
+    weight_abs = hadamard_transform(linear.weight.detach()).double().abs()
     whole = rows_abs @ weight_abs.t()
     assert ((got - wanted).abs() <= 1e-6 * (whole + 1)).all()
     # Each factor is off by at most half its step.
@@ -149,7 +152,7 @@ def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engi
     head = model._head.lm_head
     kept = int8_engine.runner.cache.keys[0].dtype
     assert (head.panels if isinstance(head, Projection) else head.weight).dtype == kept
-    assert model.body.get_input_embeddings().weight.is_floating_point()
+    assert model.body.embed_tokens.weight.is_floating_point()
 
 
 @pytest.mark.skipif(not takes_bytes(64), reason="this processor has no products of bytes")
@@ -183,7 +186,7 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
     def run(sharing: str) -> dict[str, RequestOutput]:
         config = EngineConfig(sharing=sharing, kv_cache_memory=2**24)  # type: ignore[arg-type]
         shape = int8_engine.runner.model.shape
-        plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
+        plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
         outputs = int8_engine.submit(shard_work(plan, plan.shards[0], requests)).result(timeout=60)
         return {output.request_id: output for output in outputs}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
 from engine.loop import build
@@ -19,6 +20,7 @@ from engine.loop.stop_words import bad_word_ids
 from engine.machine.device import Device
 from engine.model.checkpoint import resolve_model
 from engine.plan import ShardWork
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -34,7 +36,7 @@ def prompt(engine: Engine, text: str) -> np.ndarray:
 
 
 def work(engine: Engine, requests: list[Request]) -> ShardWork:
-    plan = make_plan(requests, engine.runner.model.shape, CONFIG, kv_format=FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, CONFIG, CostModel(engine.runner.model.shape, FLOAT32, DeviceRates(1e9, 1e9)))
     return shard_work(plan, plan.shards[0], requests)
 
 
@@ -58,7 +60,7 @@ def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest
     """The current device is a thread's own: the engine's thread sets it, before it puts anything there."""
     current: dict[int, str] = {}
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: current.update({threading.get_ident(): name}))
-    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", 1.0, "cuda:1"))
+    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", "cuda:1"))
 
     def load(*_: object) -> None:
         raise UserError(f"loading on {current[threading.get_ident()]}")
@@ -244,7 +246,7 @@ def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine:
 
 def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
-    table = engine.runner.model.body.get_input_embeddings().weight
+    table = engine.runner.model.body.embed_tokens.weight
     with torch.no_grad():
         table[4321] = torch.nan
     tainted, params = np.array([17, 4321, 18], dtype=np.int32), SamplingParams(max_tokens=3)
@@ -287,3 +289,9 @@ def test_a_dead_engine_fails_its_shards_and_is_replaced(tiny_model: Path, monkey
     assert len(run(fresh, requests)["a"].token_ids) == 4
     close_engines()
     assert fresh.dead
+
+
+def test_a_request_with_an_adapter_is_refused_and_never_answered_without(engine: Engine) -> None:
+    request = Request("a", prompt(engine, "The river bends"), adapter="poems")
+    with pytest.raises(UserError, match="request a asks for adapter 'poems'"):
+        engine.submit(work(engine, [request]))

@@ -144,4 +144,4 @@ def test_what_is_locked(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {6, 4})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device_turn._names(Device(name, "float32", 1.0, name, cores)) == names
+    assert device_turn._names(Device(name, "float32", name, cores)) == names

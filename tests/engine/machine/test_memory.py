@@ -89,7 +89,7 @@ def test_a_control_group_may_allow_less(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_kv_takes_what_a_gpu_has_left(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the share that the job gives; a CPU has a number of its own, and one that is asked for stays."""
-    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", 1.0, "cuda:0")
+    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", "cuda:0")
     shape, auto = load_shape(files), replace(CONFIG, kv_cache_memory=0, gpu_memory_utilization=0.5)
     monkeypatch.setattr(memory, "device_memory", lambda _: 80 * 2**30)
     got = settled(files, shape, auto, gpu).kv_cache_memory

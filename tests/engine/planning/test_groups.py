@@ -191,6 +191,15 @@ def test_ratio_runs_decode_heavy_groups_first() -> None:
     assert run_order([0, 4, 6, 5, 4], "ratio") == [3, 1, 2, 4, 0]
 
 
+@pytest.mark.parametrize(("order", "expected"), [("fcfs", [1, 3, 2, 0, 4]), ("ratio", [2, 1, 3, 0, 4])])
+def test_groups_of_one_adapter_run_together(order: Order, expected: list[int]) -> None:
+    """The adapter of the documents' second goes first; the policy orders what each has."""
+    adapters = [1, 0, 0, 0, 1]
+    tree = build_prefix_tree([np.array(p, dtype=np.int32) for p in ORDERED], adapters)
+    forest = arrange(share(tree, "multi_level", 1), np.array([9, 1, 5, 1, 9]), order, adapters)
+    assert forest.order.tolist() == expected
+
+
 def test_ratio_without_decode_is_fcfs() -> None:
     assert run_order([0] * 5, "ratio") == run_order([0] * 5, "fcfs")
 

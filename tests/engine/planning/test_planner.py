@@ -1,6 +1,7 @@
 """Plans asserted whole for a drawn table, then what must hold for any."""
 
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ORDER, SHARING, EngineConfig, Order, Sharing
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -29,12 +32,12 @@ SHAPE = ModelShape(
 CONFIG = EngineConfig(block_size=2, kv_cache_memory=100 * 2 * 8)
 
 
-def request_of(name: str, prompt: list[int], max_tokens: int = 1) -> Request:
-    return Request(name, np.array(prompt, dtype=np.int32), SamplingParams(max_tokens=max_tokens))
+def request_of(name: str, prompt: list[int], max_tokens: int = 1, adapter: str | None = None) -> Request:
+    return Request(name, np.array(prompt, dtype=np.int32), SamplingParams(max_tokens=max_tokens), adapter=adapter)
 
 
 def plan_of(requests: list[Request], config: EngineConfig = CONFIG, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=shard_seconds)
+    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=shard_seconds)
 
 
 # Document A = [1, 1, 1] has rows a0 and a1, document B = [2, 2] rows b0, b1 and the bare document b.
@@ -136,6 +139,35 @@ def test_shard_ids_come_from_the_requests_alone() -> None:
     assert plan_of(REQUESTS[:4]).shards[0].shard_id != one.shards[0].shard_id
 
 
+def test_equal_tokens_under_two_adapters_have_two_roots() -> None:
+    requests = [
+        request_of("x0", [1, 1, 7], adapter="x"),
+        request_of("0", [1, 1, 7]),
+        request_of("y0", [1, 1, 7], adapter="y"),
+        request_of("x1", [1, 1, 8], adapter="x"),
+        request_of("1", [1, 1, 7]),
+    ]
+    plan = plan_of(requests)
+    assert plan.nodes == (
+        PrefixNode(node_id=0, parent=-1, start=0, end=2, num_requests=2, adapter="x"),
+        PrefixNode(node_id=1, parent=0, start=2, end=3, num_requests=1, adapter="x"),
+        PrefixNode(node_id=2, parent=0, start=2, end=3, num_requests=1, adapter="x"),
+        PrefixNode(node_id=3, parent=-1, start=0, end=3, num_requests=2),
+        PrefixNode(node_id=4, parent=-1, start=0, end=3, num_requests=1, adapter="y"),
+    )
+    assert plan.order.tolist() == [0, 3, 1, 4, 2]
+    assert plan.node_of.tolist() == [1, 3, 4, 2, 3]
+    assert (plan.summary.computed_tokens, plan.summary.ideal_tokens) == (10, 10)
+
+
+def test_names_cover_the_adapter() -> None:
+    """A request without one has the name that it always had: stored shards keep theirs."""
+    base, other = (plan_of([request_of("a", [1], adapter=adapter)]) for adapter in (None, "x"))
+    assert base.shards[0].shard_id == "27c35e6e9373877f29e562464e46497e"
+    assert base.shards[0].shard_id != other.shards[0].shard_id
+    assert base.layout_id != other.layout_id
+
+
 prompt = st.lists(st.integers(0, 2), min_size=1, max_size=8)
 tables = st.lists(st.tuples(prompt, st.integers(1, 5)), min_size=1, max_size=15)
 
@@ -166,3 +198,28 @@ def test_shards_cover_the_plan(
             assert nodes[node_id].end == len(request.prompt_token_ids)
             while node_id >= 0:
                 node_id = nodes[node_id].parent
+
+
+ADAPTERS = (None, "x", "y")
+
+
+@given(st.lists(st.tuples(prompt, st.sampled_from(ADAPTERS)), min_size=1, max_size=15), st.sampled_from(SHARING))
+def test_each_adapter_is_planned_as_if_alone(table: list[tuple[list[int], str | None]], sharing: Sharing) -> None:
+    """What is least for each is what a set of its prefixes holds; what a policy computes is what it computes alone."""
+    config = replace(CONFIG, sharing=sharing)
+    requests = [request_of(str(r), tokens, adapter=adapter) for r, (tokens, adapter) in enumerate(table)]
+    plan = plan_of(requests, config)
+    ran = [requests[r].adapter for r in plan.order]
+    assert len([adapter for adapter, _ in groupby(ran)]) == len(set(ran))
+    ideal = 0
+    for adapter in set(ran):
+        prompts = [tokens for tokens, own in table if own == adapter]
+        ideal += len({tuple(tokens[:depth]) for tokens in prompts for depth in range(1, len(tokens) + 1)})
+        alone = plan_of([request for request in requests if request.adapter == adapter], config)
+        shapes = [(node.start, node.end, node.num_requests) for node in plan.nodes if node.adapter == adapter]
+        assert shapes == [(node.start, node.end, node.num_requests) for node in alone.nodes]
+    assert plan.summary.ideal_tokens == ideal
+    for r, node in enumerate(plan.node_of.tolist()):
+        while node >= 0:
+            assert plan.nodes[node].adapter == requests[r].adapter
+            node = plan.nodes[node].parent

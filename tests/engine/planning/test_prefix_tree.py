@@ -41,6 +41,14 @@ def test_equal_prompts_end_at_one_node() -> None:
     assert tree.order.tolist() == [0, 1, 2]
 
 
+def test_prompts_of_two_adapters_share_nothing() -> None:
+    prompts = [np.array(tokens, dtype=np.int32) for tokens in ([1, 2, 3], [1, 2, 4], [1, 2, 4], [1, 2])]
+    tree = build_prefix_tree(prompts, [0, 1, 0, 1])
+    assert rows(tree) == [(-1, 0, 2), (0, 2, 3), (0, 2, 3), (-1, 0, 2), (3, 2, 3)]
+    assert tree.node_of.tolist() == [1, 4, 2, 3]
+    assert tree.order.tolist() == [0, 2, 3, 1]
+
+
 def test_one_prompt_and_none() -> None:
     assert rows(tree_of([3, 1, 2])) == [(-1, 0, 3)]
     assert rows(tree_of()) == []

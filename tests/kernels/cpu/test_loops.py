@@ -13,12 +13,12 @@ from kernels.cpu.attention.kv_write import reslot, write_kv, write_kv_reference
 from kernels.cpu.language import openmp
 from kernels.cpu.language.loop_cache import NAMES
 from kernels.cpu.matmul import matmul
-from kernels.cpu.matmul.int8_rows import byte_rows, mixed, mixed_rows, quantize_rows
+from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows, hadamard_transform, quantize_rows
 from kernels.cpu.matmul.rms_norm import rms_norm, rms_norm_reference
 from kernels.cpu.matmul.rotary import rotate, rotate_reference
 from kernels.processor import takes_bytes
 
-# In 8 bits, blocks of 1, 2, 4, 8 and 16 vectors are mixed, or none.
+# In 8 bits, blocks of 1, 2, 4, 8 and 16 vectors are transformed, or none.
 SIZES = [(0, 64), (1, 1), (1, 63), (3, 100), (5, 48), (4, 96), (3, 384), (63, 576), (111, 1536)]
 
 
@@ -38,8 +38,8 @@ def test_rms_norm(rows: int, size: int) -> None:
     rms_norm(x, weight, 1e-5, out)
     wanted = rms_norm_reference(x, weight, 1e-5)
     assert worst(out, wanted) < 3e-6 * 5
-    narrow = rms_norm(x, weight, 1e-5, torch.full((rows, size), torch.nan, dtype=torch.bfloat16))
-    assert bool(((narrow.float() - wanted).abs() <= wanted.abs() / 250 + 1e-6).all())
+    short = rms_norm(x, weight, 1e-5, torch.full((rows, size), torch.nan, dtype=torch.bfloat16))
+    assert bool(((short.float() - wanted).abs() <= wanted.abs() / 250 + 1e-6).all())
 
 
 def test_what_is_not_finite_stays_so() -> None:
@@ -55,13 +55,13 @@ def test_what_is_not_finite_stays_so() -> None:
 @pytest.mark.parametrize(
     ("rows", "heads", "others", "dim"), [(0, 1, 0, 2), (1, 3, 2, 64), (17, 12, 3, 64), (5, 4, 1, 100), (5, 4, 1, 192)]
 )
-@pytest.mark.parametrize("mixes", [False, True])
-def test_rotate(rows: int, heads: int, others: int, dim: int, mixes: bool) -> None:
+@pytest.mark.parametrize("hadamard", [False, True])
+def test_rotate(rows: int, heads: int, others: int, dim: int, hadamard: bool) -> None:
     x, (cos, sin) = torch.randn(rows, (heads + others) * dim), torch.randn(2, rows, dim)
     wanted = x.clone()
-    rotate_reference(wanted, cos, sin, heads, mixes=mixes)
-    rotate(x, cos, sin, heads, mixes=mixes)
-    assert worst(x, wanted) < (6e-6 if mixes else 2e-6)
+    rotate_reference(wanted, cos, sin, heads, hadamard=hadamard)
+    rotate(x, cos, sin, heads, hadamard=hadamard)
+    assert worst(x, wanted) < (6e-6 if hadamard else 2e-6)
     assert rows == 0 or others == 0 or worst(x[:, heads * dim :], wanted[:, heads * dim :]) == 0
 
 
@@ -92,10 +92,10 @@ def test_a_norm_before_byte_rows_is_in_their_scales(rows: int, size: int) -> Non
 
 @pytest.mark.parametrize(("rows", "size"), SIZES)
 @pytest.mark.parametrize("eps", [None, 1e-5])
-def test_mixed_rows(rows: int, size: int, eps: float | None) -> None:
+def test_hadamard_rows(rows: int, size: int, eps: float | None) -> None:
     values, factors = torch.randn(rows, size) * 7, torch.rand(size) + 0.5
-    got = mixed_rows(values, factors, eps, torch.full((rows, -(size // -4) * 4), torch.nan))
-    wanted = mixed(values * factors)
+    got = hadamard_rows(values, factors, eps, torch.full((rows, -(size // -4) * 4), torch.nan))
+    wanted = hadamard_transform(values * factors)
     if eps is not None:
         wanted *= torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
     assert worst(got[:, :size], wanted) < 1e-4

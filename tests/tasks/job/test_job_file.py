@@ -98,7 +98,7 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
         ),
         ({"task": {"type": "choice", "labels": ["a", "a"]}, "sampling": {}}, "names a label twice"),
         ({"task": {"type": "choice", "labels": []}, "sampling": {}}, "name at least one label"),
-        ({"task": {"type": "choice", "labels": [" yes"]}}, "sampling has no effect on type: choice"),
+        ({"task": {"type": "choice", "labels": [" yes", " no"]}}, "sampling has no effect on type: choice"),
         ({"sampling": {"max_tokens": 1, "max_gen_toks": 2}}, "max_gen_toks and max_tokens say the same"),
         ({"sampling": {"max_tokens": 0}}, "sampling.max_tokens: "),
         ({"sampling": {"max_tokens": 3, "min_tokens": 4}}, "min_tokens 4 is more than max_tokens 3"),

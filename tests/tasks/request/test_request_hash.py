@@ -1,11 +1,15 @@
 """Names of requests decide what an output folder has an answer for: they are those of the first release, for ever."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from tasks.request.request_hash import RequestHasher
 from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.request.task_type import RowRequest
 from tasks.source.source_rows import SourceBatch
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import make_run
@@ -44,3 +48,15 @@ def test_a_request_keeps_its_name(job_of: JobMaker, changes: dict[str, Any], nam
     builder = RequestBuilder(run, ("text",), ByteTokenizer())  # type: ignore[arg-type]
     built = builder.build(SourceBatch(0, pa.record_batch(ROWS)), ["0", "1"])
     assert [one.request_hash for one in built if isinstance(one, NewRequest)] == names
+
+
+def test_an_adapter_is_a_part_of_the_name(job_of: JobMaker) -> None:
+    """Requests without one keep theirs."""
+    job = job_of([{"text": "one"}], task={"type": "choice", "labels": [" yes", " no"]})
+    hasher = RequestHasher(make_run(job, OutputFolder(job.output_folder)))
+    ids = np.frombuffer(b"one", dtype=np.uint8).astype(np.int32)
+    labels = tuple(np.frombuffer(label, dtype=np.uint8).astype(np.int32) for label in (b" yes", b" no"))
+    plain = RowRequest(ids, labels=labels, label_texts=(" yes", " no"))
+    names = [hasher(replace(plain, adapter=adapter), "0") for adapter in (None, "x", "y", "")]
+    assert names[0] == "e416aab09fbcd0cc11ef945fe6003837"
+    assert len(set(names)) == 4

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig, Quantization
+from engine.device_rates import DeviceRates
 from engine.forward.attention_backend import attention_backend
 from engine.forward.cpu.attention import CpuAttention
 from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
@@ -21,6 +22,7 @@ from engine.loop.engine import Engine
 from engine.loop.step_budget import engine_config
 from engine.machine.device import Device
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -52,7 +54,7 @@ def config_of(folder: Path, quantization: Quantization = "none") -> EngineConfig
 
 def run(engine: Engine, folder: Path, requests: list[Request]) -> Outputs:
     shape = load_shape(resolve_model(str(folder)))
-    plan = make_plan(requests, shape, config_of(folder), kv_format=FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, config_of(folder), CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=500)}
     engine.close()
@@ -164,5 +166,5 @@ def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monk
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:
     cache = KVCache(1, 1, 0, 16, FLOAT32, "cpu")
-    assert isinstance(attention_backend(Device("cuda:0", "bfloat16", 1.0, "cuda:0").backend, cache), GpuAttention)
-    assert isinstance(attention_backend(Device("cpu", "float32", 1.0, "cpu").backend, cache), CpuAttention)
+    assert isinstance(attention_backend(Device("cuda:0", "bfloat16", "cuda:0").backend, cache), GpuAttention)
+    assert isinstance(attention_backend(Device("cpu", "float32", "cpu").backend, cache), CpuAttention)

@@ -62,7 +62,7 @@ def draw(
 
 
 def by_definition(
-    drawn: Drawn, scale: float, *, window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None
+    drawn: Drawn, scale: float, *, window: int | None = None, softcap: float = 0.0, sinks: Tensor | None = None
 ) -> Tensor:
     rows, heads, _ = drawn.query.shape
     kv_heads = len(drawn.cache[0])
@@ -71,7 +71,7 @@ def by_definition(
         keys, values = [], []
         for row_start, row_end, kv_start, kv_end, position, in_step in drawn.plan.segments:
             behind = int(drawn.plan.positions[row]) - np.arange(position, position + kv_end - kv_start)
-            read = (behind >= 0) & (behind < (window or np.inf)) & (row_start <= row < row_end)
+            read = (behind >= 0) & (behind < (np.inf if window is None else window)) & (row_start <= row < row_end)
             source = drawn.own if in_step else drawn.cache
             for kept, made in zip((keys, values), source, strict=True):
                 kept.append(made[:, kv_start:kv_end][:, torch.from_numpy(read)])
@@ -110,7 +110,7 @@ SEGMENTS = [
 @COMPILED
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtypes", DTYPES)
-@pytest.mark.parametrize("window", [0, 1, 30, 165])
+@pytest.mark.parametrize("window", [None, 1, 30, 165])
 @pytest.mark.parametrize(("softcap", "sunk"), [(0.0, False), (2.0, True)], ids=["plain", "capped, sinks"])
 def test_equals_its_definition(
     shape: tuple[int, int, int], dtypes: tuple[Any, ...], window: int, softcap: float, sunk: bool
@@ -153,7 +153,7 @@ def test_drawn_trees(data: Any) -> None:
         depth[start:end] = [max(depth[start:end]) + length] * (end - start)
     positions = [200 * 6 + row for row in range(rows)]
     segments.append((0, rows, 0, rows, 200 * 6, 1))
-    window = data.draw(st.sampled_from([0, 1, 40, 200 * 6]))
+    window = data.draw(st.sampled_from([None, 1, 40, 200 * 6]))
     drawn = draw(positions, segments, shape, dtypes)
     drawn.query.copy_(drawn.query.to(dtypes[1]))  # which the compiled one does, and the definition does not
     wanted = by_definition(drawn, 0.2, window=window)
@@ -212,7 +212,7 @@ BYTE_SHAPES = [(9, 3, 64), (8, 1, 128), (2, 2, 192), (32, 8, 64)]
 
 @BYTES
 @pytest.mark.parametrize("shape", BYTE_SHAPES)
-@pytest.mark.parametrize("window", [0, 1, 30, 200])
+@pytest.mark.parametrize("window", [None, 1, 30, 200])
 @pytest.mark.parametrize("sunk", [False, True])
 def test_over_bytes(shape: tuple[int, int, int], window: int, sunk: bool) -> None:
     """Of what rows share and what they read alone, whose values differ a hundredfold from key to key."""
@@ -231,7 +231,7 @@ def test_over_bytes(shape: tuple[int, int, int], window: int, sunk: bool) -> Non
 
 @BYTES
 @pytest.mark.parametrize("shape", [(3, 3, 64), (4, 2, 128), (9, 3, 64), (8, 2, 192)])
-@pytest.mark.parametrize("window", [0, 30, 200])
+@pytest.mark.parametrize("window", [None, 30, 200])
 @pytest.mark.parametrize("keys", [1, 15, 128, 301])
 def test_over_bytes_that_one_row_reads(shape: tuple[int, int, int], window: int, keys: int) -> None:
     """In two runs; its weights have 15 bits."""

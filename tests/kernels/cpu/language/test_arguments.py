@@ -168,7 +168,7 @@ def test_a_call_by_place_or_with_a_wrong_field_runs_nothing() -> None:
     right = {"x": x, "weight": weight, "out": out, "rows": 1, "size": 4, "eps": 0.0}
     with pytest.raises(TypeError, match="given by name"):
         RMS_NORM(x, weight, out, 1, 4, 0.0, False)
-    for fields in (right, right | {"is_narrow": False, "block": 1}, right | {"is_narrow": 0.0}):
+    for fields in (right, right | {"out_is_bfloat16": False, "block": 1}, right | {"out_is_bfloat16": 0.0}):
         with pytest.raises(TypeError):
             RMS_NORM(**fields)
     assert out.tolist() == [[0.0] * 4]
@@ -179,7 +179,7 @@ def test_fields_of_a_recorded_call_are_changed_by_name() -> None:
     x, weight, twice = torch.ones(1, 4), torch.ones(4), torch.full((4,), 2.0)
     out, other = torch.zeros(1, 4), torch.zeros(1, 4)
     with Recording() as recording:
-        RMS_NORM(x=x, weight=weight, out=out, rows=1, size=4, eps=0.0, is_narrow=False)
+        RMS_NORM(x=x, weight=weight, out=out, rows=1, size=4, eps=0.0, out_is_bfloat16=False)
     recording.change(RMS_NORM, out=other, weight=twice)
     recording.change(Loop(print, Example), eps=0.5)  # of another loop, which was not called
     out.zero_()

@@ -7,20 +7,20 @@ import pytest
 import torch
 from numba import njit
 
-from kernels.cpu.language.openmp import narrow
-from kernels.cpu.language.vectors import WIDTH, narrow_vectors
+from kernels.cpu.language.openmp import bfloat16_bits
+from kernels.cpu.language.vectors import WIDTH, to_bfloat16
 from kernels.processor import NATIVE_BFLOAT16
 
 
 @njit
 def by_vector(values: Any, out: Any) -> None:
-    narrow_vectors(values.ctypes.data, len(values) // WIDTH, out.ctypes.data)
+    to_bfloat16(values.ctypes.data, len(values) // WIDTH, out.ctypes.data)
 
 
 @njit
 def one_by_one(values: Any, out: Any) -> None:
     for i in range(len(values)):
-        out[i] = np.uint16(narrow(values[i]))
+        out[i] = np.uint16(bfloat16_bits(values[i]))
 
 
 def drawn() -> Any:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.best_output import DEVIATIONS, OF_A_STEP, best_outputs, best_outputs_reference, make_screen
-from kernels.cpu.matmul.int8_rows import byte_rows, mixed, quantize_rows
+from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_transform, quantize_rows
 from kernels.processor import NATIVE_BYTES
 
 pytestmark = pytest.mark.skipif(not NATIVE_BYTES, reason="this processor multiplies no bytes")
@@ -98,7 +98,7 @@ def test_what_rounding_moves_lies_within_the_margins(shape: str) -> None:
     codes, steps = quantize_rows(weight)
     row_codes, row_steps = byte_rows(given, torch.ones(576))
     coarse = (row_codes.double() - 128) @ codes.double().t() * row_steps.double()[:, None] * steps.double()
-    exact = mixed(given).double() @ mixed(weight).double().t()
+    exact = hadamard_transform(given).double() @ hadamard_transform(weight).double().t()
     margin = given.norm(dim=1)[:, None] * steps + row_steps[:, None] * weight.norm(dim=1)
     worst = float(((coarse - exact).abs() / (OF_A_STEP * margin)).max())
     assert 1 < worst < DEVIATIONS / 2, worst

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kernels.cpu.language import openmp
 from kernels.cpu.matmul import matmul as module
-from kernels.cpu.matmul.int8_rows import byte_rows, mixed_rows, quantize_rows
+from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows, quantize_rows
 from kernels.cpu.matmul.matmul import matmul, matmul_reference, pack, rows_dtype
 
 pytestmark = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
@@ -55,7 +55,7 @@ def rows_for_int8(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         given, scales = byte_rows(x, torch.ones(x.shape[1]))
         return given, scales, given[:, : x.shape[1]].int() - 128
     made = torch.zeros(len(x), -(x.shape[1] // -4) * 4)
-    return mixed_rows(x, torch.ones(x.shape[1]), None, made), torch.ones(len(x)), made[:, : x.shape[1]]
+    return hadamard_rows(x, torch.ones(x.shape[1]), None, made), torch.ones(len(x)), made[:, : x.shape[1]]
 
 
 def test_more_bytes_than_a_panel_takes_at_once() -> None:
