@@ -15,7 +15,7 @@ from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
-from kernels.gpu.tuning.attention_config import decode_config
+from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
 
 
@@ -116,7 +116,7 @@ class GpuStepAttention:
             shape,
             device,
             windows=(window,),
-            config=decode_config(device, shape.dim) if self._room else None,
+            config=choose_config(device, shape.dim, DECODE) if self._room else None,
             room=self._room,
             ahead=self._step.ahead,
         )
