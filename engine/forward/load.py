@@ -21,7 +21,7 @@ from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
 from engine.model.stored_weights import StoredFormat, StoredLinear, read_stored, stored_format
-from engine.stages import enter
+from engine.stages import checkpoint, enter
 from kernels.kv_format import kv_format_of
 
 # Attention is called by name, though the class does not say so.
@@ -34,9 +34,12 @@ def load_model(files: ModelFiles, device: Device, quantization: Quantization = "
     enter("loading the model")
     found = find_model(files)
     model, stored = read_weights(found, device, scheme)
+    checkpoint()
     expected, tolerance = hold_to_its_own_code(model, found, device, scheme)
+    checkpoint()
     kept = keep_stored(model, stored, device, scheme)
     loaded = pack(model, found.shape, device, scheme)
+    checkpoint()
     probe(loaded, expected, model, device, found.kind, max(tolerance, scheme.tolerance if kept else 0.0))
     return loaded
 

@@ -21,7 +21,7 @@ from tasks.storage.manifests import read_manifests, verify_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, plan_alone, run_steps, table
 
 ROWS = [{"text": f"document {i}"} for i in range(40)]
@@ -95,7 +95,7 @@ def manifest_that_leads_outside(folder: OutputFolder) -> None:
     ],
 )
 def test_a_damaged_shard_is_set_aside_and_scored_again(
-    finished: ScoringJob, engine: FakeEngine, damage: Callable[[OutputFolder], None], caplog: pytest.LogCaptureFixture
+    finished: ScoringJob, engine: FakeWorkers, damage: Callable[[OutputFolder], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     before, folder = table(finished), OutputFolder(finished.output_folder)
     requests = read_manifests(folder)[0].requests
@@ -214,7 +214,7 @@ def test_a_full_disk_that_duckdb_meets_is_the_same_line(tmp_path: Path) -> None:
         duckdb.connect(str(tmp_path / "none" / "a.duckdb"))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(ROWS, shard_seconds=1e-4)
     plan_alone(job, scored_shards=1)
     with full_disk(2000), pytest.raises(UserError, match=FULL):
