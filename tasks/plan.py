@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
+from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
@@ -91,10 +92,8 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[tup
 def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
     return make_plan(
         list(_requests(section, run)),
-        run.shape,
         config,
-        kv_format=run.device.kv_format(run.shape, config.quantization),
-        flops_per_second=run.device.flops_per_second,
+        plan_cost(run.model, run.shape, run.config, run.device),
         shard_seconds=run.job.shard_seconds,
     )
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from engine.device_rates import DeviceRates
 from engine.loop.build import build_engine
 from engine.model.checkpoint import weights_folder
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from examples.packages import installed_packages, write_tables
@@ -48,7 +50,7 @@ def test_the_example_gives_the_answers_of_transformers(
         requests = [replace(request, params=replace(request.params, stop=())) for request in requests]
         config = replace(run.config, kv_cache_memory=2**29)
         engine = build_engine(run.model, config)
-        plan = make_plan(requests, run.shape, engine.config, kv_format=FLOAT32, flops_per_second=1e12)
+        plan = make_plan(requests, engine.config, CostModel(run.shape, FLOAT32, DeviceRates(1e12, 1e12)))
         outputs = [
             output
             for future in [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]

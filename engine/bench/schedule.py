@@ -4,7 +4,7 @@
 
 Groups of 16 requests share 100 tokens, have 20 of their own and generate 8. A step's tokens come from nowhere, so that
 all the time is the plan's and the scheduler's own. `schedule_fraction` is that time over what the model is expected to
-take: at `FLOPS_PER_SECOND`, several times what float32 reaches on two cores, so that int8 is covered.
+take: at `RATES`, several times what float32 reaches on two cores, so that int8 is covered.
 """
 
 import json
@@ -15,8 +15,10 @@ import numpy as np
 import typer
 
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.model.model_shape import ModelShape, num_kv_blocks
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -24,7 +26,7 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
 from kernels.kv_format import FLOAT32
 
-FLOPS_PER_SECOND = 600e9
+RATES = DeviceRates(600e9, 600e9)
 DEGREE, PREFIX, OWN, OUTPUT = 16, 100, 20, 8
 
 
@@ -43,7 +45,7 @@ def time_schedule(count: int, shape: ModelShape, config: EngineConfig) -> dict[s
     """Seconds for `count` requests: to plan them, and in all steps of the scheduler."""
     requests = requests_in_groups(count)
     started = time.perf_counter()
-    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=FLOPS_PER_SECOND)
+    plan = make_plan(requests, config, CostModel(shape, FLOAT32, RATES))
     planned = time.perf_counter()
     pool = BlockPool(num_kv_blocks(shape, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, shape.max_model_len)

@@ -4,10 +4,13 @@ import time
 from dataclasses import dataclass, replace
 
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.engine import Engine
 from engine.plan import Plan
+from engine.planning.cost import CostModel
+from engine.planning.planner import make_plan
 from engine.request import Request, RequestOutput
 
 # dtype and quantization of each precision that a benchmark can name.
@@ -42,7 +45,13 @@ def time_run(engine: Engine, requests: list[Request]) -> TimedRun:
     failed = [output for output in outputs if output.finish_reason == "error"]
     if failed:
         raise UserError(f"{len(failed)} rows failed, the first {failed[0].request_id}: {failed[0].error_message}")
-    return TimedRun(seconds, plan, outputs, plan.summary.expected_seconds * engine.runner.device.flops_per_second)
+    return TimedRun(seconds, plan, outputs, plan_flops(engine, requests))
+
+
+def plan_flops(engine: Engine, requests: list[Request]) -> float:
+    """The seconds that a device of one FLOP/s and endless bandwidth would take."""
+    cost = CostModel(engine.runner.model.shape, engine.runner.cache.kv_format, DeviceRates(1.0, 1.0))
+    return make_plan(requests, engine.config, cost).summary.expected_seconds
 
 
 def precise(config: EngineConfig, precision: str) -> EngineConfig:

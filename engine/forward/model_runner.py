@@ -68,6 +68,11 @@ class ModelRunner:
         attention = self.step_attention(step, inputs, self.cache)
         return Forward(self.model.hidden(ids, inputs.position_ids, attention))
 
+    def free_memory(self) -> None:
+        """Gives back what a step that found too little memory has taken."""
+        if self.device.backend == "triton":
+            torch.cuda.empty_cache()
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor, places: Ints) -> Iterator[tuple[slice, Tensor]]:
         """Logits of the rows of `hidden` at `places`, a bounded number at a time: which, and (rows, vocab_size)."""

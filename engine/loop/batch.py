@@ -1,20 +1,20 @@
 """Plans and runs a list of requests on one engine, in this process."""
 
 from engine.loop.engine import Engine
+from engine.loop.plan_cost import step_weight_bytes
+from engine.machine.expected_rates import expected_rates
 from engine.plan import Plan
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 
 
 def plan_requests(engine: Engine, requests: list[Request]) -> Plan:
     """Under the engine's own limits and policies."""
-    return make_plan(
-        requests,
-        engine.runner.model.shape,
-        engine.config,
-        kv_format=engine.runner.cache.kv_format,
-        flops_per_second=engine.runner.device.flops_per_second,
-    )
+    runner, shape = engine.runner, engine.runner.model.shape
+    rates = expected_rates(runner.device)
+    cost = CostModel(shape, runner.cache.kv_format, rates, step_weight_bytes(shape, engine.config, runner.device))
+    return make_plan(requests, engine.config, cost)
 
 
 def run_plan(engine: Engine, plan: Plan, requests: list[Request]) -> list[RequestOutput]:

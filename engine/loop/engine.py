@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
-from engine.loop.output_processor import OutputState, error_output
-from engine.loop.step_reader import StepReader, StepValues
+from engine.loop.output_processor import OUT_OF_MEMORY, OutputState, error_output
+from engine.loop.step_launcher import LaunchedStep, StepLauncher
+from engine.loop.step_reader import StepReader
 from engine.loop.trace import OnStep, StepTrace
 from engine.machine.device_turn import DeviceTurn
 from engine.model.model_shape import max_model_len
 from engine.plan import ShardWork
 from engine.request import RequestOutput
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.scheduler import Sampled, Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.stages import abandonable, checkpoint
 
@@ -32,8 +33,6 @@ OnOutput = Callable[[RequestOutput], None]
 
 # How long a load that is not wanted any more is waited for: a step of it may read all weights.
 CLOSING_SECONDS = 2.0
-# An engine without work keeps the device this long: a run's next shard may be on its way.
-KEEP_TURN_SECONDS = 10.0
 # Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
 # of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
 DECODE_AHEAD = 32
@@ -166,6 +165,7 @@ class Engine:
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
             self._reader = StepReader(self.runner, self._states)
+            self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
             self._turn.give(self)
@@ -203,7 +203,7 @@ class Engine:
     def _wait(self) -> _Submission | None:
         """The next submission; others get the device where none comes soon."""
         try:
-            return self._inbox.get(timeout=KEEP_TURN_SECONDS)
+            return self._inbox.get(timeout=self._turn.keep_seconds)
         except Empty:
             self._turn.give(self)
         submission = self._inbox.get()
@@ -239,15 +239,17 @@ class Engine:
     def _launch(self, step: SchedulerOutput, started: float) -> None:
         scheduled = perf_counter()
         held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
-        forward = self.runner.forward(step)
-        computed = perf_counter()
-        values = self._reader.launch(step, forward)
-        self.runner.last_tokens = values.tokens
-        self._in_flight.append(_InFlight(values, held, (started, scheduled, computed, perf_counter())))
+        launched = self._launcher.launch(step)
+        self.runner.last_tokens = launched.tokens
+        self._in_flight.append(_InFlight(launched, held, (started, scheduled, perf_counter())))
 
     def _take(self, flown: "_InFlight") -> None:
-        step, before = flown.values.step, perf_counter()
-        sampled = self._reader.take(flown.values)
+        step, before = flown.launched.step, perf_counter()
+        sampled: dict[int, Sampled] = {}
+        for values in flown.launched.values:
+            sampled |= self._reader.take(values)
+        for key in flown.launched.out_of_memory & self._states.keys():
+            sampled[key] = self._states[key].fail(OUT_OF_MEMORY, "the device has no memory for this row's step alone")
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:
@@ -307,18 +309,19 @@ def _refuse_adapters(work: ShardWork) -> None:
 @dataclass(frozen=True, slots=True)
 class _InFlight:
     """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
-    began and ended, and when its forward pass and its reads were launched.
+    began and ended, and when all was launched.
     """
 
-    values: StepValues
+    launched: LaunchedStep
     held: tuple[int, int, int]
-    times: tuple[float, float, float, float]
+    times: tuple[float, float, float]
 
 
 def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) -> StepTrace:
     """`taking` is when the wait for the step began, when its tokens were taken, and when the scheduler had them."""
-    step, (running, unfinished, kv_bytes) = flown.values.step, flown.held
-    scheduled, computed, sampled = (1000 * (after - before) for before, after in pairwise(flown.times))
+    step, (running, unfinished, kv_bytes) = flown.launched.step, flown.held
+    scheduled, launched = (1000 * (after - before) for before, after in pairwise(flown.times))
+    computed = 1000 * flown.launched.forward_seconds
     taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
     return StepTrace(
         step=number,
@@ -330,5 +333,5 @@ def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) ->
         kv_bytes=kv_bytes,
         schedule_ms=scheduled + updated,
         model_ms=computed,
-        sample_ms=sampled + taken,
+        sample_ms=launched - computed + taken,
     )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NON_FINITE = "NON_FINITE"
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+_NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
 
 
 class OutputState:
@@ -30,7 +32,7 @@ class OutputState:
         self.params = sequence.request.params
         self.tokenizer = tokenizer
         self.finish_reason: str | None = None
-        self.error: str | None = None
+        self.error: tuple[str, str] | None = None
         self.text_end: int | None = None
         self.logprobs: list[TokenLogprobs] = []
         self.label_logprobs = [0.0] * len(sequence.request.labels or ())
@@ -84,8 +86,7 @@ class OutputState:
     def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Sampled:
         """The next token; -1 where the logits were not finite."""
         if token < 0:
-            self.error = "the model's logits are not finite"
-            return Sampled(0, finished=True)
+            return self.fail(*_NOT_FINITE)
         if logprobs is not None:
             self.logprobs.append(logprobs)
         count = len(self.sequence.token_ids)
@@ -94,6 +95,11 @@ class OutputState:
         elif count + 1 >= self.sequence.max_tokens:
             self.finish_reason = "length"
         return Sampled(token, finished=self.finish_reason is not None)
+
+    def fail(self, error_type: str, message: str) -> Sampled:
+        """The row ends as this error, whatever it has come to."""
+        self.error = (error_type, message)
+        return Sampled(0, finished=True)
 
     def _at_stop_string(self, token: int, count: int) -> bool:
         """Whether the text now holds a stop string; a string may span tokens."""
@@ -112,7 +118,7 @@ class OutputState:
 
     def take_score(self, label: int, logprob: float, is_best: bool, finite: bool) -> None:
         if not finite:
-            self.error = "the model's logits are not finite"
+            self.error = _NOT_FINITE
         self.label_logprobs[label] += logprob
         self.label_greedy[label] &= is_best
 
@@ -120,7 +126,7 @@ class OutputState:
         """The finished request's output."""
         sequence, request = self.sequence, self.sequence.request
         if self.error is not None:
-            return error_output(sequence, NON_FINITE, self.error)
+            return error_output(sequence, *self.error)
         if request.labels is not None:
             scores = tuple(map(LabelScore, self.label_logprobs, self.label_greedy))
             return RequestOutput(

@@ -8,7 +8,8 @@ not measured, and rates that differ by less are the machine's noise.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
@@ -36,11 +37,32 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     """What the job says, else what was measured here before; None where neither is there."""
     if config.max_num_batched_tokens:
         return config.max_num_batched_tokens
+    measured = read_measured(model, config, device)
+    return None if measured is None else choose(measured.tokens_per_second, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Tokens a second by step size, through `num_layers` layers, and what a row through all of them takes.
+
+    0 is what an older note does not say.
+    """
+
+    tokens_per_second: dict[int, float]
+    num_layers: int = 0
+    one_row_seconds: float = 0.0
+
+
+def read_measured(model: ModelFiles, config: EngineConfig, device: Device) -> Measured | None:
+    """What a load on this machine kept; None where there is nothing that makes sense."""
     note = read_note("step-tokens", *model_identity(model, config, device))
     try:
-        return choose({int(size): float(rate) for size, rate in note["tokens_per_second"].items()}, device)
+        rates = {int(size): float(rate) for size, rate in note["tokens_per_second"].items()}
+        measured = Measured(rates, int(note.get("num_layers", 0)), float(note.get("one_row_seconds", 0.0)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+    makes_sense = min(rates.values(), default=0.0) > 0 and measured.num_layers >= 0 and measured.one_row_seconds >= 0
+    return measured if makes_sense and isfinite(sum(rates.values()) + measured.one_row_seconds) else None
 
 
 def planning_config(model: ModelFiles, config: EngineConfig, device: Device) -> EngineConfig:
@@ -54,16 +76,17 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     tokens = known_step_tokens(model, config, runner.device)
     if tokens is None:
         enter("measuring a step's size, once")
-        rates = measure(runner)
+        measured = measure(runner)
+        rates = measured.tokens_per_second
         tokens = choose(rates, runner.device)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
         if len(rates) == len(SIZES[runner.device.backend]):
-            write_note("step-tokens", {"tokens_per_second": rates}, *model_identity(model, config, runner.device))
+            write_note("step-tokens", asdict(measured), *model_identity(model, config, runner.device))
     return replace(config, max_num_batched_tokens=tokens)
 
 
-def measure(runner: "ModelRunner") -> dict[int, float]:
-    """Tokens a second at each step size that the time allowed; a forward of a few layers, no KV left behind."""
+def measure(runner: "ModelRunner") -> Measured:
+    """At each step size that the time allowed, a forward of a few layers; then one row alone. No KV is left behind."""
     from engine.forward.warm_up import independent_rows  # brings torch, which plans do without
 
     piece = min(PIECE, runner.model.shape.max_model_len)
@@ -75,9 +98,11 @@ def measure(runner: "ModelRunner") -> dict[int, float]:
         return time.perf_counter() - started
 
     sizes = SIZES[runner.device.backend]
-    with _few_layers(runner.model.body, runner.model.shape.num_layers):
+    with _few_layers(runner.model.body, runner.model.shape.num_layers) as num_layers:
         seconds(sizes[0])  # pays for what is built once
-        return best_rates(seconds, sizes)
+        rates = best_rates(seconds, sizes)
+    # All layers now: the weights of a few may stay in a cache.
+    return Measured(rates, num_layers, min(seconds(1) for _ in range(1 + ROUNDS)))
 
 
 def best_rates(seconds: Callable[[int], float], sizes: Sequence[int]) -> dict[int, float]:
@@ -106,14 +131,14 @@ def choose(rates: dict[int, float], device: Device) -> int:
 
 
 @contextmanager
-def _few_layers(body: Any, num_layers: int) -> Iterator[None]:
-    """The body with its first `LAYERS` layers, for a while; whole where its layers are not found."""
+def _few_layers(body: Any, num_layers: int) -> Iterator[int]:
+    """Has the body run its first `LAYERS` layers alone, or all where they are not found; gives how many those are."""
     layers = getattr(body, "layers", ())
     if len(layers) != num_layers:
-        yield
+        yield num_layers
         return
     body.layers = layers[:LAYERS]
     try:
-        yield
+        yield len(body.layers)
     finally:
         body.layers = layers

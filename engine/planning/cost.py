@@ -1,4 +1,4 @@
-"""What a plan's requests cost: tokens and attended keys counted, then priced in FLOPs."""
+"""What a plan's requests cost: tokens and attended keys counted, then priced in seconds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.label_tree import LabelTree, build_label_tree
 from engine.model.model_shape import ModelShape
 from engine.planning.groups import Forest
 from engine.planning.prefix_tree import Ints
 from engine.request import Request
+from kernels.kv_format import KVFormat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,18 +22,24 @@ class Work:
 
     A node's tokens count for the first request that needs them. `prefill_tokens` are prompt tokens, `label_tokens`
     those of the label trie, `decode_tokens` the most that may be generated. `attended_keys` are summed over all
-    computed tokens, each of which attends to itself and to all before it.
+    computed tokens, each of which attends to itself and to all before it; `decode_keys` are those of generated ones.
     """
 
     prefill_tokens: Ints
     label_tokens: Ints
     decode_tokens: Ints
     attended_keys: Ints
+    decode_keys: Ints
+
+    @property
+    def decode_steps(self) -> Ints:
+        """Steps that follow the one which gives the first token: nothing follows the last."""
+        return np.maximum(self.decode_tokens - 1, 0)
 
     @property
     def answer_tokens(self) -> Ints:
-        """Tokens computed behind the prompt: all that is generated but the last token, which nothing follows."""
-        return self.label_tokens + np.maximum(self.decode_tokens - 1, 0)
+        """Tokens computed behind the prompt: labels', and all that is generated but the last."""
+        return self.label_tokens + self.decode_steps
 
     @property
     def computed_tokens(self) -> Ints:
@@ -49,16 +58,14 @@ def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
     prompt = forest.end[last]
     decode = np.array([requests[r].max_tokens for r in order], dtype=np.int64)
     labels, label_depths = _label_counts(requests, order)
-    answer_keys = np.where(
-        labels > 0,
-        labels * (prompt + 1) + label_depths,
-        attended_keys(prompt, prompt + np.maximum(decode - 1, 0)),
-    )
+    decode_keys = attended_keys(prompt, prompt + np.maximum(decode - 1, 0))
+    label_keys = labels * (prompt + 1) + label_depths
     return Work(
         prefill_tokens=_new_with(last, forest.num_tokens),
         label_tokens=labels,
         decode_tokens=decode,
-        attended_keys=_new_with(last, attended_keys(forest.start, forest.end)) + answer_keys,
+        attended_keys=_new_with(last, attended_keys(forest.start, forest.end)) + label_keys + decode_keys,
+        decode_keys=decode_keys,
     )
 
 
@@ -67,16 +74,57 @@ def attended_keys(start: Ints, end: Ints) -> Ints:
     return (end * (end + 1) - start * (start + 1)) // 2
 
 
-def flops(work: Work, shape: ModelShape) -> NDArray[np.float64]:
-    """FLOPs of each request, two for a multiply-add.
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates."""
 
-    2 matmul_params a computed token + 2 head_params a row of logits + 4 num_layers num_heads head_dim an attended
-    key (scores, then values). A fused last layer computes less, by at most its own share.
-    """
-    attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim
-    matmul, head = 2.0 * shape.matmul_params, 2.0 * shape.head_params
-    total: NDArray[np.float64] = matmul * work.computed_tokens + head * work.head_rows + attention * work.attended_keys
-    return total
+    shape: ModelShape
+    kv_format: KVFormat
+    rates: DeviceRates
+    weight_bytes: float = 0.0
+
+    def seconds(self, work: Work, config: EngineConfig) -> NDArray[np.float64]:
+        """What each request of `work` adds to a run, where its shared prefixes are with the first that needs them.
+
+        Prompts and labels are computed in full steps, at the device's FLOP/s. A decode step is slower than that where
+        it waits for memory: it reads the weights once for all of its rows, and each row's KV; the longer of computing
+        and reading counts, of matmuls and of attention apart. A last layer that skips rows computes less than this.
+        """
+        matmul, head, attention = self._flops()
+        rates, steps = self.rates, work.decode_steps
+        prompt_and_labels = (
+            matmul * (work.prefill_tokens + work.label_tokens) + head * (1 + work.label_tokens)
+        ) / rates.matmul_flops
+        token = max(
+            (matmul + head) / rates.matmul_flops,
+            self.weight_bytes / self.decode_rows(work, config) / rates.memory_bytes,
+        )
+        # A step reads what is the request's own, and a shared prefix for the first that has it.
+        own_keys = steps * work.prefill_tokens + attended_keys(np.zeros_like(steps), steps)
+        read = own_keys * self.shape.kv_bytes_per_token(self.kv_format) / rates.memory_bytes
+        decode_attention = np.maximum(attention * work.decode_keys / rates.attention_flops, read)
+        prefill_attention = attention * (work.attended_keys - work.decode_keys) / rates.attention_flops
+        total: NDArray[np.float64] = prompt_and_labels + steps * token + prefill_attention + decode_attention
+        return total
+
+    def decode_rows(self, work: Work, config: EngineConfig) -> float:
+        """Rows that decode together: as many requests as the KV budget holds of those that decode, at least one.
+
+        It does not follow the tokens of a step, so that neither do the ends of shards.
+        """
+        decoding = int(np.count_nonzero(work.decode_steps))
+        if decoding == 0:
+            return 1.0
+        held = config.kv_cache_memory // self.shape.kv_bytes_per_token(self.kv_format)
+        each = float((work.prefill_tokens + work.decode_steps).sum()) / decoding
+        rows = min(held / each, decoding)
+        return max(min(rows, config.max_num_seqs) if config.admission == "count" else rows, 1.0)
+
+    def _flops(self) -> tuple[float, float, float]:
+        """Two for a multiply-add: of a computed token, of a row of logits, of an attended key (scores, then values)."""
+        shape = self.shape
+        attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim
+        return 2.0 * shape.matmul_params, 2.0 * shape.head_params, attention
 
 
 def _new_with(last: Ints, values: Ints) -> Ints:

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
-from engine.model.model_shape import ModelShape, num_kv_blocks
+from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
-from engine.planning.cost import Work, count_work, flops
+from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, share
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
 from engine.planning.simulator import simulate
 from engine.request import Request
-from kernels.kv_format import KVFormat
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
@@ -23,14 +22,14 @@ SHARD_SLACK = 0.25
 
 def make_plan(
     requests: Sequence[Request],
-    shape: ModelShape,
     config: EngineConfig,
+    cost: CostModel,
     *,
-    kv_format: KVFormat,
-    flops_per_second: float,
     shard_seconds: float = 45.0,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
+
+    `cost` says what they take on a device, and so where shards of about `shard_seconds` end.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
@@ -42,12 +41,12 @@ def make_plan(
     decode_tokens = np.array([request.max_tokens for request in requests], dtype=np.int64)
     forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
     work = count_work(forest, requests)
-    seconds = flops(work, shape) / flops_per_second
+    seconds = cost.seconds(work, config)
     names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
     shards = _shards(names, forest, work, seconds, shard_seconds)
-    block_bytes = config.block_size * shape.kv_bytes_per_token(kv_format)
-    num_blocks = num_kv_blocks(shape, config, kv_format)
+    block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
+    num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     trajectory = simulate(forest, work, config, num_blocks)
     summary = PlanSummary(
         requests=len(requests),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.device_rates import DeviceRates
+from engine.planning.cost import CostModel
 from kernels.kv_format import FLOAT32
 
 PRECISIONS = (("float32", "none"), ("bfloat16", "none"), ("float32", "int8"), ("bfloat16", "int8"))
@@ -36,7 +38,7 @@ def answers(model: str) -> dict[str, Any]:
     for dtype, quantization in PRECISIONS:
         config = EngineConfig(device="cpu", dtype=dtype, quantization=quantization, kv_cache_memory=2**24)
         engine = build_engine(files, config, detokenize=False)
-        plan = make_plan(requests, load_shape(files), config, kv_format=FLOAT32, flops_per_second=1e9)
+        plan = make_plan(requests, config, CostModel(load_shape(files), FLOAT32, DeviceRates(1e9, 1e9)))
         outputs = [
             output
             for shard in plan.shards

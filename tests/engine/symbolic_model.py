@@ -5,7 +5,7 @@ segments show are exactly those of the chain up to it.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -96,11 +96,15 @@ class SymbolicModel:
 
 
 def drain(
-    scheduler: Scheduler, model: SymbolicModel, sequences: Iterable[Sequence], in_flight: int = 0
+    scheduler: Scheduler,
+    model: SymbolicModel,
+    sequences: Iterable[Sequence],
+    in_flight: int = 0,
+    parts_of: Callable[[SchedulerOutput], list[SchedulerOutput]] = lambda step: [step],
 ) -> dict[str, list[int] | dict]:
     """Runs everything; returns each request's tokens, or the targets that were looked up for each of its labels.
 
-    Steps run in order, as on a device; each is taken in when `in_flight` more have been scheduled.
+    Steps run in order, as on a device, each in its `parts_of`; one is taken in when `in_flight` more are scheduled.
     """
     live = {sequence.key: sequence for sequence in sequences if not sequence.finished}
     made = {key: sequence.request.prompt_token_ids.tolist() for key, sequence in live.items()}
@@ -111,9 +115,9 @@ def drain(
         step = scheduler.schedule() if scheduler.has_work() else None
         if step is not None:
             step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
-            rows = model.run(step)
             sampled, last = {}, []
-            for read in step.reads:
+            parts = [(model.run(part), part.reads) for part in parts_of(step)]
+            for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
                 sequence, tokens = live[read.key], made[read.key]
                 if read.kind is ReadKind.LABEL:
                     places = results.setdefault(sequence.request.request_id, {})

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.attention import StepAttention
 from engine.forward.load import load_model
@@ -18,6 +19,7 @@ from engine.machine.device import resolve_device
 from engine.model import architecture
 from engine.model.architecture import shape_of
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -60,7 +62,7 @@ def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str
     )
     engine = build_engine(files, config, detokenize=False)
     assert engine.runner.model.shape == shape, "plans count on what is loaded"
-    plan = make_plan(requests, shape, config, kv_format=kv_format.FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, config, CostModel(shape, kv_format.FLOAT32, DeviceRates(1e9, 1e9)))
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=60)}
     engine.scheduler.check_integrity()

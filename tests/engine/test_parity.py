@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from engine.config import SHARING, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -43,7 +45,7 @@ def shared_prefix_prompts(seed: int = 0) -> list[Request]:
 def run(engine: Engine, requests: list[Request], config: EngineConfig) -> tuple[dict[str, RequestOutput], int]:
     """Outputs by id, and the prompt tokens that the plan says must be computed."""
     shape = engine.runner.model.shape
-    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9, shard_seconds=0.02)
+    plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)), shard_seconds=0.02)
     assert len(plan.shards) > 3
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=300)}

@@ -14,10 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from engine.config import EngineConfig
 from engine.errors import EngineDeadError, UserError
 from engine.loop.engine import Engine
+from engine.machine.device_turn import DeviceTurn
 from engine.request import RequestOutput
 from engine.stages import checkpoint
 from flows import score as score_module
@@ -318,18 +320,26 @@ def test_killed_and_stopped_in_the_middle_the_same_command_continues(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_it_waits_to_load_its_model(
-    small_job_file: Path, small_job: dict[str, Any], tmp_path: Path, number: signal.Signals
+    small_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     """SIGTERM is how Prefect cancels a run that a worker started."""
-    cache = tmp_path / "cache"
-    command = Command(small_job_file, tmp_path)
-    with device_held(cache):
-        process = command.start(TRUNKLINE_CACHE=str(cache))
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    small_job["engine"]["max_num_batched_tokens"] = 64
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(yaml.safe_dump(small_job))
+    command = Command(job_file, tmp_path)
+    cores = sorted(os.sched_getaffinity(0))
+    turn = DeviceTurn([f"core-{core}" for core in cores])
+    turn.take(command, given_up=lambda: False)
+    try:
+        process = command.start(OMP_NUM_THREADS=str(len(cores)))
         wait_for(lambda: "waiting for" in command.printed or process.poll() is not None)
         asked = time.monotonic()
         process.send_signal(number)
-        assert process.wait(GRACE_SECONDS + 20) == 128 + number
+        assert process.wait(GRACE_SECONDS + 20) == 128 + number, command.printed
         assert time.monotonic() - asked < GRACE_SECONDS
+    finally:
+        turn.give(command)
     assert command.printed.endswith("trunkline: stopped; the same command continues\n")
     assert [record.status for record in records_of(small_job)] == ["interrupted"]
     assert command.left_behind(30) == []

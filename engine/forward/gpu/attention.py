@@ -9,18 +9,20 @@ from torch import Tensor
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import StepInputs
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.kv_write import HeadNorms, rope_write
-from kernels.gpu.prefix_attention import run
-from kernels.gpu.prefix_plan import AttentionShape, PrefixPlan, plan
-from kernels.gpu.tuning import decode_config
+from kernels.attention_inputs import AttentionInputs
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.kv_write import HeadNorms, rope_write
+from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.tuning.attention_config import decode_config
 from kernels.kv_format import kv_format_of
 
 
 class TritonStepAttention:
     """One step's attention: made once a step, run once a layer. Holds what all layers share.
 
-    Layers with one window share a plan, which is made when the first of them runs. `room` is for a captured graph: the
-    plans then take other steps, whose rows are as many.
+    Layers with one window share their launches' tables, which are made when the first of them runs. `room` is for a
+    captured graph: the tables then take other steps, whose rows are as many.
     """
 
     def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
@@ -29,33 +31,30 @@ class TritonStepAttention:
         self.slots = inputs.slots
         self.asked_rows = inputs.asked_rows
         self._room = room
-        self._plans: dict[int | None, PrefixPlan] = {}
+        self._tables: dict[int | None, LaunchTables] = {}
 
     @property
-    def plans(self) -> Iterable[PrefixPlan]:
-        """Of each window that a layer has run with."""
-        return self._plans.values()
+    def tables(self) -> Iterable[LaunchTables]:
+        """Those of each window that a layer has run with."""
+        return self._tables.values()
 
     def replan(self, step: SchedulerOutput) -> None:
-        """Overwrites the plans with those of `step`. Raises CapacityError where there is no room for one."""
-        for window, planned in self._plans.items():
-            self._plan(step, planned.shape, window, planned)
+        """Overwrites the tables with those of `step`. Raises CapacityError where there is no room for one."""
+        for tables in self._tables.values():
+            tables.refill(step.segments, step.position_ids, ahead=step.ahead)
         self.step = step
 
-    def _plan(
-        self, step: SchedulerOutput, shape: AttentionShape, window: int | None, into: PrefixPlan | None = None
-    ) -> PrefixPlan:
+    def _make_tables(self, shape: AttentionShape, window: int | None) -> LaunchTables:
         device = self.slots.device
-        return plan(
-            step.segments,
-            step.position_ids,
+        return launch_tables(
+            self.step.segments,
+            self.step.position_ids,
             shape,
             device,
             windows=(window,),
             config=decode_config(device, shape.dim) if self._room else None,
             room=self._room,
-            into=into,
-            ahead=step.ahead,
+            ahead=self.step.ahead,
         )
 
     @cached_property
@@ -91,12 +90,13 @@ class TritonStepAttention:
         if key.stride() != value.stride():
             key, value = torch.stack((key, value))  # the kernel addresses both alike
         shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], keys.shape[1])
-        planned = self._plans.get(window or None)
-        if planned is None:
-            planned = self._plans[window or None] = self._plan(self.step, shape, window or None)
-        assert planned.shape == shape, (planned.shape, shape)
-        stores = (key, value, keys, values)
-        made, _ = run(planned, query, *stores, scale, window=window or None, softcap=softcap, sinks=sinks, out=out)
+        window = window or None  # a model's configuration may say 0 for none
+        if window not in self._tables:
+            self._tables[window] = self._make_tables(shape, window)
+        tables = self._tables[window]
+        assert tables.shape == shape, (tables.shape, shape)
+        inputs = AttentionInputs(query, key, value, keys, values)
+        made, _ = prefix_shared_attention(tables, inputs, scale, window=window, softcap=softcap, sinks=sinks, out=out)
         return made
 
     def _write(self, layer: int, key: Tensor, value: Tensor) -> None:

@@ -17,7 +17,7 @@ from engine.forward.forward_output import Forward
 from engine.forward.gpu.attention import TritonStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.prefix_plan import CapacityError
+from kernels.gpu.attention.capacity import CapacityError
 
 # Rows of a graph. Between two of them at most a third of the rows is for nothing.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -109,9 +109,8 @@ class _Graph:
         """Runs the step once, so that whatever is built at first is there, and captures it."""
 
         def run() -> Forward:
-            for plan in self.attention.plans:
-                for launch in plan.launches.values():
-                    launch.indices.positions[: self.size].copy_(self.inputs.position_ids)
+            for tables in self.attention.tables:
+                tables.move_rows(self.inputs.position_ids)
             ids = resolved(self.inputs.input_ids, self.last_tokens)
             return compute(ids, self.inputs.position_ids, self.attention)
 

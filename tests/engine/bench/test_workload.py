@@ -6,8 +6,10 @@ from typer.testing import CliRunner
 
 from engine.bench.workload import app, read_workload
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.model.model_shape import ModelShape
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan
 from kernels.kv_format import FLOAT32
 
@@ -36,7 +38,7 @@ def test_prompts_share_what_the_shape_says(
 ) -> None:
     requests = read_workload(write(tmp_path, *arguments.split()))
     assert len(requests) == rows
-    plan = make_plan(requests, SHAPE, EngineConfig(), kv_format=FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, EngineConfig(), CostModel(SHAPE, FLOAT32, DeviceRates(1e9, 1e9)))
     assert (plan.summary.prompt_tokens, plan.summary.computed_tokens) == (written, shared)
     if "choice" in arguments:
         assert [[len(label) for label in request.labels or ()] for request in requests] == [[3, 3]] * rows

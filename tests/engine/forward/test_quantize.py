@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import engine.machine.device
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.cpu.fused_layer import FusedLayer
 from engine.forward.cpu.projection import Projection
@@ -17,6 +18,7 @@ from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.machine.device import resolve_device
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from kernels.cpu.matmul.int8_rows import block_size, hadamard_matrix, hadamard_transform, quantize_rows
@@ -117,7 +119,7 @@ def test_a_body_without_linear_layers_is_refused() -> None:
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_a_gpu_takes_both_with_triton_and_neither_without(quantization: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.machine.device, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(engine.machine.device, "cuda_devices", lambda: 1)
     config = EngineConfig(device="cuda", quantization=quantization)
     assert resolve_device(config).name == "cuda:0"
     monkeypatch.setattr(engine.machine.device, "backend_of", lambda _: "torch")
@@ -184,7 +186,7 @@ def test_answers_do_not_depend_on_sharing(int8_engine: Engine) -> None:
     def run(sharing: str) -> dict[str, RequestOutput]:
         config = EngineConfig(sharing=sharing, kv_cache_memory=2**24)  # type: ignore[arg-type]
         shape = int8_engine.runner.model.shape
-        plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
+        plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
         outputs = int8_engine.submit(shard_work(plan, plan.shards[0], requests)).result(timeout=60)
         return {output.request_id: output for output in outputs}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.model_runner import ModelRunner
 from engine.loop import build
@@ -18,6 +19,7 @@ from engine.loop.stop_words import bad_word_ids
 from engine.machine.device import Device
 from engine.model.checkpoint import resolve_model
 from engine.plan import ShardWork
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -33,7 +35,7 @@ def prompt(engine: Engine, text: str) -> np.ndarray:
 
 
 def work(engine: Engine, requests: list[Request]) -> ShardWork:
-    plan = make_plan(requests, engine.runner.model.shape, CONFIG, kv_format=FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, CONFIG, CostModel(engine.runner.model.shape, FLOAT32, DeviceRates(1e9, 1e9)))
     return shard_work(plan, plan.shards[0], requests)
 
 
@@ -57,7 +59,7 @@ def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest
     """The current device is a thread's own: the engine's thread sets it, before it puts anything there."""
     current: dict[int, str] = {}
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: current.update({threading.get_ident(): name}))
-    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", 1.0, "cuda:1"))
+    monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", "cuda:1"))
 
     def load(*_: object) -> None:
         raise UserError(f"loading on {current[threading.get_ident()]}")

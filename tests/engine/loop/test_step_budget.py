@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.loop import step_budget
 from engine.loop.build import build_engine
 from engine.loop.step_budget import best_rates, choose, known_step_tokens, planning_config
 from engine.machine.device import Device, resolve_device
 from engine.machine.machine_note import model_identity, write_note
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan
 from engine.request import Request
 from kernels.kv_format import FLOAT32
 
 SIZES = step_budget.SIZES["torch"]
-CPU = Device("cpu", "float32", 1.0, "cpu")
+CPU = Device("cpu", "float32", "cpu")
 OPEN = EngineConfig(device="cpu", kv_cache_memory=2**22, max_num_batched_tokens=0)
 
 
@@ -106,13 +108,12 @@ def test_names_of_plans_and_shards_do_not_follow_it(tiny_model: Path) -> None:
     draw = np.random.default_rng(0)
     prompts = [np.append(np.full(40, row // 4), draw.integers(0, 99, 5)).astype(np.int32) for row in range(40)]
     requests = [Request(str(row), prompt) for row, prompt in enumerate(prompts)]
+    cost = CostModel(shape, FLOAT32, DeviceRates(1e6, 1e6))
     plans = [
         make_plan(
             requests,
-            shape,
             replace(OPEN, max_num_batched_tokens=tokens),
-            kv_format=FLOAT32,
-            flops_per_second=1e6,
+            cost,
             shard_seconds=20.0,
         )
         for tokens in (16, 1024)

@@ -78,18 +78,17 @@ def test_what_fits_beside_the_model_is_named(tiny_model: Path, monkeypatch: pyte
         refuse_too_large(need, CONFIG, device)
 
 
-def test_a_control_group_may_allow_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_control_group_may_allow_less(tmp_path: Path) -> None:
     whole = machine_memory()
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CGROUP_LIMIT", limit)
     for said, allowed in (("max", whole), (str(2**20), 2**20), (str(2**60), whole)):
         limit.write_text(said)
-        assert machine_memory() == allowed
+        assert machine_memory(limit) == allowed
 
 
 def test_kv_takes_what_a_gpu_has_left(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the share that the job gives; a CPU has a number of its own, and one that is asked for stays."""
-    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", 1.0, "cuda:0")
+    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", "cuda:0")
     shape, auto = load_shape(files), replace(CONFIG, kv_cache_memory=0, gpu_memory_utilization=0.5)
     monkeypatch.setattr(memory, "device_memory", lambda _: 80 * 2**30)
     got = settled(files, shape, auto, gpu).kv_cache_memory

@@ -1,15 +1,21 @@
-"""Counts and FLOPs against numbers worked out by hand."""
+"""Counts and seconds against numbers worked out by hand."""
+
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape
-from engine.planning.cost import attended_keys, count_work, flops
+from engine.planning.cost import CostModel, Work, attended_keys, count_work
 from engine.planning.groups import arrange, share
 from engine.planning.prefix_tree import build_prefix_tree
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from kernels.kv_format import FLOAT32
 
 SHAPE = ModelShape(
     num_layers=2,
@@ -41,8 +47,7 @@ REQUESTS = [generate(1, 1, 1, 2, max_tokens=3), choice(1, 1, 1, 3, 3, labels=[[7
 
 
 def test_counts() -> None:
-    tree = build_prefix_tree([r.prompt_token_ids for r in REQUESTS])
-    work = count_work(arrange(share(tree, "multi_level", 16), np.array([3, 0]), "fcfs"), REQUESTS)
+    work = work_of(REQUESTS)
     assert work.prefill_tokens.tolist() == [3 + 1, 2]
     assert work.label_tokens.tolist() == [0, 2]
     assert work.decode_tokens.tolist() == [3, 0]
@@ -50,17 +55,76 @@ def test_counts() -> None:
     assert work.computed_tokens.tolist() == [6, 4]
     assert work.head_rows.tolist() == [3, 3]
     # Prompt of 4 then decodes that see 5 and 6; two prompt tokens that see 4 and 5, label tokens that see 6 and 7.
+    assert work.decode_keys.tolist() == [5 + 6, 0]
     assert work.attended_keys.tolist() == [1 + 2 + 3 + 4 + 5 + 6, 4 + 5 + 6 + 7]
 
 
-def test_flops_by_hand() -> None:
-    tree = build_prefix_tree([r.prompt_token_ids for r in REQUESTS])
-    work = count_work(arrange(share(tree, "multi_level", 16), np.array([3, 0]), "fcfs"), REQUESTS)
-    assert SHAPE.matmul_params == MATMUL
-    assert flops(work, SHAPE).tolist() == [
-        2 * MATMUL * 6 + 2 * HEAD * 3 + 4 * 2 * 2 * 4 * 21,
-        2 * MATMUL * 4 + 2 * HEAD * 3 + 4 * 2 * 2 * 4 * 22,
+def work_of(requests: list[Request]) -> Work:
+    tree = build_prefix_tree([request.prompt_token_ids for request in requests])
+    decode = np.array([request.max_tokens for request in requests])
+    return count_work(arrange(share(tree, "multi_level", 16), decode, "fcfs"), requests)
+
+
+# Of a computed token, of a row of logits, of an attended key; bytes of a token's KV.
+MATMUL_FLOPS, HEAD_FLOPS, KEY_FLOPS, KV_BYTES = 2 * MATMUL, 2 * HEAD, 4 * 2 * 2 * 4, 2 * 2 * 4 * 4
+CONFIG = EngineConfig(kv_cache_memory=1000 * KV_BYTES)
+
+
+def test_at_one_flop_a_second_and_endless_bandwidth_seconds_are_flops() -> None:
+    assert (SHAPE.matmul_params, SHAPE.kv_bytes_per_token(FLOAT32)) == (MATMUL, KV_BYTES)
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0), weight_bytes=1e9)
+    assert cost.seconds(work_of(REQUESTS), CONFIG).tolist() == [
+        MATMUL_FLOPS * 6 + HEAD_FLOPS * 3 + KEY_FLOPS * 21,
+        MATMUL_FLOPS * 4 + HEAD_FLOPS * 3 + KEY_FLOPS * 22,
     ]
+
+
+def test_matmuls_and_attention_have_rates_of_their_own() -> None:
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(2.0, 8.0))
+    assert cost.seconds(work_of(REQUESTS), CONFIG).tolist() == [
+        (MATMUL_FLOPS * 6 + HEAD_FLOPS * 3) / 2 + KEY_FLOPS * 21 / 8,
+        (MATMUL_FLOPS * 4 + HEAD_FLOPS * 3) / 2 + KEY_FLOPS * 22 / 8,
+    ]
+
+
+def test_decode_steps_wait_for_the_weights_once_for_all_rows_and_for_own_keys() -> None:
+    """Two texts of 3 behind one prefix of 4: two steps each; of the prefix the first request reads alone."""
+    requests = [generate(1, 1, 1, 1, 7, max_tokens=3), generate(1, 1, 1, 1, 8, max_tokens=3)]
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e30, 1e30, memory_bytes=2.0), weight_bytes=1000.0)
+    work = work_of(requests)
+    assert cost.decode_rows(work, CONFIG) == 2
+    # Steps of 1000 bytes for two rows; keys: (4 + 1) and 1 before the first text, 1 and 2 of its own.
+    first = (2 * 1000 / 2 + KV_BYTES * (2 * 5 + 1 + 2)) / 2
+    second = (2 * 1000 / 2 + KV_BYTES * (2 * 1 + 1 + 2)) / 2
+    assert cost.seconds(work, CONFIG).tolist() == pytest.approx([first, second], rel=1e-12)
+
+
+def test_rows_that_decode_together_are_those_that_the_kv_budget_holds() -> None:
+    """Each request has 4 tokens of its own and generates 5, the last of which is not kept: 8."""
+    requests = [generate(row, row, row, row, max_tokens=5) for row in range(10)]
+    work, cost = work_of(requests), CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0))
+    room = {tokens: replace(CONFIG, kv_cache_memory=tokens * KV_BYTES) for tokens in (4, 24, 28, 1000)}
+    assert [cost.decode_rows(work, config) for config in room.values()] == [1.0, 3.0, 3.5, 10.0]
+    counted = replace(room[1000], admission="count", max_num_seqs=6)
+    assert cost.decode_rows(work, counted) == 6.0
+    assert cost.decode_rows(work_of([choice(1, labels=[[2]])]), CONFIG) == 1.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 9)), min_size=1, max_size=8), st.floats(1, 1e6))
+def test_drawn_work_takes_no_less_than_its_flops_and_no_less_than_its_reads(
+    drawn: list[tuple[int, int]], memory_bytes: float
+) -> None:
+    requests = [generate(*[row] * length, max_tokens=new) for row, (length, new) in enumerate(drawn)]
+    work = work_of(requests)
+    computing = CostModel(SHAPE, FLOAT32, DeviceRates(1e3, 1e3)).seconds(work, CONFIG)
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e3, 1e3, memory_bytes), weight_bytes=500.0)
+    steps = np.array([new - 1 for _, new in drawn])
+    keys = np.array([sum(length + step for step in range(1, new)) for length, new in drawn])
+    reading = (steps * 500.0 / cost.decode_rows(work, CONFIG) + keys * KV_BYTES) / memory_bytes
+    seconds = cost.seconds(work, CONFIG)
+    assert (seconds >= computing * (1 - 1e-12)).all()
+    assert (seconds >= reading * (1 - 1e-12)).all()
+    assert (seconds <= (computing + reading) * (1 + 1e-12)).all()
 
 
 @given(st.integers(0, 50), st.integers(0, 50))

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.config import ORDER, SHARING, EngineConfig, Order, Sharing
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -35,7 +37,7 @@ def request_of(name: str, prompt: list[int], max_tokens: int = 1, adapter: str |
 
 
 def plan_of(requests: list[Request], config: EngineConfig = CONFIG, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=shard_seconds)
+    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=shard_seconds)
 
 
 # Document A = [1, 1, 1] has rows a0 and a1, document B = [2, 2] rows b0, b1 and the bare document b.

@@ -8,8 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.config import ADMISSION, ORDER, SHARING, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape, num_kv_blocks
 from engine.plan import Plan, Trajectory
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -52,7 +54,7 @@ def request_of(
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1.0, shard_seconds=shard_seconds)
+    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=shard_seconds)
 
 
 def predicted_blocks(requests: list[Request], config: EngineConfig) -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
@@ -23,7 +25,7 @@ def started(caps: list[int], ahead: int, num_blocks: int = 40) -> tuple[Schedule
         Request(str(i), np.array([1, 2, 3, 1, 2, 4 + i], dtype=np.int32), SamplingParams(max_tokens=cap))
         for i, cap in enumerate(caps)
     ]
-    plan = make_plan(rows, SHAPE, limits, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=1e9)
+    plan = make_plan(rows, limits, CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4)), shard_seconds=1e9)
     scheduler = Scheduler(limits, BlockPool(num_blocks, BLOCK), SHAPE.max_model_len, decode_ahead=ahead)
     scheduler.add(shard_work(plan, plan.shards[0], rows))
     prefill = scheduler.schedule()

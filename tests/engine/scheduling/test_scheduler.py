@@ -7,13 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import SHARING, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.model.model_shape import ModelShape
 from engine.plan import Plan
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.halves import halves
 from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
 from tests.engine.symbolic_model import SymbolicModel, drain
 
@@ -31,7 +35,7 @@ def request(name: str, prompt: list[int], max_tokens: int = 1, labels: list[list
 
 
 def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, SHAPE, config, kv_format=FLOAT32, flops_per_second=1e4, shard_seconds=shard_seconds)
+    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4)), shard_seconds=shard_seconds)
 
 
 def config(num_blocks: int, **changes: Any) -> EngineConfig:
@@ -48,6 +52,7 @@ def run(
     shard_seconds: float = 1e9,
     in_flight: int = 0,
     decode_ahead: int = 0,
+    **given: Any,
 ) -> tuple[dict[str, Any], Plan, Scheduler, int]:
     plan = plan_of(requests, limits, shard_seconds)
     pool = BlockPool(num_blocks, BLOCK)
@@ -67,7 +72,7 @@ def run(
         return step
 
     scheduler.schedule = counting  # type: ignore[method-assign]
-    results = drain(scheduler, model, sequences, in_flight)
+    results = drain(scheduler, model, sequences, in_flight, **given)
     scheduler.check_integrity()
     return results, plan, scheduler, computed
 
@@ -141,6 +146,22 @@ def test_every_row_sees_its_context_and_nothing_is_computed_twice(
 @given(tables(), st.randoms(use_true_random=False), st.integers(16, 30))
 def test_shards_out_of_order_still_end_right(requests: list[Request], random: Any, num_blocks: int) -> None:
     results, *_ = run(requests, config(num_blocks), num_blocks, random, 0.2, in_flight=num_blocks % 2)
+    assert looked_up(results) == expected(requests)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables(), st.randoms(use_true_random=False), st.integers(16, 60), st.integers(1, 24), st.sampled_from([0, 5]))
+def test_steps_may_run_in_parts(
+    requests: list[Request], random: Any, num_blocks: int, budget: int, decode_ahead: int
+) -> None:
+    """However often they are halved: for a device whose memory does not suffice for a whole one."""
+
+    def parts_of(step: SchedulerOutput) -> list[SchedulerOutput]:
+        parts = halves(step) if random.random() < 0.7 else None
+        return [step] if parts is None else [smaller for part in parts for smaller in parts_of(part)]
+
+    limits = config(num_blocks, max_num_batched_tokens=budget)
+    results, *_ = run(requests, limits, num_blocks, None, 1e9, 1, decode_ahead, parts_of=parts_of)
     assert looked_up(results) == expected(requests)
 
 

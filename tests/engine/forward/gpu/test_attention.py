@@ -14,6 +14,7 @@ import engine.forward.gpu.decode_graphs
 import engine.loop.build
 import engine.machine.device
 from engine.config import EngineConfig, Quantization
+from engine.device_rates import DeviceRates
 from engine.forward.attention import StepAttention, step_attention
 from engine.forward.forward_output import Forward
 from engine.forward.gpu.attention import TritonStepAttention
@@ -21,10 +22,11 @@ from engine.forward.quantize import linears_of
 from engine.loop.build import build_engine
 from engine.machine.device import Device
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
-from kernels.gpu.quantized_weights import dequantized, quantize_weight
+from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from kernels.kv_format import FLOAT32
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.test_models import nearly_equal, prompts
@@ -50,7 +52,7 @@ def answers(folder: Path, requests: list[Request], quantization: Quantization = 
         dtype="float32", quantization=quantization, max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget
     )
     engine = build_engine(files, config, detokenize=False)
-    plan = make_plan(requests, shape, config, kv_format=FLOAT32, flops_per_second=1e9)
+    plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=500)}
     engine.close()
@@ -69,7 +71,7 @@ def through_triton(
         patch.setattr(engine.loop.build, "warm_up", lambda *_: None)
         patch.setattr(engine.forward.gpu.decode_graphs, "cuda_capture", lambda: recorded)
         # The CPU, which this is, refuses int4: it is the device that is played.
-        patch.setattr(engine.loop.build, "resolve_device", lambda config: Device("cpu", config.dtype, 1e9, "played"))
+        patch.setattr(engine.loop.build, "resolve_device", lambda config: Device("cpu", config.dtype, "played"))
         outputs = answers(folder, requests, quantization)
     assert len(CALLS) > 4
     return outputs
@@ -161,5 +163,5 @@ def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monk
 
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:
-    assert step_attention(Device("cuda:0", "bfloat16", 1.0, "cuda:0").backend) is TritonStepAttention
-    assert step_attention(Device("cpu", "float32", 1.0, "cpu").backend) is StepAttention
+    assert step_attention(Device("cuda:0", "bfloat16", "cuda:0").backend) is TritonStepAttention
+    assert step_attention(Device("cpu", "float32", "cpu").backend) is StepAttention

@@ -1,0 +1,44 @@
+"""The cost model of a job's plan: a model's sizes, and what its device sustains, measured here or expected."""
+
+from engine.config import EngineConfig
+from engine.device_rates import DeviceRates
+from engine.loop.step_budget import PIECE, read_measured
+from engine.machine.device import Device
+from engine.machine.expected_rates import expected_rates
+from engine.model.checkpoint import ModelFiles
+from engine.model.linear_schemes import linear_scheme
+from engine.model.model_shape import ModelShape
+from engine.planning.cost import CostModel
+
+
+def plan_cost(model: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> CostModel:
+    """Needs no weights; what is measured while a model loads is read from the cache."""
+    weight_bytes = step_weight_bytes(shape, config, device)
+    rates = measured_rates(model, shape, config, device) or expected_rates(device)
+    return CostModel(shape, device.kv_format(shape, config.quantization), rates, weight_bytes)
+
+
+def step_weight_bytes(shape: ModelShape, config: EngineConfig, device: Device) -> float:
+    """What a step reads: of a mixture of experts those that one token runs, and the head in the model's dtype."""
+    return _body_bytes(shape, config, device) + shape.head_params * device.dtype_bytes
+
+
+def measured_rates(model: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> DeviceRates | None:
+    """What `engine.loop.step_budget` measured on this machine; None where it has not.
+
+    FLOP/s are those of its fastest step, in which a few layers run pieces of prompts: matmuls and attention together.
+    Bytes are the body's weights over the time of one row, which waits for little else.
+    """
+    measured = read_measured(model, config, device)
+    if measured is None or not measured.num_layers or not measured.one_row_seconds:
+        return None
+    piece = min(PIECE, shape.max_model_len)
+    attention = 4.0 * shape.num_heads * shape.head_dim * (piece + 1) / 2
+    token = measured.num_layers * (2.0 * shape.matmul_params / shape.num_layers + attention)
+    flops = max(measured.tokens_per_second.values()) * token
+    return DeviceRates(flops, flops, _body_bytes(shape, config, device) / measured.one_row_seconds)
+
+
+def _body_bytes(shape: ModelShape, config: EngineConfig, device: Device) -> float:
+    bits = linear_scheme(config.quantization, device.backend).weight_bits or 8 * device.dtype_bytes
+    return shape.matmul_params * bits / 8
