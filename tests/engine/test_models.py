@@ -12,8 +12,9 @@ import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
 from engine.device_rates import DeviceRates
 from engine.errors import UserError
-from engine.forward.attention import StepAttention
+from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.load import load_model
+from engine.forward.step_attention import Scoring
 from engine.loop.build import build_engine
 from engine.machine.device import resolve_device
 from engine.model import architecture
@@ -25,7 +26,7 @@ from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
-from tests.engine.models_table import PAGE, models_table, written
+from tests.engine.models_table import PAGE, tables, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
 # The longest request has 126 tokens: two and a half of them, so that requests wait for each other's KV.
@@ -84,13 +85,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What attention is asked for beside keys and values, in the words of the table."""
     words = {"window": "sliding window", "softcap": "soft-cap", "sinks": "sinks"}
     seen: set[str] = set()
-    run = StepAttention.run
+    run = CpuStepAttention.run
 
-    def listening(self: StepAttention, *args: Any, **kwargs: Any) -> Any:
-        seen.update(word for name, word in words.items() if kwargs.get(name) is not None)
-        return run(self, *args, **kwargs)
+    def listening(
+        self: CpuStepAttention, layer: int, query: Any, key: Any, value: Any, scoring: Scoring, out: Any = None
+    ) -> Any:
+        seen.update(word for name, word in words.items() if getattr(scoring, name) is not None)
+        return run(self, layer, query, key, value, scoring, out)
 
-    monkeypatch.setattr(StepAttention, "run", listening)
+    monkeypatch.setattr(CpuStepAttention, "run", listening)
     return seen
 
 
@@ -178,8 +181,9 @@ def test_longrope_stays_within_the_context_that_turns_alike(by_layer: bool) -> N
     assert shape_of(SIZES, {}).max_model_len == 256
 
 
-def test_the_page_says_what_is_tested() -> None:
-    assert written(PAGE.read_text()) == models_table(), "run python -m tests.engine.models_table"
+@pytest.mark.parametrize(("name", "table"), tables().items())
+def test_the_page_says_what_is_tested(name: str, table: str) -> None:
+    assert written(PAGE.read_text(), name) == table, "run python -m tests.engine.models_table"
 
 
 def test_windows_are_as_they_were_after_loading(tmp_path: Path) -> None:
