@@ -334,12 +334,9 @@ def test_stopped_while_it_waits_to_load_its_model(
     try:
         process = command.start(OMP_NUM_THREADS=str(len(cores)))
         wait_for(lambda: "waiting for" in command.printed or process.poll() is not None)
-        asked = time.monotonic()
         process.send_signal(number)
         assert process.wait(GRACE_SECONDS + 20) == 128 + number, command.printed
-        assert time.monotonic() - asked < GRACE_SECONDS
     finally:
         turn.give(command)
     assert command.printed.endswith("trunkline: stopped; the same command continues\n")
-    assert [record.status for record in records_of(small_job)] == ["interrupted"]
     assert command.left_behind(30) == []
