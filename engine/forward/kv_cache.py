@@ -29,6 +29,12 @@ class KVCache:
     def num_kv_heads(self) -> int:
         return self.keys[0].shape[0]
 
+    def of_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values; `key`, `value` (kv_heads, rows, head_dim) are what is about to be written."""
+        promised = (self.num_kv_heads, self.head_dim)
+        assert key.shape[::2] == value.shape[::2] == promised, (key.shape, value.shape, promised)
+        return self.keys[layer], self.values[layer]
+
     def own(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values, as they are kept, of at least `rows` rows; they last for a layer."""
         if self._own[0].shape[1] < rows:
