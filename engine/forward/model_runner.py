@@ -41,6 +41,7 @@ class ModelRunner:
             shape.head_dim,
             model.kv_format,
             device.name,
+            model.kv_scales,
         )
 
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)

@@ -13,9 +13,7 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_inputs import step_inputs
 from engine.machine.device import Device
-from engine.model.model_shape import ModelShape
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.kv_format import KVFormat
 
 ROWS = 8
 WINDOW = 3
@@ -71,7 +69,7 @@ def probe(
     `eager_logits` of the model as it was loaded.
     """
     positions = torch.arange(ROWS, device=device.name)
-    attention = _attention(loaded.shape, loaded.kv_format, device)
+    attention = _attention(loaded, device)
     with narrow_windows(model, WINDOW):
         try:
             ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))
@@ -89,8 +87,11 @@ def _tokens(vocab_size: int, device: Device) -> Tensor:
     return (torch.arange(ROWS, device=device.name) + vocab_size // 2) % vocab_size
 
 
-def _attention(shape: ModelShape, kv_format: KVFormat, device: Device) -> ProbeAttention:
-    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_format, device.name)
+def _attention(loaded: LoadedModel, device: Device) -> ProbeAttention:
+    shape = loaded.shape
+    cache = KVCache(
+        shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, loaded.kv_format, device.name, loaded.kv_scales
+    )
     return ProbeAttention(SchedulerOutput.causal_rows(ROWS), cache, device)
 
 
