@@ -44,6 +44,12 @@ class KVCache:
         """Of a layer's keys and values, (kv_heads,) each; none where the format has no such."""
         return (None, None) if self.scales is None else (self.scales.keys[layer], self.scales.values[layer])
 
+    def of_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values; `key`, `value` (kv_heads, rows, head_dim) are what is about to be written."""
+        promised = (self.num_kv_heads, self.head_dim)
+        assert key.shape[::2] == value.shape[::2] == promised, (key.shape, value.shape, promised)
+        return self.keys[layer], self.values[layer]
+
     def own(self, rows: int) -> tuple[Tensor, Tensor]:
         """Keys and values, as they are kept, of at least `rows` rows; they last for a layer."""
         if self._own[0].shape[1] < rows:

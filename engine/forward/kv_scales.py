@@ -40,7 +40,8 @@ def calibrate_kv_scales(model: Any, shape: ModelShape) -> KVScales:
     model.set_attn_implementation(implementation)
     promised = (shape.num_layers, shape.num_kv_heads)
     scales = []
-    for kept in ([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]):
+    layers: list[Any] = list(cache.layers)
+    for kept in ([layer.keys for layer in layers], [layer.values for layer in layers]):
         largest = [scale_of(tensor) for tensor in kept]
         if (len(largest), *{len(scale) for scale in largest}) != promised:
             raise UserError("model.kv_cache_dtype: fp8 is not served for this model, which keeps other keys; take auto")

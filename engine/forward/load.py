@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from engine.config import KVCacheDtype, Quantization
 from engine.errors import UserError
 from engine.forward.attention import NAME
-from engine.forward.cpu.fused_layer import can_fuse, fuse_layers
+from engine.forward.cpu.fused_body import can_fuse, fuse_body
 from engine.forward.kv_scales import KVScales, calibrate_kv_scales
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.pack_linears import pack_linears
@@ -172,7 +172,7 @@ def _round_parameters(model: Any, dtype: torch.dtype) -> None:
 def _fuse(model: Any, device: Device) -> bool:
     """Swaps the decoder layers for the device's own, in place, where all are known; returns whether they are."""
     if device.backend == "torch":
-        return fuse_layers(model, getattr(torch, device.dtype)) > 0
+        return fuse_body(model, getattr(torch, device.dtype))
     from engine.forward.gpu.fused_layer import swap_layers  # where Triton is not installed, nothing asks for it
 
     return swap_layers(model)

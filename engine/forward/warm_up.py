@@ -33,10 +33,10 @@ def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
         forward = runner.forward(replace(independent_rows(lengths), reads=ends))
         runner.best_tokens(forward.hidden, np.arange(len(ends)))
     slots = runner.num_slots
-    if runner.graphs is None or not slots:
+    if runner.recorder is None or not slots:
         return
-    for step in decode_steps(runner.graphs.sizes(runner.num_blocks), slots):
-        runner.graphs.run(step, runner.last_tokens)
+    for step in decode_steps(runner.recorder.sizes(runner.num_blocks), slots):
+        runner.recorder.run(step, runner.last_tokens)
     torch.cuda.synchronize()
 
 

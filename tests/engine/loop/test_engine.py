@@ -246,7 +246,7 @@ def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine:
 
 def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
-    table = engine.runner.model.body.get_input_embeddings().weight
+    table = engine.runner.model.body.embed_tokens.weight
     with torch.no_grad():
         table[4321] = torch.nan
     tainted, params = np.array([17, 4321, 18], dtype=np.int32), SamplingParams(max_tokens=3)

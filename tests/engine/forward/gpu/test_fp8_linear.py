@@ -65,7 +65,9 @@ def test_swapped_layers_run_on_eight_bits() -> None:
     assert all(isinstance(made, Fp8Linear) for made in (layer.qkv, layer.gate_up, layer.out, layer.down))
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
-        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=stepped(ROWS, 16, BFLOAT16))
+        got = model.model(
+            input_ids=rows * 5, position_ids=rows, use_cache=False, step_attention=stepped(ROWS, 16, BFLOAT16)
+        )
     same, near = (float((got.last_hidden_state.float() - other).norm() / other.norm()) for other in (wanted, whole))
     assert same < 0.2, "the interpreter cuts bfloat16 off, which moves some codes by a step, 6 %"
     assert 1e-3 < near < 0.3
