@@ -118,9 +118,9 @@ class PlanOutline:
 
 
 def join(outlines: Sequence[PlanOutline], kv_cache_memory: int) -> PlanOutline:
-    """Of plans that run one after the other: shards count on, sums are sums, and the KV peak is the highest.
+    """The outline of plans that run one after the other, with the shards of all and the highest of their KV peaks.
 
-    What their prompts have in common is computed in each, and counted so.
+    A prefix that prompts of two plans have in common is computed, and counted, in each.
     """
     if len(outlines) == 1:
         return outlines[0]
@@ -170,11 +170,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShardWork:
-    """A shard with all that an engine needs to run it: the bridge from a stored plan to the scheduler.
+    """All that an engine needs to run a shard: what goes from a stored plan to the scheduler.
 
     `requests` are in execution order, `node_of[i]` is the node where `requests[i]` ends, and `nodes` holds
-    every node on their paths. Node ids mean the same in all shards of one `layout_id`, so that an engine that
-    runs several shards at once computes a node they share once.
+    every node on their paths. All shards of one `layout_id` number nodes alike, so that an engine that runs several
+    at once computes a node they share once.
     """
 
     layout_id: str

@@ -54,7 +54,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
             said = str(error).strip().partition("\n")[0]
             kind = "" if isinstance(error, EngineDeadError) else f"{type(error).__name__}: "
             code = _say(messages, f"{kind}{said}; the same command continues", 1)
-    _leave(code)
+    leave(code)
 
 
 def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
@@ -102,7 +102,7 @@ def _stop(messages: Console, signal: int) -> NoReturn:
     os._exit(128 + signal)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Ends the process after its exit functions, one of which stops Prefect's server; it gets its logs before.
 
     Taking the interpreter apart is left out: Prefect keeps DuckDB's module alive to the end, of which its binding

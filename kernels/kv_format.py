@@ -41,7 +41,7 @@ FLOAT16 = KVFormat("float16", "float16", 2, "a model in float16")
 INT8_ROWS = KVFormat(
     "int8 rows", "uint8", 1, "int8 over bfloat16 on a CPU that multiplies bytes", SCALE_BYTES, hadamard=True
 )
-# `kernels.gpu.kv_write` makes it, `kernels.gpu.prefix_attention` reads it.
+# `kernels.gpu.attention.kv_write` makes it, `kernels.gpu.attention.prefix_attention` reads it.
 FP8 = KVFormat("fp8", "float8_e4m3fn", 1, "kv_cache_dtype: fp8 on a GPU", has_head_scales=True)
 
 KV_FORMATS = (FLOAT32, BFLOAT16, FLOAT16, INT8_ROWS, FP8)

@@ -16,6 +16,11 @@ Int32s = NDArray[np.int32]
 NO_WINDOW = 2**31 - 1
 
 
+def reach(window: int | None) -> int:
+    """How far from a row the keys are that it no longer reads; None is no window."""
+    return NO_WINDOW if window is None else window
+
+
 class Segment(NamedTuple):
     """Rows `[row_start, row_end)` read the keys `[kv_start, kv_end)`: each what is not behind it.
 

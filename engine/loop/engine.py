@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 OnOutput = Callable[[RequestOutput], None]
 
-# An engine without work keeps the device this long: a run's next shard may be on its way.
-KEEP_TURN_SECONDS = 10.0
 # Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
 # of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
 DECODE_AHEAD = 32
@@ -176,7 +174,7 @@ class Engine:
     def _wait(self) -> _Submission | None:
         """The next submission; others get the device where none comes soon."""
         try:
-            return self._inbox.get(timeout=KEEP_TURN_SECONDS)
+            return self._inbox.get(timeout=self._turn.keep_seconds)
         except Empty:
             self._turn.give(self)
         submission = self._inbox.get()

@@ -39,14 +39,14 @@ def get_engine(model: ModelFiles, config: EngineConfig) -> "Engine":
     return engine
 
 
-def trace_steps(path: Path) -> None:
-    """Every engine that this process loads from now on writes a line a step into `path`.
+def trace_steps(path: Path | None) -> None:
+    """Every engine that this process loads from now on writes a line a step into `path`; None ends that.
 
     Raises UserError where the file cannot be written.
     """
     global _trace
     with _lock:
-        _trace = TraceWriter(path)
+        _trace = None if path is None else TraceWriter(path)
 
 
 def close_engines() -> None:

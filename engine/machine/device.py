@@ -67,7 +67,7 @@ def resolve_device(config: EngineConfig) -> Device:
         raise UserError(f"model.dtype: {config.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise UserError(f"engine.device: {config.device!r} is not one of auto, cpu, cuda, cuda:N")
-    if config.device == "cpu" or (config.device == "auto" and not _cuda_devices()):
+    if config.device == "cpu" or (config.device == "auto" and not cuda_devices()):
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
         linear_scheme(config.quantization, "torch")
@@ -75,8 +75,8 @@ def resolve_device(config: EngineConfig) -> Device:
             raise UserError("model.kv_cache_dtype: fp8 is for GPUs alone; take auto, or engine.device: cuda")
         return Device("cpu", dtype, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
-    if index >= _cuda_devices():
-        raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {_cuda_devices()} of them")
+    if index >= cuda_devices():
+        raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {cuda_devices()} of them")
     dtype = "bfloat16" if config.dtype == "auto" else config.dtype
     device = Device(f"cuda:{index}", dtype, f"cuda:{index}")
     if config.quantization != "none" and device.backend != "triton":
@@ -91,7 +91,7 @@ def _refuse_fp8_kv(device: Device) -> None:
     """Raises UserError for a GPU without Triton, whose kernels read such keys, or without FP8 units."""
     if device.backend != "triton":
         raise UserError("model.kv_cache_dtype: fp8 on cuda needs Triton; install it, or take auto")
-    if _nvidia_capability(device) < FP8_CAPABILITY:
+    if nvidia_capability(device) < FP8_CAPABILITY:
         raise UserError(f"model.kv_cache_dtype: {_cuda_name(device)} has no FP8 units (they came with 8.9); take auto")
 
 
@@ -102,7 +102,7 @@ def _refuse_scheme(scheme: LinearScheme, device: Device) -> None:
         raise UserError(
             f"model.dtype: {name} computes in {scheme.dtypes[0]}, not {device.dtype}; take {scheme.dtypes[0]} or auto"
         )
-    if scheme.capability > (0, 0) and scheme.capability > _nvidia_capability(device):
+    if scheme.capability > (0, 0) and scheme.capability > nvidia_capability(device):
         came = ".".join(map(str, scheme.capability))
         raise UserError(
             f"model.quantization: {_cuda_name(device)} multiplies no {name} (it came with {came}); take int8 or int4"
@@ -112,11 +112,11 @@ def _refuse_scheme(scheme: LinearScheme, device: Device) -> None:
 def can_run(device: Device, scheme: LinearScheme) -> bool:
     """Whether a GPU has the units that a scheme's kernel multiplies with."""
     return device.dtype in scheme.dtypes and (
-        not any(scheme.capability) or scheme.capability <= _nvidia_capability(device)
+        not any(scheme.capability) or scheme.capability <= nvidia_capability(device)
     )
 
 
-def _nvidia_capability(device: Device) -> tuple[int, int]:
+def nvidia_capability(device: Device) -> tuple[int, int]:
     """Above all that there are for AMD's, whose units are not told apart here."""
     import torch
 
@@ -129,7 +129,7 @@ def _cuda_name(device: Device) -> str:
     return torch.cuda.get_device_name(device.name)
 
 
-def _cuda_devices() -> int:
+def cuda_devices() -> int:
     if sys.platform == "linux" and not any(map(os.path.exists, DRIVERS)):
         return 0  # torch takes seconds to say the same
     import torch

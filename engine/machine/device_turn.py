@@ -21,16 +21,20 @@ from engine.stages import enter
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+# An engine without work keeps the device this long: a run's next shard may be on its way.
+KEEP_SECONDS = 10.0
 
 
 class DeviceTurn:
     """One for all engines of this process on a device. Without names it is always this process's turn.
 
-    `waiting_for` names the process that has the device while an engine of this one waits.
+    `waiting_for` names the process that has the device while an engine of this one waits. An engine gives its turn
+    back when it has had no work for `keep_seconds`.
     """
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
+    def __init__(self, names: Sequence[str] = (), keep_seconds: float = KEEP_SECONDS) -> None:
         self.waiting_for: str | None = None
+        self.keep_seconds = keep_seconds
         self._names = names
         self._holders: set[object] = set()
         self._held = ExitStack()
@@ -70,10 +74,10 @@ class DeviceTurn:
 
 @cache
 def turn_of(device: Device) -> DeviceTurn:
-    return DeviceTurn(_names(device))
+    return DeviceTurn(lock_names(device))
 
 
-def _names(device: Device) -> tuple[str, ...]:
+def lock_names(device: Device) -> tuple[str, ...]:
     """A lock a core, so that runs on different cores are not in each other's way.
 
     A run that was given fewer threads than it has cores is meant to run beside others.

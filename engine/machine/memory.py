@@ -96,11 +96,11 @@ def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> 
         raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
 
 
-def machine_memory() -> int:
+def machine_memory(limit: Path = CGROUP_LIMIT) -> int:
     """Bytes that this process may take: all of the machine's, or what its control group allows."""
     total = int(psutil.virtual_memory().total)
     with suppress(OSError, ValueError):
-        return min(total, int(CGROUP_LIMIT.read_text()))
+        return min(total, int(limit.read_text()))
     return total
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from engine.config import Order, Sharing
 from engine.planning.prefix_tree import Ints, PrefixTree, renumber, subtree_sums
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Forest:
     """What runs: each node's prompt tokens `[start, end)` once; request r ends at `node_of[r]`.
 
@@ -26,7 +27,7 @@ class Forest:
     def num_tokens(self) -> Ints:
         return self.end - self.start
 
-    @property
+    @cached_property
     def order(self) -> Ints:
         """Requests in execution order: by node, requests of one node as given."""
         return np.argsort(self.node_of, kind="stable")
@@ -117,7 +118,7 @@ def _opening_counts(tree: PrefixTree) -> list[int]:
 
 
 def _levels(parent: Ints) -> list[int]:
-    """1 for a root."""
+    """How many nodes there are on the way from a root to each node: 1 for a root."""
     level: list[int] = []
     for above in parent.tolist():
         level.append(1 + level[above] if above >= 0 else 1)

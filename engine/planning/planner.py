@@ -90,10 +90,11 @@ def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWo
     )
 
 
-def _adapter_numbers(requests: Sequence[Request]) -> list[int]:
-    """A number for each request's adapter, in the order in which they first appear."""
+def _adapter_numbers(requests: Sequence[Request]) -> list[int] | None:
+    """A number for each request's adapter, in the order in which they first appear; None if it is the same for all."""
     numbers: dict[str | None, int] = {}
-    return [numbers.setdefault(request.adapter, len(numbers)) for request in requests]
+    found = [numbers.setdefault(request.adapter, len(numbers)) for request in requests]
+    return found if len(numbers) > 1 else None
 
 
 def _name(request: Request) -> str:
@@ -105,12 +106,9 @@ def _nodes(forest: Forest, num_requests: Ints, requests: Sequence[Request]) -> t
     # In pre-order the first request at a node or below it is the first that ends at no earlier node.
     order = forest.order
     below = order[np.searchsorted(forest.node_of[order], np.arange(len(forest.parent)))]
-    columns = (forest.parent, forest.start, forest.end, num_requests, below)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return tuple(
-        PrefixNode(node_id, parent, start, end, num_requests=count, adapter=requests[r].adapter)
-        for node_id, (parent, start, end, count, r) in enumerate(rows)
-    )
+    adapters = [requests[r].adapter for r in below.tolist()]
+    columns = (column.tolist() for column in (forest.parent, forest.start, forest.end, num_requests))
+    return tuple(map(PrefixNode, range(len(adapters)), *columns, adapters))
 
 
 def _shards(
@@ -164,7 +162,7 @@ def _shared_depths(forest: Forest) -> Ints:
 
 
 def _layout_id(names: Sequence[str], forest: Forest, shards: Sequence[Shard]) -> str:
-    """Names the node ids too: only plans that number equal nodes alike may share KV."""
+    """A digest of the shards, the requests and the numbering of nodes: plans that have it in common share KV."""
     layout = (forest.parent, forest.start, forest.end, forest.node_of[forest.order])
     return _digest([*(shard.shard_id for shard in shards), *names, *(column.tobytes().hex() for column in layout)])
 

@@ -36,13 +36,12 @@ def build_prefix_tree(prompts: Sequence[TokenIds], adapters: Sequence[int] | Non
 
     One sort, one longest common prefix per neighbour, one pass with a stack: no node's children are scanned.
     """
-    adapters = adapters or [0] * len(prompts)
     order = _sorted_order(prompts, adapters)
     lengths = [len(prompts[r]) for r in order]
     assert min(lengths, default=1) > 0, "a prompt has at least one token"
-    shared = [0] * bool(order) + [
-        _common_prefix(prompts[a], prompts[b]) if adapters[a] == adapters[b] else 0 for a, b in pairwise(order)
-    ]
+    shared = [0] * bool(order) + [_common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
+    for at in _adapter_changes(order, adapters):
+        shared[at] = 0
     parent, end, first, last, ends_at = map(_ints, _stack_pass(shared, lengths))
 
     preorder = np.lexsort((end, first))
@@ -82,12 +81,20 @@ def _ints(values: Sequence[int]) -> Ints:
     return np.array(values, dtype=np.int64)
 
 
-def _sorted_order(prompts: Sequence[TokenIds], adapters: Sequence[int]) -> list[int]:
+def _sorted_order(prompts: Sequence[TokenIds], adapters: Sequence[int] | None) -> list[int]:
     """By adapter, then by tokens."""
     # Big-endian bytes compare as the tokens do, at the speed of memcmp.
     keys = [np.asarray(prompt, dtype=">u4").tobytes() for prompt in prompts]
     by_tokens = sorted(range(len(prompts)), key=keys.__getitem__)
-    return sorted(by_tokens, key=adapters.__getitem__) if any(adapters) else by_tokens
+    return sorted(by_tokens, key=adapters.__getitem__) if adapters else by_tokens
+
+
+def _adapter_changes(order: Sequence[int], adapters: Sequence[int] | None) -> list[int]:
+    """Places in `order` whose prompt is of another adapter than the one before."""
+    if adapters is None:
+        return []
+    changes: list[int] = np.flatnonzero(np.diff(np.asarray(adapters)[order])).tolist()
+    return [before + 1 for before in changes]
 
 
 def _common_prefix(a: TokenIds, b: TokenIds) -> int:

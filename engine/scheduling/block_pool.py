@@ -17,7 +17,7 @@ def blocks_for(num_tokens: Counts, block_size: int) -> Counts:
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """Blocks of one owner, as runs `(first, count)`: a long run can be read in place, with no gather."""
+    """The blocks of one owner, as runs `(first, count)`: a long run can be read in place, with no gather."""
 
     runs: tuple[tuple[int, int], ...]
     block_size: int

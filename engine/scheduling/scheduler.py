@@ -156,6 +156,7 @@ class Scheduler:
         assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
 
     def _finish(self, sequence: Sequence) -> None:
+        """Frees what the sequence held: its own blocks, and the nodes that no other sequence is below."""
         sequence.finished = True
         self._num_admitted -= sequence.admitted
         del self.sequences[sequence.key]
@@ -177,6 +178,7 @@ class Scheduler:
         return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
 
     def _transient(self, node: NodeState) -> int:
+        """1 for a node that will hold no block, else 0. A leaf: all requests below it end at it, and are here."""
         is_leaf = node.num_requests == len(node.ends)
         return self._rule.transient(is_leaf, node.num_tokens, node.decode_kv_tokens)
 
@@ -194,6 +196,7 @@ class Scheduler:
         return blocks
 
     def _head(self) -> Sequence | None:
+        """The next sequence to admit: the first in plan order that is neither admitted nor finished."""
         while self._waiting:
             sequence = self.sequences.get(self._waiting[0][1])
             if sequence is not None and not sequence.admitted:

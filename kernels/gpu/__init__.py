@@ -1,1 +1,1 @@
-"""Triton kernels, and the plans that they read."""
+"""Triton kernels and the tables that they read; the commands that time, tune and compile them."""

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.gpu.tuning import AttentionConfig
+from kernels.attention_inputs import AttentionInputs
+from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.segments import Ints, Segment, Segments
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -114,17 +115,18 @@ def captured(run: Run) -> Captured:
 
 
 def ours(step: Decode) -> Run:
-    from kernels.gpu.prefix_attention import run
-    from kernels.gpu.prefix_plan import AttentionShape, plan
-    from kernels.gpu.tuned import tuned_config
+    from kernels.gpu.attention.attention_shape import AttentionShape
+    from kernels.gpu.attention.launch_tables import launch_tables
+    from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+    from kernels.gpu.tuning.tuned import tuned_config
 
     shape = AttentionShape(HEADS, KV_HEADS, DIM, PAGE)
     empty = torch.empty(step.degree, KV_HEADS, DIM, dtype=step.query.dtype, device=step.query.device)
-    stores = (empty, empty, step.key_cache, step.value_cache)
+    inputs = AttentionInputs(step.query, empty, empty, step.key_cache, step.value_cache)
 
     def attend(config: AttentionConfig) -> Run:
-        made = plan(step.segments, step.positions, shape, step.query.device, config=config)
-        return lambda: run(made, step.query, *stores, step.scale)[0]
+        tables = launch_tables(step.segments, step.positions, shape, step.query.device, config=config)
+        return lambda: prefix_shared_attention(tables, inputs, step.scale)[0]
 
     widest = step.degree * shape.group
 

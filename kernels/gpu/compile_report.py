@@ -2,8 +2,8 @@
 
     python -m kernels.gpu.compile_report [sm_80] [sm_90] [gfx942] [128 | 0] [--json]
 
-prints a Markdown row for every configuration in `kernels.gpu.tuning` with the occupancy that follows, and for the other
-kernels; with a number, for that head size alone; with 0, for the other kernels alone.
+prints a Markdown row for every configuration in `kernels.gpu.tuning.attention_config` with the occupancy that follows,
+and for the other kernels; with a number, for that head size alone; with 0, for the other kernels alone.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,31 +20,55 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.gpu.e4m3 import e4m3_rows_kernel
-from kernels.gpu.gate import BLOCK as GATE_BLOCK
-from kernels.gpu.gate import silu_gate_kernel
-from kernels.gpu.kv_write import ROWS, rope_write_kernel
-from kernels.gpu.merge import merge_kernel
-from kernels.gpu.prefix_attention import MERGE_HEADS
-from kernels.gpu.prefix_attention_kernel import attend_kernel
-from kernels.gpu.prefix_plan import dim_tiles
-from kernels.gpu.quantized_matmul import (
+from kernels.gpu.attention.attention_shape import dim_tiles
+from kernels.gpu.attention.kernel_arguments import (
+    AttendSizes,
+    AttendStrides,
+    CacheKV,
+    HeadRows,
+    ItemTables,
+    KeyValue,
+    MergeSizes,
+    MergeTables,
+    NormWeights,
+    Partials,
+    Reads,
+    Results,
+    Rotation,
+    TileRows,
+    WriteSizes,
+)
+from kernels.gpu.attention.kv_write import ROWS, rope_write_kernel
+from kernels.gpu.attention.merge_kernel import merge_kernel
+from kernels.gpu.attention.prefix_attention import MERGE_HEADS
+from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.layer.e4m3 import e4m3_rows_kernel
+from kernels.gpu.layer.gate import BLOCK as GATE_BLOCK
+from kernels.gpu.layer.gate import silu_gate_kernel
+from kernels.gpu.layer.rms_norm import rms_norm_kernel
+from kernels.gpu.matmul.quantized_matmul import (
     QUANTIZED_ROWS,
     STAGES,
+    matmul_tile,
     quantize_kernel,
-    tile_of,
     w4a16_kernel,
     w8a8_kernel,
     warps_of,
 )
-from kernels.gpu.rms_norm import rms_norm_kernel
-from kernels.gpu.tuning import ATTENTION, LIMITS, AttentionConfig, attention_candidates
+from kernels.gpu.tuning.attention_config import ATTENTION, AttentionConfig, attention_candidates
+from kernels.gpu.tuning.device_limits import LIMITS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Types of arguments, as Triton writes them.
+BF16, F32, I64, I32, I8, U8 = "*bf16", "*fp32", "*i64", "*i32", "*i8", "*u8"
+FLOAT, COUNT, MULTIPLE = "fp32", "i32", "i32:16"
+# A type, a tuple of them as a kernel takes it, or a constant.
+Argument = str | int | tuple[Any, ...]
+DIMS = (64, 80, 96, 128, 192, 256)
 # Matrix instructions by architecture; a wide tile must use the first of them.
 MATRIX = {"sm_80": ("mma.sync",), "sm_90": ("wgmma.mma_async", "mma.sync"), "gfx942": ("v_mfma",)}
 
@@ -67,28 +91,44 @@ class Compiled:
         return min(by_registers, by_shared, limits.warps // num_warps)
 
 
-def compile_for(
-    arch: str, kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], num_warps: int, num_stages: int
-) -> Compiled:
-    """`types` of the arguments that are not constants, as Triton writes them (`*bf16`, `i32`, `fp32`).
+def compile_for(arch: str, kernel: Any, arguments: Sequence[Argument], num_warps: int, num_stages: int) -> Compiled:
+    """`arguments` as in a launch: constants as they are, and the type of everything else as Triton writes it.
 
-    Pointers, strides and sizes of weights are taken to be multiples of 16, as those of models are: when it runs, Triton
-    looks at each and compiles accordingly. Raises what the compiler raises.
+    Pointers, and numbers of the type `MULTIPLE`, are taken to be multiples of 16, as a model's strides and sizes of
+    weights are: when it runs, Triton looks at each and compiles accordingly. Raises what the compiler raises.
     """
     assert not knobs.runtime.interpret, "TRITON_INTERPRET is set: kernels are defined for the interpreter"
-    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name.endswith(ALIGNED)
-    }
-    source = ASTSource(kernel, signature, dict(constants), aligned)
+    signature: dict[str, Argument] = {}
+    constants: dict[str, Argument] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, (parameter, argument) in enumerate(zip(kernel.params, arguments, strict=True)):
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[parameter.name] = "constexpr", argument
+            continue
+        signature[parameter.name] = _bare(argument)
+        for path in _aligned_paths(argument, (index,)):
+            aligned[path] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, aligned)
     made = triton.compile(source, TARGETS[arch], {"num_warps": num_warps, "num_stages": num_stages})
     return _nvidia(arch, made) if arch.startswith("sm_") else _amd(arch, made)
 
 
-DIMS = (64, 80, 96, 128, 192, 256)
-ALIGNED = ("_row", "_head", "_block", "_slot", "inputs", "outputs")
+def _bare(argument: Argument) -> Argument:
+    """Without what is said about alignment."""
+    if isinstance(argument, tuple):
+        named: Any = type(argument)
+        made: tuple[Any, ...] = named._make(map(_bare, argument))
+        return made
+    assert isinstance(argument, str), argument
+    return argument.removesuffix(":16")
+
+
+def _aligned_paths(argument: Argument, path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    if isinstance(argument, tuple):
+        for index, part in enumerate(argument):
+            yield from _aligned_paths(part, (*path, index))
+    elif str(argument).startswith("*") or argument == MULTIPLE:
+        yield path
 
 
 def _nvidia(arch: str, made: Any) -> Compiled:
@@ -118,81 +158,99 @@ def _found(pattern: str, text: str) -> str:
 
 
 def attention(
-    arch: str, config: AttentionConfig, dim: int, *, narrow: bool = True, fp8: bool = False, capped: bool = False
+    arch: str, config: AttentionConfig, dim: int, *, small: bool = True, fp8: bool = False, capped: bool = False
 ) -> Compiled:
     """The attention kernel in bfloat16, 32 heads over 8 KV heads, pages of 16."""
-    ints = dict.fromkeys(("items", "pieces", "table", "positions", "num_items"), "*i32")
-    floats = dict.fromkeys(("lse", "partial_out", "partial_lse", "sinks", "key_scales", "value_scales"), "*fp32")
-    stores = dict.fromkeys(("step_key", "step_value", "key_cache", "value_cache"), "*u8" if fp8 else "*bf16")
-    types = {"query": "*bf16", "out": "*bf16", "scale": "fp32", "softcap": "fp32", "window": "i32"}
-    strides = {name: "i32" for name in attend_kernel.arg_names if name.endswith(ALIGNED)}
-    constants = {
-        "NARROW": config.narrow if narrow else 0,
-        "WIDE": config.wide,
-        "KEYS": config.keys,
-        "HEADS": 32,
-        "GROUP": 4,
-        "SLICE": 4,
-        "DIM": dim,
-        "BLOCK_DIM": dim_tiles(dim)[0],
-        "REST_DIM": dim_tiles(dim)[1],
-        "PAGE": 16,
-        "CAPPED": capped,
-        "SINKS": False,
-        "FP8": fp8,
-        "PRECISION": "ieee",
-    }
-    all_types = ints | floats | stores | types | strides
-    return compile_for(arch, attend_kernel, all_types, constants, config.num_warps, config.num_stages)
+    kept = U8 if fp8 else BF16
+    block_dim, rest_dim = dim_tiles(dim)
+    arguments: list[Argument] = [
+        Reads._make([BF16, KeyValue._make([kept] * 2), KeyValue._make([kept] * 2)]),
+        Results._make([BF16, F32, Partials._make([F32] * 2)]),
+        ItemTables._make([I32] * 4),
+        F32,
+        KeyValue._make([F32] * 2),
+        I32,
+        COUNT,
+        FLOAT,
+        FLOAT,
+        AttendStrides._make([MULTIPLE] * 9),
+        TileRows(config.small if small else 0, config.large),
+        AttendSizes(
+            HEADS=32,
+            GROUP=4,
+            SLICE=4,
+            DIM=dim,
+            BLOCK_DIM=block_dim,
+            REST_DIM=rest_dim,
+            PAGE=16,
+            KEYS=config.keys,
+            CAPPED=capped,
+            SINKS=False,
+            FP8=fp8,
+        ),
+    ]
+    return compile_for(arch, attend_kernel, arguments, config.num_warps, config.num_stages)
 
 
-def others(arch: str) -> Iterator[tuple[str, int, Compiled]]:
+def _heads(kind: str) -> HeadRows:
+    return HeadRows._make([kind, MULTIPLE, MULTIPLE])
+
+
+def _cache_kv(kind: str) -> CacheKV:
+    return CacheKV._make([kind, kind, MULTIPLE, MULTIPLE, MULTIPLE])
+
+
+Others = Iterator[tuple[str, int, Compiled]]
+
+
+def others(arch: str) -> Others:
     """The other kernels by name: warps, and what becomes of them, for 32 heads over 8 KV heads of 128 in bfloat16."""
-    floats = ("lse", "partial_out", "partial_lse", "sinks", "key_scales", "value_scales", "cos", "sin", "scales", "out")
-    ints = ("rows", "starts", "partials", "num_rows")
-    types = dict.fromkeys(floats, "*fp32") | dict.fromkeys(ints, "*i32") | {"slots": "*i64"}
-    bf16 = ("query", "key", "value", "turned", "step_key", "step_value", "key_cache", "value_cache", "x")
-    types |= dict.fromkeys(bf16, "*bf16") | {"codes": "*u8", "x_scales": "*fp32"}
-    sizes = {"rows": "i32", "outputs": "i32", "inputs": "i32"}
-    strides = {
-        n: "i32" for k in (merge_kernel, rope_write_kernel, w4a16_kernel) for n in k.arg_names if n.endswith(ALIGNED)
-    }
-    types |= strides
-    for name, options in (("FP8", {"fp8": True}), ("soft-cap", {"capped": True})):
-        config = ATTENTION[arch][128][0]
-        yield f"attention, 128, {name}", config.num_warps, attention(arch, config, 128, **options)
-    heads = {"HEADS": 32, "DIM": 128, "BLOCK_DIM": 128}
-    merge = heads | {"BLOCK_HEADS": MERGE_HEADS, "SINKS": False}
-    yield "merge", 4, compile_for(arch, merge_kernel, types | {"out": "*bf16"}, merge, 4, 1)
-    write = heads | {"KV_HEADS": 8, "ROTARY": 128, "PAGE": 16, "FP8": False, "NORMED": False, "ROWS": ROWS}
-    types |= {"query_norm": "*bf16", "key_norm": "*bf16", "eps": "fp32"}
-    yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, types | sizes, write, 4, 1)
-    norm = {"SIZE": 4096, "BLOCK": 4096, "NARROWED": False}
-    sized = types | {"out": "*bf16", "weight": "*bf16", "eps": "fp32", "gate_up": "*bf16", "x_row": "i32"}
-    yield "RMS norm", 8, compile_for(arch, rms_norm_kernel, sized, norm, 8, 1)
-    gate = {"SIZE": 14336, "BLOCK": GATE_BLOCK, "NARROWED": False}
-    yield "silu gate", 4, compile_for(arch, silu_gate_kernel, sized, gate, 4, 1)
-    rounded = sized | {"out": "*u8", "codes": "*u8"}
-    norm, gate = norm | {"NARROWED": True}, {"SIZE": 14336, "BLOCK": 16384, "NARROWED": True}
-    yield "RMS norm to FP8", 8, compile_for(arch, rms_norm_kernel, rounded, norm, 8, 1)
-    yield "silu gate to FP8", 16, compile_for(arch, silu_gate_kernel, rounded, gate, 16, 1)
-    yield "FP8 activations", 8, compile_for(arch, e4m3_rows_kernel, rounded, {"SIZE": 4096, "BLOCK": 4096}, 8, 1)
+    config = ATTENTION[arch][128][0]
+    yield "attention, 128, FP8", config.num_warps, attention(arch, config, 128, fp8=True)
+    yield "attention, 128, soft-cap", config.num_warps, attention(arch, config, 128, capped=True)
+    yield from _beside_attention(arch)
+    yield from _rows_of_a_layer(arch)
+    yield from _quantized(arch)
+
+
+def _beside_attention(arch: str) -> Others:
+    merge: list[Argument] = [_heads(BF16), F32, Partials._make([F32] * 2), MergeTables._make([I32] * 4), F32]
+    merge.append(MergeSizes(HEADS=32, BLOCK_HEADS=MERGE_HEADS, DIM=128, BLOCK_DIM=128, SINKS=False))
+    yield "merge", 4, compile_for(arch, merge_kernel, merge, 4, 1)
+    write: list[Argument] = [_heads(BF16), _heads(BF16), _heads(BF16), Rotation._make([F32] * 2), I64, BF16]
+    write += [KeyValue._make([BF16] * 2), _cache_kv(BF16), KeyValue._make([F32] * 2)]
+    write += [NormWeights._make([BF16, BF16, FLOAT]), COUNT]
+    sizes = WriteSizes(32, 8, 128, BLOCK_DIM=128, ROTARY=128, PAGE=16, ROWS=ROWS, FP8=False, NORMED=False)
+    yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, [*write, sizes], 4, 1)
+
+
+def _rows_of_a_layer(arch: str) -> Others:
+    for fp8, suffix, out in ((False, "", BF16), (True, " to FP8", U8)):
+        norm = (BF16, BF16, out, F32, FLOAT, MULTIPLE, 4096, 4096, fp8)
+        yield f"RMS norm{suffix}", 8, compile_for(arch, rms_norm_kernel, norm, 8, 1)
+        block, warps = (16384, 16) if fp8 else (GATE_BLOCK, 4)
+        gate = (BF16, out, F32, 14336, block, fp8)
+        yield f"silu gate{suffix}", warps, compile_for(arch, silu_gate_kernel, gate, warps, 1)
+    yield "FP8 activations", 8, compile_for(arch, e4m3_rows_kernel, (BF16, U8, F32, MULTIPLE, 4096, 4096), 8, 1)
+
+
+def _quantized(arch: str) -> Others:
+    sizes = (COUNT, MULTIPLE, MULTIPLE, MULTIPLE)
     for rows in (16, 64):
-        m, n, _ = tile_of(rows, 4096, 32, LIMITS[arch].processors)
-        tile, warps = {"M": m, "N": n, "GROUP": 128, "SPLITS": 2}, warps_of(m)
-        yield f"W4A16, {rows} rows", warps, compile_for(arch, w4a16_kernel, types | sizes, tile, warps, STAGES)
-        int8 = types | sizes | {"x": "*i8", "codes": "*i8"}
-        yield f"W8A8, {rows} rows", warps, compile_for(arch, w8a8_kernel, int8, tile, warps, STAGES)
-    rounding = {"M": QUANTIZED_ROWS, "GROUP": 128, "SMOOTHED": True}
-    int8 = types | sizes | {"codes": "*i8", "factors": "*fp32"}
-    yield "8-bit activations", 4, compile_for(arch, quantize_kernel, int8, rounding, 4, 1)
+        tile = matmul_tile(rows, 4096, 32, 128, LIMITS[arch].processors)._replace(SPLITS=2)
+        warps = warps_of(tile.M)
+        w4a16, w8a8 = (BF16, U8, F32, F32, *sizes, tile), (I8, F32, I8, F32, F32, *sizes, tile)
+        yield f"W4A16, {rows} rows", warps, compile_for(arch, w4a16_kernel, w4a16, warps, STAGES)
+        yield f"W8A8, {rows} rows", warps, compile_for(arch, w8a8_kernel, w8a8, warps, STAGES)
+    rounding = (BF16, F32, I8, F32, COUNT, MULTIPLE, MULTIPLE, QUANTIZED_ROWS, 128, True)
+    yield "8-bit activations", 4, compile_for(arch, quantize_kernel, rounding, 4, 1)
 
 
 def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:
     """What was compiled, how it came out, and its warps: attention in the head sizes `dims`, or everything."""
     for dim in dims or DIMS:
         for config in attention_candidates(arch, dim) if dim else ():
-            tile = f"{config.narrow}, {config.wide} x {config.keys}; {config.num_warps}, {config.num_stages}"
+            tile = f"{config.small}, {config.large} x {config.keys}; {config.num_warps}, {config.num_stages}"
             yield f"{arch} | {dim} | {tile}", attention(arch, config, dim), config.num_warps
     for name, num_warps, made in others(arch) if not any(dims) else ():
         yield f"{arch} | {name} | {num_warps}", made, num_warps

@@ -225,8 +225,8 @@ def test_what_fails_outside_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_run", fail)
-    monkeypatch.setattr(module, "_leave", sys.exit)
+    monkeypatch.setattr(module, "start_server", fail)
+    monkeypatch.setattr(module, "leave", sys.exit)
     monkeypatch.setattr(module, "end_orphans_with_me", lambda: None)
     monkeypatch.setattr("logging.raiseExceptions", True)
     with pytest.raises(SystemExit) as ended:

@@ -62,8 +62,9 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-@pytest.fixture(params=["empty", "flows and tasks of its own"])
+@pytest.fixture(params=[pytest.param("empty", marks=pytest.mark.nightly), "flows and tasks of its own"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where programs start: a change waits for the folder that would hide our packages."""
     path = tmp_path / "here"
     path.mkdir()
     if request.param != "empty":
@@ -78,9 +79,9 @@ def run(environment: Path, folder: Path) -> Run:
     """Runs a program of the environment in the folder."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
 
-    def command(program: str, *arguments: object) -> str:
+    def command(program: str, *arguments: object, **variables: str) -> str:
         given = [str(environment / program), *map(str, arguments)]
-        done = subprocess.run(given, cwd=folder, env=kept, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(given, cwd=folder, env=kept | variables, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, f"{given}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -91,6 +92,28 @@ def test_the_wheel_holds_the_packages_and_one_module(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name.partition("/")[0] for name in archive.namelist()}
     assert {name for name in names if not name.endswith(".dist-info")} == PACKAGES
+
+
+def test_the_wheel_holds_every_module_and_every_statement(wheel: Path) -> None:
+    """Packages are found, not listed: a folder without an `__init__.py` would be left out, and so would its files."""
+    ours = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES - {"trunkline.py"}
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in (".py", ".sql")
+    }
+    assert len([name for name in ours if name.endswith(".sql")]) > 20
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert held == ours | {"trunkline.py"}
+
+
+def test_by_command_where_torch_does_all(run: Run, tmp_path: Path, small_job_file: Path) -> None:
+    """In a new place numba would compile for half a minute, for which a change does not wait."""
+    (tmp_path / "numba.py").write_text("raise ImportError('left out')\n")
+    without_numba = {"PYTHONPATH": str(tmp_path)}
+    assert "21 (20 results, 1 errors)" in run("trunkline", "score", small_job_file, **without_numba)
+    assert "20" in run("trunkline", "sql", "select count(*) from results", "--format", "csv")
 
 
 @pytest.mark.nightly

@@ -10,11 +10,13 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.step_attention import Scoring
 from engine.forward.step_inputs import StepInputs
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.e4m3 import E4M3_MAX
-from kernels.gpu.kv_write import HeadNorms, rope_write
-from kernels.gpu.prefix_attention import run
-from kernels.gpu.prefix_plan import AttentionShape, PrefixPlan, plan
-from kernels.gpu.tuning import decode_config
+from kernels.attention_inputs import AttentionInputs
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.kv_write import HeadNorms, rope_write
+from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.layer.e4m3 import E4M3_MAX
+from kernels.gpu.tuning.attention_config import decode_config
 from kernels.kv_format import kv_format_of
 
 
@@ -46,8 +48,8 @@ class GpuAttention:
 class GpuStepAttention:
     """A `StepAttention` that also rotates, in the launch that writes KV.
 
-    Layers with one window share a plan, which is made when the first of them runs. `room` leaves the plans room for
-    those of other steps.
+    Layers with one window share their launches' tables, which are made when the first of them runs. `room` leaves the
+    tables room for those of other steps.
     """
 
     def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
@@ -56,23 +58,21 @@ class GpuStepAttention:
         self._inputs = inputs
         self._cache = cache
         self._room = room
-        self._plans: dict[int | None, PrefixPlan] = {}
+        self._tables: dict[int | None, LaunchTables] = {}
 
     def replan(self, step: SchedulerOutput) -> None:
-        """Overwrites the plans with those of `step`, in the memory that captured launches read.
+        """Overwrites the tables with those of `step`, in the memory that captured launches read.
 
         Raises CapacityError where there is no room for one.
         """
-        for window, planned in self._plans.items():
-            self._planned(step, planned.shape, window, planned)
+        for tables in self._tables.values():
+            tables.refill(step.segments, step.position_ids, ahead=step.ahead)
         self._step = step
 
-    def place_rows(self) -> None:
-        """Copies the positions of the inputs into the plans: all that changes of a plan where segments do not."""
-        positions = self._inputs.position_ids
-        for planned in self._plans.values():
-            for launch in planned.launches.values():
-                launch.indices.positions[: len(positions)].copy_(positions)
+    def move_rows(self) -> None:
+        """Copies the inputs' positions into the tables: all that changes of them where segments do not."""
+        for tables in self._tables.values():
+            tables.move_rows(self._inputs.position_ids)
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `StepAttention.run`."""
@@ -86,7 +86,8 @@ class GpuStepAttention:
         query, key, value = (made.transpose(0, 1) for made in (query, key, value))
         if key.stride() != value.stride():
             key, value = torch.stack((key, value))  # the kernel addresses both alike
-        return self._attend(layer, query, (key, value), (_paged(kept[0]), _paged(kept[1])), scoring)
+        stores = (_paged(kept[0]), _paged(kept[1]))
+        return self._attend(AttentionInputs(query, key, value, *stores, *self._cache.scales_of(layer)), scoring)
 
     def run_rotated(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, rotation: Rotation
@@ -95,51 +96,36 @@ class GpuStepAttention:
         keys, values = map(_paged, self._cache.of_layer(layer, key, value))
         query, key, value = (made.transpose(0, 1) for made in (query, key, value))
         angles, slots = (rotation.cos, rotation.sin), self._inputs.slots
-        key_scales, value_scales = self._cache.scales_of(layer)
+        scales = self._cache.scales_of(layer)
+        key_scales, value_scales = scales
         query, key, value = rope_write(
             query, key, value, *angles, slots, keys, values, key_scales, value_scales, rotation.norms
         )
-        return self._attend(layer, query, (key, value), (keys, values), scoring)
+        return self._attend(AttentionInputs(query, key, value, keys, values, *scales), scoring)
 
-    def _attend(
-        self, layer: int, query: Tensor, own: tuple[Tensor, Tensor], paged: tuple[Tensor, Tensor], scoring: Scoring
-    ) -> Tensor:
-        """query (rows, heads, dim); own (rows, kv_heads, dim), the step's keys and values; paged, the cache's."""
-        window = scoring.window
-        shape = AttentionShape(query.shape[1], own[0].shape[1], query.shape[2], paged[0].shape[1])
-        planned = self._plans.get(window)
-        if planned is None:
-            planned = self._plans[window] = self._planned(self._step, shape, window)
-        assert planned.shape == shape, (planned.shape, shape)
-        key_scales, value_scales = self._cache.scales_of(layer)
-        made, _ = run(
-            planned,
-            query,
-            *own,
-            *paged,
-            scoring.scale,
-            window=window,
-            softcap=scoring.softcap,
-            sinks=scoring.sinks,
-            key_scales=key_scales,
-            value_scales=value_scales,
+    def _attend(self, inputs: AttentionInputs, scoring: Scoring) -> Tensor:
+        query, key, window = inputs.query, inputs.step_key, scoring.window
+        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], inputs.key_cache.shape[1])
+        if window not in self._tables:
+            self._tables[window] = self._make_tables(shape, window)
+        tables = self._tables[window]
+        assert tables.shape == shape, (tables.shape, shape)
+        made, _ = prefix_shared_attention(
+            tables, inputs, scoring.scale, window=window, softcap=scoring.softcap, sinks=scoring.sinks
         )
         return made
 
-    def _planned(
-        self, step: SchedulerOutput, shape: AttentionShape, window: int | None, into: PrefixPlan | None = None
-    ) -> PrefixPlan:
+    def _make_tables(self, shape: AttentionShape, window: int | None) -> LaunchTables:
         device = self._inputs.slots.device
-        return plan(
-            step.segments,
-            step.position_ids,
+        return launch_tables(
+            self._step.segments,
+            self._step.position_ids,
             shape,
             device,
             windows=(window,),
             config=decode_config(device, shape.dim) if self._room else None,
             room=self._room,
-            into=into,
-            ahead=step.ahead,
+            ahead=self._step.ahead,
         )
 
     @cached_property

@@ -17,7 +17,7 @@ from engine.forward.forward_output import Forward
 from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.prefix_plan import CapacityError
+from kernels.gpu.attention.capacity import CapacityError
 
 # Rows of a graph. Between two of them at most a third of the rows is for nothing.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -97,7 +97,7 @@ class _Graph:
         self.segments = step.segments
 
         def run() -> Forward:
-            self.attention.place_rows()
+            self.attention.move_rows()
             return compute(resolved(ids, last_tokens), positions, self.attention)
 
         self._set(step)

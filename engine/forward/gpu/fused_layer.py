@@ -18,9 +18,9 @@ from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.gpu.packed_linear import stacked
 from engine.forward.step_attention import Scoring
 from engine.model.fused_families import family_of
-from kernels.gpu.gate import silu_gate, silu_gate_e4m3
-from kernels.gpu.kv_write import HeadNorms
-from kernels.gpu.rms_norm import rms_norm, rms_norm_e4m3
+from kernels.gpu.attention.kv_write import HeadNorms
+from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3
+from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3
 
 
 def swap_layers(model: Any) -> bool:

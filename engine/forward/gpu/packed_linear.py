@@ -14,9 +14,9 @@ from engine.config import Quantization
 from engine.errors import UserError
 from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.quantize import linears_of, magnitudes_of, stretch_of
-from kernels.gpu.quantized_matmul import matmul_w4a16, matmul_w8a8, quantize_rows
-from kernels.gpu.quantized_weights import QuantizedWeight, group_of, quantize_weight, side_by_side
-from kernels.gpu.tuning import processors_of
+from kernels.gpu.matmul.quantized_matmul import matmul_w4a16, matmul_w8a8, quantize_rows
+from kernels.gpu.matmul.quantized_weights import QuantizedWeight, group_of, quantize_weight, side_by_side
+from kernels.gpu.tuning.device_limits import processors_of
 
 
 class PackedLinear(nn.Module):

@@ -10,7 +10,7 @@ from engine.forward.gpu.packed_linear import PackedLinear
 from engine.machine.device import Device, can_run
 from engine.model.linear_schemes import linear_scheme
 from engine.model.stored_weights import StoredLinear
-from kernels.gpu.quantized_weights import GROUPS, pack_codes
+from kernels.gpu.matmul.quantized_weights import GROUPS, pack_codes
 
 
 def keep_codes(model: Any, stored: dict[str, StoredLinear], device: Device) -> int:

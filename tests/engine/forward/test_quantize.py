@@ -119,7 +119,7 @@ def test_a_body_without_linear_layers_is_refused() -> None:
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_a_gpu_takes_both_with_triton_and_neither_without(quantization: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.machine.device, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(engine.machine.device, "cuda_devices", lambda: 1)
     config = EngineConfig(device="cuda", quantization=quantization)
     assert resolve_device(config).name == "cuda:0"
     monkeypatch.setattr(engine.machine.device, "backend_of", lambda _: "torch")

@@ -78,10 +78,10 @@ def layers(folder: Path, name: str) -> tuple[Any, dict[str, Any]]:
 def test_what_has_no_kernel_keeps_its_weights(
     packed: tuple[Path, Path], kept: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_nvidia_capability", lambda _: (9, 0))
+    monkeypatch.setattr(devices, "nvidia_capability", lambda _: (9, 0))
     model, stored = layers(packed[1], request.node.callspec.params["packed"])
     assert keep_codes(model, stored, PLAYED) == kept
-    monkeypatch.setattr(devices, "_nvidia_capability", lambda _: (8, 0))
+    monkeypatch.setattr(devices, "nvidia_capability", lambda _: (8, 0))
     if kept and isinstance(model.model.layers[0].self_attn.q_proj, Fp8Linear):
         assert keep_codes(*layers(packed[1], "fp8"), PLAYED) == 0
 

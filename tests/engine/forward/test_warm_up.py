@@ -7,8 +7,9 @@ import pytest
 
 from engine.forward.warm_up import decode_steps, independent_rows, prefill_lengths
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.prefix_plan import AttentionShape, plan
-from kernels.gpu.tuning import ATTENTION
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.launch_tables import launch_tables
+from kernels.gpu.tuning.attention_config import ATTENTION
 from kernels.segments import Segment, Segments
 
 Form = tuple[int, int, bool, bool]
@@ -16,15 +17,15 @@ Form = tuple[int, int, bool, bool]
 
 def form(monkeypatch: pytest.MonkeyPatch, arch: str, step: SchedulerOutput, shape: AttentionShape) -> Form:
     """What a compiled kernel of a step differs by: the tile's sizes and which of them there are."""
-    monkeypatch.setattr("kernels.gpu.tuning.architecture", lambda _: arch)
-    made = plan(step.segments, step.position_ids, shape, "cpu")
-    launch = made.launches[None]
-    return made.config.wide, made.config.keys, launch.narrow, launch.wide
+    monkeypatch.setattr("kernels.gpu.tuning.attention_config.architecture", lambda _: arch)
+    made = launch_tables(step.segments, step.position_ids, shape, "cpu")
+    tables = made.by_window[None]
+    return made.config.large, made.config.keys, tables.has_small, tables.has_large
 
 
 @pytest.mark.parametrize(("arch", "dim", "group"), list(product(ATTENTION, [64, 128, 256], [1, 3, 4, 8])))
 def test_warm_steps_have_every_form(monkeypatch: pytest.MonkeyPatch, arch: str, dim: int, group: int) -> None:
-    """Prefill of any length, with and without rows beside it that stack to a narrow tile."""
+    """Prefill of any length, with and without rows beside it that stack to a small tile."""
     shape = AttentionShape(2 * group, 2, dim, 64)
     warm = {form(monkeypatch, arch, independent_rows(lengths), shape) for lengths in prefill_lengths(group)}
     draw = np.random.default_rng(group)

@@ -10,7 +10,6 @@ import pytest
 from engine.bench import plot_trace
 from engine.config import EngineConfig
 from engine.errors import UserError
-from engine.loop import engine_cache
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
 from engine.loop.engine_cache import close_engines, get_engine, trace_steps
@@ -56,15 +55,13 @@ def test_a_row_for_each_step_with_what_it_held(tiny_model: Path, tmp_path: Path)
     assert all(min(s.schedule_ms, s.model_ms, s.sample_ms) > 0 for s in steps)
 
 
-def test_the_cache_hands_the_trace_to_every_engine(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_cache, "_trace", None)
+def test_the_cache_hands_the_trace_to_every_engine(tiny_model: Path, tmp_path: Path) -> None:
     trace_steps(tmp_path / "trace.jsonl")
     engine = get_engine(resolve_model(str(tiny_model)), CONFIG)
     run_plan(engine, plan_requests(engine, requests()), requests())
     count = engine.counters().steps
     close_engines()
+    trace_steps(None)
     assert len(read_trace(tmp_path / "trace.jsonl")) == count > 0
 
 

@@ -14,11 +14,9 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError
-from engine.loop import engine
 from engine.loop.engine import Engine
-from engine.machine import device_turn
 from engine.machine.device import Device
-from engine.machine.device_turn import DeviceTurn
+from engine.machine.device_turn import DeviceTurn, lock_names
 
 ROOT = Path(__file__).parents[3]
 NAMES = ("core-0", "core-1")
@@ -39,7 +37,6 @@ input()
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path))
-    monkeypatch.setattr(device_turn, "POLL_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -118,11 +115,11 @@ def test_an_engine_that_is_closed_while_it_waits_ends_at_once(other: subprocess.
         waiting.wait_until_loaded()
 
 
-def test_an_idle_engine_lets_others_have_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "KEEP_TURN_SECONDS", 0.05)
+def test_an_idle_engine_lets_others_have_the_device() -> None:
     shape: Any = SimpleNamespace(max_model_len=64)
     runner: Any = SimpleNamespace(num_blocks=8, num_steps_ahead=0, model=SimpleNamespace(shape=shape))
-    idle = Engine(lambda: (runner, EngineConfig()), EngineConfig(), turn=DeviceTurn(NAMES))
+    turn = DeviceTurn(NAMES, keep_seconds=0.05)
+    idle = Engine(lambda: (runner, EngineConfig()), EngineConfig(), turn=turn)
     idle.wait_until_loaded()
     waiting = Waiting(DeviceTurn(NAMES))
     waiting.thread.join(60)
@@ -144,4 +141,4 @@ def test_what_is_locked(
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {6, 4})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert device_turn._names(Device(name, "float32", name, cores)) == names
+    assert lock_names(Device(name, "float32", name, cores)) == names

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.attention_inputs import AttentionInputs
 from kernels.gpu import bench
-from kernels.gpu.prefix_attention import run
-from kernels.gpu.prefix_plan import AttentionShape, plan
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.launch_tables import launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,8 +25,9 @@ def test_both_sides_are_given_the_same_problem() -> None:
     step = bench.decode(48, 3, 16, "cpu")
     shape = AttentionShape(bench.HEADS, bench.KV_HEADS, bench.DIM, bench.PAGE)
     empty = torch.zeros(3, bench.KV_HEADS, bench.DIM, dtype=torch.bfloat16)
-    made = plan(step.segments, step.positions, shape, "cpu", processors=64)
-    out, _ = run(made, step.query, empty, empty, step.key_cache, step.value_cache, step.scale)
+    tables = launch_tables(step.segments, step.positions, shape, "cpu", processors=64)
+    inputs = AttentionInputs(step.query, empty, empty, step.key_cache, step.value_cache)
+    out, _ = prefix_shared_attention(tables, inputs, step.scale)
     theirs = bench.torch_attention(step)()
     assert float((out.float() - theirs.float()).abs().max()) < 3e-2
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kernels.gpu.compile_report import DIMS
-from kernels.gpu.tuning import ATTENTION, LIMITS, attention_candidates
+from kernels.gpu.tuning.attention_config import ATTENTION, attention_candidates
+from kernels.gpu.tuning.device_limits import LIMITS
 
 ROOT = Path(__file__).parents[3]
 # What the wide tile's products, and so most of the work, must be made of.

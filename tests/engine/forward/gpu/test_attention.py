@@ -26,7 +26,7 @@ from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
-from kernels.gpu.quantized_weights import dequantized, quantize_weight
+from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from kernels.kv_format import FLOAT32
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.forward.played_gpu import PlayedCapture, played_gpu

@@ -23,7 +23,7 @@ from engine.machine.device import resolve_device
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.request import Request
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.kv_write import HeadNorms
+from kernels.gpu.attention.kv_write import HeadNorms
 from kernels.kv_format import FLOAT32, FP8
 from kernels.segments import Segment, Segments
 from tests.engine.forward.gpu.test_attention import answers, requests_, through_triton  # noqa: F401

@@ -14,7 +14,7 @@ from engine.forward.gpu.fp8_linear import Fp8Linear, narrow_linears
 from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import stacked
 from engine.machine.device import resolve_device
-from kernels.gpu.e4m3 import e4m3_rows_reference
+from kernels.gpu.layer.e4m3 import e4m3_rows_reference
 from kernels.kv_format import BFLOAT16
 from tests.engine.forward.cpu.test_fused_layer import SIZES, hidden
 from tests.engine.forward.gpu.test_fused_layer import ROWS, stepped

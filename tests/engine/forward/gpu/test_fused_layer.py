@@ -18,12 +18,12 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import step_inputs
 from engine.scheduling.reads import Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.gpu.gate import silu_gate_kernel
-from kernels.gpu.kv_write import rope_write_kernel
-from kernels.gpu.merge import merge_kernel
-from kernels.gpu.prefix_attention_kernel import attend_kernel
-from kernels.gpu.quantized_weights import dequantized
-from kernels.gpu.rms_norm import rms_norm_kernel
+from kernels.gpu.attention.kv_write import rope_write_kernel
+from kernels.gpu.attention.merge_kernel import merge_kernel
+from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.layer.gate import silu_gate_kernel
+from kernels.gpu.layer.rms_norm import rms_norm_kernel
+from kernels.gpu.matmul.quantized_weights import dequantized
 from kernels.kv_format import FLOAT32, KVFormat
 from tests.engine.forward.cpu.test_fused_layer import MODELS as FUSED_MODELS
 from tests.engine.forward.cpu.test_fused_layer import ROWS, SIZES, drawn, hidden

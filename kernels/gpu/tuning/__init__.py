@@ -1,0 +1,1 @@
+"""Which tile a kernel takes on which device."""

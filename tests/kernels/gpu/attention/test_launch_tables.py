@@ -1,0 +1,62 @@
+"""Tables that outlive their step: in a captured graph, and while rows go on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from kernels.gpu.attention.attention_shape import AttentionShape
+from kernels.gpu.attention.capacity import Capacity, CapacityError
+from kernels.gpu.attention.launch_tables import launch_tables
+from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from tests.kernels.gpu.attention.attention_case import Case, drawn_inputs, wanted
+from tests.kernels.gpu.attention.test_prefix_attention import CONFIG, mixed
+
+
+def test_a_captured_launch_takes_later_steps() -> None:
+    """Buffers and grids keep their size: programs behind the items of a smaller step do nothing."""
+    shape, large, small = AttentionShape(4, 2, 16, 16), mixed(), Case(seed=5)
+    prefix = small.cached(30, 0)
+    small.decode(4, 30)
+    small.chunk(3, 30)
+    small.reads(0, prefix)
+    capacity = Capacity(items=40, pieces=80, entries=60, rows=64, partials=200)
+    first = (large.segments, large.row_positions, shape, "cpu")
+    tables, buffers = launch_tables(*first, config=CONFIG, capacity=capacity), set()
+    for case in (large, small, large):
+        inputs = drawn_inputs(case, shape, torch.float32)
+        tables.refill(case.segments, case.row_positions)
+        launched = tables.by_window[None]
+        buffers.add((launched.items.items_ptr.data_ptr(), launched.grid_items, tables.partials.out_ptr.data_ptr()))
+        want_out, _ = wanted(case, inputs, 0.2)
+        out, _ = prefix_shared_attention(tables, inputs, 0.2)
+        assert float((out - want_out).abs().max()) < 1e-5
+    assert len(buffers) == 1
+    with pytest.raises(CapacityError, match="the step needs"):
+        launch_tables(*first, config=CONFIG, capacity=replace(capacity, items=2))
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_tables_hold_while_rows_go_on(window: int | None) -> None:
+    """Rows move through keys that the tables have from the start; what they have not reached is NaN."""
+    shape, ahead, case = AttentionShape(4, 2, 16, 16), 6, Case()
+    prefix = case.cached(30, 0)
+    for own in (20, 8, 39, 7):
+        case.decode(own, 30)
+    case.reads(0, prefix)
+    case.positions = [position - ahead for position in case.positions]
+    inputs = drawn_inputs(case, shape, torch.float32)
+    step = (case.segments, case.row_positions, shape, "cpu")
+    tables = launch_tables(*step, windows=(window,), config=CONFIG, room=True, ahead=ahead)
+    for moved in range(ahead + 1):
+        want_out, _ = wanted(case, inputs, 0.2, window=window)
+        caches = [cache.clone() for cache in (inputs.key_cache, inputs.value_cache)]
+        for row, segment in enumerate(case.rows[:4]):
+            for slot in range(segment.kv_start + case.positions[row] - segment.position + 1, segment.kv_end):
+                for cache in caches:
+                    cache[slot // 16, slot % 16] = torch.nan
+        tables.move_rows(torch.from_numpy(case.row_positions))
+        behind = replace(inputs, key_cache=caches[0], value_cache=caches[1])
+        out, _ = prefix_shared_attention(tables, behind, 0.2, window=window)
+        assert float((out - want_out).abs().max()) < 1e-5, moved
+        case.positions = [position + 1 for position in case.positions]
