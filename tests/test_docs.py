@@ -41,6 +41,7 @@ def found(name: str) -> list[str]:
     return [name] if name in ours() else [path for path in ours() if path.endswith(f"/{name}")]
 
 
+@cache
 def defined(path: str) -> set[str]:
     """All functions, classes, methods and names that a Python file defines."""
     names = set()
@@ -52,30 +53,50 @@ def defined(path: str) -> set[str]:
     return names
 
 
+@cache
 def job_keys() -> set[str]:
     return set(re.findall(r"^\| (?:\*\*)?`([\w.]+)`", (ROOT / "docs" / "job.md").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=id_of)
-def test_files_and_folders_are_there(page: Path) -> None:
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module, a package, or what a module defines."""
+    module, inner = name, list[str]()
+    while module and f"{module.replace('.', '/')}.py" not in ours():
+        module, _, last = module.rpartition(".")
+        inner.insert(0, last)
+    path = name.replace(".", "/")
+    if {f"{path}/", f"{path}/__main__.py"} & ours() or name in public():
+        return True
+    return bool(module) and set(inner) <= defined(f"{module.replace('.', '/')}.py")
+
+
+def missing(page: Path) -> list[str]:
+    """What the page names and is not there."""
+    found_none = []
     for text in quoted(page):
-        if (match := FILE.fullmatch(text)) and match[1] not in ON_THE_USERS_SIDE:
-            paths = found(match[1])
-            assert paths, f"{page.name} names `{text}`"
-            assert match[2] is None or any(match[2] in defined(path) for path in paths), f"{page.name} names `{text}`"
+        if match := FILE.fullmatch(text):
+            paths = [] if match[1] in ON_THE_USERS_SIDE else found(match[1])
+            named = match[2] is None or any(match[2] in defined(path) for path in paths)
+            there = match[1] in ON_THE_USERS_SIDE or (bool(paths) and named)
+        else:
+            there = MODULE.fullmatch(text) is None or text in job_keys() or is_there(text)
+        if not there:
+            found_none.append(text)
+    return found_none
 
 
 @pytest.mark.parametrize("page", PAGES, ids=id_of)
-def test_modules_are_there(page: Path) -> None:
-    dotted = {text for text in quoted(page) if MODULE.fullmatch(text) and not FILE.fullmatch(text)} - job_keys()
-    run = re.findall(r"python -m ([\w.]+)", page.read_text())
-    for name in {*dotted, *run} - {"pytest"}:
-        path, last = name.replace(".", "/"), name.rpartition(".")[2]
-        parent = f"{path.rpartition('/')[0]}.py"
-        there = {f"{path}.py", f"{path}/__main__.py"} & ours() or (parent in ours() and last in defined(parent))
-        assert there or name in public(), f"{page.name} names {name}"
+def test_what_a_page_names_is_there(page: Path) -> None:
+    assert missing(page) == []
+    assert [name for name in re.findall(r"python -m ([\w.]+)", page.read_text()) if not is_there(name)] == []
 
 
+def test_what_docstrings_and_comments_name_is_there() -> None:
+    code = [path for name in PACKAGES[:-1] for path in sorted((ROOT / name).rglob("*.py"))]
+    assert {path.relative_to(ROOT): names for path in code if (names := missing(path))} == {}
+
+
+@cache
 def public() -> set[str]:
     return {f"trunkline.{name}" for name in re.findall(r'"(\w+)"', (ROOT / "trunkline.py").read_text())}
 
@@ -102,6 +123,18 @@ def test_every_decision_is_in_the_index_once() -> None:
     assert sorted(re.findall(r"\]\(#([^)]+)\)", index)) == sorted(entries)
     for line in re.findall(r"^- (\d{4}-.*)$", index, re.MULTILINE):
         assert re.fullmatch(r"(\d{4}-\d\d-\d\d) \[.+\]\(#\1-.+\): .+\.", line), line
+
+
+def test_every_error_of_a_row_is_in_the_pages() -> None:
+    """In the README's table, and in the one that says which file gives it."""
+    files = ("tasks/source/row_error.py", "engine/loop/output_processor.py")
+    code = "".join((ROOT / file).read_text() for file in files)
+    errors = re.findall(r'^([A-Z_]+) = "\1"$', code, re.MULTILINE)
+    assert len(errors) > 10
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| a row that cannot be scored"))
+    assert sorted(re.findall(r"`([A-Z_]+)`", row)) == sorted(errors)
+    table = (ROOT / "docs" / "how-it-works.md").read_text().partition("| `error_type` |")[2]
+    assert sorted(re.findall(r"`([A-Z_]{5,})`", table)) == sorted(errors)
 
 
 def test_the_readme_is_short() -> None:

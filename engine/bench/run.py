@@ -19,11 +19,12 @@ from typing import Annotated, Any, get_args
 import typer
 
 from engine.bench.matmul_rate import measure_apart
-from engine.bench.timed_run import time_run
+from engine.bench.timed_run import TimedRun, time_run
 from engine.bench.workload import read_workload
 from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.errors import UserError
 from engine.loop.build import build_engine
+from engine.loop.engine import Engine
 from engine.loop.trace import TraceWriter
 from engine.model.checkpoint import resolve_model
 from engine.request import RequestOutput
@@ -75,44 +76,43 @@ def bench(
     on_step = None if trace is None else TraceWriter(trace)
     engine = build_engine(resolve_model(model), config, detokenize=False, on_step=on_step)
     load_seconds = time.perf_counter() - started
-
     run = time_run(engine, requests)
-    plan = run.plan
-    counters = engine.counters()
-    device, shape = engine.runner.device, engine.runner.model.shape
-    weight_bytes = engine.runner.model.weight_bytes
-    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    engine.close()
-    rate = None
-    if device.name == "cpu":
-        rate = measure_apart(shape.hidden_size, shape.intermediate_size, device.cores)
+    report = report_of(engine, run, load_seconds)
     if outputs is not None:
         outputs.write_text(json.dumps(answers(run.outputs)))
+    print(json.dumps(report))
 
-    prompt_tokens = plan.summary.prompt_tokens
-    report = {
+
+def report_of(engine: Engine, run: TimedRun, load_seconds: float) -> dict[str, Any]:
+    """The last line's figures. Closes the engine, since what the machine's matmuls reach is measured without it."""
+    counters, summary = engine.counters(), run.plan.summary
+    device, shape, weight_bytes = engine.runner.device, engine.runner.model.shape, engine.runner.model.weight_bytes
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    engine.close()
+    on_cpu = device.name == "cpu"
+    rate = measure_apart(shape.hidden_size, shape.intermediate_size, device.cores) if on_cpu else None
+    return {
         "seconds": round(run.seconds, 3),
         "load_seconds": round(load_seconds, 3),
-        "rows": len(requests),
-        "prompt_tokens": prompt_tokens,
+        "rows": len(run.outputs),
+        "prompt_tokens": summary.prompt_tokens,
         "generated_tokens": counters.generated_tokens,
         "computed_prompt_tokens": counters.computed_prompt_tokens,
-        "saved_fraction": round(1 - counters.computed_prompt_tokens / prompt_tokens, 4),
-        "ideal_saved_fraction": round(plan.summary.ideal_saved_fraction, 4),
+        "saved_fraction": round(1 - counters.computed_prompt_tokens / summary.prompt_tokens, 4),
+        "ideal_saved_fraction": round(summary.ideal_saved_fraction, 4),
         "peak_kv_bytes": counters.peak_kv_bytes,
         "peak_rss_bytes": peak_rss_bytes,
         "other_rss_bytes": peak_rss_bytes - weight_bytes - counters.peak_kv_bytes,
         "matmul_flops_per_second": rate,
         "ceiling_fraction": None if rate is None else round(run.ceiling_fraction(rate), 4),
         "dtype": device.dtype,
-        "quantization": quantization,
+        "quantization": engine.config.quantization,
         "device": device.described,
         "version": version("trunkline"),
         "torch": version("torch"),
         "max_num_batched_tokens": engine.config.max_num_batched_tokens,
         "steps": counters.steps,
     }
-    print(json.dumps(report))
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ class StepRecorder(Protocol):
     def sizes(self, most: int, /) -> Sequence[int]:
         """Rows of the decode steps to run before the first request, where steps have at most `most` rows."""
 
+    def rehearse(self, step: SchedulerOutput, /) -> None:
+        """Launches what recording the step would, so that what is built once is built; records nothing."""
+
     def takes(self, step: SchedulerOutput, last_tokens: Tensor, /) -> bool:
         """Whether `run` takes the step; one that it does not take is the model's own to run."""
 

@@ -15,6 +15,9 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.stages import enter
 from kernels.segments import Segment, Segments
 
+# Stacked rows at which a tuned device may take another tile.
+WIDEST = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
 if TYPE_CHECKING:
     from engine.forward.model_runner import ModelRunner
 
@@ -23,29 +26,48 @@ OWN_KEYS, SHARED_KEYS = 512, 4096
 
 
 def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
-    """Runs steps of each kind, one of `step_tokens` among them; they keep no KV."""
-    enter("making the GPU's kernels and graphs ready")
+    """Compiles what steps of each kind launch, side by side, and says how far it is; then runs them, one of
+    `step_tokens` among them, and captures the decode graphs. No step keeps KV.
+    """
+    from kernels.gpu.tuning.launch import compile_only  # where Triton is not installed, nothing asks for it
+
     shape = runner.model.shape
     longest = min(step_tokens, shape.max_model_len)
     whole = (*[longest] * (step_tokens // longest), 1)
-    for lengths in (*prefill_lengths(shape.num_heads // shape.num_kv_heads), whole):
-        ends = Reads.samples(np.cumsum(lengths) - 1, np.arange(len(lengths)))
-        forward = runner.forward(replace(independent_rows(lengths), reads=ends))
-        runner.best_tokens(forward.hidden, np.arange(len(ends)))
-    slots = runner.num_slots
-    if runner.recorder is None or not slots:
-        return
-    for step in decode_steps(runner.recorder.sizes(runner.num_blocks), slots):
-        runner.recorder.run(step, runner.last_tokens)
+    prefill = [*prefill_lengths(shape.num_heads // shape.num_kv_heads, longest), whole]
+    recorder, slots = runner.recorder, runner.num_slots
+    decoding = [] if recorder is None or not slots else list(decode_steps(recorder.sizes(runner.num_blocks), slots))
+    enter("compiling kernels")
+    with compile_only(lambda done, total: enter(f"compiling kernels {done} of {total}")):
+        for lengths in prefill:
+            _prefill(runner, lengths)
+        for step in decoding:
+            assert recorder is not None
+            recorder.rehearse(step)
+    enter("making the GPU's graphs ready")
+    for lengths in prefill:
+        _prefill(runner, lengths)
+    for step in decoding:
+        assert recorder is not None
+        recorder.run(step, runner.last_tokens)
     torch.cuda.synchronize()
 
 
-def prefill_lengths(group: int) -> list[tuple[int, ...]]:
-    """Of sequences whose rows, with the `group` heads that are stacked, fill each tile that there is, and two at once:
-    a narrow one, one of the first size, one of the largest.
+def _prefill(runner: "ModelRunner", lengths: Sequence[int]) -> None:
+    """One step of sequences of these lengths, whose last rows are sampled."""
+    ends = Reads.samples(np.cumsum(lengths) - 1, np.arange(len(lengths)))
+    forward = runner.forward(replace(independent_rows(lengths), reads=ends))
+    runner.best_tokens(forward.hidden, np.arange(len(ends)))
+
+
+def prefill_lengths(group: int, longest: int) -> list[tuple[int, ...]]:
+    """Lengths of sequences whose rows, with the `group` heads that are stacked, fill each tile that there is, and two
+    at once: a small one, one of the first size, one of the largest. Of each doubling up to `longest` rows, at which a
+    tuned device may change its tile, there is one.
     """
-    few, some, many = 1, max(64 // group, 1), 300
-    return [(few,), (some,), (some, few), (many,), (many, few)]
+    few, some, many = 1, max(64 // group, 1), min(300, longest)
+    doublings = [stacked // group for stacked in WIDEST if some < stacked // group <= longest]
+    return [(few,), *(lengths for rows in (some, many, *doublings) for lengths in ((rows,), (rows, few)))]
 
 
 def independent_rows(lengths: Sequence[int]) -> SchedulerOutput:

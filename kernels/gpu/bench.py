@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention_inputs import AttentionInputs
-from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.segments import Ints, Segment, Segments
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -118,22 +117,13 @@ def ours(step: Decode) -> Run:
     from kernels.gpu.attention.attention_shape import AttentionShape
     from kernels.gpu.attention.launch_tables import launch_tables
     from kernels.gpu.attention.prefix_attention import prefix_shared_attention
-    from kernels.gpu.tuning.tuned import tuned_config
 
     shape = AttentionShape(HEADS, KV_HEADS, DIM, PAGE)
     empty = torch.empty(step.degree, KV_HEADS, DIM, dtype=step.query.dtype, device=step.query.device)
     inputs = AttentionInputs(step.query, empty, empty, step.key_cache, step.value_cache)
 
-    def attend(config: AttentionConfig) -> Run:
-        tables = launch_tables(step.segments, step.positions, shape, step.query.device, config=config)
-        return lambda: prefix_shared_attention(tables, inputs, step.scale)[0]
-
-    widest = step.degree * shape.group
-
-    def time(config: AttentionConfig) -> float:
-        return milliseconds(captured(attend(config)), 10)[1]
-
-    return attend(tuned_config(step.query.device, DIM, widest, time))
+    tables = launch_tables(step.segments, step.positions, shape, step.query.device)
+    return lambda: prefix_shared_attention(tables, inputs, step.scale)[0]
 
 
 def torch_attention(step: Decode) -> Run:

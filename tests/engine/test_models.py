@@ -26,7 +26,7 @@ from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
-from tests.engine.models_table import PAGE, models_table, written
+from tests.engine.models_table import PAGE, tables, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
 # The longest request has 126 tokens: two and a half of them, so that requests wait for each other's KV.
@@ -181,8 +181,9 @@ def test_longrope_stays_within_the_context_that_turns_alike(by_layer: bool) -> N
     assert shape_of(SIZES, {}).max_model_len == 256
 
 
-def test_the_page_says_what_is_tested() -> None:
-    assert written(PAGE.read_text()) == models_table(), "run python -m tests.engine.models_table"
+@pytest.mark.parametrize(("name", "table"), tables().items())
+def test_the_page_says_what_is_tested(name: str, table: str) -> None:
+    assert written(PAGE.read_text(), name) == table, "run python -m tests.engine.models_table"
 
 
 def test_windows_are_as_they_were_after_loading(tmp_path: Path) -> None:

@@ -46,6 +46,9 @@ class LoopReplay:
         """None: to record a step takes no longer than to run it."""
         return ()
 
+    def rehearse(self, _: SchedulerOutput, /) -> None:
+        """Nothing: loops are compiled while the model loads."""
+
     def takes(self, _: SchedulerOutput, __: Tensor, /) -> bool:
         return True
 

@@ -16,7 +16,7 @@ from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
 from kernels.gpu.layer.e4m3 import E4M3_MAX
-from kernels.gpu.tuning.attention_config import decode_config
+from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
 
 
@@ -123,7 +123,7 @@ class GpuStepAttention:
             shape,
             device,
             windows=(window,),
-            config=decode_config(device, shape.dim) if self._room else None,
+            config=choose_config(device, shape.dim, DECODE) if self._room else None,
             room=self._room,
             ahead=self._step.ahead,
         )

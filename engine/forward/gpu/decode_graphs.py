@@ -71,10 +71,16 @@ class DecodeGraphs:
         self._last_tokens[: len(last_tokens)].copy_(last_tokens)
         graph = self._graphs.get(size)
         if graph is None or not graph.takes(step):
-            graph = _Graph(padded(step, size), self._attention, self._last_tokens, self._compute, self._capture)
-            self._graphs[size] = graph
+            graph = self._graphs[size] = self._captured(step, size, self._capture)
         made = graph.run(step)
         return Forward(made.hidden[:rows], made.best[:rows] if made.best is not None else None)
+
+    def rehearse(self, step: SchedulerOutput) -> None:
+        """Launches what the graph of a step holds that has one of the sizes, and captures nothing."""
+        self._captured(step, step.num_scheduled_tokens, lambda run: (lambda: None, run()))
+
+    def _captured(self, step: SchedulerOutput, size: int, capture: Capture) -> "_Graph":
+        return _Graph(padded(step, size), self._attention, self._last_tokens, self._compute, capture)
 
 
 class _Graph:

@@ -11,8 +11,9 @@ from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.capacity import Capacity
 from kernels.gpu.attention.kernel_arguments import ItemTables, MergeTables, Partials
 from kernels.gpu.attention.work_items import ITEM_FIELDS, PIECE_FIELDS, TileShape, WorkItems, work_items
-from kernels.gpu.tuning.attention_config import AttentionConfig, attention_config
+from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.gpu.tuning.device_limits import processors_of
+from kernels.gpu.tuning.tuned import choose_config
 from kernels.segments import Int32s, Ints, Segments
 
 
@@ -84,7 +85,7 @@ def launch_tables(
     """
     device = torch.device(device)
     rows = len(row_positions)
-    config = config or attention_config(device, shape.dim, _widest(segments) * shape.slice_heads)
+    config = config or choose_config(device, shape.dim, _widest(segments) * shape.slice_heads)
     made = _work_items(segments, row_positions, shape, config, windows, processors or processors_of(device), ahead)
     if capacity is None and room:
         capacity = Capacity.twice(made.values(), rows)

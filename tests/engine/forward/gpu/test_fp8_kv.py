@@ -151,7 +151,7 @@ def test_a_cpu_has_no_such_cache() -> None:
 def test_a_gpu_has_it_with_fp8_units(
     capability: tuple[int, int], served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.machine.device, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(engine.machine.device, "cuda_devices", lambda: 1)
     monkeypatch.setattr(engine.machine.device, "backend_of", lambda _: "triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A card")
@@ -164,7 +164,7 @@ def test_a_gpu_has_it_with_fp8_units(
 
 
 def test_a_gpu_without_triton_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.machine.device, "_cuda_devices", lambda: 1)
+    monkeypatch.setattr(engine.machine.device, "cuda_devices", lambda: 1)
     monkeypatch.setattr(engine.machine.device, "backend_of", lambda _: "torch")
     with pytest.raises(UserError, match=r"kv_cache_dtype: fp8 on cuda needs Triton"):
         resolve_device(EngineConfig(device="cuda", kv_cache_dtype="fp8"))

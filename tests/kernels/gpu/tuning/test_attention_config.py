@@ -1,6 +1,4 @@
-"""Choosing a configuration: by the table, by trying, and from what was kept."""
-
-from pathlib import Path
+"""Choosing a configuration by the table."""
 
 import pytest
 import torch
@@ -10,12 +8,10 @@ from kernels.gpu.tuning import device_limits
 from kernels.gpu.tuning.attention_config import (
     ATTENTION,
     SAFE,
-    AttentionConfig,
     attention_candidates,
     attention_config,
 )
 from kernels.gpu.tuning.device_limits import LIMITS
-from kernels.gpu.tuning.tuned import fastest, tuned_config
 
 CPU = torch.device("cpu")
 
@@ -46,33 +42,6 @@ def test_the_table_is_ordered_and_gives_reasons(arch: str) -> None:
     for configs in ATTENTION[arch].values():
         assert [config.large for config in configs] == sorted(config.large for config in configs)
         assert all(config.reason for config in configs)
-
-
-def test_the_fastest_is_kept_and_not_timed_again(tmp_path: Path) -> None:
-    candidates, timed = ATTENTION["sm_90"][128], []
-
-    def time(config: AttentionConfig) -> float:
-        timed.append(config)
-        return float(-config.large)
-
-    assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
-    assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
-    assert timed == list(candidates)
-    (tmp_path / "a.json").write_text('{"small": 16')
-    assert fastest(candidates, "a", time, tmp_path) == candidates[-1]
-    assert timed == 2 * list(candidates)
-
-
-def test_a_folder_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert (
-        fastest(ATTENTION["sm_80"][64], "a", lambda config: config.large, tmp_path / "file")
-        == ATTENTION["sm_80"][64][0]
-    )
-
-
-def test_nothing_is_timed_without_a_gpu() -> None:
-    assert tuned_config(CPU, 128, 64, lambda _: pytest.fail("timed")) == SAFE
 
 
 def test_the_cpu_computes_with_torch_and_a_gpu_with_triton() -> None:
