@@ -61,8 +61,9 @@ class Run:
     @property
     def max_tokens(self) -> int:
         """Tokens, prompt and answer, that one request may have."""
-        kv_format = self.device.kv_format(self.shape, self.config.quantization)
-        return max_request_tokens(self.shape, self.config, kv_format)
+        config = self.config
+        kv_format = self.device.kv_format(self.shape, config.quantization, config.kv_cache_dtype)
+        return max_request_tokens(self.shape, config, kv_format)
 
     @property
     def fingerprint(self) -> str:
