@@ -115,7 +115,7 @@ class GpuLayer(nn.Module):
 
 
 def normed_product(norm: GpuNorm, linear: nn.Module, rows: Tensor) -> Tensor:
-    """linear(norm(rows)); for an FP8 layer the norm makes its rows narrow as well."""
+    """linear(norm(rows)); for an FP8 layer the norm rounds its rows as well."""
     if isinstance(linear, Fp8Linear):
         return linear.product(*rms_norm_e4m3(rows, norm.weight, norm.eps))
     made: Tensor = linear(norm(rows))

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import engine.forward.attention
 from engine.config import EngineConfig
 from engine.errors import UserError
-from engine.forward.gpu.fp8_linear import Fp8Linear, narrow_linears
+from engine.forward.gpu.fp8_linear import Fp8Linear, round_linears_to_fp8
 from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import stacked
 from engine.machine.device import resolve_device
@@ -57,7 +57,7 @@ def test_swapped_layers_run_on_eight_bits() -> None:
     model: Any = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16})).bfloat16().eval().requires_grad_(False)
     model.set_attn_implementation(engine.forward.attention.NAME)
     whole = hidden(model, kv_format=BFLOAT16).float()
-    assert narrow_linears(model) == 14
+    assert round_linears_to_fp8(model) == 14
     wanted = hidden(model, kv_format=BFLOAT16).float()
     assert swap_layers(model)
     layer = model.model.layers[0]
@@ -75,9 +75,9 @@ def test_swapped_layers_run_on_eight_bits() -> None:
 
 def test_sides_that_no_block_divides_stay_and_none_is_refused() -> None:
     odd = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16, "intermediate_size": 100})).requires_grad_(False)
-    assert narrow_linears(odd) == 8
+    assert round_linears_to_fp8(odd) == 8
     with pytest.raises(UserError, match="fp8 needs layers of a multiple of 16"):
-        narrow_linears(LlamaForCausalLM(LlamaConfig(**SIZES)))
+        round_linears_to_fp8(LlamaForCausalLM(LlamaConfig(**SIZES)))
 
 
 def test_a_cpu_has_none() -> None:
