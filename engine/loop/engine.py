@@ -40,7 +40,10 @@ DECODE_AHEAD = 32
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """Totals since the engine was made; `kv_bytes` is what is in use now."""
+    """Totals since the engine was made; `kv_bytes` is what is in use now.
+
+    `busy_seconds` were spent in steps, which at the device's limit take `limit_seconds`.
+    """
 
     finished_requests: int = 0
     computed_prompt_tokens: int = 0
@@ -49,6 +52,8 @@ class EngineCounters:
     steps: int = 0
     kv_bytes: int = 0
     peak_kv_bytes: int = 0
+    busy_seconds: float = 0.0
+    limit_seconds: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -186,7 +191,9 @@ class Engine:
             while not self._closing:
                 self._receive(block=not self._busy)
                 if self._busy and not self._closing:
+                    started = perf_counter()
                     self._step()
+                    self._note_busy(perf_counter() - started)
         except BaseException as death:
             self._death = death
         finally:
@@ -262,11 +269,15 @@ class Engine:
             label_tokens=counters.label_tokens + step.num_label_tokens,
             generated_tokens=counters.generated_tokens + len(sampled),
             steps=counters.steps + 1,
+            limit_seconds=counters.limit_seconds + (self.cost.step_limit(step) if self.cost is not None else 0.0),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
         for sequence in finished:
             self._deliver(sequence.key, self._states.pop(sequence.key).output())
+
+    def _note_busy(self, seconds: float) -> None:
+        self._counters = replace(self._counters, busy_seconds=self._counters.busy_seconds + seconds)
 
     def _deliver(self, key: int, output: RequestOutput) -> None:
         submission = self._open.pop(key)

@@ -13,6 +13,7 @@ from engine.model.model_shape import ModelShape
 from engine.planning.groups import Forest
 from engine.planning.prefix_tree import Ints
 from engine.request import Request
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import KVFormat
 
 
@@ -106,6 +107,20 @@ class CostModel:
         prefill_attention = attention * (work.attended_keys - work.decode_keys) / rates.attention_flops
         total: NDArray[np.float64] = prompt_and_labels + steps * token + prefill_attention + decode_attention
         return total
+
+    def step_limit(self, step: SchedulerOutput) -> float:
+        """The seconds that a step takes at the least: its FLOPs at the rate of matmuls, or its weights read once if that
+        takes longer; and in steps that only decode, each token of KV read once, for however many rows.
+        """
+        matmul, head, attention = self._flops()
+        # Whatever it is cut into, a row's context is all that is before it, and itself.
+        keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
+        flops = matmul * step.num_scheduled_tokens + head * len(step.asked_rows) + attention * keys
+        least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
+        if step.num_decode_tokens < step.num_scheduled_tokens:
+            return least
+        read = int((step.segments.kv_end - step.segments.kv_start).sum()) * self.shape.kv_bytes_per_token(self.kv_format)
+        return least + read / self.rates.memory_bytes
 
     def decode_rows(self, work: Work, config: EngineConfig) -> float:
         """Rows that decode together: as many requests as the KV budget holds of those that decode, at least one.
