@@ -165,7 +165,7 @@ def test_the_head_sees_the_rows_that_are_read_in_bounded_pieces(
 def test_a_prompt_whose_logits_are_not_finite_is_an_error(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), EngineConfig(dtype="float32", kv_cache_memory=2**22))
     with torch.no_grad():
-        engine.runner.model.body.get_input_embeddings().weight[4321] = torch.nan
+        engine.runner.model.body.embed_tokens.weight[4321] = torch.nan
     tainted = np.array([17, 18, 4321, 19], dtype=np.int32)
     requests = [
         Request("before", tainted[:2], labels=(), prompt_logprobs_from=1),
