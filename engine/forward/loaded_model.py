@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from engine.forward.cpu.projection import Head
+from engine.forward.kv_scales import KVScales
 from engine.forward.sampler import greedy
 from engine.forward.step_attention import StepAttention
 from engine.model.model_shape import ModelShape
@@ -25,9 +26,10 @@ class LoadedModel:
     the architecture has them. `kv_format` is how its keys and values are kept.
     """
 
-    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat) -> None:
+    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat, kv_scales: KVScales | None = None) -> None:
         self.shape = shape
         self.kv_format = kv_format
+        self.kv_scales = kv_scales
         self.body = model.base_model
         self._head = copy.copy(model)
         self._head._modules = dict(model._modules)

@@ -48,6 +48,7 @@ class ModelRunner:
             shape.head_dim,
             model.kv_format,
             device.name,
+            model.kv_scales,
         )
         self.attention = attention_backend(device.backend, self.cache)
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)

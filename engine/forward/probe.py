@@ -14,9 +14,7 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_inputs import step_inputs
 from engine.machine.device import Device
-from engine.model.model_shape import ModelShape
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.kv_format import KVFormat
 
 ROWS = 8
 WINDOW = 3
@@ -27,8 +25,10 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 class ProbeCache(KVCache):
     """A KV cache without slots, which holds layers to what the configuration promised, and to attending once each."""
 
-    def __init__(self, shape: ModelShape, kv_format: KVFormat, device: str) -> None:
-        super().__init__(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_format, device)
+    def __init__(self, loaded: LoadedModel, device: str) -> None:
+        shape = loaded.shape
+        sizes = (shape.num_layers, shape.num_kv_heads, 0, shape.head_dim)
+        super().__init__(*sizes, loaded.kv_format, device, loaded.kv_scales)
         self.layers: set[int] = set()
 
     def of_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def probe(
     `eager_logits` of the model as it was loaded.
     """
     positions = torch.arange(ROWS, device=device.name)
-    cache, step = ProbeCache(loaded.shape, loaded.kv_format, device.name), SchedulerOutput.causal_rows(ROWS)
+    cache, step = ProbeCache(loaded, device.name), SchedulerOutput.causal_rows(ROWS)
     attention = attention_backend(device.backend, cache).prepare(step, step_inputs(step, device.name))
     with narrow_windows(model, WINDOW):
         try:

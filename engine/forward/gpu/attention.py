@@ -15,6 +15,7 @@ from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.layer.e4m3 import E4M3_MAX
 from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
 
@@ -77,14 +78,16 @@ class GpuStepAttention:
         """As `StepAttention.run`."""
         assert not self._room, "what this launches writes the first step's rows for ever"
         kept = self._cache.of_layer(layer, key, value)
+        key, value = (_as_kept(*one) for one in zip((key, value), self._cache.scales_of(layer), strict=True))
         assert self._cache.kv_format == kv_format_of(key.dtype), (self._cache.kv_format, key.dtype)
         rows, slots = self._written
         for cache, made in zip(kept, (key, value), strict=True):
-            cache[:, slots] = made[:, rows]
+            _bits(cache)[:, slots] = _bits(made)[:, rows]
         query, key, value = (made.transpose(0, 1) for made in (query, key, value))
         if key.stride() != value.stride():
             key, value = torch.stack((key, value))  # the kernel addresses both alike
-        return self._attend(AttentionInputs(query, key, value, _paged(kept[0]), _paged(kept[1])), scoring)
+        stores = (_paged(kept[0]), _paged(kept[1]))
+        return self._attend(AttentionInputs(query, key, value, *stores, *self._cache.scales_of(layer)), scoring)
 
     def run_rotated(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, rotation: Rotation
@@ -93,8 +96,12 @@ class GpuStepAttention:
         keys, values = map(_paged, self._cache.of_layer(layer, key, value))
         query, key, value = (made.transpose(0, 1) for made in (query, key, value))
         angles, slots = (rotation.cos, rotation.sin), self._inputs.slots
-        query, key, value = rope_write(query, key, value, *angles, slots, keys, values, norms=rotation.norms)
-        return self._attend(AttentionInputs(query, key, value, keys, values), scoring)
+        scales = self._cache.scales_of(layer)
+        key_scales, value_scales = scales
+        query, key, value = rope_write(
+            query, key, value, *angles, slots, keys, values, key_scales, value_scales, rotation.norms
+        )
+        return self._attend(AttentionInputs(query, key, value, keys, values, *scales), scoring)
 
     def _attend(self, inputs: AttentionInputs, scoring: Scoring) -> Tensor:
         query, key, window = inputs.query, inputs.step_key, scoring.window
@@ -127,6 +134,19 @@ class GpuStepAttention:
         slots = self._inputs.slots
         rows = torch.from_numpy((self._step.slot_mapping >= 0).nonzero()[0]).to(slots.device)
         return rows, slots[rows]
+
+
+def _as_kept(made: Tensor, scales: Tensor | None) -> Tensor:
+    """Keys or values (kv_heads, rows, dim) as a cache with these scales keeps them, saturated."""
+    if scales is None:
+        return made
+    largest = E4M3_MAX.value
+    return (made.float() / scales[:, None, None]).clamp(-largest, largest).to(torch.float8_e4m3fn).contiguous()
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """What can be indexed: numbers of 8 bits as bytes."""
+    return tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
 
 
 def _paged(cache: Tensor) -> Tensor:

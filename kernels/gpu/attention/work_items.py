@@ -219,24 +219,8 @@ def _items(
     splits = _splits(blocks, rows * tile.heads, tile.keys, processors / head_slices)
     per_item = -(-blocks // np.maximum(splits, 1))
     splits = -(-blocks // np.maximum(per_item, 1))
-    # Every piece is cut where its tile's items begin.
-    before = np.cumsum(sizes) - sizes
-    tile_first = np.cumsum(blocks) - blocks
-    piece_first = before - tile_first[tiles.piece_tile]
-    size = per_item[tiles.piece_tile]
-    low = piece_first // np.maximum(size, 1)
-    counts = (piece_first + sizes - 1) // np.maximum(size, 1) - low + 1
-    parent = np.repeat(np.arange(len(sizes)), counts)
-    local = low[parent] + ranges(counts)
-    cut_start = np.maximum(local * size[parent] - piece_first[parent], 0)
-    cut_end = np.minimum((local + 1) * size[parent] - piece_first[parent], sizes[parent])
-    pieces = tiles.pieces[parent]
-    origin = pieces[:, PieceField.START].copy()
-    pieces[:, PieceField.START] = origin + cut_start * tile.keys
-    pieces[:, PieceField.END] = np.minimum(origin + cut_end * tile.keys, pieces[:, PieceField.END])
-    pieces[:, PieceField.WHOLE_END] = np.clip(
-        pieces[:, PieceField.WHOLE_END], pieces[:, PieceField.START], pieces[:, PieceField.END]
-    )
+    parent, local, pieces = _cut(tiles, sizes, blocks, per_item, tile.keys)
+    starts, ends = pieces[:, PieceField.START], pieces[:, PieceField.END]
     item_tile = np.repeat(np.arange(num_tiles), splits)
     item_of_piece = (np.cumsum(splits) - splits)[tiles.piece_tile[parent]] + local
     num_pieces = np.bincount(item_of_piece, minlength=len(item_tile))
@@ -251,11 +235,8 @@ def _items(
     kept = np.where(direct, 0, rows[item_tile])
     partial = np.where(direct, -1, np.cumsum(kept) - kept)
     merge = _merges(tiles.row_start[item_tile], partial, kept, cover)
-    costs = np.bincount(
-        item_of_piece,
-        weights=-(-(pieces[:, PieceField.END] - pieces[:, PieceField.START]) // tile.keys),
-        minlength=len(item_tile),
-    ).astype(np.int64)
+    costs = np.bincount(item_of_piece, weights=-(-(ends - starts) // tile.keys), minlength=len(item_tile))
+    costs = costs.astype(np.int64)
     columns = (tiles.row_start[item_tile], rows[item_tile], piece_end - num_pieces, piece_end, partial)
     items = np.stack((*columns, tiles.large[item_tile]), 1)
     order = _order(costs, tiles.large[item_tile])
@@ -270,6 +251,29 @@ def _items(
         num_partials=int(kept.sum()),
         costs=costs[order],
     )
+
+
+def _cut(tiles: _Tiles, sizes: Ints, blocks: Ints, per_item: Ints, keys: int) -> tuple[Ints, Ints, Ints]:
+    """Every piece cut where its tile's items begin: which piece a part is from, which of its tile's items, the part.
+
+    Pieces are of `sizes` blocks of `keys`; tiles have `blocks` in all and `per_item` in an item.
+    """
+    tile_first = np.cumsum(blocks) - blocks
+    piece_first = np.cumsum(sizes) - sizes - tile_first[tiles.piece_tile]
+    size = per_item[tiles.piece_tile]
+    low = piece_first // np.maximum(size, 1)
+    counts = (piece_first + sizes - 1) // np.maximum(size, 1) - low + 1
+    parent = np.repeat(np.arange(len(sizes)), counts)
+    local = low[parent] + ranges(counts)
+    cut_start = np.maximum(local * size[parent] - piece_first[parent], 0)
+    cut_end = np.minimum((local + 1) * size[parent] - piece_first[parent], sizes[parent])
+    parts = tiles.pieces[parent]
+    origin = parts[:, PieceField.START].copy()
+    start = origin + cut_start * keys
+    end = np.minimum(origin + cut_end * keys, parts[:, PieceField.END])
+    parts[:, PieceField.START], parts[:, PieceField.END] = start, end
+    parts[:, PieceField.WHOLE_END] = np.clip(parts[:, PieceField.WHOLE_END], start, end)
+    return parent, local, parts
 
 
 def _order(costs: Ints, large: Ints) -> Ints:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from engine.config import EngineConfig, Quantization
+from engine.config import EngineConfig, KVCacheDtype, Quantization
 from engine.device_rates import DeviceRates
 from engine.forward.attention_backend import attention_backend
 from engine.forward.cpu.attention import CpuAttention
@@ -44,11 +44,16 @@ class Played:
     replays: list[int]
 
 
-def config_of(folder: Path, quantization: Quantization = "none") -> EngineConfig:
+def config_of(folder: Path, quantization: Quantization = "none", kv_cache_dtype: KVCacheDtype = "auto") -> EngineConfig:
     """With chunks of 24 tokens and blocks of 8, so that contexts are cut, shared and in several runs."""
     budget = 384 * load_shape(resolve_model(str(folder))).kv_bytes_per_token(FLOAT32)
     return EngineConfig(
-        dtype="float32", quantization=quantization, max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget
+        dtype="float32",
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        max_num_batched_tokens=24,
+        block_size=8,
+        kv_cache_memory=budget,
     )
 
 
@@ -66,14 +71,19 @@ def answers(folder: Path, requests: list[Request]) -> Outputs:
 
 
 def through_triton(
-    folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch, quantization: Quantization = "none"
+    folder: Path,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: Quantization = "none",
+    kv_cache_dtype: KVCacheDtype = "auto",
 ) -> Played:
     """As on a GPU: layers and attention are chosen as there, and Triton interprets them."""
-    files, config, capture = resolve_model(str(folder)), config_of(folder, quantization), PlayedCapture()
+    files, capture = resolve_model(str(folder)), PlayedCapture()
+    config = config_of(folder, quantization, kv_cache_dtype)
     device, rotated = played_gpu(), []
 
     def load() -> tuple[ModelRunner, EngineConfig]:
-        runner = ModelRunner(load_model(files, device, quantization), config, device, capture)
+        runner = ModelRunner(load_model(files, device, quantization, kv_cache_dtype), config, device, capture)
         return runner, engine_config(files, config, runner)
 
     def counted(method: Any, *, rotates: bool) -> Any:
