@@ -23,7 +23,7 @@ from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
-from tasks.plan import Planned, plan
+from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
 from tasks.storage.run import Run, open_run
 from tasks.workers import Workers
@@ -89,7 +89,7 @@ class ShardRunner:
     """Runs a plan's shards, tells how far they are, and publishes what is committed."""
 
     def __init__(
-        self, run: Run, planned: Planned, workers: Workers, log: logging.Logger | logging.LoggerAdapter[Any]
+        self, run: Run, planned: StoredPlan, workers: Workers, log: logging.Logger | logging.LoggerAdapter[Any]
     ) -> None:
         self._run = run
         self._planned = planned

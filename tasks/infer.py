@@ -12,7 +12,7 @@ from prefect.tasks import exponential_backoff
 from engine.plan import Shard
 from engine.request import RequestOutput
 from tasks.request.task_types import task_type_of
-from tasks.shard_work import read_shard, to_asked, to_work
+from tasks.shard_work import read_shard, stored_requests, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
 from tasks.storage.failpoint import failpoint
@@ -52,7 +52,7 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_outpu
     outputs = workers.submit(work, on_output).result()
     failpoint("infer.scored")
     answer = task_type_of(run.job).result
-    part = _commit_part(run, shard, to_part(to_asked(rows), outputs, answer, run.run_id, shard.shard_id))
+    part = _commit_part(run, shard, to_part(stored_requests(rows), outputs, answer, run.run_id, shard.shard_id))
     manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")

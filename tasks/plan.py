@@ -23,7 +23,7 @@ from tasks.storage.failpoint import failpoint
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
-from tasks.storage.stored_plan import Planned as Planned
+from tasks.storage.stored_plan import StoredPlan as StoredPlan
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS
 from tasks.workers import Workers
 
@@ -44,7 +44,7 @@ NODE_FIELDS = ("parent", "start", "end", "num_requests")
 NODE_SCHEMA = pa.schema([(name, pa.int64()) for name in NODE_FIELDS])
 
 
-def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Planned:
+def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> StoredPlan:
     """The run's plan, on the disk: a new one, or the one that an unfinished run left."""
     planned = _reuse_or_store(run, deduplicated, workers)
     update_record(
@@ -61,7 +61,7 @@ def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Pla
     return planned
 
 
-def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> Planned:
+def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> StoredPlan:
     if deduplicated.reused_plan is not None:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
@@ -103,8 +103,8 @@ def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
         yield from to_requests(batch, task_type_of(run.job), run.job.sampling.params())
 
 
-def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
-    return Planned(
+def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> StoredPlan:
+    return StoredPlan(
         plan_id=plan_id_of(run.run_id),
         layout_id=outline.layout_id,
         run_id=run.run_id,

@@ -30,5 +30,6 @@ class StepAttention(Protocol):
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """What every row attends to in `layer`, (rows, heads, dim); rows that the step keeps are then in the KV cache.
 
-        query (heads, rows, dim); key, value (kv_heads, rows, dim).
+        query (heads, rows, dim); key, value (kv_heads, rows, dim). A row that is kept is read from its slot, by rows of
+        this step too; segments that are `in_step` are of rows that are not kept.
         """

@@ -15,7 +15,7 @@ from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
-from tasks.plan import Planned, make_run_plan
+from tasks.plan import StoredPlan, make_run_plan
 from tasks.publish import Published, publish_results
 from tasks.query import query
 from tasks.storage.run import Run, open_run
@@ -43,7 +43,7 @@ def make_job(content: dict[str, Any]) -> ScoringJob:
     return parse_job(content, "job.yaml")
 
 
-def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[Planned, Published]:
+def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[StoredPlan, Published]:
     with open_run(job, retry_failed) as run, workers_of(run) as workers:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), workers)
         for shard in planned.shards:
@@ -51,9 +51,9 @@ def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[Planned, 
         return planned, publish_results(run, planned.plan_id)
 
 
-def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = False) -> tuple[Extracted, Planned]:
+def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = False) -> tuple[Extracted, StoredPlan]:
     """A run that is stopped once it has scored that many shards."""
-    found: list[tuple[Extracted, Planned]] = []
+    found: list[tuple[Extracted, StoredPlan]] = []
     with suppress(KeyboardInterrupt), open_run(job, retry_failed) as run, workers_of(run) as workers:
         extracted = extract_rows(run)
         found.append((extracted, make_run_plan(run, deduplicate_requests(run, extracted), workers)))

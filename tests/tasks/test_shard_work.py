@@ -7,7 +7,7 @@ from engine.plan import ShardWork
 from tasks import plan as plan_step
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
-from tasks.plan import Planned, make_run_plan
+from tasks.plan import StoredPlan, make_run_plan
 from tasks.sections import read_sections
 from tasks.shard_work import read_shard, to_work
 from tasks.storage.run import Run, open_run
@@ -23,7 +23,7 @@ def with_adapters(section: pa.Table) -> pa.Table:
     return section.append_column("adapter", pa.array(ADAPTERS, pa.string()))
 
 
-def works_of(run: Run, planned: Planned) -> list[ShardWork]:
+def works_of(run: Run, planned: StoredPlan) -> list[ShardWork]:
     batches = [read_shard(run, planned.plan_id, shard) for shard in planned.shards]
     return [
         to_work(run, planned.plan_id, planned.layout_id, shard, batch)
