@@ -47,6 +47,34 @@ class Scratch(NamedTuple):
 
 
 @njit(error_model="numpy")
+def addresses_of(scratch: Any) -> Any:
+    """The same, of addresses: what blocks take, since slices of arrays are counted by atomic instructions."""
+    return Scratch(
+        scratch.by_lane.ctypes.data,
+        scratch.queries.ctypes.data,
+        scratch.totals.ctypes.data,
+        scratch.best.ctypes.data,
+        scratch.total.ctypes.data,
+        scratch.lower.ctypes.data,
+        scratch.upper.ctypes.data,
+        scratch.bounds.ctypes.data,
+        scratch.scores.ctypes.data,
+        scratch.edges.ctypes.data,
+        scratch.keys.ctypes.data,
+        scratch.values.ctypes.data,
+        scratch.means.ctypes.data,
+        scratch.tops.ctypes.data,
+        scratch.parts.ctypes.data,
+        scratch.key_scales.ctypes.data,
+        scratch.terms.ctypes.data,
+        scratch.inverses.ctypes.data,
+        scratch.dithers.ctypes.data,
+        scratch.query_scales.ctypes.data,
+        scratch.query_offsets.ctypes.data,
+    )
+
+
+@njit(error_model="numpy")
 def scratch_for(lanes: int, dim: int) -> Any:
     """`lanes` is in whole vectors."""
     by_lane, queries = lines_of(lanes * dim), lines_of(lanes * dim)

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.cpu.attention.attention_work import LN2
 from kernels.cpu.language.hadamard import to_bytes
 from kernels.cpu.language.jit import FASTMATH, intrinsic, ir, njit, types
-from kernels.cpu.language.openmp import as_float32, bits_of, exp, float32_at, int8_at, int32_at
-from kernels.cpu.language.transpose import transpose
+from kernels.cpu.language.openmp import as_float32, bits_of, exp, float32_at
 from kernels.cpu.language.vectors import BYTE, FLOAT, HALF, LONG, WIDTH, WORD, WORDS, Vectors, integers
 from kernels.kv_format import CHUNK, SCALE_BYTES
 
 # What a row's largest magnitude is at least taken for: all are nothing below.
 LEAST_KEY, LEAST_VALUE = 1e-30, 127 * 2.0**-30
-LN2 = 0.6931471805599453
 
 
 @njit(inline="always", error_model="numpy")
@@ -58,7 +57,7 @@ def values_of(rows: Tensor) -> Tensor:
 
 
 @intrinsic
-def _largest(_: Any, values: Any, vectors: Any) -> Any:
+def largest_magnitude(_: Any, values: Any, vectors: Any) -> Any:
     """For numba: the largest magnitude of so many vectors; not finite where one is not."""
 
     def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
@@ -80,7 +79,7 @@ def _largest(_: Any, values: Any, vectors: Any) -> Any:
 @njit(error_model="numpy")
 def write_key(source: int, dim: int, target: int) -> None:
     """As `key_rows`, of one row; addresses."""
-    largest = _largest(source, dim // WIDTH)
+    largest = largest_magnitude(source, dim // WIDTH)
     to_bytes(source, np.float32(127) / max(largest, np.float32(LEAST_KEY)), target, dim // WIDTH, 128)
     float32_at(target + dim, 1)[0] = largest * np.float32(1 / 127)
 
@@ -88,42 +87,11 @@ def write_key(source: int, dim: int, target: int) -> None:
 @njit(error_model="numpy")
 def write_value(source: int, dim: int, target: int) -> None:
     """As `value_rows`, of one row; addresses."""
-    largest = _largest(source, dim // WIDTH)
+    largest = largest_magnitude(source, dim // WIDTH)
     exact = np.float32(127) / max(largest, np.float32(LEAST_VALUE))
     steps = as_float32(bits_of(exact) & np.int32(-65536))
     to_bytes(source, steps, target, dim // WIDTH, 0)
     float32_at(target + dim, 1)[0] = -np.log2(steps) if largest < np.float32(np.inf) else np.float32(np.nan)
-
-
-@njit(error_model="numpy")
-def quantize_queries(
-    query: int,
-    row: int,
-    rows: int,
-    row_stride: int,
-    head: int,
-    head_stride: int,
-    group: int,
-    dim: int,
-    stride: int,
-    scratch: Any,
-) -> None:
-    """Queries in float32 as signed bytes: by_lane[lane, word] as they lie, queries[word, lane] as lanes of vectors.
-
-    With them `query_scales` and `query_offsets`: what the keys' zero adds to a product, negated.
-    """
-    by_lane, count = scratch.by_lane.ctypes.data, dim // 4
-    scales, offsets = scratch.query_scales, int32_at(scratch.query_offsets.ctypes.data, stride)
-    for lane in range(rows * group):
-        source = query + 4 * ((row + lane // group) * row_stride + (head * group + lane % group) * head_stride)
-        made, total = int8_at(by_lane + lane * dim, dim), np.int32(0)
-        largest = _largest(source, dim // WIDTH)
-        to_bytes(source, np.float32(127) / max(largest, np.float32(LEAST_KEY)), made.ctypes.data, dim // WIDTH, 0)
-        for d in range(dim):
-            total += np.int32(made[d])
-        scales[lane], offsets[lane] = largest * np.float32(1 / 127), np.int32(-128) * total
-    lanes = -(rows * group // -WIDTH) * WIDTH
-    transpose(by_lane, count, lanes, count, scratch.queries.ctypes.data, stride)
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)

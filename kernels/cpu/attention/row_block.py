@@ -1,328 +1,127 @@
-"""Keys that one row alone reads, against its few queries.
+"""A block of keys that one row alone reads, against its few queries: scores, softmax, sums.
 
 Elements are lanes here, because so few queries would fill none; where many rows share keys, queries are lanes
-(`kernels.cpu.attention.attention_block`).
+(`kernels.cpu.attention.attention_block`). All functions take `RowQueries`, a block of `Keys`, `Work`, the addresses of
+the `Scratch` and what is `Ahead` (`kernels.cpu.attention.own_segment`).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kernels.cpu.attention.attention_block import LN2, LOG2E, cap
+from kernels.cpu.attention.attention_block import cap
 from kernels.cpu.attention.attention_scratch import KEYS, LINE, MAX_QUERIES
-from kernels.cpu.attention.byte_kv import read_scales, row_size, zipped
+from kernels.cpu.attention.attention_work import LN2, LOG2E, PER_WORD
+from kernels.cpu.attention.byte_kv import read_scales, row_size
+from kernels.cpu.attention.row_products import CHUNK, finish_scores, row_byte_sums, row_scores, row_sums, to_int16
 from kernels.cpu.attention.softmax import LOWEST, highest, weights
-from kernels.cpu.language.jit import FASTMATH, intrinsic, ir, njit, types
+from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import exp, float32_at, int32_at
-from kernels.cpu.language.vectors import (
-    BYTE,
-    FLOAT,
-    FLOATS,
-    HALF,
-    HALVES,
-    LONG,
-    WIDTH,
-    WORD,
-    WORDS,
-    Vectors,
-    floats,
-    integers,
-    prefetch,
-    to_bfloat16,
-)
+from kernels.cpu.language.vectors import WIDTH, prefetch, to_bfloat16
 from kernels.kv_format import CHUNK as BYTE_CHUNK
-from kernels.processor import NATIVE_BYTES
 
-# Elements of a row that are read at once, but for bytes; `dim` is a multiple.
-CHUNK = 2 * WIDTH
-# What a weight of 1 is in 16 bits.
-WEIGHT = 2**15 - 1
-
-
-def _row_scores(kind: str) -> Callable[..., None]:
-    """For numba: `f(keys, key_words, count, query, steps, out)`: one query's scores of `count` keys, a vector at most.
-
-    `key_words` is the stride of keys and `steps` the vectors of words in one. What is behind `count` is unspecified.
-    Of bytes, unsigned in keys and signed in the query, the scores are int32.
-    """
-
-    @intrinsic
-    def f(_: Any, keys: Any, key_words: Any, count: Any, query: Any, steps: Any, out: Any) -> Any:
-        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            keys, key_words, count, query, steps, out = arguments
-            emit, many = Vectors(builder), FLOATS if kind == "float32" else WORDS
-            zero, add = (integers(0), builder.add) if kind == "bytes" else (floats(0.0), builder.fadd)
-            last = builder.sub(count, LONG(1))
-            rows = []
-            for key in range(WIDTH):
-                place = builder.select(builder.icmp_signed("<", LONG(key), last), LONG(key), last)
-                rows.append(emit.address(keys, builder.mul(place, key_words)))
-
-            def step(index: Any, sums: list[Any]) -> list[Any]:
-                at = builder.mul(index, LONG(WIDTH))
-                asked = emit.operand(emit.load(many, emit.address(query, at)), kind)
-                loaded = [emit.operand(emit.load(many, emit.address(row, at)), kind) for row in rows]
-                return [emit.multiply(key, asked, total, kind) for key, total in zip(loaded, sums, strict=True)]
-
-            sums = emit.loop(steps, [zero] * WIDTH, step)
-            # Neighbours are added until each vector is a lane of one: half as many vectors, half as many lanes a key.
-            while len(sums) > 1:
-                sums = [
-                    add(_every_second(builder, left, right, 0), _every_second(builder, left, right, 1))
-                    for left, right in zip(sums[::2], sums[1::2], strict=True)
-                ]
-            emit.store(sums[0], out)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 6), generate
-
-    return f  # type: ignore[no-any-return]
-
-
-def _every_second(builder: Any, left: Any, right: Any, first: int) -> Any:
-    return builder.shuffle_vector(left, right, ir.Constant(WORDS, [*range(first, 2 * WIDTH, 2)]))
-
-
-def _row_sums(kind: str, queries: int) -> Callable[..., None]:
-    """For numba: `f(weights, weight_words, values, value_words, count, out, out_words)`, `CHUNK` elements a value.
-
-    out (queries, ...) += weights (queries, count) @ values (count, ...). In pairs, weights are words of two keys', of
-    which the one behind an odd `count` is zero.
-    """
-    pairs = kind == "pairs"
-
-    @intrinsic
-    def f(
-        _: Any, weights: Any, weight_words: Any, values: Any, value_words: Any, count: Any, out: Any, out_words: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            weights, weight_words, values, value_words, count, out, out_words = arguments
-            emit = Vectors(builder)
-            rows = [emit.address(weights, builder.mul(weight_words, LONG(q))) for q in range(queries)]
-            cells = [
-                emit.address(out, builder.add(builder.mul(out_words, LONG(q)), LONG(v * WIDTH)))
-                for q in range(queries)
-                for v in range(2)
-            ]
-            last = builder.sub(count, LONG(1))
-
-            def operands(index: Any) -> list[tuple[Any, ...]]:
-                if not pairs:
-                    row = emit.address(values, builder.mul(index, value_words))
-                    return [(emit.load(FLOATS, emit.address(row, LONG(v * WIDTH))),) for v in range(2)]
-                first = builder.shl(index, LONG(1))
-                second = builder.add(first, LONG(1))
-                second = builder.select(builder.icmp_signed("<", second, last), second, last)
-                even, odd = (
-                    emit.load(HALVES, emit.address(values, builder.mul(key, value_words))) for key in (first, second)
-                )
-                words = []
-                for start in (0, WIDTH):
-                    order = [lane for i in range(start, start + WIDTH) for lane in (i, i + 2 * WIDTH)]
-                    interleaved = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(WORD, 2 * WIDTH), order))
-                    words.append(emit.operand(builder.bitcast(interleaved, WORDS), kind))
-                return words
-
-            def step(index: Any, sums: list[Any]) -> list[Any]:
-                right = operands(index)
-                added = []
-                for q in range(queries):
-                    weight = emit.load(WORD if pairs else FLOAT, emit.address(rows[q], index))
-                    left = emit.operand(emit.splat(weight), kind)
-                    added += [emit.multiply(left, right[v], sums[2 * q + v], kind) for v in range(2)]
-                return added
-
-            steps = builder.ashr(builder.add(count, LONG(1)), LONG(1)) if pairs else count
-            for at, total in zip(cells, emit.loop(steps, [emit.load(FLOATS, at) for at in cells], step), strict=True):
-                emit.store(total, at)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 7), generate
-
-    return f  # type: ignore[no-any-return]
-
-
-def _row_byte_sums(queries: int) -> Callable[..., None]:
-    """For numba: `f(weights, weight_words, values, value_bytes, count, out, out_words)`, for 64 elements of values.
-
-    out (queries, ...) += weights (queries, count) @ values (count, ...), of signed bytes. A word of weights is two
-    keys' in 16 bits, of which the one behind an odd `count` is zero; sums of up to `KEYS` are exact.
-    """
-
-    @intrinsic
-    def f(
-        _: Any, weights: Any, weight_words: Any, values: Any, value_bytes: Any, count: Any, out: Any, out_words: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            if not NATIVE_BYTES:
-                return context.get_dummy_value()  # compiled with the rest, never reached
-            weights, weight_words, values, value_bytes, count, out, out_words = arguments
-            emit, bytes_ = Vectors(builder), ir.VectorType(BYTE, 4 * WIDTH)
-            rows = [emit.address(weights, builder.mul(weight_words, LONG(q))) for q in range(queries)]
-            last = builder.sub(count, LONG(1))
-
-            def widened(part: Any, half: int) -> Any:
-                order = ir.Constant(ir.VectorType(WORD, 2 * WIDTH), [*range(2 * WIDTH * half, 2 * WIDTH * (half + 1))])
-                taken = builder.shuffle_vector(part, ir.Constant(bytes_, ir.Undefined), order)
-                return builder.bitcast(builder.sext(taken, HALVES), WORDS)
-
-            def step(index: Any, sums: list[Any]) -> list[Any]:
-                first = builder.shl(index, LONG(1))
-                second = builder.add(first, LONG(1))
-                second = builder.select(builder.icmp_signed("<", second, last), second, last)
-                even, odd = (
-                    emit.load(bytes_, builder.add(values, builder.mul(key, value_bytes))) for key in (first, second)
-                )
-                right = [widened(part, half) for part in zipped(emit, even, odd, kind=BYTE) for half in range(2)]
-                added = []
-                for q in range(queries):
-                    left = emit.splat(emit.load(WORD, emit.address(rows[q], index)))
-                    for v, words in enumerate(right):
-                        added.append(emit.call("llvm.x86.avx512.vpdpwssd.512", WORDS, sums[4 * q + v], words, left))
-                return added
-
-            steps = builder.ashr(builder.add(count, LONG(1)), LONG(1))
-            sums = emit.loop(steps, [integers(0)] * (4 * queries), step)
-            for q in range(queries):
-                for v in range(4):
-                    at = emit.address(out, builder.add(builder.mul(out_words, LONG(q)), LONG(v * WIDTH)))
-                    total = builder.sitofp(sums[4 * q + v], FLOATS)
-                    emit.store(emit.multiply_add(total, floats(1 / WEIGHT), emit.load(FLOATS, at)), at)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 7), generate
-
-    return f  # type: ignore[no-any-return]
-
-
-@intrinsic
-def _finish(_: Any, scores: Any, vectors: Any, offset: Any, scale: Any, key_scales: Any, terms: Any) -> Any:
-    """For numba: scores in int32 become float32, in place: (score + offset) * scale * the key's + its term."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        scores, vectors, offset, scale, key_scales, terms = arguments
-        emit = Vectors(builder)
-        offsets, scales = emit.splat(builder.trunc(offset, WORD)), emit.splat(scale)
-
-        def step(index: Any, _: list[Any]) -> list[Any]:
-            at = builder.mul(index, LONG(WIDTH))
-            place = emit.address(scores, at)
-            score = builder.sitofp(builder.add(emit.load(WORDS, place), offsets), FLOATS)
-            factor = builder.fmul(emit.load(FLOATS, emit.address(key_scales, at)), scales)
-            emit.store(emit.multiply_add(score, factor, emit.load(FLOATS, emit.address(terms, at))), place)
-            return []
-
-        emit.loop(vectors, [], step)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.float32, types.int64, types.int64), generate
-
-
-@intrinsic
-def _weigh(_: Any, weights: Any, vectors: Any, inverses: Any, sums: Any) -> Any:
-    """For numba: weights of at most 1 become integers of 16 bits, `WEIGHT` for 1, in place.
-
-    sums, a vector: of the weights as they were, times `inverses`.
-    """
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        weights, vectors, inverses, sums = arguments
-        emit = Vectors(builder)
-
-        def step(index: Any, total: list[Any]) -> list[Any]:
-            at = builder.mul(index, LONG(WIDTH))
-            weight = emit.load(FLOATS, emit.address(weights, at))
-            whole = builder.fptosi(emit.multiply_add(weight, floats(WEIGHT), floats(0.5)), WORDS)
-            short = builder.trunc(whole, ir.VectorType(HALF, WIDTH))
-            emit.store(short, emit.address(weights, builder.mul(index, LONG(WIDTH // 2))))
-            return [emit.multiply_add(weight, emit.load(FLOATS, emit.address(inverses, at)), total[0])]
-
-        (total,) = emit.loop(vectors, [floats(0.0)], step)
-        emit.store(total, sums)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4), generate
-
-
-_scores, _scores_pairs, _scores_bytes = (_row_scores(kind) for kind in ("float32", "pairs", "bytes"))
-_sums_1, _sums_2, _sums_3, _sums_4 = (_row_sums("float32", queries) for queries in range(1, 5))
-_pairs_1, _pairs_2, _pairs_3, _pairs_4 = (_row_sums("pairs", queries) for queries in range(1, 5))
-_bytes_1, _bytes_2, _bytes_3, _bytes_4 = (_row_byte_sums(queries) for queries in range(1, 5))
 _highest, _weights = highest(1, masked=False), weights(1)
 
 
+def make_row_block(kind: str) -> Any:
+    """For numba: `f(of, block, work, scratch, ahead)`: a block's keys against up to 4 queries, whose sums go on.
+
+    `scratch.scores` takes 4 KEYS + 2 vectors of float32.
+    """
+    prepare, score, finish = _make_preparation(kind), _make_scores(kind), _make_finish(kind)
+    softmax, sums = _make_softmax(kind), _make_sums(kind)
+
+    @njit(error_model="numpy", fastmath=FASTMATH)
+    def row_block(of: Any, block: Any, work: Any, scratch: Any, ahead: Any) -> None:
+        prepare(block, work, scratch)
+        for q in range(of.number):
+            score(q, of, block, work, scratch, ahead)
+            finish(q, of, block, scratch)
+            softmax(q, of, block, work, scratch)
+        sums(of, block, work, scratch)
+
+    return row_block
+
+
+def _make_preparation(kind: str) -> Any:
+    @njit(error_model="numpy", inline="always")
+    def in_bytes(block: Any, work: Any, scratch: Any) -> None:
+        places = (scratch.key_scales, scratch.terms, scratch.inverses)
+        read_scales(block.keys, block.values, block.length, work.dim, work.factor, places)
+
+    @njit(error_model="numpy", inline="always")
+    def nothing(block: Any, work: Any, scratch: Any) -> None:
+        pass
+
+    return in_bytes if kind == "bytes" else nothing
+
+
 @njit(error_model="numpy")
-def _ask(ahead: Any, first: int, start: int, end: int) -> None:
-    """Asks for lines `[start, end)` of what is `ahead`, whose nearer part has `first`, of keys and of values.
+def _fetch(ahead: Any, near: int, start: int, end: int) -> None:
+    """Asks for lines `[start, end)` of what is `ahead`, whose nearer part has `near`, of keys and of values.
 
     A row's keys are read once, so they come from memory, and the processor foresees no more than a page; but many
     requests at once would hold up the loads.
     """
-    keys, values, _, later_keys, later_values, _ = ahead
-    if start < min(end, first):
-        prefetch(values + LINE * start, min(end, first) - start)
-        prefetch(keys + LINE * start, min(end, first) - start)
-    start, end = max(start - first, 0), end - first
+    if start < min(end, near):
+        prefetch(ahead.values + LINE * start, min(end, near) - start)
+        prefetch(ahead.keys + LINE * start, min(end, near) - start)
+    start, end = max(start - near, 0), end - near
     if start < end:
-        prefetch(later_values + LINE * start, end - start)
-        prefetch(later_keys + LINE * start, end - start)
+        prefetch(ahead.later_values + LINE * start, end - start)
+        prefetch(ahead.later_keys + LINE * start, end - start)
 
 
-@njit(error_model="numpy", fastmath=FASTMATH)
-def row_block(
-    per_word: int,
-    queries: int,
-    query: int,
-    dim: int,
-    keys: int,
-    values: int,
-    count: int,
-    factor: Any,
-    softcap: Any,
-    room: int,
-    of_queries: tuple[int, int],
-    scales: tuple[int, int, int],
-    means: int,
-    best: int,
-    total: int,
-    ahead: Any,
-) -> None:
-    """`count` keys against `queries` <= 4 queries: means (queries, dim), best and total go on from what they are.
+def _make_scores(kind: str) -> Any:
+    """For numba: one query's scores, which bytes have in int32; its part of what is ahead is fetched meanwhile."""
+    scores, per_word = row_scores(kind), PER_WORD[kind]
 
-    All places are addresses. query (queries, dim) is as keys are, and contiguous. `room` has 4 KEYS + 2 vectors of
-    float32; of bytes `of_queries` are scales and offsets, and `scales` room for what `read_scales` makes. `ahead` is
-    what to bring nearer meanwhile: keys, values and how many, and the same of what comes behind these.
-    """
-    row, query_words = row_size(dim, 4 // per_word), dim // per_word
-    words = row // 4
-    vectors = -(count // -WIDTH)
-    edge = room + 4 * MAX_QUERIES * KEYS
-    pivots, sums = float32_at(edge, WIDTH), float32_at(edge + 4 * WIDTH, WIDTH)
-    near, lines, asked_lines = row * ahead[2] // LINE, row * (ahead[2] + ahead[5]) // LINE, 0
-    part = lines // (queries * vectors) + 1
-    bests, totals = float32_at(best, queries), float32_at(total, queries)
-    query_scales, offsets = float32_at(of_queries[0], queries), int32_at(of_queries[1], queries)
-    if per_word == 4:
-        read_scales(keys, values, count, dim, factor, scales)
-    for q in range(queries):
-        into, asked = room + 4 * q * KEYS, query + 4 * q * query_words
-        scores = float32_at(into, KEYS)
-        for j in range(0, count, WIDTH):
-            key, here = keys + j * row, min(WIDTH, count - j)
-            _ask(ahead, near, asked_lines, min(asked_lines + part, lines))
-            asked_lines += part
-            if per_word == 4:
-                _scores_bytes(key, words, here, asked, query_words // WIDTH, into + 4 * j)
-            elif per_word == 2:
-                _scores_pairs(key, words, here, asked, query_words // WIDTH, into + 4 * j)
-            else:
-                _scores(key, words, here, asked, query_words // WIDTH, into + 4 * j)
-        scale = factor
-        if per_word == 4:
-            _finish(into, vectors, np.int64(offsets[q]), query_scales[q], scales[0], scales[1])
-        if softcap > np.float32(0):
-            cap(scores, count, factor, softcap)
+    @njit(error_model="numpy", inline="always")
+    def score(q: int, of: Any, block: Any, work: Any, scratch: Any, ahead: Any) -> None:
+        row, query_words = row_size(work.dim, 4 // per_word), work.dim // per_word
+        near, lines = row * ahead.length // LINE, row * (ahead.length + ahead.later_length) // LINE
+        vectors = -(block.length // -WIDTH)
+        part = lines // (of.number * vectors) + 1
+        start = part * vectors * q
+        into, query = scratch.scores + 4 * q * KEYS, of.query + 4 * q * query_words
+        for j in range(0, block.length, WIDTH):
+            _fetch(ahead, near, start, min(start + part, lines))
+            start += part
+            here = min(WIDTH, block.length - j)
+            scores(block.keys + j * row, row // 4, here, query, query_words // WIDTH, into + 4 * j)
+
+    return score
+
+
+def _make_finish(kind: str) -> Any:
+    """For numba: one query's scores in float32."""
+
+    @njit(error_model="numpy", inline="always")
+    def in_bytes(q: int, of: Any, block: Any, scratch: Any) -> None:
+        vectors, offset = -(block.length // -WIDTH), np.int64(int32_at(of.offsets, of.number)[q])
+        scale = float32_at(of.scales, of.number)[q]
+        finish_scores(scratch.scores + 4 * q * KEYS, vectors, offset, scale, scratch.key_scales, scratch.terms)
+
+    @njit(error_model="numpy", inline="always")
+    def nothing(q: int, of: Any, block: Any, scratch: Any) -> None:
+        pass
+
+    return in_bytes if kind == "bytes" else nothing
+
+
+def _make_softmax(kind: str) -> Any:
+    """For numba: one query's scores become weights as its sums take them; its sums so far go over to their pivot."""
+    round_weights = _make_weights(kind)
+
+    @njit(error_model="numpy", inline="always")
+    def softmax(q: int, of: Any, block: Any, work: Any, scratch: Any) -> None:
+        count, into, edge = block.length, scratch.scores + 4 * q * KEYS, scratch.scores + 4 * MAX_QUERIES * KEYS
+        vectors, scores = -(count // -WIDTH), float32_at(into, KEYS)
+        pivots, sums = float32_at(edge, WIDTH), float32_at(edge + 4 * WIDTH, WIDTH)
+        bests, totals = float32_at(of.best, of.number), float32_at(of.total, of.number)
+        scale = work.factor
+        if work.softcap > np.float32(0):
+            cap(scores, count, work.factor, work.softcap)
             scale = np.float32(LOG2E)
         for j in range(count, vectors * WIDTH):
             scores[j] = np.float32(LOWEST)
@@ -336,43 +135,56 @@ def row_block(
         _weights(into, vectors, scale, edge, sums.ctypes.data)
         correction = exp((bests[q] - pivot) * np.float32(LN2))
         bests[q] = pivot
-        if per_word == 4:
-            _weigh(into, vectors, scales[2], sums.ctypes.data)
-        elif per_word == 2:
-            to_bfloat16(into, vectors, into)
+        round_weights(into, vectors, scratch.inverses, sums.ctypes.data)
         summed = np.float32(0)
         for i in range(WIDTH):
             summed += sums[i]
         totals[q] = totals[q] * correction + summed
-        mean = float32_at(means + 4 * q * dim, dim)
-        for d in range(dim):
+        mean = float32_at(of.means + 4 * q * work.dim, work.dim)
+        for d in range(work.dim):
             mean[d] *= correction
-    step = BYTE_CHUNK if per_word == 4 else CHUNK
-    for d in range(0, dim, step):
-        value, out = values + 4 * (d // per_word), means + 4 * d
-        if per_word == 4:
-            if queries == 1:
-                _bytes_1(room, KEYS, value, row, count, out, dim)
-            elif queries == 2:
-                _bytes_2(room, KEYS, value, row, count, out, dim)
-            elif queries == 3:
-                _bytes_3(room, KEYS, value, row, count, out, dim)
+
+    return softmax
+
+
+def _make_weights(kind: str) -> Any:
+    """For numba: `f(weights, vectors, inverses, sums)`: weights in float32 as values are multiplied by them."""
+    if kind == "bytes":
+        return to_int16
+
+    @njit(error_model="numpy", inline="always")
+    def in_pairs(weights: int, vectors: int, inverses: int, sums: int) -> None:
+        to_bfloat16(weights, vectors, weights)
+
+    @njit(error_model="numpy", inline="always")
+    def nothing(weights: int, vectors: int, inverses: int, sums: int) -> None:
+        pass
+
+    return in_pairs if kind == "pairs" else nothing
+
+
+def _make_sums(kind: str) -> Any:
+    """For numba: `f(of, block, work, scratch)`: weights times values, for as many queries as there are."""
+    per_word, step = PER_WORD[kind], BYTE_CHUNK if kind == "bytes" else CHUNK
+    # The stride of values is in bytes for those, and else in words.
+    unit = 1 if kind == "bytes" else 4
+    sums_1, sums_2, sums_3, sums_4 = (
+        row_byte_sums(queries) if kind == "bytes" else row_sums(kind, queries) for queries in (1, 2, 3, 4)
+    )
+
+    @njit(error_model="numpy", inline="always")
+    def sums(of: Any, block: Any, work: Any, scratch: Any) -> None:
+        weights, dim, count = scratch.scores, work.dim, block.length
+        stride = row_size(dim, 4 // per_word) // unit
+        for d in range(0, dim, step):
+            values, out = block.values + 4 * (d // per_word), of.means + 4 * d
+            if of.number == 1:
+                sums_1(weights, KEYS, values, stride, count, out, dim)
+            elif of.number == 2:
+                sums_2(weights, KEYS, values, stride, count, out, dim)
+            elif of.number == 3:
+                sums_3(weights, KEYS, values, stride, count, out, dim)
             else:
-                _bytes_4(room, KEYS, value, row, count, out, dim)
-        elif per_word == 2:
-            if queries == 1:
-                _pairs_1(room, KEYS, value, words, count, out, dim)
-            elif queries == 2:
-                _pairs_2(room, KEYS, value, words, count, out, dim)
-            elif queries == 3:
-                _pairs_3(room, KEYS, value, words, count, out, dim)
-            else:
-                _pairs_4(room, KEYS, value, words, count, out, dim)
-        elif queries == 1:
-            _sums_1(room, KEYS, value, words, count, out, dim)
-        elif queries == 2:
-            _sums_2(room, KEYS, value, words, count, out, dim)
-        elif queries == 3:
-            _sums_3(room, KEYS, value, words, count, out, dim)
-        else:
-            _sums_4(room, KEYS, value, words, count, out, dim)
+                sums_4(weights, KEYS, values, stride, count, out, dim)
+
+    return sums
