@@ -26,6 +26,7 @@ from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
 from tasks.storage.run import Run, open_run
+from tasks.storage.run_record import update_record
 from tasks.workers import Workers
 
 # One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
@@ -125,6 +126,7 @@ class ShardRunner:
             raise
         finally:
             seconds = time.monotonic() - start
+            self._record_limit()
             tell(replace(self._progress, stage="publishing", seconds_left=None))
             published = publish(self._run, self._planned.plan_id)
         report = RunReport(
@@ -144,6 +146,11 @@ class ShardRunner:
                 f"run the same command to continue (last error: {self._failures[-1]})"
             ) from self._failures[-1]
         return report
+
+    def _record_limit(self) -> None:
+        share = (self._workers.totals() - self._before).limit_share
+        if share is not None:
+            update_record(self._run.folder, self._run.run_id, limit_share=round(share, 3))
 
     def _submit(self, shard: Shard) -> PrefectFuture[Any]:
         here = infer.with_options(

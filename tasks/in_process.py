@@ -130,4 +130,6 @@ def _computed(engine: "Engine") -> Computed:
         counters.computed_prompt_tokens,
         counters.label_tokens,
         counters.generated_tokens,
+        counters.busy_seconds,
+        counters.limit_seconds,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from engine.config import EngineConfig
@@ -14,12 +14,17 @@ OnOutput = Callable[[RequestOutput], None]
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """What was computed: finished requests, and tokens of prompts, of labels and of answers."""
+    """What was computed: finished requests, and tokens of prompts, of labels and of answers.
+
+    It took `busy_seconds`, of which a device at its limit would have needed `limit_seconds`.
+    """
 
     requests: int = 0
     prefill: int = 0
     label: int = 0
     decode: int = 0
+    busy_seconds: float = 0.0
+    limit_seconds: float = 0.0
 
     @property
     def prompt(self) -> int:
@@ -36,10 +41,17 @@ class Computed:
             self.prefill + other.prefill,
             self.label + other.label,
             self.decode + other.decode,
+            self.busy_seconds + other.busy_seconds,
+            self.limit_seconds + other.limit_seconds,
         )
 
     def __sub__(self, other: "Computed") -> "Computed":
-        return self + Computed(-other.requests, -other.prefill, -other.label, -other.decode)
+        return self + Computed(*(-value for value in astuple(other)))
+
+    @property
+    def limit_share(self) -> float | None:
+        """The part of the device's limit that was reached; None where nothing was computed."""
+        return self.limit_seconds / self.busy_seconds if self.busy_seconds and self.limit_seconds else None
 
 
 class Workers(Protocol):

@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import time
+from functools import cache
 
 import torch
 
@@ -11,6 +12,7 @@ from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
 from engine.forward.warm_up import warm_up
 from engine.loop.engine import Engine
+from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import engine_config
 from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
@@ -20,6 +22,7 @@ from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.machine.start_time import note_loading
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.tokenizer import load_tokenizer
+from engine.planning.cost import CostModel
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
@@ -65,9 +68,14 @@ def start_engine(
         note_loading(time.perf_counter() - started, model, config, device)
         return runner, engine_config(model, config, runner)
 
+    @cache
+    def cost() -> CostModel:  # once the model is loaded, because loading may measure the rates
+        return plan_cost(model, shape, config, device)
+
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
-    return Engine(load, config, load_tokenizer(model) if detokenize else None, on_step, turn)
+    tokenizer = load_tokenizer(model) if detokenize else None
+    return Engine(load, config, tokenizer, on_step, turn, limit=lambda step: cost().step_limit(step))
 
 
 def _keep_freed_memory() -> None:

@@ -84,14 +84,16 @@ class Engine:
         tokenizer: "PreTrainedTokenizerFast | None" = None,
         on_step: OnStep | None = None,
         turn: DeviceTurn | None = None,
+        limit: "Callable[[SchedulerOutput], float] | None" = None,
     ) -> None:
         """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
 
-        `load` settles what `config` leaves open.
+        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.on_step = on_step
+        self._limit = limit
         self._turn = turn or DeviceTurn()
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
@@ -272,7 +274,7 @@ class Engine:
             label_tokens=counters.label_tokens + step.num_label_tokens,
             generated_tokens=counters.generated_tokens + len(sampled),
             steps=counters.steps + 1,
-            limit_seconds=counters.limit_seconds + (self.cost.step_limit(step) if self.cost is not None else 0.0),
+            limit_seconds=counters.limit_seconds + (self._limit(step) if self._limit is not None else 0.0),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )

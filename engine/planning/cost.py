@@ -124,7 +124,9 @@ class CostModel:
         least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least
-        read = int((step.segments.kv_end - step.segments.kv_start).sum()) * self.shape.kv_bytes_per_token(self.kv_format)
+        read = int((step.segments.kv_end - step.segments.kv_start).sum()) * self.shape.kv_bytes_per_token(
+            self.kv_format
+        )
         return least + read / self.rates.memory_bytes
 
     def decode_rows(self, work: Work, config: EngineConfig) -> float:

@@ -29,5 +29,6 @@ SELECT
     NULL::BIGINT AS planned_tokens,
     NULL::BIGINT AS generated_tokens,
     NULL::DOUBLE AS ideal_saved_fraction,
+    NULL::DOUBLE AS limit_share,
     NULL::VARCHAR AS error
 WHERE false

@@ -29,5 +29,6 @@ FROM read_json({records}, format = 'newline_delimited', columns = {{
     planned_tokens: 'BIGINT',
     generated_tokens: 'BIGINT',
     ideal_saved_fraction: 'DOUBLE',
+    limit_share: 'DOUBLE',
     error: 'VARCHAR'
 }})

@@ -25,7 +25,8 @@ RUNNING, COMPLETED, FAILED, INTERRUPTED = "running", "completed", "failed", "int
 class RunRecord:
     """Counts are the run's own: `scored` requests it committed, of `pending` that were to do when it began.
 
-    Times of day are for people; nothing is ordered by them.
+    `limit_share` is the part of the device's limit that it reached while it computed. Times of day are for people;
+    nothing is ordered by them.
     """
 
     sequence: int
@@ -57,6 +58,7 @@ class RunRecord:
     planned_tokens: int | None = None
     generated_tokens: int | None = None
     ideal_saved_fraction: float | None = None
+    limit_share: float | None = None
     error: str | None = None
 
 
