@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engine.errors import UserError as UserError
     from flows.score import score as score
+    from flows.workers import kept_engines as kept_engines
     from tasks.job.job_file import load_job as load_job
     from tasks.query import query as query
 
-__all__ = ["UserError", "load_job", "query", "score"]
+__all__ = ["UserError", "kept_engines", "load_job", "query", "score"]
 
 PACKAGES = ("flows", "tasks", "engine", "kernels")
 _HOME = Path(__file__).parent
 _WHERE = {
     "UserError": "engine.errors",
+    "kept_engines": "flows.workers",
     "load_job": "tasks.job.job_file",
     "query": "tasks.query",
     "score": "flows.score",

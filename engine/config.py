@@ -8,11 +8,13 @@ Order = Literal["fcfs", "ratio"]
 Admission = Literal["memory", "count"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
+KVCacheDtype = Literal["auto", "fp8"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 ORDER: tuple[str, ...] = get_args(Order)
 ADMISSION: tuple[str, ...] = get_args(Admission)
 QUANTIZATION: tuple[str, ...] = get_args(Quantization)
+KV_CACHE_DTYPE: tuple[str, ...] = get_args(KVCacheDtype)
 
 DEFAULT_STEP_TOKENS = 1024
 DEFAULT_GPU_STEP_TOKENS = 8192
@@ -21,8 +23,8 @@ DEFAULT_KV_MEMORY = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything that decides how, never what, an engine computes (but `dtype` and
-    `quantization`).
+    """Everything that decides how, never what, an engine computes (but `dtype`,
+    `quantization` and `kv_cache_dtype`).
 
     `kv_cache_memory` is in bytes; 0 is resolved by `engine.machine.memory`: on a GPU it is what is left of
     `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
@@ -33,6 +35,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: Dtype = "auto"
     quantization: Quantization = "none"
+    kv_cache_dtype: KVCacheDtype = "auto"
     kv_cache_memory: int = DEFAULT_KV_MEMORY
     gpu_memory_utilization: float = 0.9
     block_size: int = 16

@@ -5,10 +5,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from flows.countdown import Countdown
 from flows.token_costs import TokenCosts
+from tasks.workers import Computed
 
 WINDOW_SECONDS = 20.0
 # As if so many requests had been seen whose answers are as long as they may be.
@@ -31,25 +32,6 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """What this run has done of its `Work`."""
-
-    requests: int = 0
-    prefill: int = 0
-    label: int = 0
-    decode: int = 0
-
-    @property
-    def prompt(self) -> int:
-        """Tokens of prompts and labels, which are computed many at a time."""
-        return self.prefill + self.label
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt + self.decode
-
-
-@dataclass(frozen=True, slots=True)
 class Progress:
     """A moment of a run. `fraction` is of the time that it takes; `seconds_left` is None until a speed is known.
 
@@ -60,7 +42,7 @@ class Progress:
     rows: int = 0
     rows_done: int = 0
     work: Work | None = None
-    computed: Computed = Computed()
+    computed: Computed = field(default_factory=Computed)
     fraction: float = 0.0
     tokens_per_second: float = 0.0
     seconds_left: float | None = None

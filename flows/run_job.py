@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import EngineDeadError, UserError
-from engine.loop.engine_cache import trace_steps
 from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
@@ -26,6 +25,7 @@ from flows.score import ShardsFailedError, score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
+from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
 from tasks.transient import OUTSIDE
 
@@ -41,9 +41,8 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
-            if trace is not None:
-                trace_steps(trace)
-            _run(job, retry_failed, messages)
+            with workers_from(in_process if trace is None else traced(trace)):
+                _run(job, retry_failed, messages)
         except KeyboardInterrupt:
             stop()
         except ShardsFailedError as error:

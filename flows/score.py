@@ -11,22 +11,22 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engine.loop.engine_cache import close_engines
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.event_loops import stop_at_exit
-from flows.model_loading import LoadingEngine
 from flows.progress import Meter, Progress, Work, tell
 from flows.report import RunReport
 from flows.window import run_window
+from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
-from tasks.plan import Planned, plan
+from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
 from tasks.storage.run import Run, open_run
+from tasks.workers import Workers
 
 # One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
 SHARDS_IN_FLIGHT = 3
@@ -56,17 +56,16 @@ def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
     """
     log = get_run_logger()
     job = load_job(job) if isinstance(job, str) else job
-    with open_run(job, retry_failed) as run:
+    with open_run(job, retry_failed) as run, open_workers(run) as workers:
         tell(Progress("reading rows"))
         extracted = extract(run)
         _log_notes(log, extracted)
         tell(Progress("finding equal requests", extracted.rows))
         deduplicated = deduplicate(run, extracted)
-        engine = LoadingEngine(run.model, run.config)
         if deduplicated.pending:
-            engine.start()
+            workers.start()
         tell(Progress("planning", extracted.rows))
-        planned = plan(run, deduplicated)
+        planned = plan(run, deduplicated, workers)
         log.info(
             "%s rows: %s rejected, %s requests, %s of them done before\n%s",
             f"{planned.rows:,}",
@@ -75,7 +74,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
             f"{planned.committed:,}",
             planned.text,
         )
-        return ShardRunner(run, planned, engine, log).run()
+        return ShardRunner(run, planned, workers, log).run()
 
 
 def _name(job: ScoringJob | str) -> str:
@@ -90,11 +89,12 @@ class ShardRunner:
     """Runs a plan's shards, tells how far they are, and publishes what is committed."""
 
     def __init__(
-        self, run: Run, planned: Planned, engine: LoadingEngine, log: logging.Logger | logging.LoggerAdapter[Any]
+        self, run: Run, planned: StoredPlan, workers: Workers, log: logging.Logger | logging.LoggerAdapter[Any]
     ) -> None:
         self._run = run
         self._planned = planned
-        self._engine = engine
+        self._workers = workers
+        self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
         summary = planned.summary
@@ -121,7 +121,7 @@ class ShardRunner:
             run_window(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
             # Whoever stops the run does not want to wait for its shards.
-            close_engines()
+            self._workers.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -150,7 +150,7 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
@@ -173,13 +173,13 @@ class ShardRunner:
         return True
 
     def _tick(self) -> None:
-        stage = self._engine.stage if self._planned.pending else None
+        stage = self._workers.stage if self._planned.pending else None
         if stage is not None:
             self._meter.restart()
-        self._progress = self._meter.read(self._engine.computed())
+        self._progress = self._meter.read(self._workers.totals() - self._before)
         if stage is not None:
             self._progress = replace(self._progress, stage=stage)
-        holder = self._engine.waiting_for
+        holder = self._workers.waiting_for
         if holder is not None:
             self._progress = replace(self._progress, stage=f"waiting for {holder}", waiting_for=holder)
             if holder != self._waited_for:

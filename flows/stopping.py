@@ -12,14 +12,14 @@ GRACE_SECONDS = 4.0
 
 
 @contextmanager
-def stopping(leave: Callable[[int], NoReturn]) -> Iterator[Callable[[], NoReturn]]:
+def stopping(leave: Callable[[int], NoReturn], grace: float = GRACE_SECONDS) -> Iterator[Callable[[], NoReturn]]:
     """A first signal raises KeyboardInterrupt in the main thread, which may tidy up and call what the context gives.
 
-    That, a second signal, or the end of `GRACE_SECONDS`, whichever is first, calls `leave` with the first signal.
+    That, a second signal, or the end of `grace` seconds, whichever is first, calls `leave` with the first signal.
     """
     told, heard = socket.socketpair()
     told.setblocking(False)
-    watcher = _Watcher(heard, leave)
+    watcher = _Watcher(heard, leave, grace)
     before = signal.signal(signal.SIGTERM, watcher.interrupt)
     # Prefect has a SIGTERM handler of its own while a flow runs; the interpreter writes here whoever handles it.
     signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
@@ -32,9 +32,10 @@ def stopping(leave: Callable[[int], NoReturn]) -> Iterator[Callable[[], NoReturn
 
 
 class _Watcher:
-    def __init__(self, heard: socket.socket, leave: Callable[[int], NoReturn]) -> None:
+    def __init__(self, heard: socket.socket, leave: Callable[[int], NoReturn], grace: float) -> None:
         self._heard = heard
         self._leave = leave
+        self._grace = grace
         self._first: int | None = None
         self._leaving = threading.Lock()
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -53,7 +54,7 @@ class _Watcher:
             if not first:
                 return
             self._first = self._first or first[0]
-            heard.settimeout(GRACE_SECONDS)
+            heard.settimeout(self._grace)
             try:
                 if not heard.recv(1):
                     return

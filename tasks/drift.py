@@ -71,7 +71,7 @@ def full_precision(chosen: EngineConfig) -> EngineConfig:
     Raises UserError where that is what is chosen already.
     """
     on_cpu = resolve_device(chosen).name == "cpu"
-    full = replace(chosen, quantization="none", dtype="float32" if on_cpu else chosen.dtype)
+    full = replace(chosen, quantization="none", kv_cache_dtype="auto", dtype="float32" if on_cpu else chosen.dtype)
     if _precision(full) == _precision(chosen):
         raise UserError(
             f"model.quantization: the job runs in full precision ({_precision(full)}); "
@@ -127,4 +127,5 @@ def _score(
 
 def _precision(config: EngineConfig) -> str:
     dtype = resolve_device(config).dtype
-    return dtype if config.quantization == "none" else f"{config.quantization} over {dtype}"
+    weights = dtype if config.quantization == "none" else f"{config.quantization} over {dtype}"
+    return weights if config.kv_cache_dtype == "auto" else f"{weights}, {config.kv_cache_dtype} KV"

@@ -1,7 +1,7 @@
 """Fourth step, once a shard: asks the engine, and commits the results as one part and one manifest."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,11 +9,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.tasks import exponential_backoff
 
-from engine.loop.engine_cache import get_engine
 from engine.plan import Shard
 from engine.request import RequestOutput
 from tasks.request.task_types import task_type_of
-from tasks.shard_work import read_shard, to_asked, to_work
+from tasks.shard_work import read_shard, stored_requests, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
 from tasks.storage.failpoint import failpoint
@@ -22,6 +21,7 @@ from tasks.storage.parts import to_part
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import layout_of
 from tasks.transient import retry_transient
+from tasks.workers import OnOutput, Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,7 @@ class ShardDone:
     skipped: bool
 
 
-def infer_shard(
-    run: Run, plan_id: str, shard: Shard, on_output: Callable[[RequestOutput], None] | None = None
-) -> ShardDone:
+def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_output: OnOutput | None = None) -> ShardDone:
     """Scores the shard if it is not committed. Raises EngineDeadError where the engine ends; then try again."""
     done = find_manifest(run.folder, plan_id, shard.shard_id)
     if done is not None:
@@ -51,10 +49,10 @@ def infer_shard(
     started = time.monotonic()
     rows = read_shard(run, plan_id, shard)
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
-    outputs = get_engine(run.model, run.config).submit(work, on_output).result()
+    outputs = workers.submit(work, on_output).result()
     failpoint("infer.scored")
     answer = task_type_of(run.job).result
-    part = _commit_part(run, shard, to_part(to_asked(rows), outputs, answer, run.run_id, shard.shard_id))
+    part = _commit_part(run, shard, to_part(stored_requests(rows), outputs, answer, run.run_id, shard.shard_id))
     manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.config import EngineConfig
-from engine.loop.engine_cache import get_engine
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
@@ -24,8 +23,9 @@ from tasks.storage.failpoint import failpoint
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
-from tasks.storage.stored_plan import Planned as Planned
+from tasks.storage.stored_plan import StoredPlan as StoredPlan
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS
+from tasks.workers import Workers
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -44,9 +44,9 @@ NODE_FIELDS = ("parent", "start", "end", "num_requests")
 NODE_SCHEMA = pa.schema([(name, pa.int64()) for name in NODE_FIELDS])
 
 
-def make_run_plan(run: Run, deduplicated: Deduplicated) -> Planned:
+def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> StoredPlan:
     """The run's plan, on the disk: a new one, or the one that an unfinished run left."""
-    planned = _reuse_or_store(run, deduplicated)
+    planned = _reuse_or_store(run, deduplicated, workers)
     update_record(
         run.folder,
         run.run_id,
@@ -61,11 +61,11 @@ def make_run_plan(run: Run, deduplicated: Deduplicated) -> Planned:
     return planned
 
 
-def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
+def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> StoredPlan:
     if deduplicated.reused_plan is not None:
         return load_plan(run.folder, deduplicated.reused_plan)
     failpoint("plan.start")
-    config = _limits(run) if deduplicated.pending else run.config
+    config = _limits(run, workers) if deduplicated.pending else run.config
     staged = run.folder.staged(plan_id_of(run.run_id))
     staged.mkdir(mode=0o700)
     (deduplicated.folder / ROWS).rename(staged / ROWS)
@@ -75,11 +75,11 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated) -> Planned:
     return planned
 
 
-def _limits(run: Run) -> EngineConfig:
+def _limits(run: Run, workers: Workers) -> EngineConfig:
     """The engine's own: a step's tokens that nobody knows yet are measured when it loads, so the plan waits for it."""
     tokens = known_step_tokens(run.model, run.config, run.device)
     if tokens is None:
-        return get_engine(run.model, run.config).config
+        return workers.config()
     return replace(run.config, max_num_batched_tokens=tokens)
 
 
@@ -103,8 +103,8 @@ def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
         yield from to_requests(batch, task_type_of(run.job), run.job.sampling.params())
 
 
-def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Planned:
-    return Planned(
+def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> StoredPlan:
+    return StoredPlan(
         plan_id=plan_id_of(run.run_id),
         layout_id=outline.layout_id,
         run_id=run.run_id,

@@ -13,7 +13,7 @@ from engine.plan import PrefixNode, Shard, ShardWork
 from tasks.plan import NODE_FIELDS
 from tasks.request.requests import to_requests
 from tasks.request.task_types import task_type_of
-from tasks.storage.parts import Asked
+from tasks.storage.parts import StoredRequest
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import NODES, REQUESTS, plan_folder
 
@@ -35,9 +35,9 @@ def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.Recor
     return ShardWork(layout_id, shard.index, shard.shard_id, nodes, requests, node_of)
 
 
-def to_asked(rows: pa.RecordBatch) -> list[Asked]:
+def stored_requests(rows: pa.RecordBatch) -> list[StoredRequest]:
     columns = (rows.column(name).to_pylist() for name in ("request_hash", "label_texts", "attempts"))
-    return [Asked(name, tuple(texts), attempts) for name, texts, attempts in zip(*columns, strict=True)]
+    return [StoredRequest(name, tuple(texts), attempts) for name, texts, attempts in zip(*columns, strict=True)]
 
 
 def _nodes_above(nodes: NDArray[np.int64], adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:

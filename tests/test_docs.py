@@ -23,8 +23,10 @@ def id_of(page: Path) -> str:
 
 
 def quoted(page: Path) -> list[str]:
-    """What stands in backticks on one line, outside code blocks."""
-    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    """What stands in backticks, outside code blocks; in a page it may go on in the next line."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    spans = re.findall(r"`([^`]+)`" if page.suffix == ".md" else r"`([^`\n]+)`", text)
+    return [" ".join(span.split()) for span in spans]
 
 
 @cache
@@ -138,7 +140,7 @@ def test_every_error_of_a_row_is_in_the_pages() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.read_text().splitlines()) <= 200
+    assert len(README.read_text().splitlines()) < 200
 
 
 def test_the_readmes_figures_are_the_benchmarks() -> None:

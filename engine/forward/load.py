@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.config import Quantization
+from engine.config import KVCacheDtype, Quantization
 from engine.errors import UserError
 from engine.forward.attention import NAME
-from engine.forward.cpu.fused_layer import can_fuse, fuse_layers
+from engine.forward.cpu.fused_body import can_fuse, fuse_body
+from engine.forward.kv_scales import KVScales, calibrate_kv_scales
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.pack_linears import pack_linears
 from engine.forward.probe import TOLERANCE, eager_logits, probe
@@ -21,22 +22,29 @@ from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
 from engine.model.stored_weights import StoredFormat, StoredLinear, read_stored, stored_format
-from engine.stages import enter
+from engine.stages import checkpoint, enter
 from kernels.kv_format import kv_format_of
 
 # Attention is called by name, though the class does not say so.
 CALLED_BY_NAME = {"biogpt", "stablelm"}
 
 
-def load_model(files: ModelFiles, device: Device, quantization: Quantization = "none") -> LoadedModel:
+def load_model(
+    files: ModelFiles, device: Device, quantization: Quantization = "none", kv_cache_dtype: KVCacheDtype = "auto"
+) -> LoadedModel:
     """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly."""
     scheme = linear_scheme(quantization, device.backend)
     enter("loading the model")
     found = find_model(files)
     model, stored = read_weights(found, device, scheme)
-    expected, tolerance = hold_to_its_own_code(model, found, device, scheme)
+    checkpoint()
+    loses_bits = _loses_bits(model, device, scheme) or kv_cache_dtype != "auto"
+    expected, tolerance = hold_to_its_own_code(model, found, device, scheme, loses_bits=loses_bits)
+    checkpoint()
+    scales = calibrate_kv_scales(model, found.shape) if kv_cache_dtype == "fp8" else None
     kept = keep_stored(model, stored, device, scheme)
-    loaded = pack(model, found.shape, device, scheme)
+    loaded = pack(model, found.shape, device, scheme, scales)
+    checkpoint()
     probe(loaded, expected, model, device, found.kind, max(tolerance, scheme.tolerance if kept else 0.0))
     return loaded
 
@@ -97,16 +105,18 @@ def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> tup
     return model.to(device.name).eval().requires_grad_(False), stored
 
 
-def hold_to_its_own_code(model: Any, found: FoundModel, device: Device, scheme: LinearScheme) -> tuple[Tensor, float]:
+def hold_to_its_own_code(
+    model: Any, found: FoundModel, device: Device, scheme: LinearScheme, *, loses_bits: bool
+) -> tuple[Tensor, float]:
     """Third step: the logits of the model's own code on the probe's tokens, and how far the packed model's may be.
 
     A model that is to lose bits is held to them tightly while it has them all; how much fewer bits then change is
     bounded by the scheme alone. Raises UserError where it gives other probabilities in packed rows.
     """
-    if not _loses_bits(model, device, scheme):
+    if not loses_bits:
         return eager_logits(model, found.shape.vocab_size, device), TOLERANCE[device.dtype]
     exact = _exact_dtype(device)
-    model.to(getattr(torch, exact))
+    _round_parameters(model, getattr(torch, exact))
     expected = eager_logits(model, found.shape.vocab_size, device)
     whole = LoadedModel(model, found.shape, kv_format_of(exact))
     probe(whole, expected, model, device, found.kind, TOLERANCE[exact])
@@ -125,7 +135,9 @@ def keep_stored(model: Any, stored: dict[str, StoredLinear], device: Device, sch
     return keep_codes(model, stored, device)
 
 
-def pack(model: Any, shape: ModelShape, device: Device, scheme: LinearScheme) -> LoadedModel:
+def pack(
+    model: Any, shape: ModelShape, device: Device, scheme: LinearScheme, kv_scales: KVScales | None
+) -> LoadedModel:
     """Fourth step: linear layers as the scheme has them, then decoder layers of the device's own where all are known.
 
     The fifth is the probe's, of what this returns.
@@ -138,7 +150,8 @@ def pack(model: Any, shape: ModelShape, device: Device, scheme: LinearScheme) ->
     if fused != (device.backend in shape.fused_on):
         others = tuple(backend for backend in shape.fused_on if backend != device.backend)
         shape = replace(shape, fused_on=(*others, device.backend) if fused else others)
-    loaded = LoadedModel(model, shape, device.kv_format(shape, scheme.quantization))
+    kv_format = device.kv_format(shape, scheme.quantization, "auto" if kv_scales is None else "fp8")
+    loaded = LoadedModel(model, shape, kv_format, kv_scales)
     loaded.waits_for_nothing = device.backend == "triton" and fused
     return loaded
 
@@ -162,7 +175,7 @@ def _round_parameters(model: Any, dtype: torch.dtype) -> None:
 def _fuse(model: Any, device: Device) -> bool:
     """Swaps the decoder layers for the device's own, in place, where all are known; returns whether they are."""
     if device.backend == "torch":
-        return fuse_layers(model, getattr(torch, device.dtype)) > 0
+        return fuse_body(model, getattr(torch, device.dtype))
     from engine.forward.gpu.fused_layer import swap_layers  # where Triton is not installed, nothing asks for it
 
     return swap_layers(model)

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from engine.forward.cpu.projection import Head
+from engine.forward.kv_scales import KVScales
 from engine.forward.sampler import greedy
+from engine.forward.step_attention import StepAttention
 from engine.model.model_shape import ModelShape
 from kernels.kv_format import KVFormat
 
@@ -24,15 +26,16 @@ class LoadedModel:
     the architecture has them. `kv_format` is how its keys and values are kept.
     """
 
-    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat) -> None:
+    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat, kv_scales: KVScales | None = None) -> None:
         self.shape = shape
         self.kv_format = kv_format
+        self.kv_scales = kv_scales
         self.body = model.base_model
         self._head = copy.copy(model)
         self._head._modules = dict(model._modules)
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
-        self._step: object = None
+        self._attention: StepAttention | None = None
         # Whether no layer reads a number back from the device: what transformers wrote may.
         self.waits_for_nothing = False
         self._screened = self._if_plain(model.get_output_embeddings())
@@ -42,7 +45,7 @@ class LoadedModel:
                     module.register_forward_pre_hook(self._tell, with_kwargs=True)
 
     def _tell(self, _: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return arguments, named | {"step": self._step}
+        return arguments, named | {"step_attention": self._attention}
 
     @property
     def weight_bytes(self) -> int:
@@ -50,12 +53,13 @@ class LoadedModel:
         held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters(), *self._head.buffers()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor, step: Any) -> Tensor:
-        """(asked rows, hidden_size) of packed rows; `step`, which says which are asked, reaches attention."""
-        self._step = step
-        output = self.body(input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, step=step)
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
+        """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""
+        self._attention = attention
+        ids, positions = input_ids[None], position_ids[None]
+        output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden if len(hidden) == len(step.asked_rows) else hidden[step.asked_rows]
+        return hidden if len(hidden) == len(attention.asked_rows) else hidden[attention.asked_rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab_size) in float32."""

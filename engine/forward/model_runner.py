@@ -7,30 +7,37 @@ import torch
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.forward.attention import step_attention
+from engine.forward.attention_backend import attention_backend
+from engine.forward.cpu.attention import CpuAttention
+from engine.forward.cpu.fused_body import FusedBody
+from engine.forward.cpu.loop_replay import LoopReplay
 from engine.forward.forward_output import Forward
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
-from engine.forward.step_inputs import StepInputs, resolved, step_inputs, to_device
+from engine.forward.step_attention import StepAttention
+from engine.forward.step_inputs import resolved, step_inputs, to_device
+from engine.forward.step_recorder import StepRecorder
 from engine.machine.device import Device
 from engine.model.model_shape import num_kv_blocks
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.segments import Ints
 
 if TYPE_CHECKING:
-    from engine.forward.gpu.decode_graphs import DecodeGraphs
+    from engine.forward.gpu.decode_graphs import Capture
 
 # Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
 HEAD_ROWS = 256
 
 
 class ModelRunner:
-    """Holds the model and its KV cache; `num_blocks` follows from the KV budget."""
+    """Holds the model, its KV cache, and what repeats its steps; `num_blocks` follows from the KV budget."""
 
-    def __init__(self, model: LoadedModel, config: EngineConfig, device: Device) -> None:
+    def __init__(
+        self, model: LoadedModel, config: EngineConfig, device: Device, capture: "Capture | None" = None
+    ) -> None:
+        """`capture` is how a GPU's steps are recorded, if it is not to be as CUDA graphs."""
         self.model = model
         self.device = device
-        self.step_attention = step_attention(device.backend)
         shape = model.shape
         self.num_blocks = num_kv_blocks(shape, config, model.kv_format)
         self.block_bytes = shape.kv_bytes_per_token(model.kv_format) * config.block_size
@@ -41,10 +48,11 @@ class ModelRunner:
             shape.head_dim,
             model.kv_format,
             device.name,
+            model.kv_scales,
         )
-
+        self.attention = attention_backend(device.backend, self.cache)
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
-        self.graphs = self._decode_graphs()
+        self.recorder = self._recorder(capture)
 
     @property
     def num_slots(self) -> int:
@@ -61,11 +69,11 @@ class ModelRunner:
 
         Tokens in flight are read from `last_tokens`, what the step before sampled.
         """
-        if self.graphs is not None and self.graphs.takes(step, self.last_tokens):
-            return self.graphs.run(step, self.last_tokens)
+        if self.recorder is not None and self.recorder.takes(step, self.last_tokens):
+            return self.recorder.run(step, self.last_tokens)
         inputs = step_inputs(step, self.device.name)
         ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
-        attention = self.step_attention(step, inputs, self.cache)
+        attention = self.attention.prepare(step, inputs)
         return Forward(self.model.hidden(ids, inputs.position_ids, attention))
 
     def free_memory(self) -> None:
@@ -92,25 +100,21 @@ class ModelRunner:
         """On the device, so that to index by it waits for nothing."""
         return to_device(places, self.device.name)
 
-    def _decode_graphs(self) -> "DecodeGraphs | None":
-        """Where all of a step is launches: what waits for the device cannot be captured."""
+    def _recorder(self, capture: "Capture | None") -> StepRecorder | None:
+        """The device's; None where a step does more than launch what can be launched again."""
+        if isinstance(self.model.body, FusedBody):
+            return LoopReplay(self.model.body, CpuAttention(self.cache))
         if self.device.backend != "triton" or not self.model.waits_for_nothing:
             return None
+        # Where Triton is not installed, nothing asks for these.
+        from engine.forward.gpu.attention import GpuAttention
+        from engine.forward.gpu.decode_graphs import DecodeGraphs, cuda_capture
 
-        from engine.forward.gpu.attention import TritonStepAttention
-        from engine.forward.gpu.decode_graphs import (  # where Triton is not installed, nothing asks
-            DecodeGraphs,
-            cuda_capture,
-        )
-
-        def compute(input_ids: Tensor, position_ids: Tensor, attention: TritonStepAttention) -> Forward:
+        def compute(input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Forward:
             hidden = self.model.hidden(input_ids, position_ids, attention)
             return Forward(hidden, torch.cat([self.model.best_tokens(hidden[part]) for part in _parts(len(hidden))]))
 
-        def attend(step: SchedulerOutput, inputs: StepInputs) -> TritonStepAttention:
-            return TritonStepAttention(step, inputs, self.cache, room=True)
-
-        return DecodeGraphs(compute, attend, self.device.name, cuda_capture())
+        return DecodeGraphs(compute, GpuAttention(self.cache), self.device.name, capture or cuda_capture())
 
 
 def _parts(count: int) -> Iterator[slice]:

@@ -22,9 +22,9 @@ def _gpu_int4(model: Any) -> int:
 
 
 def _gpu_fp8(model: Any) -> int:
-    from engine.forward.gpu.fp8_linear import narrow_linears
+    from engine.forward.gpu.fp8_linear import round_linears_to_fp8
 
-    return narrow_linears(model)
+    return round_linears_to_fp8(model)
 
 
 # Replaces the layers in place and returns how many.

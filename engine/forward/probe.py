@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from engine.errors import UserError
-from engine.forward.attention import NAME, step_attention
+from engine.forward.attention import NAME
+from engine.forward.attention_backend import attention_backend
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.step_inputs import step_inputs
 from engine.machine.device import Device
-from engine.model.model_shape import ModelShape
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.kv_format import KVFormat
 
 ROWS = 8
 WINDOW = 3
@@ -23,29 +22,27 @@ WINDOW = 3
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
-class ProbeAttention:
-    """The device's own step attention, which also holds every layer to the KV cache that the configuration promised,
-    and to attending once.
-    """
+class ProbeCache(KVCache):
+    """A KV cache without slots, which holds layers to what the configuration promised, and to attending once each."""
 
-    def __init__(self, step: SchedulerOutput, cache: KVCache, device: Device) -> None:
-        self.attention = step_attention(device.backend)(step, step_inputs(step, device.name), cache)
-        self.asked_rows = self.attention.asked_rows
-        self.cache = cache
-        self.layers: list[int] = []
+    def __init__(self, loaded: LoadedModel, device: str) -> None:
+        shape = loaded.shape
+        sizes = (shape.num_layers, shape.num_kv_heads, 0, shape.head_dim)
+        super().__init__(*sizes, loaded.kv_format, device, loaded.kv_scales)
+        self.layers: set[int] = set()
 
-    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        num_layers, promised = len(self.cache.keys), (self.cache.num_kv_heads, self.cache.head_dim)
+    def of_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        num_layers, promised = len(self.keys), (self.num_kv_heads, self.head_dim)
         if layer >= num_layers or layer in self.layers:
             raise UserError(f"attends more than once in each of its {num_layers} layers, which is not served")
-        self.layers.append(layer)
+        self.layers.add(layer)
         for made in (key.shape, value.shape):
             if (made[0], made[2]) != promised:
                 raise UserError(
                     f"has {made[0]} KV heads of {made[2]} in layer {layer}; only models with the {promised[0]} of "
                     f"{promised[1]} that config.json says, in every layer, are served"
                 )
-        return self.attention.run(layer, query, key, value, *args, **kwargs)
+        return super().of_layer(layer, key, value)
 
 
 @torch.inference_mode()
@@ -71,13 +68,14 @@ def probe(
     `eager_logits` of the model as it was loaded.
     """
     positions = torch.arange(ROWS, device=device.name)
-    attention = _attention(loaded.shape, loaded.kv_format, device)
+    cache, step = ProbeCache(loaded, device.name), SchedulerOutput.causal_rows(ROWS)
+    attention = attention_backend(device.backend, cache).prepare(step, step_inputs(step, device.name))
     with narrow_windows(model, WINDOW):
         try:
             ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))
         except UserError as problem:
             raise UserError(f"{kind} {problem}") from None
-    if len(attention.layers) < loaded.shape.num_layers:
+    if len(cache.layers) < loaded.shape.num_layers:
         raise UserError(f"{kind} has layers that do not attend, which are not served")
     worst = float((ours.softmax(-1) - expected.softmax(-1)).abs().max())
     if not worst < tolerance:
@@ -87,11 +85,6 @@ def probe(
 def _tokens(vocab_size: int, device: Device) -> Tensor:
     # Not the first ids: padding is among them, and some models count positions by it.
     return (torch.arange(ROWS, device=device.name) + vocab_size // 2) % vocab_size
-
-
-def _attention(shape: ModelShape, kv_format: KVFormat, device: Device) -> ProbeAttention:
-    cache = KVCache(shape.num_layers, shape.num_kv_heads, 0, shape.head_dim, kv_format, device.name)
-    return ProbeAttention(SchedulerOutput.causal_rows(ROWS), cache, device)
 
 
 @contextmanager

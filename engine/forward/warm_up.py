@@ -35,21 +35,21 @@ def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
     longest = min(step_tokens, shape.max_model_len)
     whole = (*[longest] * (step_tokens // longest), 1)
     prefill = [*prefill_lengths(shape.num_heads // shape.num_kv_heads, longest), whole]
-    graphs, slots = runner.graphs, runner.num_slots
-    decoding = [] if graphs is None or not slots else list(decode_steps(graphs.sizes(runner.num_blocks), slots))
+    recorder, slots = runner.recorder, runner.num_slots
+    decoding = [] if recorder is None or not slots else list(decode_steps(recorder.sizes(runner.num_blocks), slots))
     enter("compiling kernels")
     with compile_only(lambda done, total: enter(f"compiling kernels {done} of {total}")):
         for lengths in prefill:
             _prefill(runner, lengths)
         for step in decoding:
-            assert graphs is not None
-            graphs.rehearse(step)
+            assert recorder is not None
+            recorder.rehearse(step)
     enter("making the GPU's graphs ready")
     for lengths in prefill:
         _prefill(runner, lengths)
     for step in decoding:
-        assert graphs is not None
-        graphs.run(step, runner.last_tokens)
+        assert recorder is not None
+        recorder.run(step, runner.last_tokens)
     torch.cuda.synchronize()
 
 

@@ -24,12 +24,15 @@ from engine.request import RequestOutput
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.scheduler import Sampled, Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.stages import abandonable, checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 OnOutput = Callable[[RequestOutput], None]
 
+# How long a load that is not wanted any more is waited for: a step of it may read all weights.
+CLOSING_SECONDS = 2.0
 # Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
 # of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
 DECODE_AHEAD = 32
@@ -92,6 +95,7 @@ class Engine:
         self._in_flight: deque[_InFlight] = deque()
         self._death: BaseException | None = None
         self._closing = False
+        self._loading = True
         self._lock = threading.Lock()
         self._loaded: Future[None] = Future()
         self._thread = threading.Thread(target=self._main, args=(load,), name="trunkline-engine", daemon=True)
@@ -100,6 +104,11 @@ class Engine:
     @property
     def dead(self) -> bool:
         return self._death is not None or self._closing
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it can compute."""
+        return self._loaded.done() and self._loaded.exception() is None
 
     def wait_until_loaded(self) -> None:
         """Raises what `load` raised, and EngineClosedError where the engine was closed first."""
@@ -119,20 +128,38 @@ class Engine:
         return self._counters
 
     def close(self) -> None:
-        """Ends the loop; shards that are not done fail."""
+        """Ends the loop; shards that are not done fail, and so does who waits for the model.
+
+        A model that is being loaded is left at the load's next step; `CLOSING_SECONDS` later nobody waits for that.
+        """
         with self._lock:
             self._closing = True
             self._inbox.put(None)
-        self._thread.join()
+        self._settle(self._error())
+        self._thread.join(CLOSING_SECONDS if self._loading else None)
+
+    def _settle(self, error: BaseException | None) -> None:
+        """Says, once, whether the model is loaded."""
+        with self._lock:
+            if self._loaded.done():
+                return
+            if error is None:
+                self._loaded.set_result(None)
+            else:
+                self._loaded.set_exception(error)
+
+    def _check_wanted(self) -> None:
+        if self._closing:
+            raise self._error()
 
     def _main(self, load: Callable[[], tuple[ModelRunner, EngineConfig]]) -> None:
         # OpenMP keeps a pool for every thread that computes, and makes all of them sleep instead of spin once they
         # are more than the cores: with a model loaded by another thread, steps took 1.6 times as long.
         try:
             self._take_turn()
-            if self._closing:
-                raise self._error()
-            self.runner, self.config = load()
+            with abandonable(self._check_wanted):
+                checkpoint()
+                self.runner, self.config = load()
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
@@ -142,9 +169,11 @@ class Engine:
         except BaseException as error:
             self._death = error
             self._turn.give(self)
-            self._loaded.set_exception(error)
+            self._loading = False
+            self._settle(error)
         else:
-            self._loaded.set_result(None)
+            self._loading = False
+            self._settle(None)
             self._loop()
             self._turn.give(self)
 

@@ -15,7 +15,7 @@ def plan_cost(model: ModelFiles, shape: ModelShape, config: EngineConfig, device
     """Needs no weights; what is measured while a model loads is read from the cache."""
     weight_bytes = step_weight_bytes(shape, config, device)
     rates = measured_rates(model, shape, config, device) or expected_rates(device)
-    return CostModel(shape, device.kv_format(shape, config.quantization), rates, weight_bytes)
+    return CostModel(shape, device.kv_format(shape, config.quantization, config.kv_cache_dtype), rates, weight_bytes)
 
 
 def step_weight_bytes(shape: ModelShape, config: EngineConfig, device: Device) -> float:

@@ -5,16 +5,17 @@ import platform
 import sys
 from dataclasses import dataclass
 
-from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineConfig, Quantization
+from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineConfig, KVCacheDtype, Quantization
 from engine.errors import UserError
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
-from kernels.kv_format import INT8_ROWS, KVFormat, kv_format_of
+from kernels.kv_format import FP8, INT8_ROWS, KVFormat, kv_format_of
 from kernels.processor import PROCESSOR, takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
+FP8_CAPABILITY = (8, 9)
 # Without one of them (NVIDIA's, AMD's, Windows' own) torch sees no GPU on Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -41,8 +42,12 @@ class Device:
         """Whether layers and head are `engine.forward.cpu.fused_layer`'s."""
         return self.backend == "torch" and "torch" in shape.fused_on and self.dtype != "float16"
 
-    def kv_format(self, shape: ModelShape, quantization: Quantization) -> KVFormat:
+    def kv_format(
+        self, shape: ModelShape, quantization: Quantization, kv_cache_dtype: KVCacheDtype = "auto"
+    ) -> KVFormat:
         """How keys and values are kept: as the model computes, but for 8 bits where layers and processor take them."""
+        if kv_cache_dtype == "fp8":
+            return FP8
         in_bytes = quantization == "int8" and self.dtype == "bfloat16" and takes_bytes(shape.head_dim)
         return INT8_ROWS if in_bytes and self.packs(shape) else kv_format_of(self.dtype)
 
@@ -66,6 +71,8 @@ def resolve_device(config: EngineConfig) -> Device:
         cores = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
         dtype = "float32" if config.dtype == "auto" else config.dtype
         linear_scheme(config.quantization, "torch")
+        if config.kv_cache_dtype == "fp8":
+            raise UserError("model.kv_cache_dtype: fp8 is for GPUs alone; take auto, or engine.device: cuda")
         return Device("cpu", dtype, f"cpu ({cores} cores)", cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= cuda_devices():
@@ -75,7 +82,17 @@ def resolve_device(config: EngineConfig) -> Device:
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)
+    if config.kv_cache_dtype == "fp8":
+        _refuse_fp8_kv(device)
     return device
+
+
+def _refuse_fp8_kv(device: Device) -> None:
+    """Raises UserError for a GPU without Triton, whose kernels read such keys, or without FP8 units."""
+    if device.backend != "triton":
+        raise UserError("model.kv_cache_dtype: fp8 on cuda needs Triton; install it, or take auto")
+    if nvidia_capability(device) < FP8_CAPABILITY:
+        raise UserError(f"model.kv_cache_dtype: {_cuda_name(device)} has no FP8 units (they came with 8.9); take auto")
 
 
 def _refuse_scheme(scheme: LinearScheme, device: Device) -> None:

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from threading import Lock
 
@@ -26,10 +25,10 @@ KEEP_SECONDS = 10.0
 
 
 class DeviceTurn:
-    """One for all engines of this process on a device. Without names it is always this process's turn.
+    """One for all engines of an owner on a device; another owner in this process waits as another process does.
 
-    `waiting_for` names the process that has the device while an engine of this one waits. An engine gives its turn
-    back when it has had no work for `keep_seconds`.
+    Without names it is always its owner's turn. `waiting_for` names the process that has the device while an engine of
+    the owner's waits. An engine gives its turn back when it has had no work for `keep_seconds`.
     """
 
     def __init__(self, names: Sequence[str] = (), keep_seconds: float = KEEP_SECONDS) -> None:
@@ -41,7 +40,7 @@ class DeviceTurn:
         self._lock = Lock()
 
     def take(self, holder: object, given_up: Callable[[], bool]) -> None:
-        """Waits until the device is this process's, or `given_up` says True."""
+        """Waits until the device is the owner's, or `given_up` says True."""
         with self._lock:
             while not self._holders and not self._try() and not given_up():
                 time.sleep(POLL_SECONDS)
@@ -49,7 +48,7 @@ class DeviceTurn:
             self._holders.add(holder)
 
     def give(self, holder: object) -> None:
-        """Lets others have it once no engine of this process wants it."""
+        """Lets others have it once no engine of the owner's wants it."""
         with self._lock:
             self._holders.discard(holder)
             if not self._holders:
@@ -72,8 +71,8 @@ class DeviceTurn:
             return True
 
 
-@cache
 def turn_of(device: Device) -> DeviceTurn:
+    """A turn on the device for whoever calls."""
     return DeviceTurn(lock_names(device))
 
 

@@ -92,7 +92,7 @@ Run = Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """A CUDA graph, what it writes, and `run`, which holds the plan and the tensors that it reads."""
+    """A CUDA graph, what it writes, and `run`, which holds the tables and the tensors that it reads."""
 
     graph: torch.cuda.CUDAGraph
     out: Tensor

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
-from engine.config import Admission, Dtype, EngineConfig, Order, Quantization, Sharing
+from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task, keys_of
@@ -191,6 +191,10 @@ class Model(Part):
         default="none",
         description="int8: 8-bit weights and activations; on a GPU also int4 (4-bit weights), fp8 (8-bit floats).",
     )
+    kv_cache_dtype: KVCacheDtype = Field(
+        default="auto",
+        description="auto: as the model computes; fp8: keys and values in 8-bit floats, on a GPU with FP8 units.",
+    )
 
 
 class EngineLimits(Part):
@@ -264,7 +268,8 @@ class ScoringJob(Part):
         return Path(self.output or f"runs/{self.name}").expanduser().absolute()
 
     def engine_config(self) -> EngineConfig:
-        return EngineConfig(dtype=self.model.dtype, quantization=self.model.quantization, **self.engine.model_dump())
+        precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})
+        return EngineConfig(**precision, **self.engine.model_dump())
 
 
 def _changes(sampling: object) -> bool:

@@ -9,11 +9,14 @@ from tasks.storage.run import FORMAT, Run
 
 
 class RequestHasher:
-    """Model weights, dtype, quantization and what the task type calls decisive are the same for a run's requests."""
+    """Model weights, precisions and what the task type calls decisive are the same for a run's requests."""
 
     def __init__(self, run: Run) -> None:
         task_type = task_type_of(run.job)
-        precision = [run.device.dtype, run.job.model.quantization]
+        model = run.job.model
+        precision = [run.device.dtype, model.quantization]
+        if model.kv_cache_dtype != "auto":
+            precision.append(f"kv {model.kv_cache_dtype}")
         decisive = [FORMAT, run.model.fingerprint, *precision, task_type.name, task_type.decisive(run.job)]
         self._base = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
         self._by_row = task_type.is_drawn_afresh(run.job)

@@ -4,15 +4,17 @@ import errno
 import os
 import signal
 import threading
+from collections import Counter
 
-_hits = 0
+_hits: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
 def failpoint(name: str) -> None:
     """Acts at the n-th hit when the environment says `FAILPOINT=name:n:action`.
 
-    The name `*` counts the hits of every failpoint. Actions: `kill` (SIGKILL), `error` (an I/O error) and `hang`.
+    Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL), `error`
+    (an I/O error) and `hang`.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
@@ -20,13 +22,12 @@ def failpoint(name: str) -> None:
 
 
 def _act(name: str, setting: str) -> None:
-    global _hits
     wanted, count, action = setting.split(":")
     if wanted not in (name, "*"):
         return
     with _lock:
-        _hits += 1
-        reached = _hits == int(count)
+        _hits[setting] += 1
+        reached = _hits[setting] == int(count)
     if reached and action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if reached and action == "hang":

@@ -38,7 +38,7 @@ PART_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class StoredRequest:
     """What a result must say besides its output. `label_texts` are in the order of the request's labels."""
 
     request_hash: str
@@ -58,14 +58,14 @@ def newest_results(files: Sequence[str]) -> str:
 
 
 def to_part(
-    asked: Sequence[Asked], outputs: Sequence[RequestOutput], answer: Answer, run_id: str, shard_id: str
+    asked: Sequence[StoredRequest], outputs: Sequence[RequestOutput], answer: Answer, run_id: str, shard_id: str
 ) -> pa.Table:
     """One row for each request, in the order asked."""
     rows = [_row(one, output, answer, run_id, shard_id) for one, output in zip(asked, outputs, strict=True)]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
 
-def _row(asked: Asked, output: RequestOutput, answer: Answer, run_id: str, shard_id: str) -> dict[str, Any]:
+def _row(asked: StoredRequest, output: RequestOutput, answer: Answer, run_id: str, shard_id: str) -> dict[str, Any]:
     assert output.request_id == asked.request_hash, (output.request_id, asked.request_hash)
     failed = output.finish_reason == "error"
     row: dict[str, Any] = {

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -61,8 +61,9 @@ class Run:
     @property
     def max_tokens(self) -> int:
         """Tokens, prompt and answer, that one request may have."""
-        kv_format = self.device.kv_format(self.shape, self.config.quantization)
-        return max_request_tokens(self.shape, self.config, kv_format)
+        config = self.config
+        kv_format = self.device.kv_format(self.shape, config.quantization, config.kv_cache_dtype)
+        return max_request_tokens(self.shape, config, kv_format)
 
     @property
     def fingerprint(self) -> str:
@@ -90,9 +91,16 @@ def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_
     return run
 
 
+Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 @contextmanager
-def open_run(job: ScoringJob, retry_failed: bool = False) -> Iterator[Run]:
-    """Takes the output folder, mends what a killed run left, and keeps the run's record.
+def open_run(job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now) -> Iterator[Run]:
+    """Takes the output folder, mends what a killed run left, and keeps the run's record, whose times are `clock`'s.
 
     Raises UserError where another run has the folder, or for a model or device that is not there.
     """
@@ -108,27 +116,27 @@ def open_run(job: ScoringJob, retry_failed: bool = False) -> Iterator[Run]:
         verify_manifests(folder)
         sequence = next_sequence(folder)
         run = replace(draft, sequence=sequence, run_id=new_run_id(sequence))
-        create_record(folder, _new_record(run))
+        create_record(folder, _new_record(run, clock()))
         failpoint("run.recorded")
-        with _recorded_end(run):
+        with _recorded_end(run, clock):
             yield run
 
 
 @contextmanager
-def _recorded_end(run: Run) -> Iterator[None]:
+def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
     started = time.monotonic()
     try:
         yield
     except BaseException as problem:
         status = FAILED if isinstance(problem, Exception) else INTERRUPTED
         said = str(problem) if isinstance(problem, UserError) else type(problem).__name__
-        _end(run, status, time.monotonic() - started, said)
+        _end(run, status, clock(), time.monotonic() - started, said)
         raise
-    _end(run, COMPLETED, time.monotonic() - started, None)
+    _end(run, COMPLETED, clock(), time.monotonic() - started, None)
     run.folder.sweep_staging()
 
 
-def _end(run: Run, status: str, seconds: float, error: str | None) -> None:
+def _end(run: Run, status: str, ended: datetime, seconds: float, error: str | None) -> None:
     own = [manifest for manifest in read_manifests(run.folder) if manifest.run_id == run.run_id]
     failpoint("run.ending")
     update_record(
@@ -137,7 +145,7 @@ def _end(run: Run, status: str, seconds: float, error: str | None) -> None:
         status=status,
         error=error,
         seconds=round(seconds, 3),
-        ended_at=_now(),
+        ended_at=_text(ended),
         scored=sum(manifest.requests for manifest in own),
         errors=sum(manifest.errors for manifest in own),
         prompt_tokens=sum(manifest.row_prompt_tokens for manifest in own),
@@ -148,7 +156,7 @@ def _end(run: Run, status: str, seconds: float, error: str | None) -> None:
     )
 
 
-def _new_record(run: Run) -> RunRecord:
+def _new_record(run: Run, started: datetime) -> RunRecord:
     return RunRecord(
         sequence=run.sequence,
         run_id=run.run_id,
@@ -157,7 +165,7 @@ def _new_record(run: Run) -> RunRecord:
         model_fingerprint=run.model.fingerprint,
         retry_failed=run.retry_failed,
         version=_version(),
-        started_at=_now(),
+        started_at=_text(started),
         name=run.job.name,
         dtype=run.device.dtype,
         quantization=run.config.quantization,
@@ -165,8 +173,8 @@ def _new_record(run: Run) -> RunRecord:
     )
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _text(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
 
 
 def _version() -> str:

@@ -25,7 +25,7 @@ _NAME = re.compile(r"plan-\d{6,}-[0-9a-f]{6}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class StoredPlan:
     """A plan that is on the disk. `pending` requests are in its shards; `committed` ones were scored before it.
 
     `layout_id` names the numbering of its nodes: shards of one layout share the KV of a node.
@@ -55,7 +55,7 @@ def plan_id_of(run_id: str) -> str:
     return run_id.replace("run-", "plan-")
 
 
-def store_plan(folder: OutputFolder, planned: Planned, job: Mapping[str, Any], staged: Path) -> None:
+def store_plan(folder: OutputFolder, planned: StoredPlan, job: Mapping[str, Any], staged: Path) -> None:
     """Adds `plan.json` to a staged folder that holds the other files, and gives it its final name."""
     digests = {name: sha256_of(staged / name) for name in FILES}
     stage_json(staged / PLAN, {**asdict(planned), "job": job, "files": digests})
@@ -68,7 +68,7 @@ def store_plan(folder: OutputFolder, planned: Planned, job: Mapping[str, Any], s
     fsync(folder.plans)
 
 
-def load_plan(folder: OutputFolder, plan_id: str) -> Planned:
+def load_plan(folder: OutputFolder, plan_id: str) -> StoredPlan:
     """Raises DamagedError where `plan.json` is not what a run wrote there."""
     return _load(folder, plan_id)[0]
 
@@ -123,7 +123,7 @@ def plan_ids(folder: OutputFolder) -> Sequence[str]:
     return sorted(path.name for path in folder.plans.glob("plan-*") if _NAME.fullmatch(path.name))
 
 
-def _load(folder: OutputFolder, plan_id: str) -> tuple[Planned, dict[str, str]]:
+def _load(folder: OutputFolder, plan_id: str) -> tuple[StoredPlan, dict[str, str]]:
     """The plan, and its files' digests by name."""
     path = plan_folder(folder, plan_id) / PLAN
     if path.parent.is_symlink():
@@ -134,7 +134,7 @@ def _load(folder: OutputFolder, plan_id: str) -> tuple[Planned, dict[str, str]]:
         digests = content.pop("files")
         summary = PlanSummary(**content.pop("summary"))
         shards = tuple(Shard(**shard) for shard in content.pop("shards"))
-        planned = Planned(summary=summary, shards=shards, **content)
+        planned = StoredPlan(summary=summary, shards=shards, **content)
         if planned.plan_id == plan_id:
             return planned, digests
     raise DamagedError(path, "is another version's, or another plan's")

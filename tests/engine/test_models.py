@@ -12,8 +12,9 @@ import engine.forward.attention
 from engine.config import Dtype, EngineConfig, Sharing
 from engine.device_rates import DeviceRates
 from engine.errors import UserError
-from engine.forward.attention import StepAttention
+from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.load import load_model
+from engine.forward.step_attention import Scoring
 from engine.loop.build import build_engine
 from engine.machine.device import resolve_device
 from engine.model import architecture
@@ -84,13 +85,15 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What attention is asked for beside keys and values, in the words of the table."""
     words = {"window": "sliding window", "softcap": "soft-cap", "sinks": "sinks"}
     seen: set[str] = set()
-    run = StepAttention.run
+    run = CpuStepAttention.run
 
-    def listening(self: StepAttention, *args: Any, **kwargs: Any) -> Any:
-        seen.update(word for name, word in words.items() if kwargs.get(name) is not None)
-        return run(self, *args, **kwargs)
+    def listening(
+        self: CpuStepAttention, layer: int, query: Any, key: Any, value: Any, scoring: Scoring, out: Any = None
+    ) -> Any:
+        seen.update(word for name, word in words.items() if getattr(scoring, name) is not None)
+        return run(self, layer, query, key, value, scoring, out)
 
-    monkeypatch.setattr(StepAttention, "run", listening)
+    monkeypatch.setattr(CpuStepAttention, "run", listening)
     return seen
 
 

@@ -4,9 +4,10 @@ from itertools import pairwise
 import pytest
 
 from flows.countdown import Countdown
-from flows.progress import Computed, Meter, Progress, Work, tell, watch
+from flows.progress import Meter, Progress, Work, tell, watch
 from flows.progress_bar import done_words, time_words
 from flows.token_costs import TokenCosts
+from tasks.workers import Computed
 
 
 class Clock:

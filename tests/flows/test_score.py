@@ -4,23 +4,37 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from engine.config import EngineConfig
 from engine.errors import EngineDeadError, UserError
+from engine.loop.engine import Engine
+from engine.machine.device_turn import DeviceTurn
+from engine.request import RequestOutput
+from engine.stages import checkpoint
 from flows import score as score_module
 from flows.progress import Progress, watch
 from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
 from flows.stopping import GRACE_SECONDS
+from flows.workers import kept_engines, workers_from
+from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job_file import parse_job
 from tasks.query import query
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_record import RunRecord, read_records
+from tests.tasks.fakes import FakeWorkers
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,9 +51,21 @@ def answer(job: dict[str, Any], sql: str) -> list[Any]:
         return rows
 
 
-def test_every_row_ends_once_and_a_second_run_scores_nothing(
-    monkeypatch: pytest.MonkeyPatch, small_job: dict[str, Any]
-) -> None:
+class NoWorkers(FakeWorkers):
+    """Workers that are not to be asked for anything."""
+
+    def start(self) -> None:
+        pytest.fail("the model was loaded for nothing")
+
+    def submit(self, *_: object, **__: object) -> "Future[list[RequestOutput]]":
+        pytest.fail("a shard ran twice")
+
+
+def records_of(job: dict[str, Any]) -> list[RunRecord]:
+    return read_records(OutputFolder(Path(job["output"])))
+
+
+def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str, Any]) -> None:
     seen: list[Progress] = []
     with watch(seen.append):
         first = run(small_job)
@@ -51,11 +77,8 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(
     assert max(p.rows_done for p in seen) == 21
     assert len(answer(small_job, "select custom_id from results union select custom_id from errors")) == 21
 
-    def load(*_: object) -> None:
-        pytest.fail("the model was loaded for nothing")
-
-    monkeypatch.setattr("flows.model_loading.get_engine", load)
-    second = run(small_job)
+    with workers_from(lambda _: nullcontext(NoWorkers())):
+        second = run(small_job)
     assert second.scored_rows == 0
     assert second.published.answers == first.published.answers
     assert "nothing" in dict(second.facts())["scored now"]
@@ -85,12 +108,12 @@ class Failing:
         self._errors = errors
         self.tries: dict[str, int] = {}
 
-    def __call__(self, run: Any, plan_id: str, shard: Any) -> Any:
+    def __call__(self, run: Any, plan_id: str, shard: Any, workers: Any) -> Any:
         self.tries[shard.shard_id] = self.tries.get(shard.shard_id, 0) + 1
         error = self._errors(shard.shard_id, self.tries[shard.shard_id])
         if error is not None:
             raise error
-        return infer_shard(run, plan_id, shard)
+        return infer_shard(run, plan_id, shard, workers)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, failing: Failing) -> None:
@@ -167,6 +190,64 @@ def test_artifact_keys_are_what_prefect_takes() -> None:
     assert artifact_key("Package.Topics_2") == "trunkline-package-topics-2"
 
 
+def loads_for_ever(*_: object, **__: object) -> Engine:
+    """An engine whose model takes longer to load than anybody waits."""
+
+    def load() -> Any:
+        while True:
+            checkpoint()
+            time.sleep(0.01)
+
+    return Engine(load, EngineConfig())
+
+
+def interrupt_when(condition: Callable[[], bool]) -> None:
+    """SIGINT to this process once the condition holds."""
+
+    def wait() -> None:
+        wait_for(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.parametrize(("tokens", "stage"), [(0, "planning"), (64, "loading the model")])
+def test_a_run_is_stopped_while_the_model_loads(
+    small_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, stage: str
+) -> None:
+    """Planning waits for a model whose step is not measured yet, the first shards for any."""
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    small_job["engine"]["max_num_batched_tokens"] = tokens
+    seen: list[Progress] = []
+    interrupt_when(lambda: any(progress.stage == stage for progress in seen))
+    before = set(threading.enumerate())
+    with (
+        watch(seen.append),
+        workers_from(lambda run: InProcess(run.model, run.config, start_engine=loads_for_ever)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(small_job)
+    stopped = time.monotonic()
+    wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name == "trunkline-engine"])
+    assert time.monotonic() - stopped < 1
+    assert [record.status for record in records_of(small_job)] == ["interrupted"]
+
+
+def test_an_engine_is_kept_from_run_to_run_by_whoever_asks_for_it(small_job: dict[str, Any]) -> None:
+    def engines() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "trunkline-engine"]
+
+    other = small_job | {"output": f"{small_job['output']}-2"}
+    with kept_engines():
+        run(small_job)
+        [kept] = engines()
+        run(other)
+        assert engines() == [kept]
+    assert engines() == []
+    run(other | {"output": f"{small_job['output']}-3"})
+    assert engines() == []
+
+
 class Command:
     """`trunkline score` in a process of its own, with the ephemeral server, as a person runs it."""
 
@@ -235,3 +316,27 @@ def test_killed_and_stopped_in_the_middle_the_same_command_continues(
     runs = answer(small_job, "select run_id, sum(requests)::int as n from shards group by run_id order by run_id")
     assert len(runs) == 3
     assert sum(row["n"] for row in runs) == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_waits_to_load_its_model(
+    small_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """SIGTERM is how Prefect cancels a run that a worker started."""
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    small_job["engine"]["max_num_batched_tokens"] = 64
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(yaml.safe_dump(small_job))
+    command = Command(job_file, tmp_path)
+    cores = sorted(os.sched_getaffinity(0))
+    turn = DeviceTurn([f"core-{core}" for core in cores])
+    turn.take(command, given_up=lambda: False)
+    try:
+        process = command.start(OMP_NUM_THREADS=str(len(cores)))
+        wait_for(lambda: "waiting for" in command.printed or process.poll() is not None)
+        process.send_signal(number)
+        assert process.wait(GRACE_SECONDS + 20) == 128 + number, command.printed
+    finally:
+        turn.give(command)
+    assert command.printed.endswith("trunkline: stopped; the same command continues\n")
+    assert command.left_behind(30) == []

@@ -12,12 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
 import os, signal, sys, time
-import flows.stopping
 from flows.stopping import stopping
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell begins with it ignored
-flows.stopping.GRACE_SECONDS = float(sys.argv[1])
-with stopping(lambda number: os._exit(128 + number)) as stop:
+with stopping(lambda number: os._exit(128 + number), grace=float(sys.argv[1])) as stop:
     if {replaced}:
         signal.signal(signal.SIGTERM, lambda *_: None)
     while True:

@@ -7,23 +7,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.job.job import ScoringJob
-from tests.tasks.fakes import FakeEngine, job_content, write_model
+from tests.tasks.fakes import FakeWorkers, job_content, write_model
 from tests.tasks.steps import make_job, use_fakes
 
 JobMaker = Callable[..., ScoringJob]
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
+def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWorkers:
     """The engine that `infer_shard` gets; the tokenizer is a byte's."""
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
-    engine = FakeEngine()
+    engine = FakeWorkers()
     use_fakes(monkeypatch, engine)
     return engine
 
 
 @pytest.fixture
-def job_of(tmp_path: Path, engine: FakeEngine) -> JobMaker:
+def job_of(tmp_path: Path, engine: FakeWorkers) -> JobMaker:
     """A job over rows that are written to Parquet, or over any other source given as `source`."""
     write_model(tmp_path / "model")
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import EngineDeadError
 from engine.plan import ShardWork
 from engine.request import LabelScore, Request, RequestOutput
+from tasks.workers import Computed, OnOutput
 
 CONTEXT = 256
 BAD_WORD = b"unlucky"
@@ -72,22 +73,33 @@ class ByteTokenizer:
         return "".join(f"<|user|>{message['content']}<|end|>\n" for message in messages) + "<|bot|>\n"
 
 
-class FakeEngine:
+class FakeWorkers:
     """Answers that follow from the request alone. Each scored request adds its id to the `FAKE_ENGINE_LOG` file.
 
     A prompt that holds `BAD_WORD` is an error while `heals` is False.
     """
 
-    config = EngineConfig()
+    stage: str | None = None
+    waiting_for: str | None = None
 
     def __init__(self, *, heals: bool = False, deaths: int = 0) -> None:
         self.heals = heals
         self.deaths = deaths
         self.works: list[ShardWork] = []
 
-    def submit(
-        self, work: ShardWork, on_output: Callable[[RequestOutput], None] | None = None
-    ) -> "Future[list[RequestOutput]]":
+    def start(self) -> None:
+        """Nothing is to be loaded."""
+
+    def config(self) -> EngineConfig:
+        return EngineConfig()
+
+    def totals(self) -> Computed:
+        return Computed(requests=len(self.scored))
+
+    def close(self) -> None:
+        """Nothing is left of it."""
+
+    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
         future: Future[list[RequestOutput]] = Future()
         self.works.append(work)
         if self.deaths:

@@ -18,7 +18,7 @@ import pytest
 from tasks.job.job import ScoringJob
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
-from tests.tasks.fakes import FakeEngine, job_content, write_model
+from tests.tasks.fakes import FakeWorkers, job_content, write_model
 from tests.tasks.steps import make_job, run_steps, table, use_fakes
 
 
@@ -27,7 +27,7 @@ def main(folder: Path, first: int, step: int) -> int:
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
     write_model(folder / "model")
     monkeypatch = pytest.MonkeyPatch()
-    use_fakes(monkeypatch, FakeEngine())
+    use_fakes(monkeypatch, FakeWorkers())
     _child(lambda: _write_source(folder / "rows.parquet"))
     expected = folder / "expected.json"
     _child(lambda: _undisturbed(_job(folder, "expected"), expected))

@@ -1,6 +1,6 @@
 """The steps one after the other, as the flow calls them, on the fakes."""
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +8,19 @@ import pytest
 
 import tasks.check
 import tasks.extract
-import tasks.infer
-import tasks.plan
 import tasks.preview
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import Extracted, extract_rows
+from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
-from tasks.plan import Planned, make_run_plan
+from tasks.plan import StoredPlan, make_run_plan
 from tasks.publish import Published, publish_results
 from tasks.query import query
-from tasks.storage.run import open_run
-from tests.tasks.fakes import ByteTokenizer, FakeEngine
+from tasks.storage.run import Run, open_run
+from tasks.workers import Workers
+from tests.tasks.fakes import ByteTokenizer, FakeWorkers
 
 # All that a row's end says, but for which run said it.
 TABLE = """
@@ -28,9 +28,13 @@ SELECT * EXCLUDE (run_id) FROM (SELECT * FROM results UNION ALL BY NAME SELECT *
 """
 
 
-def use_fakes(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, tokenizer: ByteTokenizer | None = None) -> None:
-    for module in (tasks.infer, tasks.plan):
-        monkeypatch.setattr(module, "get_engine", lambda *_: engine)
+def workers_of(run: Run) -> AbstractContextManager[Workers]:
+    """Who computes for the steps below: an engine of the run's own, until `use_fakes` says otherwise."""
+    return InProcess(run.model, run.config)
+
+
+def use_fakes(monkeypatch: pytest.MonkeyPatch, engine: FakeWorkers, tokenizer: ByteTokenizer | None = None) -> None:
+    monkeypatch.setattr("tests.tasks.steps.workers_of", lambda _: nullcontext(engine))
     for module in (tasks.extract, tasks.check, tasks.preview):
         monkeypatch.setattr(module, "load_tokenizer", lambda *_: tokenizer or ByteTokenizer())
 
@@ -39,22 +43,22 @@ def make_job(content: dict[str, Any]) -> ScoringJob:
     return parse_job(content, "job.yaml")
 
 
-def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[Planned, Published]:
-    with open_run(job, retry_failed) as run:
-        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)))
+def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[StoredPlan, Published]:
+    with open_run(job, retry_failed) as run, workers_of(run) as workers:
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), workers)
         for shard in planned.shards:
-            infer_shard(run, planned.plan_id, shard)
+            infer_shard(run, planned.plan_id, shard, workers)
         return planned, publish_results(run, planned.plan_id)
 
 
-def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = False) -> tuple[Extracted, Planned]:
+def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = False) -> tuple[Extracted, StoredPlan]:
     """A run that is stopped once it has scored that many shards."""
-    found: list[tuple[Extracted, Planned]] = []
-    with suppress(KeyboardInterrupt), open_run(job, retry_failed) as run:
+    found: list[tuple[Extracted, StoredPlan]] = []
+    with suppress(KeyboardInterrupt), open_run(job, retry_failed) as run, workers_of(run) as workers:
         extracted = extract_rows(run)
-        found.append((extracted, make_run_plan(run, deduplicate_requests(run, extracted))))
+        found.append((extracted, make_run_plan(run, deduplicate_requests(run, extracted), workers)))
         for shard in found[0][1].shards[:scored_shards]:
-            infer_shard(run, found[0][1].plan_id, shard)
+            infer_shard(run, found[0][1].plan_id, shard, workers)
         raise KeyboardInterrupt
     return found[0]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -15,14 +16,16 @@ import pytest
 
 from engine.errors import UserError
 from tasks.job.job import ScoringJob
+from tasks.plan import make_run_plan
+from tasks.publish import publish_results
 from tasks.storage.commit import commit_file, disk_errors, open_private
 from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests, verify_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
-from tests.tasks.steps import ask, plan_alone, run_steps, table
+from tests.tasks.fakes import FakeWorkers
+from tests.tasks.steps import ask, deduplicate_requests, extract_rows, plan_alone, run_steps, table
 
 ROWS = [{"text": f"document {i}"} for i in range(40)]
 
@@ -95,7 +98,7 @@ def manifest_that_leads_outside(folder: OutputFolder) -> None:
     ],
 )
 def test_a_damaged_shard_is_set_aside_and_scored_again(
-    finished: ScoringJob, engine: FakeEngine, damage: Callable[[OutputFolder], None], caplog: pytest.LogCaptureFixture
+    finished: ScoringJob, engine: FakeWorkers, damage: Callable[[OutputFolder], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     before, folder = table(finished), OutputFolder(finished.output_folder)
     requests = read_manifests(folder)[0].requests
@@ -175,9 +178,10 @@ def test_a_stale_lock_file_with_a_living_process_id_holds_nothing(finished: Scor
 
 def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(ROWS)
-    monkeypatch.setattr("tasks.storage.run._end", lambda *_: None)  # as after kill -9
-    plan_alone(job)
-    monkeypatch.undo()
+    monkeypatch.setenv("FAILPOINT", "run.ending:1:error")  # its end is not recorded, as after kill -9
+    with pytest.raises(OSError, match=r"run\.ending"):
+        plan_alone(job)
+    monkeypatch.delenv("FAILPOINT")
     folder = OutputFolder(job.output_folder)
     [record] = folder.manifests.glob("run-*")
     assert json.loads(record.read_text())["status"] == "running"
@@ -185,9 +189,9 @@ def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monke
         assert json.loads(record.read_text())["status"] == "interrupted"
 
 
-def test_the_clock_may_jump(finished: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.storage.run._now", lambda: "1970-01-01T00:00:00+00:00")
-    run_steps(finished)
+def test_the_clock_may_jump(finished: ScoringJob) -> None:
+    with open_run(finished, clock=lambda: datetime.fromtimestamp(0, UTC)) as run:
+        publish_results(run, make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers()).plan_id)
     runs = ask(finished.output_folder, "select run_id, sequence from runs")
     assert [run["sequence"] for run in runs] == [1, 2]
     assert [run["run_id"][:10] for run in runs] == ["run-000001", "run-000002"]
@@ -214,7 +218,7 @@ def test_a_full_disk_that_duckdb_meets_is_the_same_line(tmp_path: Path) -> None:
         duckdb.connect(str(tmp_path / "none" / "a.duckdb"))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(ROWS, shard_seconds=1e-4)
     plan_alone(job, scored_shards=1)
     with full_disk(2000), pytest.raises(UserError, match=FULL):
@@ -235,7 +239,6 @@ def test_commit_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_failpoints_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.storage.failpoint._hits", 0)
     failpoint("here")
     monkeypatch.setenv("FAILPOINT", "here:2:error")
     failpoint("elsewhere")

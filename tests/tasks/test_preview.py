@@ -8,7 +8,7 @@ from engine.errors import UserError
 from tasks.preview import Preview, preview_rows
 from tasks.source.row_error import BAD_LABELS, EMPTY_PROMPT, TEMPLATE_ERROR, RowError
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import run_steps
 
 ROWS = [{"id": f"r{i}", "text": f"text {i}" if i != 1 else " ", "options": ["a", "b"] if i else []} for i in range(5)]
@@ -33,7 +33,7 @@ def test_a_row_by_its_id(job_of: JobMaker) -> None:
         preview_rows(job_of(ROWS, source={"id": "id"}), 3, "r5")
 
 
-def test_chat_and_labels_are_those_that_are_scored(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_chat_and_labels_are_those_that_are_scored(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(
         ROWS,
         source={"id": "id"},

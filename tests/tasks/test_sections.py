@@ -15,7 +15,7 @@ from tasks.dry_run import plan_job
 from tasks.sections import read_sections
 from tasks.storage.token_arrays import to_list_array
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import run_steps, table
 
 
@@ -61,7 +61,7 @@ def test_sections_are_sorted_by_prompt(limit: str, value: int, tmp_path: Path, m
 
 
 def test_rows_and_answers_do_not_follow_from_sections(
-    job_of: JobMaker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [f"shared instruction {'abc'[i % 3] * 20} {i}" for i in range(60)]
     job = job_of(

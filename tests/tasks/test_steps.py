@@ -24,7 +24,7 @@ from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, deduplicate_requests, extract_rows, plan_alone, run_steps, table
 
 GENERATE = {"type": "generate"}
@@ -34,7 +34,7 @@ def rows(*texts: str | None) -> list[dict[str, Any]]:
     return [{"id": f"r{i}", "text": text, "topic": i} for i, text in enumerate(texts)]
 
 
-def test_every_row_ends_once(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_every_row_ends_once(job_of: JobMaker, engine: FakeWorkers) -> None:
     texts = ["one", None, "two", "one", "", " \n", "x" * 300, "unlucky", "nul\x00"]
     job = job_of(rows(*texts), source={"id": "id", "keep": ["topic"]})
     check_job(job)
@@ -76,7 +76,7 @@ def test_generated_rows(job_of: JobMaker) -> None:
     assert published.shown.quote
 
 
-def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows("one", None, "two", "unlucky"))
     run_steps(job)
     before = table(job)
@@ -86,7 +86,7 @@ def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeEng
     assert table(job) == before
 
 
-def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeWorkers) -> None:
     run_steps(job_of(rows("one", "two", "three")))
     engine.works.clear()
     job = job_of(rows("one", "changed", "three", "new"))
@@ -106,7 +106,7 @@ def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeEngi
     ],
 )
 def test_another_request_is_never_answered_by_an_older_result(
-    job_of: JobMaker, engine: FakeEngine, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    job_of: JobMaker, engine: FakeWorkers, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(rows("one"), task=GENERATE, sampling={"max_tokens": 5})
     run_steps(job)
@@ -123,7 +123,7 @@ def test_another_request_is_never_answered_by_an_older_result(
 
 
 def test_parts_that_lack_a_column_that_came_later_are_read(
-    job_of: JobMaker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pa.schema([field for field in PART_SCHEMA if field.name not in ("logprob", "is_greedy")])
     monkeypatch.setattr("tasks.storage.parts.PART_SCHEMA", first)
@@ -137,7 +137,7 @@ def test_parts_that_lack_a_column_that_came_later_are_read(
     assert [(row["logprob"], row["label"] is None) for row in table(job)] == [(None, False)] * 3
 
 
-def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeWorkers) -> None:
     unseeded = {"temperature": 1.0}
     run_steps(job_of(rows("one", "one"), task=GENERATE, sampling=unseeded, source={"id": "id"}))
     assert len(set(engine.scored)) == 2
@@ -146,7 +146,7 @@ def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeEngin
     assert len(set(engine.scored)) == 1
 
 
-def test_retry_failed_scores_errors_alone_and_shows_the_newest_attempt(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_retry_failed_scores_errors_alone_and_shows_the_newest_attempt(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows("one", "unlucky", None))
     run_steps(job)
     engine.works.clear()
@@ -160,15 +160,15 @@ def test_retry_failed_scores_errors_alone_and_shows_the_newest_attempt(job_of: J
     assert planned.pending == 0
 
 
-def test_an_unfinished_run_is_taken_up(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_an_unfinished_run_is_taken_up(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows(*(f"document {i}" for i in range(40))), shard_seconds=1e-4)
     _, planned = plan_alone(job, scored_shards=1)
     with open_run(job) as run:
         extracted = extract_rows(run)
         assert extracted.reused_plan == planned.plan_id
-        again = make_run_plan(run, deduplicate_requests(run, extracted))
+        again = make_run_plan(run, deduplicate_requests(run, extracted), engine)
         assert again == planned
-        done = [infer_shard(run, again.plan_id, shard) for shard in again.shards]
+        done = [infer_shard(run, again.plan_id, shard, engine) for shard in again.shards]
     assert [one.skipped for one in done] == [True] + [False] * (len(done) - 1)
     assert len(engine.scored) == len(set(engine.scored)) == 40
 
@@ -186,7 +186,7 @@ def test_a_plan_is_not_taken_up_for_another_job_source_or_purpose(job_of: JobMak
     assert not reused(job_of(rows("one", "three")))
 
 
-def test_shards_hold_the_nodes_on_their_paths(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_shards_hold_the_nodes_on_their_paths(job_of: JobMaker, engine: FakeWorkers) -> None:
     texts = [f"shared instruction {'abc'[i % 3] * 20} {i}" for i in range(60)]
     planned, _ = run_steps(job_of(rows(*texts), shard_seconds=1e-4))
     assert len(engine.works) == len(planned.shards) > 2
@@ -204,7 +204,7 @@ def test_shards_hold_the_nodes_on_their_paths(job_of: JobMaker, engine: FakeEngi
     assert len({work.layout_id for work in engine.works}) == 1
 
 
-def test_max_tokens_is_what_the_context_leaves(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_max_tokens_is_what_the_context_leaves(job_of: JobMaker, engine: FakeWorkers) -> None:
     run_steps(
         job_of(
             rows("a" * 250, "b" * 255, "c" * 256),
@@ -250,7 +250,7 @@ def test_prefix_savings_are_of_the_shards_that_a_run_committed(job_of: JobMaker)
     assert published.unique_prompt_tokens == 8
 
 
-def test_a_job_without_a_row_that_can_be_scored(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_a_job_without_a_row_that_can_be_scored(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows(None, ""))
     _, published = run_steps(job)
     assert (published.results, published.errors, engine.works) == (0, 2, [])
@@ -297,28 +297,28 @@ def test_plan_job_of_an_empty_table(job_of: JobMaker) -> None:
     assert str(report).splitlines()[0] == "rows                           0   the source has no rows"
 
 
-def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeEngine) -> None:
+def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorkers) -> None:
     engine.deaths = 1
     job = job_of(rows("one"))
     with open_run(job) as run:
-        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)))
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         with pytest.raises(EngineDeadError):
-            infer_shard(run, planned.plan_id, planned.shards[0])
-        assert not infer_shard(run, planned.plan_id, planned.shards[0]).skipped
+            infer_shard(run, planned.plan_id, planned.shards[0], engine)
+        assert not infer_shard(run, planned.plan_id, planned.shards[0], engine).skipped
     assert infer.retries == 3
 
 
 def test_a_try_that_ended_between_part_and_manifest(
-    job_of: JobMaker, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(rows("one"))
     with open_run(job) as run:
-        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)))
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         with monkeypatch.context() as failing:
             failing.setattr("tasks.infer.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
             with pytest.raises(OSError, match="gone"):
-                infer_shard(run, planned.plan_id, planned.shards[0])
-        infer_shard(run, planned.plan_id, planned.shards[0])
+                infer_shard(run, planned.plan_id, planned.shards[0], engine)
+        infer_shard(run, planned.plan_id, planned.shards[0], engine)
         [manifest] = read_manifests(run.folder)
         assert [path.name for path in run.folder.parts.iterdir()] == [manifest.files[0].name]
         assert sha256_of(run.folder.parts / manifest.files[0].name) == manifest.files[0].sha256
@@ -329,7 +329,7 @@ def test_what_steps_pass_on_can_go_to_another_process(job_of: JobMaker) -> None:
     with open_run(job) as run:
         extracted = extract_rows(run)
         deduplicated = deduplicate_requests(run, extracted)
-        planned = make_run_plan(run, deduplicated)
+        planned = make_run_plan(run, deduplicated, FakeWorkers())
         for passed in (run, extracted, deduplicated, planned, planned.shards[0]):
             assert pickle.loads(pickle.dumps(passed)) == passed
 

@@ -1,12 +1,13 @@
-"""A step's attention through the Triton kernels: in place of `engine.forward.attention.StepAttention` on a GPU."""
+"""A step's attention through the Triton kernels."""
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from engine.forward.kv_cache import KVCache
+from engine.forward.step_attention import Scoring
 from engine.forward.step_inputs import StepInputs
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.attention_inputs import AttentionInputs
@@ -14,97 +15,138 @@ from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.layer.e4m3 import E4M3_MAX
 from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
 
 
-class TritonStepAttention:
-    """One step's attention: made once a step, run once a layer. Holds what all layers share.
+@dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """What queries and keys go through before they meet: RMS norms, where the model has them, then cos and sin
+    (rows, rotary dim).
+    """
 
-    Layers with one window share their launches' tables, which are made when the first of them runs. `room` is for a
-    captured graph: the tables then take other steps, whose rows are as many.
+    cos: Tensor
+    sin: Tensor
+    norms: HeadNorms | None = None
+
+
+class GpuAttention:
+    """The `AttentionBackend` of a GPU."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+
+    def prepare(self, step: SchedulerOutput, inputs: StepInputs) -> "GpuStepAttention":
+        return GpuStepAttention(step, inputs, self._cache)
+
+    def prepare_to_repeat(self, step: SchedulerOutput, inputs: StepInputs) -> "GpuStepAttention":
+        """One that `replan` makes another step's; its layers rotate, for where `run` writes is settled on the host."""
+        return GpuStepAttention(step, inputs, self._cache, room=True)
+
+
+class GpuStepAttention:
+    """A `StepAttention` that also rotates, in the launch that writes KV.
+
+    Layers with one window share their launches' tables, which are made when the first of them runs. `room` leaves the
+    tables room for those of other steps.
     """
 
     def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
-        self.step = step
-        self.cache = cache
-        self.slots = inputs.slots
         self.asked_rows = inputs.asked_rows
+        self._step = step
+        self._inputs = inputs
+        self._cache = cache
         self._room = room
         self._tables: dict[int | None, LaunchTables] = {}
 
-    @property
-    def tables(self) -> Iterable[LaunchTables]:
-        """Those of each window that a layer has run with."""
-        return self._tables.values()
-
     def replan(self, step: SchedulerOutput) -> None:
-        """Overwrites the tables with those of `step`. Raises CapacityError where there is no room for one."""
+        """Overwrites the tables with those of `step`, in the memory that captured launches read.
+
+        Raises CapacityError where there is no room for one.
+        """
         for tables in self._tables.values():
             tables.refill(step.segments, step.position_ids, ahead=step.ahead)
-        self.step = step
+        self._step = step
+
+    def move_rows(self) -> None:
+        """Copies the inputs' positions into the tables: all that changes of them where segments do not."""
+        for tables in self._tables.values():
+            tables.move_rows(self._inputs.position_ids)
+
+    def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
+        """As `StepAttention.run`."""
+        assert not self._room, "what this launches writes the first step's rows for ever"
+        kept = self._cache.of_layer(layer, key, value)
+        key, value = (_as_kept(*one) for one in zip((key, value), self._cache.scales_of(layer), strict=True))
+        assert self._cache.kv_format == kv_format_of(key.dtype), (self._cache.kv_format, key.dtype)
+        rows, slots = self._written
+        for cache, made in zip(kept, (key, value), strict=True):
+            _bits(cache)[:, slots] = _bits(made)[:, rows]
+        query, key, value = (made.transpose(0, 1) for made in (query, key, value))
+        if key.stride() != value.stride():
+            key, value = torch.stack((key, value))  # the kernel addresses both alike
+        stores = (_paged(kept[0]), _paged(kept[1]))
+        return self._attend(AttentionInputs(query, key, value, *stores, *self._cache.scales_of(layer)), scoring)
+
+    def run_rotated(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring, rotation: Rotation
+    ) -> Tensor:
+        """As `run`, of a query and a key that have yet to go through `rotation`."""
+        keys, values = map(_paged, self._cache.of_layer(layer, key, value))
+        query, key, value = (made.transpose(0, 1) for made in (query, key, value))
+        angles, slots = (rotation.cos, rotation.sin), self._inputs.slots
+        scales = self._cache.scales_of(layer)
+        key_scales, value_scales = scales
+        query, key, value = rope_write(
+            query, key, value, *angles, slots, keys, values, key_scales, value_scales, rotation.norms
+        )
+        return self._attend(AttentionInputs(query, key, value, keys, values, *scales), scoring)
+
+    def _attend(self, inputs: AttentionInputs, scoring: Scoring) -> Tensor:
+        query, key, window = inputs.query, inputs.step_key, scoring.window
+        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], inputs.key_cache.shape[1])
+        if window not in self._tables:
+            self._tables[window] = self._make_tables(shape, window)
+        tables = self._tables[window]
+        assert tables.shape == shape, (tables.shape, shape)
+        made, _ = prefix_shared_attention(
+            tables, inputs, scoring.scale, window=window, softcap=scoring.softcap, sinks=scoring.sinks
+        )
+        return made
 
     def _make_tables(self, shape: AttentionShape, window: int | None) -> LaunchTables:
-        device = self.slots.device
+        device = self._inputs.slots.device
         return launch_tables(
-            self.step.segments,
-            self.step.position_ids,
+            self._step.segments,
+            self._step.position_ids,
             shape,
             device,
             windows=(window,),
             config=choose_config(device, shape.dim, DECODE) if self._room else None,
             room=self._room,
-            ahead=self.step.ahead,
+            ahead=self._step.ahead,
         )
 
     @cached_property
     def _written(self) -> tuple[Tensor, Tensor]:
         """Rows whose KV is kept, and where."""
-        rows = torch.from_numpy((self.step.slot_mapping >= 0).nonzero()[0]).to(self.slots.device)
-        return rows, self.slots[rows]
+        slots = self._inputs.slots
+        rows = torch.from_numpy((self._step.slot_mapping >= 0).nonzero()[0]).to(slots.device)
+        return rows, slots[rows]
 
-    def run(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scale: float,
-        *,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks: Tensor | None = None,
-        out: Tensor | None = None,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        norms: HeadNorms | None = None,
-    ) -> Tensor:
-        """As `engine.forward.attention.StepAttention.run`; query and key have yet to go through `norms`, and through
-        `rotary`, cos and sin (rows, dim).
-        """
-        keys, values = _paged(self.cache.keys[layer]), _paged(self.cache.values[layer])
-        query, key, value = (made.transpose(0, 1) for made in (query, key, value))
-        if rotary is not None:
-            query, key, value = rope_write(query, key, value, *rotary, self.slots, keys, values, norms=norms)
-        else:
-            self._write(layer, key, value)
-        if key.stride() != value.stride():
-            key, value = torch.stack((key, value))  # the kernel addresses both alike
-        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], keys.shape[1])
-        window = window or None  # a model's configuration may say 0 for none
-        if window not in self._tables:
-            self._tables[window] = self._make_tables(shape, window)
-        tables = self._tables[window]
-        assert tables.shape == shape, (tables.shape, shape)
-        inputs = AttentionInputs(query, key, value, keys, values)
-        made, _ = prefix_shared_attention(tables, inputs, scale, window=window, softcap=softcap, sinks=sinks, out=out)
+
+def _as_kept(made: Tensor, scales: Tensor | None) -> Tensor:
+    """Keys or values (kv_heads, rows, dim) as a cache with these scales keeps them, saturated."""
+    if scales is None:
         return made
+    largest = E4M3_MAX.value
+    return (made.float() / scales[:, None, None]).clamp(-largest, largest).to(torch.float8_e4m3fn).contiguous()
 
-    def _write(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """(rows, kv_heads, dim) into the cache, those rows that a later step reads."""
-        assert self.cache.kv_format == kv_format_of(key.dtype), (self.cache.kv_format, key.dtype)
-        rows, slots = self._written
-        for cache, made in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-            cache[:, slots] = made[rows].transpose(0, 1)
+
+def _bits(tensor: Tensor) -> Tensor:
+    """What can be indexed: numbers of 8 bits as bytes."""
+    return tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
 
 
 def _paged(cache: Tensor) -> Tensor:

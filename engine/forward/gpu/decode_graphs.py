@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.forward.forward_output import Forward
-from engine.forward.gpu.attention import TritonStepAttention
+from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.attention.capacity import CapacityError
@@ -26,8 +26,7 @@ LAST_TOKENS = 2 * SIZES[-1]
 
 
 # Hidden states and best tokens of ids and positions (rows,), through an attention.
-Compute = Callable[[Tensor, Tensor, TritonStepAttention], Forward]
-Attend = Callable[[SchedulerOutput, StepInputs], TritonStepAttention]
+Compute = Callable[[Tensor, Tensor, GpuStepAttention], Forward]
 # Captures what a function launches: what launches it again, and the function's result, whose tensors that overwrites.
 Capture = Callable[[Callable[[], Forward]], tuple[Callable[[], None], Forward]]
 
@@ -47,17 +46,16 @@ def cuda_capture() -> Capture:
 
 
 class DecodeGraphs:
-    """The graphs of one model, by rows. Only one of them runs at a time."""
+    """The `StepRecorder` of a GPU: graphs of one model, by rows. Only one of them runs at a time."""
 
-    def __init__(self, compute: Compute, attend: Attend, device: str, capture: Capture) -> None:
+    def __init__(self, compute: Compute, attention: GpuAttention, device: str, capture: Capture) -> None:
         self._compute = compute
-        self._attend = attend
+        self._attention = attention
         self._capture = capture
         self._graphs: dict[int, _Graph] = {}
         self._last_tokens = torch.zeros(LAST_TOKENS, dtype=torch.int64, device=device)
 
-    @staticmethod
-    def sizes(most: int) -> tuple[int, ...]:
+    def sizes(self, most: int) -> tuple[int, ...]:
         """Of the graphs that steps of at most so many rows may need."""
         return SIZES[: bisect_left(SIZES, most) + 1]
 
@@ -82,24 +80,35 @@ class DecodeGraphs:
         self._captured(step, step.num_scheduled_tokens, lambda run: (lambda: None, run()))
 
     def _captured(self, step: SchedulerOutput, size: int, capture: Capture) -> "_Graph":
-        graph = _Graph(padded(step, size), self._attend, self._last_tokens)
-        graph.capture(self._compute, capture)
-        return graph
+        return _Graph(padded(step, size), self._attention, self._last_tokens, self._compute, capture)
 
 
 class _Graph:
     """One captured step, and the memory that it reads and writes."""
 
-    def __init__(self, step: SchedulerOutput, attend: Attend, last_tokens: Tensor) -> None:
+    def __init__(
+        self,
+        step: SchedulerOutput,
+        attention: GpuAttention,
+        last_tokens: Tensor,
+        compute: Compute,
+        capture: Capture,
+    ) -> None:
+        """Runs the step once, so that whatever is built at first is there, and captures it."""
         self.size = step.num_scheduled_tokens
-        self.last_tokens = last_tokens
         self.numbers = torch.zeros((3, self.size), dtype=torch.int64, device=last_tokens.device)
         ids, positions, slots = self.numbers
-        self.inputs = StepInputs(ids, positions, slots, torch.arange(self.size, device=last_tokens.device))
-        self.attention = attend(step, self.inputs)
+        inputs = StepInputs(ids, positions, slots, torch.arange(self.size, device=last_tokens.device))
+        self.attention = attention.prepare_to_repeat(step, inputs)
         self.segments = step.segments
-        self.replay: Callable[[], None] | None = None
-        self.made: Forward | None = None
+
+        def run() -> Forward:
+            self.attention.move_rows()
+            return compute(resolved(ids, last_tokens), positions, self.attention)
+
+        self._set(step)
+        run()
+        self.replay, self.made = capture(run)
 
     def takes(self, step: SchedulerOutput) -> bool:
         """Plans the step where its segments are new; False where there is no room for the plan."""
@@ -112,22 +121,7 @@ class _Graph:
         self.segments = step.segments
         return True
 
-    def capture(self, compute: Compute, capture: Capture) -> None:
-        """Runs the step once, so that whatever is built at first is there, and captures it."""
-
-        def run() -> Forward:
-            for tables in self.attention.tables:
-                tables.move_rows(self.inputs.position_ids)
-            ids = resolved(self.inputs.input_ids, self.last_tokens)
-            return compute(ids, self.inputs.position_ids, self.attention)
-
-        self._set(self.attention.step)
-        run()
-        self.replay, self.made = capture(run)
-
     def run(self, step: SchedulerOutput) -> Forward:
-        assert self.replay is not None
-        assert self.made is not None
         self._set(step)
         self.replay()
         return self.made

@@ -54,7 +54,7 @@ class Fp8Linear(nn.Module):
         return out if self.bias is None else out.add_(self.bias)
 
 
-def narrow_linears(model: Any) -> int:
+def round_linears_to_fp8(model: Any) -> int:
     """Replaces linear layers below the model's body, in place; returns how many.
 
     One whose sides are no multiple of 16 stays as it is. Raises UserError where that is every one.

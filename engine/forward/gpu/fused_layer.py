@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from engine.forward.attention import window_of
+from engine.forward.gpu.attention import GpuStepAttention, Rotation
 from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.gpu.packed_linear import stacked
+from engine.forward.step_attention import Scoring
 from engine.model.fused_families import family_of
 from kernels.gpu.attention.kv_write import HeadNorms
 from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3
@@ -80,28 +82,29 @@ class GpuLayer(nn.Module):
             delattr(mlp, name)
 
     def forward(
-        self, hidden_states: Tensor, *, position_embeddings: tuple[Tensor, Tensor], step: Any, **_: Any
+        self,
+        hidden_states: Tensor,
+        *,
+        position_embeddings: tuple[Tensor, Tensor],
+        step_attention: GpuStepAttention,
+        **_: object,
     ) -> Tensor:
-        """hidden_states (1, rows, hidden_size), which is overwritten and returned; from the last layer (1, asked rows,
-        hidden_size). position_embeddings (1, rows, head_dim) each.
+        """`hidden_states` (1, rows, hidden_size), overwritten; from the last layer (1, asked rows, hidden_size).
+
+        position_embeddings (1, rows, head_dim) each.
         """
         hidden, (cos, sin) = hidden_states[0], position_embeddings
         rows = len(hidden)
         made = normed_product(self.input_norm, self.qkv, hidden)
         heads: Any = made.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads])
-        attended = step.run(
-            self.attention.layer_idx,
-            query,
-            key,
-            value,
-            self.attention.scaling,
-            window=window_of(self.attention),
-            rotary=(cos[0], sin[0]),
-            norms=self.head_norms,
-        ).view(rows, -1)
-        if self.is_last and len(step.asked_rows) < rows:
-            hidden, attended = hidden[step.asked_rows], attended[step.asked_rows]
+        scoring = Scoring(self.attention.scaling, window_of(self.attention))
+        rotation = Rotation(cos[0], sin[0], self.head_norms)
+        attended = step_attention.run_rotated(self.attention.layer_idx, query, key, value, scoring, rotation)
+        attended = attended.view(rows, -1)
+        asked = step_attention.asked_rows
+        if self.is_last and len(asked) < rows:
+            hidden, attended = hidden[asked], attended[asked]
         add_product(self.out, attended, hidden)
         gate_up = normed_product(self.mlp_norm, self.gate_up, hidden)
         if isinstance(self.down, Fp8Linear):
@@ -112,7 +115,7 @@ class GpuLayer(nn.Module):
 
 
 def normed_product(norm: GpuNorm, linear: nn.Module, rows: Tensor) -> Tensor:
-    """linear(norm(rows)); for an FP8 layer the norm makes its rows narrow as well."""
+    """linear(norm(rows)); for an FP8 layer the norm rounds its rows as well."""
     if isinstance(linear, Fp8Linear):
         return linear.product(*rms_norm_e4m3(rows, norm.weight, norm.eps))
     made: Tensor = linear(norm(rows))

@@ -92,7 +92,7 @@ def _without_down(model: Any) -> dict[str, nn.Linear]:
 
 
 def stacked(*layers: Any) -> nn.Module:
-    """Layers of one input as one layer, their outputs side by side: all `nn.Linear`, or all narrowed alike."""
+    """Layers of one input as one layer, their outputs side by side: all `nn.Linear`, or all packed alike."""
     biases = [layer.bias for layer in layers if layer.bias is not None]
     assert len(biases) in (0, len(layers)), len(biases)
     bias = torch.cat(biases) if biases else None

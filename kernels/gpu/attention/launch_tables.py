@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.capacity import Capacity
 from kernels.gpu.attention.kernel_arguments import ItemTables, MergeTables, Partials
-from kernels.gpu.attention.work_items import ITEM_FIELDS, PIECE_FIELDS, TileShape, WorkItems, work_items
+from kernels.gpu.attention.work_items import ItemField, PieceField, TileShape, WorkItems, work_items
 from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.gpu.tuning.device_limits import processors_of
 from kernels.gpu.tuning.tuned import choose_config
@@ -143,7 +143,7 @@ def _rooms(made: WorkItems, capacity: Capacity | None) -> list[int]:
     """How long each of the arrays is, or may become."""
     if capacity is None:
         return [len(array) for array in _arrays(made)]
-    items, pieces = capacity.items * ITEM_FIELDS, capacity.pieces * PIECE_FIELDS
+    items, pieces = capacity.items * len(ItemField), capacity.pieces * len(PieceField)
     return [1, items, pieces, capacity.entries, capacity.rows, 1, capacity.rows, capacity.rows + 1, capacity.partials]
 
 
@@ -163,8 +163,8 @@ def _allocate(made: WorkItems, capacity: Capacity | None, device: torch.device) 
         buffer=buffer,
         grid_items=capacity.items if capacity else len(made.items),
         grid_merges=capacity.rows if capacity else len(made.merge_rows),
-        has_small=bool((made.items[:, 5] == 0).any()) or capacity is not None,
-        has_large=bool((made.items[:, 5] == 1).any()) or capacity is not None,
+        has_small=bool((made.items[:, ItemField.IS_LARGE] == 0).any()) or capacity is not None,
+        has_large=bool((made.items[:, ItemField.IS_LARGE] == 1).any()) or capacity is not None,
     )
 
 

@@ -16,7 +16,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 class _Item(NamedTuple):
-    """A work item, in the order of its table; `partial` is -1 where it writes the result itself."""
+    """A work item, in the order of `ItemField`; `partial` is -1 where it writes the result itself."""
 
     row_start: Any
     rows: Any

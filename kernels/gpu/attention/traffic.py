@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.gpu.attention.work_items import WorkItems
+from kernels.gpu.attention.work_items import PieceField, WorkItems
 from kernels.segments import Ints, Segments, reach
 
 
@@ -40,9 +40,9 @@ def traffic(
     """`kv_bytes` of one number; `slices` are the programs among which a KV head's query heads are divided."""
     token = 2 * kv_heads * dim * kv_bytes
     unshared, least = _rows_read(segments, row_positions, reach(window))
-    lengths = (items.pieces[:, 3] - items.pieces[:, 1]).astype(np.int64)
+    lengths = (items.pieces[:, PieceField.END] - items.pieces[:, PieceField.START]).astype(np.int64)
     # A piece is known by its keys: where its table begins, its range, and which store it is in.
-    pieces = items.pieces[:, [0, 1, 3, 5]]
+    pieces = items.pieces[:, [PieceField.ENTRY, PieceField.START, PieceField.END, PieceField.IN_STEP]]
     _, first = np.unique(pieces, axis=0, return_index=True)
     return Traffic(
         requested=int(lengths.sum()) * token * slices,
@@ -56,12 +56,12 @@ def traffic(
 def _rows_read(segments: Segments, row_positions: Ints, window: int) -> tuple[int, int]:
     """Keys that rows read, each row's counted apart, and all of them once."""
     read: dict[bool, list[Ints]] = {False: [], True: []}
-    each = 0
+    row_reads = 0
     for index in range(len(segments)):
         positions = row_positions[segments.row_start[index] : segments.row_end[index]]
         keys = segments.position[index] + np.arange(segments.kv_end[index] - segments.kv_start[index])
         far = positions[:, None] - keys
         near = (far >= 0) & (far < window)
-        each += int(near.sum())
+        row_reads += int(near.sum())
         read[bool(segments.in_step[index])].append(segments.kv_start[index] + np.flatnonzero(near.any(0)))
-    return each, sum(len(np.unique(np.concatenate(slots))) for slots in read.values() if slots)
+    return row_reads, sum(len(np.unique(np.concatenate(slots))) for slots in read.values() if slots)

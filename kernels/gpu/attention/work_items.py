@@ -6,6 +6,7 @@ thousand short ones stay whole, and the longest items come first, so that the de
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,30 @@ ITEM_OVERHEAD = 1.0
 LARGE_SHARE = 0.7
 # A block's cost differs little between tiles: both read the same keys, and reading is what takes the time in decode.
 CHUNKS = np.array([2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2**30])
-ITEM_FIELDS = 6  # row_start, rows, piece_start, piece_end, partial row (-1: the result itself), 1 if its tile is large
-PIECE_FIELDS = 6  # first entry in the table, start, end of whole blocks, end, position of key 0, 1 if in step
+
+
+class ItemField(IntEnum):
+    """Columns of an item, as the kernel reads them; `PARTIAL` is its first partial row, -1 where it writes results."""
+
+    ROW_START = 0
+    ROWS = 1
+    PIECE_START = 2
+    PIECE_END = 3
+    PARTIAL = 4
+    IS_LARGE = 5
+
+
+class PieceField(IntEnum):
+    """Columns of a piece, as the kernel reads them: its first entry in the table, where its keys start, where whole
+    blocks that need no mask end, where the keys end, the position of key 0, and 1 where they are the step's own.
+    """
+
+    ENTRY = 0
+    START = 1
+    WHOLE_END = 2
+    END = 3
+    POSITION = 4
+    IN_STEP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +66,7 @@ class TileShape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkItems:
-    """`items` (items, ITEM_FIELDS), `pieces` (pieces, PIECE_FIELDS), `table` and `positions` (rows,): what to launch.
+    """`items` by `ItemField`, `pieces` by `PieceField`, `table` and `positions` (rows,): what to launch.
 
     Rows `merge_rows` (merged,) are merged from the partial rows
     `merge_partials[merge_starts[i]:merge_starts[i + 1]]`, of which there are `num_partials` in all. A row that reads
@@ -73,7 +96,7 @@ class _Tiles:
     row_end: Ints
     large: Ints
     piece_tile: Ints
-    pieces: Ints  # (pieces, PIECE_FIELDS)
+    pieces: Ints  # (pieces, fields of `PieceField`)
 
 
 def work_items(
@@ -181,8 +204,8 @@ def _pieces(
         position[:, None],
         paging.in_step[segment][:, None],
     )
-    pieces = np.stack(np.broadcast_arrays(*columns), 2).reshape(-1, PIECE_FIELDS).astype(np.int64)
-    keep = np.flatnonzero(pieces[:, 1] < pieces[:, 3])
+    pieces = np.stack(np.broadcast_arrays(*columns), 2).reshape(-1, len(PieceField)).astype(np.int64)
+    keep = np.flatnonzero(pieces[:, PieceField.START] < pieces[:, PieceField.END])
     return keep // 2, pieces[keep]
 
 
@@ -190,28 +213,14 @@ def _items(
     tiles: _Tiles, paging: PagedSegments, positions: Ints, tile: TileShape, processors: int, head_slices: int
 ) -> WorkItems:
     num_rows, num_tiles = len(positions), len(tiles.row_start)
-    sizes = -(-(tiles.pieces[:, 3] - tiles.pieces[:, 1]) // tile.keys)
+    sizes = -(-(tiles.pieces[:, PieceField.END] - tiles.pieces[:, PieceField.START]) // tile.keys)
     blocks = np.bincount(tiles.piece_tile, weights=sizes, minlength=num_tiles).astype(np.int64)
     rows = tiles.row_end - tiles.row_start
     splits = _splits(blocks, rows * tile.heads, tile.keys, processors / head_slices)
     per_item = -(-blocks // np.maximum(splits, 1))
     splits = -(-blocks // np.maximum(per_item, 1))
-    # Every piece is cut where its tile's items begin.
-    before = np.cumsum(sizes) - sizes
-    tile_first = np.cumsum(blocks) - blocks
-    piece_first = before - tile_first[tiles.piece_tile]
-    size = per_item[tiles.piece_tile]
-    low = piece_first // np.maximum(size, 1)
-    counts = (piece_first + sizes - 1) // np.maximum(size, 1) - low + 1
-    parent = np.repeat(np.arange(len(sizes)), counts)
-    local = low[parent] + ranges(counts)
-    cut_start = np.maximum(local * size[parent] - piece_first[parent], 0)
-    cut_end = np.minimum((local + 1) * size[parent] - piece_first[parent], sizes[parent])
-    pieces = tiles.pieces[parent]
-    origin = pieces[:, 1].copy()
-    pieces[:, 1] = origin + cut_start * tile.keys
-    pieces[:, 3] = np.minimum(origin + cut_end * tile.keys, pieces[:, 3])
-    pieces[:, 2] = np.clip(pieces[:, 2], pieces[:, 1], pieces[:, 3])
+    parent, local, pieces = _cut(tiles, sizes, blocks, per_item, tile.keys)
+    starts, ends = pieces[:, PieceField.START], pieces[:, PieceField.END]
     item_tile = np.repeat(np.arange(num_tiles), splits)
     item_of_piece = (np.cumsum(splits) - splits)[tiles.piece_tile[parent]] + local
     num_pieces = np.bincount(item_of_piece, minlength=len(item_tile))
@@ -226,9 +235,8 @@ def _items(
     kept = np.where(direct, 0, rows[item_tile])
     partial = np.where(direct, -1, np.cumsum(kept) - kept)
     merge = _merges(tiles.row_start[item_tile], partial, kept, cover)
-    costs = np.bincount(
-        item_of_piece, weights=-(-(pieces[:, 3] - pieces[:, 1]) // tile.keys), minlength=len(item_tile)
-    ).astype(np.int64)
+    costs = np.bincount(item_of_piece, weights=-(-(ends - starts) // tile.keys), minlength=len(item_tile))
+    costs = costs.astype(np.int64)
     columns = (tiles.row_start[item_tile], rows[item_tile], piece_end - num_pieces, piece_end, partial)
     items = np.stack((*columns, tiles.large[item_tile]), 1)
     order = _order(costs, tiles.large[item_tile])
@@ -243,6 +251,29 @@ def _items(
         num_partials=int(kept.sum()),
         costs=costs[order],
     )
+
+
+def _cut(tiles: _Tiles, sizes: Ints, blocks: Ints, per_item: Ints, keys: int) -> tuple[Ints, Ints, Ints]:
+    """Every piece cut where its tile's items begin: which piece a part is from, which of its tile's items, the part.
+
+    Pieces are of `sizes` blocks of `keys`; tiles have `blocks` in all and `per_item` in an item.
+    """
+    tile_first = np.cumsum(blocks) - blocks
+    piece_first = np.cumsum(sizes) - sizes - tile_first[tiles.piece_tile]
+    size = per_item[tiles.piece_tile]
+    low = piece_first // np.maximum(size, 1)
+    counts = (piece_first + sizes - 1) // np.maximum(size, 1) - low + 1
+    parent = np.repeat(np.arange(len(sizes)), counts)
+    local = low[parent] + ranges(counts)
+    cut_start = np.maximum(local * size[parent] - piece_first[parent], 0)
+    cut_end = np.minimum((local + 1) * size[parent] - piece_first[parent], sizes[parent])
+    parts = tiles.pieces[parent]
+    origin = parts[:, PieceField.START].copy()
+    start = origin + cut_start * keys
+    end = np.minimum(origin + cut_end * keys, parts[:, PieceField.END])
+    parts[:, PieceField.START], parts[:, PieceField.END] = start, end
+    parts[:, PieceField.WHOLE_END] = np.clip(parts[:, PieceField.WHOLE_END], start, end)
+    return parent, local, parts
 
 
 def _order(costs: Ints, large: Ints) -> Ints:

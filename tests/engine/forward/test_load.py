@@ -15,7 +15,7 @@ from engine.model.checkpoint import resolve_model
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rotary_frequencies_keep_all_their_bits(tiny_model: Path, dtype: str) -> None:
-    """Rounded to bfloat16 they are off by up to one in 512: at position 2000 that turns a key by radians."""
+    """Rounded to bfloat16 they are off by up to one in 256: at position 2000 that turns a key by most of a radian."""
     device = resolve_device(EngineConfig(device="cpu", dtype=dtype))  # type: ignore[arg-type]
     loaded = load_model(resolve_model(str(tiny_model)), device)
     assert {type(layer) for layer in loaded.body.layers} == {FusedLayer}

@@ -152,7 +152,7 @@ def test_the_body_is_quantized_and_head_and_embeddings_are_not(int8_engine: Engi
     head = model._head.lm_head
     kept = int8_engine.runner.cache.keys[0].dtype
     assert (head.panels if isinstance(head, Projection) else head.weight).dtype == kept
-    assert model.body.get_input_embeddings().weight.is_floating_point()
+    assert model.body.embed_tokens.weight.is_floating_point()
 
 
 @pytest.mark.skipif(not takes_bytes(64), reason="this processor has no products of bytes")

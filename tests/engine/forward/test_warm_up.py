@@ -68,7 +68,7 @@ class Runner:
         self.kernel = kernel
         self.model = SimpleNamespace(shape=SimpleNamespace(max_model_len=512, num_heads=8, num_kv_heads=2))
         self.num_slots, self.num_blocks = 64, 4
-        self.graphs = SimpleNamespace(
+        self.recorder = SimpleNamespace(
             sizes=lambda _: sizes, rehearse=self.forward, run=lambda step, _: self.forward(step)
         )
         self.last_tokens = torch.zeros(1)

@@ -12,7 +12,6 @@ from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
-from engine.loop.engine_cache import close_engines, get_engine, trace_steps
 from engine.loop.trace import StepTrace, TraceWriter, read_trace
 from engine.model.checkpoint import resolve_model
 from engine.request import Request
@@ -53,16 +52,6 @@ def test_a_row_for_each_step_with_what_it_held(tiny_model: Path, tmp_path: Path)
     assert steps[0].waiting == 4
     assert (steps[-1].running, steps[-1].waiting) == (1, 0)
     assert all(min(s.schedule_ms, s.model_ms, s.sample_ms) > 0 for s in steps)
-
-
-def test_the_cache_hands_the_trace_to_every_engine(tiny_model: Path, tmp_path: Path) -> None:
-    trace_steps(tmp_path / "trace.jsonl")
-    engine = get_engine(resolve_model(str(tiny_model)), CONFIG)
-    run_plan(engine, plan_requests(engine, requests()), requests())
-    count = engine.counters().steps
-    close_engines()
-    trace_steps(None)
-    assert len(read_trace(tmp_path / "trace.jsonl")) == count > 0
 
 
 def test_the_plot_has_a_mark_for_each_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.forward.cpu.fused_layer import can_fuse
+from engine.forward.cpu.fused_body import can_fuse
 from engine.forward.gpu.fused_layer import swap_layers
 from engine.model.fused_families import FUSED_FAMILIES, FusedFamily, family_of, fused_backends
 from tests.engine.families import SERVED, SIZES

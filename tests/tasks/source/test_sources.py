@@ -21,7 +21,7 @@ from tasks.preview import preview_rows
 from tasks.request.requests import RequestBuilder
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, outcomes, plan_alone, run_steps, table
 
 
@@ -87,7 +87,7 @@ def test_ids_become_texts(job_of: JobMaker, values: list[Any], texts: list[str])
     ],
 )
 def test_bad_ids_end_the_run_before_any_row_is_encoded(
-    job_of: JobMaker, ids: list[str], line: str, monkeypatch: pytest.MonkeyPatch, engine: FakeEngine
+    job_of: JobMaker, ids: list[str], line: str, monkeypatch: pytest.MonkeyPatch, engine: FakeWorkers
 ) -> None:
     job = job_of(pa.table({"id": ids, "text": ["a", "b", "c", "d"]}), source={"id": "id"})
     monkeypatch.setattr(RequestBuilder, "build", lambda *_: pytest.fail("a row was encoded"))

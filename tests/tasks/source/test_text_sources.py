@@ -13,7 +13,7 @@ from tasks.check import check_job
 from tasks.job.job import ScoringJob
 from tasks.preview import preview_rows
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, outcomes, run_steps, table
 
 # -- CSV
@@ -105,7 +105,7 @@ def test_jsonl_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Pat
     assert [row["topic"] for row in table(job)][::5] == ['{"a": [1]}', "plain"]
 
 
-def test_jsonl_objects_reach_the_template_whole(job_of: JobMaker, tmp_path: Path, engine: FakeEngine) -> None:
+def test_jsonl_objects_reach_the_template_whole(job_of: JobMaker, tmp_path: Path, engine: FakeWorkers) -> None:
     job = jsonl_job(
         job_of,
         tmp_path,

@@ -19,7 +19,7 @@ from tasks.storage.damage import DamagedError
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.stored_json import read_json, stage_json
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeEngine
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import plan_alone, run_steps, table
 
 ROWS = [{"text": f"document {i}"} for i in range(40)]
@@ -139,7 +139,7 @@ def _ask_a_damaged_folder(root: Path, rows: int) -> None:
 @settings(drawn, max_examples=10)
 @given(kept=st.sampled_from(["plan.json", "rows", "requests", "nodes", "run record", "manifest"]), damage=damages())
 def test_a_run_that_was_stopped_continues_over_damage(
-    job_of: JobMaker, engine: FakeEngine, kept: str, damage: Damage
+    job_of: JobMaker, engine: FakeWorkers, kept: str, damage: Damage
 ) -> None:
     job = job_of(ROWS, shard_seconds=1e-4)
     shutil.rmtree(job.output_folder, ignore_errors=True)

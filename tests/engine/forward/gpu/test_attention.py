@@ -1,25 +1,25 @@
 """The whole engine through the Triton kernels, in the interpreter, gives what it gives through torch."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
-import engine.forward.cpu.fused_layer
-import engine.forward.gpu.attention
-import engine.forward.gpu.decode_graphs
-import engine.loop.build
-import engine.machine.device
-from engine.config import EngineConfig, Quantization
+from engine.config import EngineConfig, KVCacheDtype, Quantization
 from engine.device_rates import DeviceRates
-from engine.forward.attention import StepAttention, step_attention
-from engine.forward.forward_output import Forward
-from engine.forward.gpu.attention import TritonStepAttention
+from engine.forward.attention_backend import attention_backend
+from engine.forward.cpu.attention import CpuAttention
+from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
+from engine.forward.kv_cache import KVCache
+from engine.forward.load import load_model
+from engine.forward.model_runner import ModelRunner
 from engine.forward.quantize import linears_of
 from engine.loop.build import build_engine
+from engine.loop.engine import Engine
+from engine.loop.step_budget import engine_config
 from engine.machine.device import Device
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.cost import CostModel
@@ -29,71 +29,79 @@ from engine.sampling_params import SamplingParams
 from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from kernels.kv_format import FLOAT32
 from tests.engine.families import SERVED, Family, save_tiny
+from tests.engine.forward.played_gpu import PlayedCapture, played_gpu
 from tests.engine.test_models import nearly_equal, prompts
 
-# Whether the rotation came with it, of every call.
-CALLS: list[bool] = []
-# How often each captured graph ran.
-REPLAYS: list[int] = []
+Outputs = dict[str, RequestOutput]
 
 
-class Counted(TritonStepAttention):
-    def run(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        CALLS.append("rotary" in kwargs)
-        return super().run(*args, **kwargs)
+@dataclass(frozen=True)
+class Played:
+    """`rotated`: of every layer that ran, whether the rotation came with it. `replays`: of every captured graph."""
+
+    outputs: Outputs
+    rotated: list[bool]
+    replays: list[int]
 
 
-def answers(folder: Path, requests: list[Request], quantization: Quantization = "none") -> dict[str, RequestOutput]:
+def config_of(folder: Path, quantization: Quantization = "none", kv_cache_dtype: KVCacheDtype = "auto") -> EngineConfig:
     """With chunks of 24 tokens and blocks of 8, so that contexts are cut, shared and in several runs."""
-    files = resolve_model(str(folder))
-    shape = load_shape(files)
-    budget = 384 * shape.kv_bytes_per_token(FLOAT32)
-    config = EngineConfig(
-        dtype="float32", quantization=quantization, max_num_batched_tokens=24, block_size=8, kv_cache_memory=budget
+    budget = 384 * load_shape(resolve_model(str(folder))).kv_bytes_per_token(FLOAT32)
+    return EngineConfig(
+        dtype="float32",
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        max_num_batched_tokens=24,
+        block_size=8,
+        kv_cache_memory=budget,
     )
-    engine = build_engine(files, config, detokenize=False)
-    plan = make_plan(requests, config, CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
+
+
+def run(engine: Engine, folder: Path, requests: list[Request]) -> Outputs:
+    shape = load_shape(resolve_model(str(folder)))
+    plan = make_plan(requests, config_of(folder), CostModel(shape, FLOAT32, DeviceRates(1e9, 1e9)))
     futures = [engine.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
     outputs = {output.request_id: output for future in futures for output in future.result(timeout=500)}
     engine.close()
     return outputs
 
 
+def answers(folder: Path, requests: list[Request]) -> Outputs:
+    return run(build_engine(resolve_model(str(folder)), config_of(folder), detokenize=False), folder, requests)
+
+
 def through_triton(
-    folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch, quantization: Quantization = "none"
-) -> dict[str, RequestOutput]:
+    folder: Path,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    quantization: Quantization = "none",
+    kv_cache_dtype: KVCacheDtype = "auto",
+) -> Played:
     """As on a GPU: layers and attention are chosen as there, and Triton interprets them."""
-    CALLS.clear()
-    REPLAYS.clear()
+    files, capture = resolve_model(str(folder)), PlayedCapture()
+    config = config_of(folder, quantization, kv_cache_dtype)
+    device, rotated = played_gpu(), []
+
+    def load() -> tuple[ModelRunner, EngineConfig]:
+        runner = ModelRunner(load_model(files, device, quantization, kv_cache_dtype), config, device, capture)
+        return runner, engine_config(files, config, runner)
+
+    def counted(method: Any, *, rotates: bool) -> Any:
+        def call(*arguments: Any) -> Any:
+            rotated.append(rotates)
+            return method(*arguments)
+
+        return call
+
     with monkeypatch.context() as patch:
-        patch.setattr(engine.machine.device, "backend_of", lambda _: "triton")
-        patch.setattr(engine.forward.gpu.attention, "TritonStepAttention", Counted)
-        patch.setattr(engine.loop.build, "warm_up", lambda *_: None)
-        patch.setattr(engine.forward.gpu.decode_graphs, "cuda_capture", lambda: recorded)
-        # The CPU, which this is, refuses int4: it is the device that is played.
-        patch.setattr(engine.loop.build, "resolve_device", lambda config: Device("cpu", config.dtype, "played"))
-        outputs = answers(folder, requests, quantization)
-    assert len(CALLS) > 4
-    return outputs
+        patch.setattr(GpuStepAttention, "run", counted(GpuStepAttention.run, rotates=False))
+        patch.setattr(GpuStepAttention, "run_rotated", counted(GpuStepAttention.run_rotated, rotates=True))
+        outputs = run(Engine(load, config), folder, requests)
+    assert len(rotated) > 4
+    return Played(outputs, rotated, capture.replays)
 
 
-def recorded(run: Callable[[], Forward]) -> tuple[Callable[[], None], Forward]:
-    """What a CUDA graph does: the result's tensors stay where they are, and are overwritten when it runs again."""
-    made = run()
-    REPLAYS.append(0)
-    place = len(REPLAYS) - 1
-
-    def replay() -> None:
-        REPLAYS[place] += 1
-        again = run()
-        made.hidden.copy_(again.hidden)
-        made.best.copy_(again.best)
-
-    made.hidden.fill_(torch.nan)  # what was captured has not run
-    return replay, made
-
-
-def assert_same(one: dict[str, RequestOutput], other: dict[str, RequestOutput]) -> None:
+def assert_same(one: Outputs, other: Outputs) -> None:
     assert one.keys() == other.keys()
     for key, output in one.items():
         assert nearly_equal(output, other[key]), key
@@ -118,9 +126,10 @@ def test_the_same_tokens_and_labels(
     tiny_model: Path, requests_: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Llama: its rotation and the write into the cache are one kernel."""
-    assert_same(answers(tiny_model, requests_), through_triton(tiny_model, requests_, monkeypatch))
-    assert all(CALLS[2:]), "but for the probe's, before layers are swapped"
-    assert sum(REPLAYS) > len(REPLAYS) > 0
+    played = through_triton(tiny_model, requests_, monkeypatch)
+    assert_same(answers(tiny_model, requests_), played.outputs)
+    assert all(played.rotated[2:]), "but for the probe's, before layers are swapped"
+    assert sum(played.replays) > len(played.replays) > 0
 
 
 def test_four_bits_compute_what_their_weights_say(
@@ -133,14 +142,16 @@ def test_four_bits_compute_what_their_weights_say(
         linear.weight.data = dequantized(quantize_weight(linear.weight.data, 4))
     assert float((model.model.layers[0].mlp.down_proj.weight.detach() - before).abs().max()) > 0.01
     model.save_pretrained(tmp_path)
-    assert_same(answers(tmp_path, requests_), through_triton(tmp_path, requests_, monkeypatch, "int4"))
-    assert CALLS[:2] == [False, False], "first the model is held to its own code, as transformers wrote its layers"
-    assert all(CALLS[2:])
+    played = through_triton(tmp_path, requests_, monkeypatch, "int4")
+    assert_same(answers(tmp_path, requests_), played.outputs)
+    assert played.rotated[:2] == [False, False], "first the model is held to its own code, in transformers' layers"
+    assert all(played.rotated[2:])
 
 
 def test_eight_bits_stay_near(tiny_model: Path, requests_: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
     """To the unquantised model; the products themselves are held to their twins in the kernels' tests."""
-    ours, exact = through_triton(tiny_model, requests_, monkeypatch, "int8"), answers(tiny_model, requests_)
+    ours = through_triton(tiny_model, requests_, monkeypatch, "int8").outputs
+    exact = answers(tiny_model, requests_)
     for key, output in exact.items():
         assert output.token_ids == ours[key].token_ids
         if output.label_scores is not None:
@@ -158,10 +169,12 @@ SPECIAL = [
 def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny(family.model_type, family.config, tmp_path)
     requests = prompts(rows=6)
-    assert_same(answers(tmp_path, requests), through_triton(tmp_path, requests, monkeypatch))
-    assert all(CALLS) == (family.model_type == "mistral")
+    played = through_triton(tmp_path, requests, monkeypatch)
+    assert_same(answers(tmp_path, requests), played.outputs)
+    assert all(played.rotated[2:]) == (family.model_type == "mistral")
 
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:
-    assert step_attention(Device("cuda:0", "bfloat16", "cuda:0").backend) is TritonStepAttention
-    assert step_attention(Device("cpu", "float32", "cpu").backend) is StepAttention
+    cache = KVCache(1, 1, 0, 16, FLOAT32, "cpu")
+    assert isinstance(attention_backend(Device("cuda:0", "bfloat16", "cuda:0").backend, cache), GpuAttention)
+    assert isinstance(attention_backend(Device("cpu", "float32", "cpu").backend, cache), CpuAttention)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import engine.forward.attention
 from engine.config import EngineConfig
 from engine.errors import UserError
-from engine.forward.gpu.fp8_linear import Fp8Linear, narrow_linears
+from engine.forward.gpu.fp8_linear import Fp8Linear, round_linears_to_fp8
 from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import stacked
 from engine.machine.device import resolve_device
@@ -57,7 +57,7 @@ def test_swapped_layers_run_on_eight_bits() -> None:
     model: Any = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16})).bfloat16().eval().requires_grad_(False)
     model.set_attn_implementation(engine.forward.attention.NAME)
     whole = hidden(model, kv_format=BFLOAT16).float()
-    assert narrow_linears(model) == 14
+    assert round_linears_to_fp8(model) == 14
     wanted = hidden(model, kv_format=BFLOAT16).float()
     assert swap_layers(model)
     layer = model.model.layers[0]
@@ -65,7 +65,9 @@ def test_swapped_layers_run_on_eight_bits() -> None:
     assert all(isinstance(made, Fp8Linear) for made in (layer.qkv, layer.gate_up, layer.out, layer.down))
     rows = torch.arange(ROWS)[None]
     with torch.inference_mode():
-        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=stepped(ROWS, 16, BFLOAT16))
+        got = model.model(
+            input_ids=rows * 5, position_ids=rows, use_cache=False, step_attention=stepped(ROWS, 16, BFLOAT16)
+        )
     same, near = (float((got.last_hidden_state.float() - other).norm() / other.norm()) for other in (wanted, whole))
     assert same < 0.2, "the interpreter cuts bfloat16 off, which moves some codes by a step, 6 %"
     assert 1e-3 < near < 0.3
@@ -73,9 +75,9 @@ def test_swapped_layers_run_on_eight_bits() -> None:
 
 def test_sides_that_no_block_divides_stay_and_none_is_refused() -> None:
     odd = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16, "intermediate_size": 100})).requires_grad_(False)
-    assert narrow_linears(odd) == 8
+    assert round_linears_to_fp8(odd) == 8
     with pytest.raises(UserError, match="fp8 needs layers of a multiple of 16"):
-        narrow_linears(LlamaForCausalLM(LlamaConfig(**SIZES)))
+        round_linears_to_fp8(LlamaForCausalLM(LlamaConfig(**SIZES)))
 
 
 def test_a_cpu_has_none() -> None:

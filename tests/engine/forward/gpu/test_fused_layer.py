@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from engine.errors import UserError
-from engine.forward.gpu.attention import TritonStepAttention
+from engine.forward.gpu.attention import GpuStepAttention
 from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
 from engine.forward.gpu.packed_linear import PackedLinear, pack_linears, stacked
 from engine.forward.kv_cache import KVCache
@@ -38,10 +38,10 @@ MODELS = FUSED_MODELS | {
 }
 
 
-def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat = FLOAT32) -> TritonStepAttention:
+def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat = FLOAT32) -> GpuStepAttention:
     """Of a step, or of one sequence of so many rows."""
     step = SchedulerOutput.causal_rows(step) if isinstance(step, int) else step
-    return TritonStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_format, "cpu"))
+    return GpuStepAttention(step, step_inputs(step, "cpu"), KVCache(2, 2, 0, head_dim, kv_format, "cpu"))
 
 
 @pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
@@ -55,7 +55,7 @@ def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
     rows = torch.arange(ROWS)[None]
     step = stepped(replace(SchedulerOutput.causal_rows(ROWS), reads=Reads.samples(np.array(asked), np.array(asked))))
     with torch.inference_mode():
-        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step=step).last_hidden_state
+        got = model.model(input_ids=rows * 5, position_ids=rows, use_cache=False, step_attention=step).last_hidden_state
     assert float((got - wanted[..., list(asked), :]).abs().max()) < 2e-5
 
 
@@ -70,10 +70,10 @@ def test_a_layer_is_ten_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     states, angles = torch.randn(1, ROWS, model.config.hidden_size), model.model.rotary_emb
     cos_sin = angles(states, torch.arange(ROWS)[None])
     with torch.inference_mode():
-        layer(states, position_embeddings=cos_sin, step=step)  # plans the step
+        layer(states, position_embeddings=cos_sin, step_attention=step)  # plans the step
     launched.clear()
     with torch.inference_mode(), ProductsAndPasses() as seen:
-        layer(states, position_embeddings=cos_sin, step=step)
+        layer(states, position_embeddings=cos_sin, step_attention=step)
     assert len(launched) + seen.products <= 10
     assert set(launched) >= {"rms_norm_kernel", "silu_gate_kernel", "rope_write_kernel", "attend_kernel"}
     assert (seen.products, seen.passes) == (4, [])

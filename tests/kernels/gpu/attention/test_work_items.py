@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.gpu.attention.paged_segments import paged
-from kernels.gpu.attention.work_items import TileShape, WorkItems, work_items
+from kernels.gpu.attention.work_items import ItemField, TileShape, WorkItems, work_items
 from kernels.segments import Segment, Segments, reach
 
 TILE = TileShape(small=16, large=32, keys=8, heads=2)
@@ -127,7 +127,7 @@ def test_items_in_large_and_in_small_tiles_run_side_by_side() -> None:
     segments += [Segment(row, row + 1, 512 + 32 * row, 544 + 32 * row, 512) for row in range(16)]
     positions = np.full(16, 543, dtype=np.int64)
     items = work_items(Segments.of(segments), positions, 16, TILE, processors=16, head_slices=2)
-    large = items.items[:, 5] == 1
+    large = items.items[:, ItemField.IS_LARGE] == 1
     first, second = items.costs[large], items.costs[~large]
     assert (list(first), list(second)) == (sorted(first, reverse=True), sorted(second, reverse=True))
     assert (len(first), len(second)) == (8, 16)

@@ -1,0 +1,72 @@
+"""Who computes for a run, wherever that is."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.config import EngineConfig
+from engine.plan import ShardWork
+from engine.request import RequestOutput
+
+OnOutput = Callable[[RequestOutput], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What was computed: finished requests, and tokens of prompts, of labels and of answers."""
+
+    requests: int = 0
+    prefill: int = 0
+    label: int = 0
+    decode: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of prompts and labels, which are computed many at a time."""
+        return self.prefill + self.label
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.decode
+
+    def __add__(self, other: "Computed") -> "Computed":
+        return Computed(
+            self.requests + other.requests,
+            self.prefill + other.prefill,
+            self.label + other.label,
+            self.decode + other.decode,
+        )
+
+    def __sub__(self, other: "Computed") -> "Computed":
+        return self + Computed(-other.requests, -other.prefill, -other.label, -other.decode)
+
+
+class Workers(Protocol):
+    """What a run needs of those who compute for it. All of it may be called from any thread."""
+
+    def start(self) -> None:
+        """Begins to load the model, and returns before it is loaded. Raises UserError for one that cannot be."""
+
+    def config(self) -> EngineConfig:
+        """The limits that requests are computed under, with nothing left open; waits for the model where it must."""
+
+    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
+        """A shard's outputs, in the order of its requests; waits for the model. `on_output` gets each as it ends.
+
+        Raises EngineDeadError where another try may help, and EngineClosedError after `close`.
+        """
+
+    def totals(self) -> Computed:
+        """All that was computed so far."""
+
+    @property
+    def stage(self) -> str | None:
+        """What they do before they can compute; None once they can."""
+
+    @property
+    def waiting_for(self) -> str | None:
+        """Who has the device that they wait for."""
+
+    def close(self) -> None:
+        """Ends them at once. Whoever waits for a shard or for the model gets EngineClosedError."""
