@@ -17,8 +17,10 @@ class Request:
     """A prompt and what is asked of it.
 
     `labels` None asks for text (`params` says how); else each label is a continuation of at least one
-    token, and the log-likelihood of every one is asked. `adapter` names the weights that the model runs with, None its
-    own alone: equal tokens under two adapters have nothing in common.
+    token, and the log-likelihood of every one is asked; an empty tuple asks for nothing behind the prompt. `adapter`
+    names the weights that the model runs with, None its own alone: equal tokens under two adapters have nothing in
+    common. `prompt_logprobs_from` asks, besides, for the log-probability of each prompt token from that one on: 1 at
+    least, as the first token follows nothing.
     """
 
     request_id: str
@@ -26,6 +28,10 @@ class Request:
     params: SamplingParams = GREEDY
     labels: tuple[TokenIds, ...] | None = None
     adapter: str | None = None
+    prompt_logprobs_from: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.prompt_logprobs_from is None or self.prompt_logprobs_from > 0, self.prompt_logprobs_from
 
     @property
     def max_tokens(self) -> int:
@@ -40,6 +46,15 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptLogprobs:
+    """Of each prompt token from `first` on: its log-probability behind those before it, and whether it is the best."""
+
+    first: int
+    logprobs: NDArray[np.float32]
+    is_greedy: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +81,7 @@ class RequestOutput:
     cumulative_logprob: float | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     label_scores: tuple[LabelScore, ...] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
     num_cached_tokens: int = 0
     error_type: str | None = None
     error_message: str | None = None

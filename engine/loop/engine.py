@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
-from engine.loop.output_processor import OUT_OF_MEMORY, OutputState, error_output
+from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
 from engine.loop.step_launcher import LaunchedStep, StepLauncher
 from engine.loop.step_reader import StepReader
 from engine.loop.trace import OnStep, StepTrace
@@ -164,7 +164,7 @@ class Engine:
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
-            self._reader = StepReader(self.runner, self._states)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.prompt_reads)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -249,7 +249,10 @@ class Engine:
         for values in flown.launched.values:
             sampled |= self._reader.take(values)
         for key in flown.launched.out_of_memory & self._states.keys():
-            sampled[key] = self._states[key].fail(OUT_OF_MEMORY, "the device has no memory for this row's step alone")
+            sampled[key] = self._states[key].fail(*NO_MEMORY)
+        for key in flown.launched.out_of_memory:
+            if (reads := self.scheduler.prompt_reads.get(key)) is not None:
+                reads.out_of_memory = True
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:

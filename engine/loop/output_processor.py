@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NON_FINITE = "NON_FINITE"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
+NO_MEMORY = (OUT_OF_MEMORY, "the device has no memory for this row's step alone")
 _NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
 
 
@@ -125,6 +126,10 @@ class OutputState:
     def output(self) -> RequestOutput:
         """The finished request's output."""
         sequence, request = self.sequence, self.sequence.request
+        unread = [reads for reads, first in sequence.prompt_reads if not reads.is_finite[first:].all()]
+        if unread and self.error is None:
+            lost = any(reads.out_of_memory for reads in unread)
+            self.error = NO_MEMORY if lost else _NOT_FINITE
         if self.error is not None:
             return error_output(sequence, *self.error)
         if request.labels is not None:
@@ -134,6 +139,7 @@ class OutputState:
                 "scored",
                 sequence.num_prompt_tokens,
                 label_scores=scores,
+                prompt_logprobs=sequence.prompt_logprobs,
                 num_cached_tokens=sequence.num_cached_tokens,
             )
         assert self.finish_reason is not None
@@ -145,6 +151,7 @@ class OutputState:
             text=self._text(),
             cumulative_logprob=sum(token.logprob for token in self.logprobs) if self.logprobs else None,
             logprobs=tuple(self.logprobs) or None,
+            prompt_logprobs=sequence.prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens,
         )
 

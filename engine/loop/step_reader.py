@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.forward import sampler
@@ -18,6 +19,7 @@ from engine.forward.philox import uniforms
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
 from engine.loop.output_processor import OutputState
+from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind, Reads
 from engine.scheduling.scheduler import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
@@ -47,11 +49,14 @@ class StepValues:
 
 
 class StepReader:
-    """Reads for the sequences of `states`, which their owner keeps up."""
+    """Reads for the sequences of `states` and the nodes of `prompt_reads`, by key, which their owners keep up."""
 
-    def __init__(self, runner: ModelRunner, states: Mapping[int, OutputState]) -> None:
+    def __init__(
+        self, runner: ModelRunner, states: Mapping[int, OutputState], prompt_reads: Mapping[int, PromptReads]
+    ) -> None:
         self._runner = runner
         self._states = states
+        self._prompt_reads = prompt_reads
 
     @torch.inference_mode()
     def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
@@ -124,7 +129,7 @@ class StepReader:
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
     def take(self, values: StepValues) -> dict[int, Sampled]:
-        """Waits for the step, and gives each live sequence what it made for it."""
+        """Waits for the step, and gives each live sequence and node what it made for it."""
         values.wait()
         sampled = {}
         keys = values.step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
@@ -145,8 +150,21 @@ class StepReader:
         if not values.target_values:
             return
         made = np.concatenate([part.numpy() for part in values.target_values], 1)
-        for read, (logprob, is_best, finite) in zip(values.target_reads, made.T.tolist(), strict=True):
+        is_label = values.target_reads.kind == ReadKind.LABEL
+        labels = Reads(values.target_reads.table[is_label])
+        for read, (logprob, is_best, finite) in zip(labels, made[:, is_label].T.tolist(), strict=True):
             self._states[read.key].take_score(read.place, logprob, bool(is_best), bool(finite))
+        self._take_prompt_reads(values.target_reads.table[~is_label], made[:, ~is_label])
+
+    def _take_prompt_reads(self, table: Ints, made: NDArray[np.float32]) -> None:
+        """`made` (3, reads) of the PROMPT reads in `table`, to each node its own."""
+        by_key = np.argsort(table[:, 1], kind="stable")
+        ends = np.flatnonzero(np.diff(table[by_key, 1])) + 1
+        for part in np.split(by_key, ends) if len(by_key) else ():
+            node_reads = self._prompt_reads.get(int(table[part[0], 1]))
+            if node_reads is not None:  # else all below the node ended while this step ran
+                logprobs, is_best, finite = made[:, part]
+                node_reads.take(table[part, 4], logprobs, is_best > 0, finite > 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

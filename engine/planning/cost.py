@@ -23,6 +23,8 @@ class Work:
     A node's tokens count for the first request that needs them. `prefill_tokens` are prompt tokens, `label_tokens`
     those of the label trie, `decode_tokens` the most that may be generated. `attended_keys` are summed over all
     computed tokens, each of which attends to itself and to all before it; `decode_keys` are those of generated ones.
+    `prompt_head_rows` are prompt tokens whose logits are asked for: the last, where anything is asked behind it, and
+    one for each log-probability of the prompt.
     """
 
     prefill_tokens: Ints
@@ -30,6 +32,7 @@ class Work:
     decode_tokens: Ints
     attended_keys: Ints
     decode_keys: Ints
+    prompt_head_rows: Ints
 
     @property
     def decode_steps(self) -> Ints:
@@ -47,8 +50,8 @@ class Work:
 
     @property
     def head_rows(self) -> Ints:
-        """Rows whose logits are asked for: the prompt's last token and every answer token."""
-        return 1 + self.answer_tokens
+        """Rows whose logits are asked for: some of the prompt's, and every answer token's."""
+        return self.prompt_head_rows + self.answer_tokens
 
 
 def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
@@ -66,6 +69,8 @@ def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
         decode_tokens=decode,
         attended_keys=_new_with(last, attended_keys(forest.start, forest.end)) + label_keys + decode_keys,
         decode_keys=decode_keys,
+        prompt_head_rows=_new_with(last, _read_tokens(forest, requests))
+        + np.array([requests[r].labels != () for r in order], dtype=np.int64),
     )
 
 
@@ -129,6 +134,19 @@ class CostModel:
 
 def _new_with(last: Ints, values: Ints) -> Ints:
     return np.diff(np.cumsum(values)[last], prepend=0)
+
+
+def _read_tokens(forest: Forest, requests: Sequence[Request]) -> Ints:
+    """Of each node, the tokens whose log-probability any request at it or below it asks."""
+    nothing = int(forest.end.max(initial=0))
+    first = np.full(len(forest.end), nothing, dtype=np.int64)
+    asked = [nothing if r.prompt_logprobs_from is None else r.prompt_logprobs_from for r in requests]
+    np.minimum.at(first, forest.node_of, np.array(asked, dtype=np.int64))
+    firsts: list[int] = first.tolist()
+    for node, parent in reversed([*enumerate(forest.parent.tolist())]):
+        if parent >= 0:
+            firsts[parent] = min(firsts[parent], firsts[node])
+    return np.maximum(forest.end - np.maximum(forest.start, np.array(firsts, dtype=np.int64)), 0)
 
 
 def _label_counts(requests: Sequence[Request], order: Ints) -> tuple[Ints, Ints]:

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.segments import Ints
 
@@ -14,12 +15,13 @@ from kernels.segments import Ints
 class ReadKind(IntEnum):
     """How a row is read, and for whom. Any row of a step may be read, and any number of times.
 
-    A kind whose reads have a target is one more member here and one more taker in `StepReader`; a kind that reads
-    something else, as a row's hidden state, also says there what it makes of the row.
+    Whoever is below a node reads the same of its rows, so that a PROMPT read is the node's and not a sequence's.
+    A kind to come is one more member here, and in `StepReader` what is made of its rows and who takes it.
     """
 
     SAMPLE = 0  # the next token of sequence `key`
     LABEL = 1  # the log-probability of `target`, a token of label `place` of sequence `key`
+    PROMPT = 2  # the log-probability of `target`, token `place` of the node whose `PromptReads` have `key`
 
 
 class Read(NamedTuple):
@@ -46,10 +48,12 @@ class Reads:
         assert self.table.dtype == np.int64, self.table.dtype
 
     @classmethod
-    def of(cls, reads: Iterable[Read]) -> "Reads":
-        """`reads` in any order of kinds."""
+    def of(cls, reads: Iterable[Read], *more: "Reads") -> "Reads":
+        """All of them, in any order of kinds."""
         # Four times as fast as `np.array`, which looks at each kind as an object.
         table = np.fromiter(chain.from_iterable(reads), dtype=np.int64).reshape(-1, 5)
+        if more:
+            table = np.concatenate((table, *(reads.table for reads in more)))
         return cls(table[np.argsort(table[:, 2], kind="stable")])
 
     @classmethod
@@ -57,6 +61,13 @@ class Reads:
         """A SAMPLE read of each of `rows`, for sequence `keys[i]`."""
         table = np.full((len(rows), 5), -1, dtype=np.int64)
         table[:, 0], table[:, 1], table[:, 2] = rows, keys, ReadKind.SAMPLE
+        return cls(table)
+
+    @classmethod
+    def prompt(cls, rows: Ints, key: int, targets: NDArray[np.int32], places: Ints) -> "Reads":
+        """A PROMPT read of each of `rows`."""
+        table = np.empty((len(rows), 5), dtype=np.int64)
+        table[:, 0], table[:, 1], table[:, 2], table[:, 3], table[:, 4] = rows, key, ReadKind.PROMPT, targets, places
         return cls(table)
 
     def of_kind(self, kind: ReadKind) -> "Reads":

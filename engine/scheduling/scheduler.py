@@ -15,6 +15,9 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+import numpy as np
 
 from engine.config import EngineConfig
 from engine.label_tree import build_label_tree
@@ -23,6 +26,7 @@ from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
 from engine.scheduling.live_nodes import LiveNodes
+from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
@@ -52,12 +56,15 @@ class Scheduler:
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
+        self._payer: Sequence  # the sequence that the nodes in `_prefilling` are computed for
         self._running: dict[int, Sequence] = {}
         self._num_admitted = 0
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
         self._next_key = 0
+        # Of live nodes; the nodes hold them.
+        self.prompt_reads: WeakValueDictionary[int, PromptReads] = WeakValueDictionary()
 
     def has_work(self) -> bool:
         return bool(self.sequences)
@@ -86,9 +93,23 @@ class Scheduler:
             self.sequences[sequence.key] = sequence
             heapq.heappush(self._waiting, (sequence.order, sequence.key))
         for sequence in added:
-            if not self._could_run(sequence):
+            if self._could_run(sequence):
+                self._want_reads(sequence)
+            else:
                 self._finish(sequence)
         return added
+
+    def _want_reads(self, sequence: Sequence) -> None:
+        """Whatever step computes the prompt, or has computed it, reads the log-probabilities that the request asks."""
+        first = sequence.request.prompt_logprobs_from
+        if first is None:
+            return
+        for node in sequence.node.chain:
+            if first < node.start + node.num_tokens:
+                if node.reads is None:
+                    node.reads = self.prompt_reads[self._next_key] = PromptReads.of(self._next_key, node.num_tokens)
+                    self._next_key += 1
+                node.want_reads(max(first - node.start, 0))
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
@@ -217,6 +238,9 @@ class Scheduler:
         own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
+        # The queue is empty: what it gets is this sequence's alone, and every node that is there is complete.
+        self._payer = sequence
+        self._prefilling += [node for node in sequence.node.chain if node.admitted and len(node.unread_rows())]
         for node in missing:
             self._admit_node(node, sequence)
         sequence.admitted = True
@@ -238,10 +262,8 @@ class Scheduler:
     def _resume(self, step: Step, sequence: Sequence) -> None:
         """The sequence's prompt has been computed before it was admitted."""
         if not sequence.asked:
-            sequence.asked = True
-            sequence.num_cached_tokens -= 1
-            node = sequence.node
-            step.chunks.append(Chunk(node, node.num_tokens - 1, node.num_tokens, [sequence], again=True))
+            if sequence.node not in self._prefilling:
+                self._prefilling.append(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
             step.decodes.append(sequence)
@@ -263,21 +285,45 @@ class Scheduler:
     def _prefill(self, step: Step, budget: int) -> int:
         """Schedules the front node's next chunk; returns the tokens it took."""
         node = self._prefilling[0]
-        first = node.computed
-        last = first + self._rule.chunk_tokens(node.num_tokens - first, budget, node.transient)
-        node.computed = last
-        chunk = Chunk(node, first, last)
+        chunk = self._next_chunk(node, budget)
+        chunk.targets = node.read_rows(chunk.first, chunk.last)
         step.chunks.append(chunk)
-        if not node.complete:
-            return last - first
+        taken = chunk.last - chunk.first
+        if chunk.again:
+            self._payer.num_cached_tokens = max(self._payer.num_cached_tokens - taken, 0)
+        if not node.complete or len(node.unread_rows()):
+            return taken
+        asked = [sequence for sequence in node.ends if not sequence.asked and sequence.reads_scheduled]
+        if asked and chunk.last < node.num_tokens:
+            return taken  # the last row comes next
         self._prefilling.popleft()
-        for sequence in node.ends:
-            if not sequence.asked:
-                sequence.asked = True
-                chunk.asked.append(sequence)
-                if not sequence.admitted:
-                    sequence.num_cached_tokens = sequence.num_prompt_tokens
-            elif sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
+        return taken + self._ask(chunk, asked)
+
+    def _next_chunk(self, node: NodeState, budget: int) -> Chunk:
+        """Rows of the node for a step: those that are there but unread first, then new ones.
+
+        Where there is neither, the last row once more, for sequences that end at it.
+        """
+        unread = node.unread_rows()
+        assert not (node.complete and node.transient), "the rows of a transient node are computed once"
+        if len(unread):
+            gaps = np.flatnonzero(np.diff(unread) != 1)
+            first, end = int(unread[0]), int(unread[gaps[0] if len(gaps) else -1]) + 1
+            return Chunk(node, first, min(end, first + budget), again=True)
+        if node.complete:
+            return Chunk(node, node.num_tokens - 1, node.num_tokens, again=True)
+        first = node.computed
+        node.computed += self._rule.chunk_tokens(node.num_tokens - first, budget, node.transient)
+        return Chunk(node, first, node.computed)
+
+    def _ask(self, chunk: Chunk, asked: list[Sequence]) -> int:
+        """The sequences read the chunk's last row, and those that decoded before go on; returns label tokens."""
+        for sequence in asked:
+            sequence.asked = True
+            if not sequence.admitted:
+                sequence.num_cached_tokens = sequence.num_prompt_tokens
+        for sequence in chunk.node.ends:
+            if sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
                 self._running[sequence.key] = sequence
-        labels = sum(len(sequence.label_tree.token_ids) for sequence in chunk.asked if sequence.label_tree is not None)
-        return last - first + labels
+        chunk.asked = asked
+        return sum(len(sequence.label_tree.token_ids) for sequence in asked if sequence.label_tree is not None)

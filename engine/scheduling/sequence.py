@@ -1,13 +1,40 @@
-"""The scheduler's view of live work: prefix nodes that hold KV, and sequences that end at them."""
+"""The scheduler's view of live work: prefix nodes that hold KV, and sequences that end at them.
+
+A sequence, from `Scheduler.add` to the `update` that returns it:
+
+    waiting ---> admitted ----> asked -------> decoding ---> finished
+      |          KV is held     a step has     a token       a token or the length ends the text
+      |          for all that   the prompt's   a step
+      |          it can need    last row  ------------------> finished
+      |                                                      with that step, where there is no text
+      |--------> finished       at once, where it fits neither the context nor the cache
+      |--------> asked          together with an equal prompt; its text decodes on when it is admitted
+
+A node, from the first sequence that ends at it or below it to the last one:
+
+    live ------> admitted ----> computing ---> complete ---> gone
+      ^          its blocks     `computed`     |    ^        the last sequence ended: its blocks are free
+      |          are held       grows chunk    |    |
+      |                         by chunk       |    |--- rows again, over its KV, to read what was not read
+      |--------- forgotten <-------------------|
+                 evicted: its KV must be computed again
+
+A leaf whose KV no later step reads is transient: admitted without blocks, and complete in one step.
+"""
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from engine.label_tree import LabelTree
-from engine.request import Request, TokenIds
+from engine.request import PromptLogprobs, Request, TokenIds
 from engine.scheduling.admission import decode_kv_tokens
 from engine.scheduling.block_pool import BlockTable
+from engine.scheduling.prompt_reads import PromptReads
+from kernels.segments import Ints
 
 NodeKey = tuple[int, int]
+NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +61,8 @@ class NodeState:
     tail: "Sequence | None" = None
     ends: list["Sequence"] = field(default_factory=list)
     chain: tuple["NodeState", ...] = ()
+    reads: PromptReads | None = None
+    unread_below: list["NodeState"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.chain = (*self.parent.chain, self) if self.parent is not None else (self,)
@@ -45,6 +74,40 @@ class NodeState:
     @property
     def complete(self) -> bool:
         return self.computed == self.num_tokens
+
+    def want_reads(self, first: int) -> None:
+        """The log-probabilities of tokens from `first` on are wanted."""
+        assert self.reads is not None
+        if first < self.reads.first:
+            self.reads.first = first
+            if first == 0:
+                assert self.parent is not None, "the first token of a prompt follows nothing"
+                self.parent.unread_below.append(self)
+
+    def unread_rows(self) -> Ints:
+        """Rows, ascending, whose KV exists but off which something wanted has not been read."""
+        rows = NO_ROWS
+        if self.reads is not None:
+            rows = self.reads.pending(1, self.computed + 1) - 1
+        if self.complete and any(node.users for node in self.unread_below):
+            rows = np.append(rows, self.num_tokens - 1)
+        return rows
+
+    def read_rows(self, first: int, last: int) -> list[tuple["NodeState", Ints]]:
+        """The tokens, by node, that a step reads off the rows `[first, last)` of this one: all that are wanted.
+
+        A node's first token is read off the last row of the node above it.
+        """
+        targets = []
+        if self.reads is not None and len(tokens := self.reads.pending(first + 1, last + 1)):
+            targets.append((self, tokens))
+        if last == self.num_tokens:
+            targets += [(node, np.zeros(1, dtype=np.int64)) for node in self.unread_below if node.users]
+            self.unread_below.clear()
+        for node, tokens in targets:
+            assert node.reads is not None
+            node.reads.scheduled[tokens] = True
+        return targets
 
     def forget(self) -> None:
         """Back to the state before admission; its KV is gone."""
@@ -88,6 +151,32 @@ class Sequence:
     def last_token(self) -> int:
         """The token to decode from, as `SchedulerOutput.input_ids` says it."""
         return -1 - self.sample_index if self.num_pending else self.token_ids[-1]
+
+    @property
+    def prompt_reads(self) -> list[tuple[PromptReads, int]]:
+        """Of each node with tokens whose log-probabilities the request asks: its reads, and from which token on."""
+        first = self.request.prompt_logprobs_from
+        if first is None:
+            return []
+        return [(node.reads, max(first - node.start, 0)) for node in self.node.chain if node.reads is not None]
+
+    @property
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """What has been read of the prompt as the request asks it."""
+        first = self.request.prompt_logprobs_from
+        if first is None:
+            return None
+        parts = self.prompt_reads
+        return PromptLogprobs(
+            first,
+            np.concatenate([np.empty(0, np.float32), *(reads.logprobs[at:] for reads, at in parts)]),
+            np.concatenate([np.empty(0, np.bool_), *(reads.is_greedy[at:] for reads, at in parts)]),
+        )
+
+    @property
+    def reads_scheduled(self) -> bool:
+        """Whether steps have been made that read all prompt tokens that the request asks."""
+        return all(bool(reads.scheduled[first:].all()) for reads, first in self.prompt_reads)
 
     @property
     def decode_kv_tokens(self) -> int:

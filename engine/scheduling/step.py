@@ -1,4 +1,28 @@
-"""Turns a step's choice of work into packed rows: sorted by prefix node, with the KV that each row reads."""
+"""Turns a step's choice of work into packed rows: sorted by prefix node, with the KV that each row reads.
+
+Three prompts on a trie of two levels, all computed in one step. Rows lie in depth-first order, so that what is below a
+node are neighbours, and the node's keys are one segment over all of them: read once, for its own rows as for theirs. A
+row sees what is not behind it in its prompt, so that one rule makes the triangles and the rectangles.
+
+    a b c - d e     "abcde"           row      0   1   2   3   4   5   6   7
+          - f       "abcf"            token    a   b   c   d   e   f   g   h
+          - g h     "abcgh"           position 0   1   2   3   4   3   3   4
+
+    segment of "abc"    rows 0-8      keys a   #   #   #   #   #   #   #   #
+                                           b       #   #   #   #   #   #   #
+                                           c           #   #   #   #   #   #
+    segment of "de"     rows 3-5           d               #   #
+                                           e                   #
+    segment of "f"      rows 5-6           f                       #
+    segment of "gh"     rows 6-8           g                           #   #
+                                           h                               #
+
+    reads: the next token of the prompt that ends there                        *   *       *
+
+Keys are slots of the cache; those of a leaf that nothing reads later are rows of this very step. A sequence that
+decodes is one row, with a segment of its own for what it has generated, below its node's. Label tokens are rows that
+keep nothing, each with segments for its ancestors among them.
+"""
 
 from dataclasses import dataclass, field
 
@@ -8,20 +32,23 @@ from engine.label_tree import LabelTree
 from engine.scheduling.reads import Read, ReadKind, Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeKey, NodeState, Sequence
-from kernels.segments import Segment, Segments
+from kernels.segments import Ints, Segment, Segments
 
 
 @dataclass(slots=True, eq=False)
 class Chunk:
     """Rows for tokens `[first, last)` of a node. The sequences of `asked` end at the node and read its last row.
 
-    `again`: the tokens' KV exists, and the rows are computed once more for what is read off them.
+    `targets` are tokens whose log-probabilities are read off the rows, by node: each one's row is that of the token
+    before it, so that they are the node's own, and first tokens of nodes below. `again`: the tokens' KV exists, and the
+    rows are computed once more for what is read off them.
     """
 
     node: NodeState
     first: int
     last: int
     asked: list[Sequence] = field(default_factory=list)
+    targets: list[tuple[NodeState, Ints]] = field(default_factory=list)
     again: bool = False
 
 
@@ -45,6 +72,7 @@ class _Builder:
         self.slots: list[int] = []
         self.segments: list[Segment] = []
         self.reads: list[Read] = []
+        self.prompt_reads: list[Reads] = []
         self.num_label_tokens = 0
         self._open: list[tuple[NodeState, int]] = []
 
@@ -70,9 +98,9 @@ class _Builder:
             self.segments.append(Segment(row_start, self.row, row_start, row_end, node.start, in_step=True))
             return
         assert node.table is not None
-        self._reads(row_start, node.table.slots(0, node.computed), node.start)
+        self._read_slots(row_start, node.table.slots(0, node.computed), node.start)
 
-    def _reads(self, row_start: int, slots: list[tuple[int, int]], position: int) -> None:
+    def _read_slots(self, row_start: int, slots: list[tuple[int, int]], position: int) -> None:
         """Rows from `row_start` on read `slots`, a segment a run; the first holds the token at `position`."""
         for first, last in slots:
             self.segments.append(Segment(row_start, self.row, first, last, position))
@@ -90,6 +118,10 @@ class _Builder:
             for first, last in node.table.slots(chunk.first, chunk.last):
                 self.slots += range(first, last)
         last_row = self.row - 1
+        for owner, tokens in chunk.targets:
+            assert owner.reads is not None
+            rows = last_row - (node.start + chunk.last) + owner.start + tokens
+            self.prompt_reads.append(Reads.prompt(rows, owner.reads.key, owner.token_ids[tokens], tokens))
         for sequence in chunk.asked:
             if sequence.label_tree is None:
                 self.reads.append(Read(last_row, sequence.key))
@@ -131,17 +163,18 @@ class _Builder:
         self.tokens.append(sequence.last_token)
         self.positions.append(sequence.num_prompt_tokens + count - 1)
         self.slots.append(slots[-1][1] - 1)
-        self._reads(self.row - 1, slots, position)
+        self._read_slots(self.row - 1, slots, position)
         self.reads.append(Read(self.row - 1, sequence.key))
 
 
 def build_output(step: Step) -> SchedulerOutput:
     builder = _Builder()
-    items: list[tuple[NodeKey, int, Chunk | Sequence]] = []
-    items += [(chunk.node.key, int(chunk.again), chunk) for chunk in step.chunks]
-    items += [(sequence.node.key, 2, sequence) for sequence in step.decodes]
-    items.sort(key=lambda item: item[:2])
-    for _, _, item in items:
+    # A node's rows by position, and those that decode behind it last.
+    items: list[tuple[NodeKey, bool, int, Chunk | Sequence]] = []
+    items += [(chunk.node.key, False, chunk.first, chunk) for chunk in step.chunks]
+    items += [(sequence.node.key, True, 0, sequence) for sequence in step.decodes]
+    items.sort(key=lambda item: item[:3])
+    for *_, item in items:
         if isinstance(item, Chunk):
             builder.chunk(item)
         else:
@@ -152,7 +185,7 @@ def build_output(step: Step) -> SchedulerOutput:
         position_ids=np.array(builder.positions, dtype=np.int64),
         slot_mapping=np.array(builder.slots, dtype=np.int64),
         segments=Segments.of(builder.segments),
-        reads=Reads.of(builder.reads),
+        reads=Reads.of(builder.reads, *builder.prompt_reads),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
         num_decode_tokens=len(step.decodes),
         num_label_tokens=builder.num_label_tokens,

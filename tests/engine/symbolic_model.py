@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.scheduling.reads import ReadKind
+from engine.scheduling.prompt_reads import PromptReads
+from engine.scheduling.reads import Read, ReadKind
 from engine.scheduling.scheduler import Sampled, Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
@@ -101,23 +102,34 @@ def drain(
     sequences: Iterable[Sequence],
     in_flight: int = 0,
     parts_of: Callable[[SchedulerOutput], list[SchedulerOutput]] = lambda step: [step],
+    arrive: Callable[[], list[Sequence]] = list,
 ) -> dict[str, list[int] | dict]:
     """Runs everything; returns each request's tokens, or the targets that were looked up for each of its labels.
 
     Steps run in order, as on a device, each in its `parts_of`; one is taken in when `in_flight` more are scheduled.
+    `arrive` is called before each step is scheduled, and gives the sequences that have been added since.
     """
-    live = {sequence.key: sequence for sequence in sequences if not sequence.finished}
-    made = {key: sequence.request.prompt_token_ids.tolist() for key, sequence in live.items()}
+    live: dict[int, Sequence] = {}
+    made: dict[int, list[int]] = {}
     results: dict[str, list[int] | dict] = {}
-    launched: deque[tuple[SchedulerOutput, dict[int, Sampled]]] = deque()
+    launched: deque[tuple[SchedulerOutput, dict[int, Sampled], list[tuple[PromptReads, int, float]]]] = deque()
     last: list[int] = []
+    arrived = [*sequences]
     while scheduler.has_work() or launched:
+        arrived += arrive()
+        live |= {sequence.key: sequence for sequence in arrived if not sequence.finished}
+        made |= {sequence.key: sequence.request.prompt_token_ids.tolist() for sequence in arrived}
+        arrived = []
         step = scheduler.schedule() if scheduler.has_work() else None
         if step is not None:
             step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
             sampled, last = {}, []
+            prompts: list[tuple[PromptReads, int, float]] = []
             parts = [(model.run(part), part.reads) for part in parts_of(step)]
             for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
+                if read.kind is ReadKind.PROMPT:
+                    prompts.append(prompt_read(scheduler, model, read, rows))
+                    continue
                 sequence, tokens = live[read.key], made[read.key]
                 if read.kind is ReadKind.LABEL:
                     places = results.setdefault(sequence.request.request_id, {})
@@ -132,9 +144,27 @@ def drain(
                 stops = token == 0 and not sequence.request.params.ignore_eos
                 count = len(tokens) - sequence.num_prompt_tokens
                 sampled[read.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
-            launched.append((step, sampled))
+            launched.append((step, sampled, prompts))
         while launched and (step is None or len(launched) > in_flight):
-            for sequence in scheduler.update(*launched.popleft()):
+            step_taken, sampled_taken, prompts_taken = launched.popleft()
+            for reads, place, value in prompts_taken:
+                assert np.isnan(reads.logprobs[place]), "read twice"
+                reads.take(np.array([place]), np.float32([value]), np.array([value % 2 == 0]), np.array([True]))
+            for sequence in scheduler.update(step_taken, sampled_taken):
                 if sequence.label_tree is None:
                     results[sequence.request.request_id] = sequence.token_ids
+                asked = sequence.prompt_logprobs
+                assert asked is None or not np.isnan(asked.logprobs).any(), "ended before it was read"
     return results
+
+
+def prompt_read(
+    scheduler: Scheduler, model: SymbolicModel, read: Read, rows: list[int]
+) -> tuple[PromptReads, int, float]:
+    """The node's reads, the token and its value: the entry that it would be, behind what is before it."""
+    nodes = {node: sequence for sequence in scheduler.sequences.values() for node in sequence.node.chain}
+    node = next(node for node in nodes if node.reads is not None and node.reads.key == read.key)
+    assert node.reads is scheduler.prompt_reads[read.key]
+    prompt, at = nodes[node].request.prompt_token_ids.tolist(), node.start + read.place
+    assert (read.target, rows[read.row]) == (prompt[at], model.chain_of(prompt[:at])), "not the row before the token"
+    return node.reads, read.place, float(model.chain_of(prompt[: at + 1]))

@@ -65,6 +65,20 @@ def work_of(requests: list[Request]) -> Work:
     return count_work(arrange(share(tree, "multi_level", 16), decode, "fcfs"), requests)
 
 
+def test_log_probabilities_of_prompt_tokens_are_rows_of_the_head() -> None:
+    """A stem's tokens count once for all that ask them, with the first request below it."""
+    asked = [
+        replace(generate(1, 1, 1, 2, max_tokens=1), prompt_logprobs_from=3),
+        replace(choice(1, 1, 1, 3, 3, labels=[]), prompt_logprobs_from=1),
+        choice(1, 1, 1, 4, labels=[[5]]),
+        choice(9, 9, labels=[]),
+    ]
+    work = work_of(asked)
+    # Two tokens of the stem and the first's own token, besides the row that it decodes from; then two; then a label's.
+    assert work.prompt_head_rows.tolist() == [2 + 1 + 1, 2, 1, 0]
+    assert work.head_rows.tolist() == [4, 2, 1, 0]
+
+
 # Of a computed token, of a row of logits, of an attended key; bytes of a token's KV.
 MATMUL_FLOPS, HEAD_FLOPS, KEY_FLOPS, KV_BYTES = 2 * MATMUL, 2 * HEAD, 4 * 2 * 2 * 4, 2 * 2 * 4 * 4
 CONFIG = EngineConfig(kv_cache_memory=1000 * KV_BYTES)
