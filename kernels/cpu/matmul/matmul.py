@@ -231,6 +231,33 @@ def tile_of(
                 _more_floats(a, steps, 1, b, LANES, part, c, out_row, ones)
 
 
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _add_bias(tile: Any, rows: int, bias: Any) -> None:
+    for row in range(rows):
+        line = tile[row * LANES : (row + 1) * LANES]
+        for i in range(LANES):
+            line[i] += bias[i]
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _put_row(done: Any, out: int, start: int, width: int, mode: int, is_bfloat16: int) -> None:
+    """`width` products of a row to element `start` of out, an address, as `mode` says."""
+    if is_bfloat16 and width == LANES:
+        to_bfloat16(done.ctypes.data, VECTORS, out + 2 * start)
+    elif is_bfloat16:
+        halves = uint16_at(out + 2 * start, width)
+        for i in range(width):
+            halves[i] = np.uint16(bfloat16_bits(done[i]))
+    elif mode == ADD:
+        target = float32_at(out + 4 * start, width)
+        for i in range(width):
+            target[i] += done[i]
+    else:
+        target = float32_at(out + 4 * start, width)
+        for i in range(width):
+            target[i] = done[i]
+
+
 def _multiply(arguments: Any) -> None:
     a = _read(arguments)
     rows, panels, out = a.rows, a.panels, a.out
@@ -275,31 +302,14 @@ def _multiply(arguments: Any) -> None:
                 adds = int(whole and mode == ADD)
                 tile_of(0 if parts else kind, at, taken, source, deep, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
-                    more, tile = bias[which * LANES : (which + 1) * LANES], both[part * TILE_ROWS * LANES :]
-                    for r in range(taken):
-                        line = tile[r * LANES : (r + 1) * LANES]
-                        for i in range(LANES):
-                            line[i] += more[i]
+                    _add_bias(both[part * TILE_ROWS * LANES :], taken, bias[which * LANES : (which + 1) * LANES])
             if whole:
                 continue
             if mode == GATE:
                 gate(into, into + 4 * TILE_ROWS * LANES, taken * VECTORS)
             for r in range(taken):
-                start, done = (row + r) * out_row + panel * LANES, both[r * LANES :]
-                if out_is_bfloat16 and width == LANES:
-                    to_bfloat16(done.ctypes.data, VECTORS, out + 2 * start)
-                elif out_is_bfloat16:
-                    halves = uint16_at(out + 2 * start, width)
-                    for i in range(width):
-                        halves[i] = np.uint16(bfloat16_bits(done[i]))
-                elif mode == ADD:
-                    target = float32_at(out + 4 * start, width)
-                    for i in range(width):
-                        target[i] += done[i]
-                else:
-                    target = float32_at(out + 4 * start, width)
-                    for i in range(width):
-                        target[i] = done[i]
+                start = (row + r) * out_row + panel * LANES
+                _put_row(both[r * LANES :], out, start, width, mode, out_is_bfloat16)
 
 
 LOOP = Loop(_multiply, MatmulArguments)
