@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Protocol
 
 from engine.config import EngineConfig
@@ -23,8 +23,8 @@ class Computed:
     prefill: int = 0
     label: int = 0
     decode: int = 0
-    busy_seconds: float = 0.0
-    limit_seconds: float = 0.0
+    busy_seconds: float = field(default=0.0, compare=False)
+    limit_seconds: float = field(default=0.0, compare=False)
 
     @property
     def prompt(self) -> int:

@@ -114,8 +114,9 @@ class CostModel:
         return total
 
     def step_limit(self, step: SchedulerOutput) -> float:
-        """The seconds that a step takes at the least: its FLOPs at the rate of matmuls, or its weights read once if that
-        takes longer; and in steps that only decode, each token of KV read once, for however many rows.
+        """The seconds that a step takes at the least: its FLOPs at the rate of matmuls, or its weights read once.
+
+        A step that only decodes also reads each token of KV once, for however many rows.
         """
         matmul, head, attention = self._flops()
         # Whatever it is cut into, a row's context is all that is before it, and itself.
@@ -124,10 +125,8 @@ class CostModel:
         least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least
-        read = int((step.segments.kv_end - step.segments.kv_start).sum()) * self.shape.kv_bytes_per_token(
-            self.kv_format
-        )
-        return least + read / self.rates.memory_bytes
+        kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
+        return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
 
     def decode_rows(self, work: Work, config: EngineConfig) -> float:
         """Rows that decode together: as many requests as the KV budget holds of those that decode, at least one.

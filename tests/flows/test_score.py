@@ -76,12 +76,15 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str
     assert [p.stage for p in seen][:3] == ["reading rows", "finding equal requests", "planning"]
     assert max(p.rows_done for p in seen) == 21
     assert len(answer(small_job, "select custom_id from results union select custom_id from errors")) == 21
+    [share] = answer(small_job, "select limit_share from runs")
+    assert 0 < share["limit_share"] < 3, "of rates that are expected, not measured"
 
     with workers_from(lambda _: nullcontext(NoWorkers())):
         second = run(small_job)
     assert second.scored_rows == 0
     assert second.published.answers == first.published.answers
     assert "nothing" in dict(second.facts())["scored now"]
+    assert answer(small_job, "select limit_share from runs")[1] == {"limit_share": None}
 
 
 def test_text_is_generated(small_job: dict[str, Any]) -> None:

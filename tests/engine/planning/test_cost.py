@@ -15,7 +15,10 @@ from engine.planning.groups import arrange, share
 from engine.planning.prefix_tree import build_prefix_tree
 from engine.request import Request
 from engine.sampling_params import SamplingParams
+from engine.scheduling.reads import Reads
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
+from kernels.segments import Segment, Segments
 
 SHAPE = ModelShape(
     num_layers=2,
@@ -145,3 +148,23 @@ def test_drawn_work_takes_no_less_than_its_flops_and_no_less_than_its_reads(
 def test_attended_keys(start: int, length: int) -> None:
     end = start + length
     assert attended_keys(np.array(start), np.array(end)) == sum(p + 1 for p in range(start, end))
+
+
+def step(positions: list[int], segments: list[Segment], decodes: int) -> SchedulerOutput:
+    numbers = np.array(positions, dtype=np.int64)
+    reads = Reads.samples(np.array([len(numbers) - 1]), np.array([0]))
+    return SchedulerOutput(numbers, numbers, numbers, Segments.of(segments), reads, 3 - decodes, decodes, 0)
+
+
+def test_the_limit_of_a_step() -> None:
+    """Computing or reading the weights, whichever takes longer; what is decoded reads its KV, a shared token once."""
+    attention = 4 * 2 * 2 * 4
+    fast = CostModel(SHAPE, FLOAT32, DeviceRates(1000.0, 1.0, 1e9), weight_bytes=1.0)
+    prefill = step([0, 1, 2], [Segment(0, 3, 0, 3, 0)], 0)
+    flops = 2 * SHAPE.matmul_params * 3 + 2 * HEAD * 1 + attention * (1 + 2 + 3)
+    assert fast.step_limit(prefill) == pytest.approx(flops / 1000)
+    slow = CostModel(SHAPE, FLOAT32, DeviceRates(1e12, 1.0, 100.0), weight_bytes=500.0)
+    decode = step([8, 8, 8], [Segment(0, 3, 0, 8, 0), *(Segment(r, r + 1, 8 + r, 9 + r, 8) for r in range(3))], 3)
+    kv = (8 + 3) * 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * 4
+    assert slow.step_limit(decode) == pytest.approx(500 / 100 + kv / 100)
+    assert slow.step_limit(prefill) == pytest.approx(500 / 100)
