@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -14,9 +13,10 @@ from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
-from engine.loop.step_launcher import LaunchedStep, StepLauncher
+from engine.loop.step_in_flight import StepInFlight
+from engine.loop.step_launcher import StepLauncher
 from engine.loop.step_reader import StepReader
-from engine.loop.trace import OnStep, StepTrace
+from engine.loop.trace import OnStep
 from engine.machine.device_turn import DeviceTurn
 from engine.model.model_shape import max_model_len
 from engine.plan import ShardWork
@@ -99,7 +99,7 @@ class Engine:
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._open: dict[int, _Submission] = {}
         self._states: dict[int, OutputState] = {}
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         self._death: BaseException | None = None
         self._closing = False
         self._loading = True
@@ -250,9 +250,9 @@ class Engine:
         held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
         launched = self._launcher.launch(step)
         self.runner.last_tokens = launched.tokens
-        self._in_flight.append(_InFlight(launched, held, (started, scheduled, perf_counter())))
+        self._in_flight.append(StepInFlight(launched, held, (started, scheduled, perf_counter())))
 
-    def _take(self, flown: "_InFlight") -> None:
+    def _take(self, flown: StepInFlight) -> None:
         step, before = flown.launched.step, perf_counter()
         sampled: dict[int, Sampled] = {}
         for values in flown.launched.values:
@@ -265,7 +265,7 @@ class Engine:
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:
-            self.on_step(_trace(self._counters.steps, flown, (before, taken, perf_counter())))
+            self.on_step(flown.trace(self._counters.steps, (before, taken, perf_counter())))
         counters = self._counters
         self._counters = replace(
             counters,
@@ -320,34 +320,3 @@ def _refuse_adapters(work: ShardWork) -> None:
         if request.adapter is not None:
             said = f"request {request.request_id} asks for adapter {request.adapter!r}: this engine has none"
             raise UserError(said)
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
-    began and ended, and when all was launched.
-    """
-
-    launched: LaunchedStep
-    held: tuple[int, int, int]
-    times: tuple[float, float, float]
-
-
-def _trace(number: int, flown: _InFlight, taking: tuple[float, float, float]) -> StepTrace:
-    """`taking` is when the wait for the step began, when its tokens were taken, and when the scheduler had them."""
-    step, (running, unfinished, kv_bytes) = flown.launched.step, flown.held
-    scheduled, launched = (1000 * (after - before) for before, after in pairwise(flown.times))
-    computed = 1000 * flown.launched.forward_seconds
-    taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
-    return StepTrace(
-        step=number,
-        prefill_tokens=step.num_prefill_tokens,
-        decode_tokens=step.num_decode_tokens,
-        label_tokens=step.num_label_tokens,
-        running=running,
-        waiting=unfinished - running,
-        kv_bytes=kv_bytes,
-        schedule_ms=scheduled + updated,
-        model_ms=computed,
-        sample_ms=launched - computed + taken,
-    )

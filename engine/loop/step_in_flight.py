@@ -1,0 +1,37 @@
+"""A step between its launch and the moment when the scheduler has its tokens."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from engine.loop.step_launcher import LaunchedStep
+from engine.loop.trace import StepTrace
+
+
+@dataclass(frozen=True, slots=True)
+class StepInFlight:
+    """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
+    began and ended, and when all was launched.
+    """
+
+    launched: LaunchedStep
+    held: tuple[int, int, int]
+    times: tuple[float, float, float]
+
+    def trace(self, number: int, taking: tuple[float, float, float]) -> StepTrace:
+        """What it did and took; `taking`: when it was waited for, taken, and with the scheduler."""
+        step, (running, unfinished, kv_bytes) = self.launched.step, self.held
+        scheduled, launched = (1000 * (after - before) for before, after in pairwise(self.times))
+        computed = 1000 * self.launched.forward_seconds
+        taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
+        return StepTrace(
+            step=number,
+            prefill_tokens=step.num_prefill_tokens,
+            decode_tokens=step.num_decode_tokens,
+            label_tokens=step.num_label_tokens,
+            running=running,
+            waiting=unfinished - running,
+            kv_bytes=kv_bytes,
+            schedule_ms=scheduled + updated,
+            model_ms=computed,
+            sample_ms=launched - computed + taken,
+        )
