@@ -32,7 +32,7 @@ demo: $(STAMP) $(TABLES) ## Score the example and print its accuracy
 summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the example
 	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
 
-test: $(STAMP) ## All tests
+test: $(STAMP) ## All tests but the longest
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 nightly: $(STAMP) ## The tests that take longer

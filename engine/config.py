@@ -23,8 +23,8 @@ DEFAULT_KV_MEMORY = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything that decides how, never what, an engine computes (but `dtype`,
-    `quantization` and `kv_cache_dtype`).
+    """How an engine computes. What it answers depends on `dtype`, `quantization`, `kv_cache_dtype` and, where a prompt
+    or an answer is too long for it, on `max_model_len` alone.
 
     `kv_cache_memory` is in bytes; 0 is resolved by `engine.machine.memory`: on a GPU it is what is left of
     `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"

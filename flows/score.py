@@ -14,9 +14,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.event_loops import stop_at_exit
+from flows.in_flight import run_in_flight
 from flows.progress import Meter, Progress, Work, tell
 from flows.report import RunReport
-from flows.window import run_window
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
@@ -119,7 +119,7 @@ class ShardRunner:
     def run(self) -> RunReport:
         start = time.monotonic()
         try:
-            run_window(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
+            run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
             # Whoever stops the run does not want to wait for its shards.
             self._workers.close()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from engine.errors import UserError
-from engine.forward.quantize import CALIBRATION_SHAPE
+from engine.forward.smoothing import CALIBRATION_SHAPE
 from engine.model.model_shape import ModelShape
 from engine.stages import enter
 

@@ -4,21 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 from engine.config import Quantization
-from engine.forward.quantize import quantize_linears
+from engine.forward.cpu.int8_linear import quantize_linears
 from engine.model.linear_schemes import LinearScheme
 from kernels.backend import Backend
 
 
 def _gpu_int8(model: Any) -> int:
-    from engine.forward.gpu.packed_linear import pack_linears  # where Triton is not installed, nothing asks for these
+    from engine.forward.gpu.packed_linear import pack_integers  # where Triton is not installed, nothing asks for these
 
-    return pack_linears(model, "int8")
+    return pack_integers(model, "int8")
 
 
 def _gpu_int4(model: Any) -> int:
-    from engine.forward.gpu.packed_linear import pack_linears
+    from engine.forward.gpu.packed_linear import pack_integers
 
-    return pack_linears(model, "int4")
+    return pack_integers(model, "int4")
 
 
 def _gpu_fp8(model: Any) -> int:

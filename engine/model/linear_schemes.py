@@ -65,7 +65,7 @@ LINEAR_SCHEMES = (
     LinearScheme(
         quantization="int8",
         backend="triton",
-        layers="all of the body but the MLP's way back, whose inputs are wider than the model",
+        layers="those of the body with a multiple of 32 inputs, no more than the model is wide: not the MLP's way back",
         weights="8 bits, a scale an output channel and a group of inputs",
         activations="8 bits, a scale a row and a group of inputs; smoothed",
         kernel="kernels.gpu.matmul.quantized_matmul.matmul_w8a8",

@@ -99,7 +99,7 @@ class CostModel:
         matmul, head, attention = self._flops()
         rates, steps = self.rates, work.decode_steps
         prompt_and_labels = (
-            matmul * (work.prefill_tokens + work.label_tokens) + head * (1 + work.label_tokens)
+            matmul * (work.prefill_tokens + work.label_tokens) + head * (work.prompt_head_rows + work.label_tokens)
         ) / rates.matmul_flops
         token = max(
             (matmul + head) / rates.matmul_flops,

@@ -32,7 +32,7 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if labels is None:
         return None
     if not labels:
-        raise ValueError("is empty; name at least one label")
+        raise ValueError("is empty; name at least two labels")
     if len(set(labels)) != len(labels):
         raise ValueError("names a label twice")
     if any(not label.strip() for label in labels):

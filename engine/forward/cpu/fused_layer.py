@@ -17,7 +17,7 @@ from engine.forward.cpu.projection import Projection, can_pack
 from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
 from engine.model.fused_families import family_of
-from kernels.cpu.matmul.rotary import rotate
+from kernels.cpu.layer.rotary import rotate
 
 
 def is_known(layer: Any) -> bool:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.forward.quantize import Int8Linear
+from engine.forward.cpu.int8_linear import Int8Linear
 from engine.machine import huge_pages
+from kernels.cpu.layer.rms_norm import rms_norm
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.best_output import best_outputs, make_screen
 from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows
-from kernels.cpu.matmul.rms_norm import rms_norm
 
 Linear = nn.Linear | Int8Linear
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.errors import UserError
-from engine.forward.quantize import linears_of
+from engine.forward.smoothing import linears_of
 from kernels.gpu.layer.e4m3 import e4m3_rows, e4m3_rows_reference
 
 # Both sides of a product come in blocks of so many numbers.

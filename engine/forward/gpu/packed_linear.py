@@ -1,8 +1,8 @@
 """Linear layers with weights of 4 or 8 bits on a GPU: `quantization="int4"` and `"int8"` there.
 
-With 8 bits, activations are too, smoothed but not mixed, so that the MLP's way back stays as it is. With 4 bits the
-weights alone are, of every layer of the body, to the nearest in groups (what is called W4A16). Weights are packed once,
-at load.
+With 8 bits, activations are too, smoothed but through no Hadamard transform, so that layers with more inputs than the
+model is wide, such as the MLP's way back, stay as they are. With 4 bits the weights alone are, of every layer of the
+body, to the nearest in groups (what is called W4A16). Weights are packed once, at load.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.config import Quantization
 from engine.errors import UserError
 from engine.forward.gpu.fp8_linear import Fp8Linear
-from engine.forward.quantize import linears_of, magnitudes_of, stretch_of
+from engine.forward.smoothing import linears_of, magnitudes_of, stretch_of
 from kernels.gpu.matmul.quantized_matmul import matmul_w4a16, matmul_w8a8, quantize_rows
 from kernels.gpu.matmul.quantized_weights import QuantizedWeight, group_of, quantize_weight, side_by_side
 from kernels.gpu.tuning.device_limits import processors_of
@@ -69,7 +69,7 @@ class PackedLinear(nn.Module):
         return out.view(*rows.shape[:-1], self.out_features)
 
 
-def pack_linears(model: Any, quantization: Quantization) -> int:
+def pack_integers(model: Any, quantization: Quantization) -> int:
     """Replaces linear layers below the model's body, in place; returns how many.
 
     One whose inputs no group divides stays as it is. Raises UserError where that is every one.

@@ -12,10 +12,10 @@ from kernels.cpu.attention.byte_kv import keys_of, values_of
 from kernels.cpu.attention.kv_write import reslot, write_kv, write_kv_reference
 from kernels.cpu.language import openmp
 from kernels.cpu.language.loop_cache import NAMES
+from kernels.cpu.layer.rms_norm import rms_norm, rms_norm_reference
+from kernels.cpu.layer.rotary import rotate, rotate_reference
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows, hadamard_transform, quantize_rows
-from kernels.cpu.matmul.rms_norm import rms_norm, rms_norm_reference
-from kernels.cpu.matmul.rotary import rotate, rotate_reference
 from kernels.processor import takes_bytes
 
 # In 8 bits, blocks of 1, 2, 4, 8 and 16 vectors are transformed, or none.

@@ -13,8 +13,8 @@ import engine.forward.attention
 from engine.forward.cpu.attention import CpuAttention
 from engine.forward.cpu.fused_body import FusedBody, fuse_body
 from engine.forward.cpu.fused_layer import FusedLayer
+from engine.forward.cpu.int8_linear import quantize_linears
 from engine.forward.kv_cache import KVCache
-from engine.forward.quantize import quantize_linears
 from engine.forward.step_inputs import step_inputs
 from engine.scheduling.reads import Reads
 from engine.scheduling.scheduler_output import SchedulerOutput

@@ -11,9 +11,9 @@ import torch
 
 from engine.forward.cpu.attention import CpuAttention, CpuStepAttention
 from engine.forward.cpu.fused_body import FusedBody, fuse_body
+from engine.forward.cpu.int8_linear import quantize_linears
 from engine.forward.cpu.loop_replay import LoopReplay
 from engine.forward.kv_cache import KVCache
-from engine.forward.quantize import quantize_linears
 from engine.scheduling.reads import Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import BFLOAT16, FLOAT32, INT8_ROWS, KVFormat

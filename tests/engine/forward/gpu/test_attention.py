@@ -16,7 +16,7 @@ from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
 from engine.forward.kv_cache import KVCache
 from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
-from engine.forward.quantize import linears_of
+from engine.forward.smoothing import linears_of
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.loop.step_budget import engine_config

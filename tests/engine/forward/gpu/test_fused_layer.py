@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from engine.errors import UserError
 from engine.forward.gpu.attention import GpuStepAttention
 from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
-from engine.forward.gpu.packed_linear import PackedLinear, pack_linears, stacked
+from engine.forward.gpu.packed_linear import PackedLinear, pack_integers, stacked
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import step_inputs
 from engine.scheduling.reads import Reads
@@ -174,14 +174,14 @@ def test_which_layers_are_packed(quantization: Any, packed: int) -> None:
     """With 8 bits what comes back from an MLP stays."""
     sizes = SIZES | {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "head_dim": 16}
     model = LlamaForCausalLM(LlamaConfig(**sizes)).eval().requires_grad_(False)
-    assert pack_linears(model, quantization) == 2 * packed
+    assert pack_integers(model, quantization) == 2 * packed
     assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear) == (quantization == "int4")
 
 
 def test_layers_that_no_group_divides_stay_and_none_is_refused() -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES | {"intermediate_size": 96})).requires_grad_(False)
-    assert pack_linears(model, "int4") == 2
+    assert pack_integers(model, "int4") == 2
     assert isinstance(model.model.layers[0].mlp.down_proj, PackedLinear)
     assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
     with pytest.raises(UserError, match="int4 needs layers of a multiple of 32 inputs"):
-        pack_linears(LlamaForCausalLM(LlamaConfig(**SIZES)), "int4")
+        pack_integers(LlamaForCausalLM(LlamaConfig(**SIZES)), "int4")

@@ -15,7 +15,7 @@ from kernels.cpu.language import openmp
 from kernels.cpu.language.arguments import AT_ZERO, Counter, Layout, reader
 from kernels.cpu.language.loop_cache import NAMES
 from kernels.cpu.language.openmp import Loop, Recording
-from kernels.cpu.matmul.rms_norm import LOOP as RMS_NORM
+from kernels.cpu.layer.rms_norm import LOOP as RMS_NORM
 from kernels.segments import Ints
 
 COMPILED = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")

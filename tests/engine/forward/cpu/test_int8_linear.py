@@ -12,8 +12,8 @@ from engine.config import EngineConfig
 from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.cpu.fused_layer import FusedLayer
+from engine.forward.cpu.int8_linear import Int8Linear, quantize_linears
 from engine.forward.cpu.projection import Projection
-from engine.forward.quantize import Int8Linear, quantize_linears
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.machine.device import resolve_device

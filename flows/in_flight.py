@@ -10,7 +10,7 @@ from prefect.futures import PrefectFuture
 T = TypeVar("T")
 
 
-def run_window(
+def run_in_flight(
     items: Iterable[T],
     submit: Callable[[T], PrefectFuture[Any]],
     finished: Callable[[T, PrefectFuture[Any]], bool],

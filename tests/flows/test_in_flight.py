@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from flows.window import run_window
+from flows.in_flight import run_in_flight
 
 
 class Pending:
@@ -47,7 +47,7 @@ class Bench:
 
 
 def run(bench: Bench, items: list[int]) -> None:
-    run_window(items, bench.submit, bench.finished, bench.tick, width=3, seconds=0.01)  # type: ignore[arg-type]
+    run_in_flight(items, bench.submit, bench.finished, bench.tick, width=3, seconds=0.01)  # type: ignore[arg-type]
 
 
 def test_items_run_in_order_and_no_more_than_the_width_at_once() -> None:
@@ -75,7 +75,7 @@ def test_it_looks_up_while_it_waits() -> None:
     timer = threading.Timer(0.2, slow.end)
     timer.start()
     ticks: list[int] = []
-    run_window([1], lambda _: slow, lambda *_: True, lambda: ticks.append(1), width=1, seconds=0.01)  # type: ignore[arg-type,return-value]
+    run_in_flight([1], lambda _: slow, lambda *_: True, lambda: ticks.append(1), width=1, seconds=0.01)  # type: ignore[arg-type,return-value]
     timer.join()
     assert len(ticks) > 3
 
@@ -85,4 +85,4 @@ def test_a_failing_submit_is_not_swallowed() -> None:
         raise RuntimeError(item)
 
     with pytest.raises(RuntimeError):
-        run_window([1], fail, lambda *_: True, lambda: None, width=1)  # type: ignore[arg-type]
+        run_in_flight([1], fail, lambda *_: True, lambda: None, width=1)  # type: ignore[arg-type]
