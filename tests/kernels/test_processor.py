@@ -62,7 +62,7 @@ def test_environment_names_another_processor_and_numba_obeys(
 
 def _asked(given: dict[str, str]) -> str:
     code = (
-        "from kernels import openmp; from kernels.processor import PROCESSOR\n"
+        "from kernels.cpu.language import openmp; from kernels.processor import PROCESSOR\n"
         "from numba.core.registry import cpu_target\n"
         "_, name, features = cpu_target.target_context.codegen().magic_tuple()\n"
         "assert (name, features) == (PROCESSOR.name, PROCESSOR.features)\n"
