@@ -231,7 +231,7 @@ def tile_of(
                 _more_floats(a, steps, 1, b, LANES, part, c, out_row, ones)
 
 
-@njit(error_model="numpy", fastmath=FASTMATH)
+@njit(inline="always", error_model="numpy", fastmath=FASTMATH)
 def _add_bias(tile: Any, rows: int, bias: Any) -> None:
     for row in range(rows):
         line = tile[row * LANES : (row + 1) * LANES]
@@ -239,7 +239,7 @@ def _add_bias(tile: Any, rows: int, bias: Any) -> None:
             line[i] += bias[i]
 
 
-@njit(error_model="numpy", fastmath=FASTMATH)
+@njit(inline="always", error_model="numpy", fastmath=FASTMATH)
 def _put_row(done: Any, out: int, start: int, width: int, mode: int, is_bfloat16: int) -> None:
     """`width` products of a row to element `start` of out, an address, as `mode` says."""
     if is_bfloat16 and width == LANES:
