@@ -1,0 +1,50 @@
+"""What a run would do and cost, before it does anything."""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+
+from engine.figures import figure
+from engine.machine.start_time import note_starting
+from tasks.dry_run import plan_job
+from tests.tasks.conftest import JobMaker
+from tests.tasks.steps import run_steps
+
+
+def rows(*texts: str | None) -> list[dict[str, Any]]:
+    return [{"id": f"r{i}", "text": text, "topic": i} for i, text in enumerate(texts)]
+
+
+def test_plan_job_writes_nothing_and_knows_what_is_committed(job_of: JobMaker) -> None:
+    job = job_of(rows("abcd", "abcd", "abce", None))
+    report = plan_job(job)
+    assert (report.rows, report.rejected, report.unique, report.committed, report.pending) == (4, 1, 2, 0, 2)
+    assert not job.output_folder.exists()
+    assert "unique requests" in str(report)
+    run_steps(job)
+    before = sorted(job.output_folder.rglob("*"))
+    assert plan_job(job).committed == 2
+    assert sorted(job.output_folder.rglob("*")) == before
+
+
+def test_plan_job_counts_starting_and_loading(job_of: JobMaker) -> None:
+    job = job_of(rows("abcd", "abce"))
+    note_starting(5.0)
+    report = plan_job(job)
+    assert report.starting_seconds == 5.0
+    assert report.loading_seconds > 1
+    assert report.expected_seconds == 5.0 + report.loading_seconds + report.plan.expected_seconds
+    last = str(report).splitlines()[-1]
+    before = figure(5.0 + report.loading_seconds)
+    assert last == f"  expected time   {figure(report.expected_seconds):>12} s   {before} s of it starting and loading"
+    assert report.plan.expected_seconds > 0
+    assert re.findall(r"(?<![\d.,])0\.0+ s", str(report)) == []
+    run_steps(job)
+    assert plan_job(job).expected_seconds == 5.0
+
+
+def test_plan_job_of_an_empty_table(job_of: JobMaker) -> None:
+    report = plan_job(job_of(pa.table({"text": pa.array([], pa.string())})))
+    assert (report.rows, report.pending, report.loading_seconds) == (0, 0, 0.0)
+    assert str(report).splitlines()[0] == "rows                           0   the source has no rows"
