@@ -7,13 +7,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapter_size import NO_ADAPTERS, AdapterSizes, size_of
 from engine.config import EngineConfig
 from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
 from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, share
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
-from engine.planning.simulator import simulate
+from engine.planning.simulator import PlannedAdapters, simulate
 from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
@@ -26,28 +27,32 @@ def make_plan(
     cost: CostModel,
     *,
     shard_seconds: float = 45.0,
+    adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
-    """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
+    """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`. `adapters` has
+    what each of theirs takes; one that it lacks takes nothing.
 
     `cost` says what they take on a device, and so where shards of about `shard_seconds` end.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
-    ids = [request.request_id for request in requests]
-    assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
-    adapters = _adapter_numbers(requests)
-    tree = build_prefix_tree([request.prompt_token_ids for request in requests], adapters)
+    distinct = {request.request_id for request in requests}
+    assert len(distinct) == len(requests), (len(distinct), len(requests))
+    numbers = _adapter_numbers(requests)
+    tree = build_prefix_tree([request.prompt_token_ids for request in requests], numbers)
     decode_tokens = np.array([request.max_tokens for request in requests], dtype=np.int64)
-    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
-    work = count_work(forest, requests)
+    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, numbers)
+    work = count_work(forest, requests, adapters)
     seconds = cost.seconds(work, config)
-    names = [_name(requests[r]) for r in forest.order]
+    ids = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
-    shards = _shards(names, forest, work, seconds, shard_seconds)
+    shards = _shards(ids, forest, work, seconds, shard_seconds)
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
-    trajectory = simulate(forest, work, config, num_blocks)
+    names = [requests[r].adapter for r in forest.order.tolist()]
+    planned = PlannedAdapters(names, {name: size_of(adapters, name).blocks for name in names if name is not None})
+    trajectory = simulate(forest, work, config, num_blocks, planned)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -61,7 +66,7 @@ def make_plan(
         expected_seconds=float(seconds.sum()),
     )
     return Plan(
-        layout_id=_layout_id(names, forest, shards),
+        layout_id=_layout_id(ids, forest, shards),
         nodes=_nodes(forest, num_requests, requests),
         order=forest.order,
         node_of=forest.node_of,
