@@ -19,7 +19,6 @@ from engine.request import Request
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import KVFormat
 
-
 # From a file that the system has read before into the KV cache's memory.
 ADAPTER_BYTES_PER_SECOND = 0.5e9
 

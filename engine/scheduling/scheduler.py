@@ -75,7 +75,8 @@ class Scheduler:
     def add(self, work: ShardWork, adapter_blocks: Mapping[str, int] = MappingProxyType({})) -> list[Sequence]:
         """Queues a shard in plan order; returns its sequences in the order of `work.requests`.
 
-        `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone comes back `finished` at once, with nothing computed.
+        `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone
+        comes back `finished` at once, with nothing computed.
         """
         layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
         planned = {node.node_id: node for node in work.nodes}

@@ -43,8 +43,8 @@ class SchedulerOutput:
 
     `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
-    rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters` is
-    None where all rows run with the model's own weights alone and no adapter comes or goes.
+    rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
+    is None where all rows run with the model's own weights alone and no adapter comes or goes.
     """
 
     input_ids: Ints
