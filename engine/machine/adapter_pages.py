@@ -39,16 +39,14 @@ class AdapterPages:
 
     @classmethod
     def of(cls, shape: ModelShape, config: EngineConfig, device: Device) -> "AdapterPages":
-        """Raises AdapterError for a cache whose blocks cannot hold numbers of the adapters' dtype."""
+        """Pages of no words where a block's memory cannot be seen as numbers of the adapters' dtype."""
         on_cpu = device.backend == "torch"
         kv_format = device.kv_format(shape, config.quantization, config.kv_cache_dtype)
         num_bytes = config.block_size * kv_format.row_bytes(shape.head_dim)
         itemsize = 4 if on_cpu else device.dtype_bytes
-        if num_bytes % itemsize or kv_format.row_bytes(shape.head_dim) % kv_format.itemsize:
-            raise AdapterError(f"does not fit blocks of {num_bytes} bytes; take another engine.block_size")
         return cls(
             dtype="float32" if on_cpu else device.dtype,
-            words=num_bytes // itemsize,
+            words=0 if num_bytes % itemsize else num_bytes // itemsize,
             per_block=2 * shape.num_kv_heads,
             num_layers=shape.num_layers,
             columns=3 * PROCESSOR.lanes if on_cpu else GPU_COLUMNS,

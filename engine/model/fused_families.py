@@ -21,6 +21,17 @@ class FusedFamily:
     backends: tuple[Backend, ...] = ("torch", "triton")
 
 
+# Of a fused layer, by path below it, in the order of their places for adapters: layers of one input lie together.
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
 FUSED_FAMILIES = (
     FusedFamily("internlm3", "LlamaDecoderLayer"),
     FusedFamily("iquestcoder", "LlamaDecoderLayer"),
