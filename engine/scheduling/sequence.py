@@ -75,7 +75,7 @@ class NodeState:
     def complete(self) -> bool:
         return self.computed == self.num_tokens
 
-    def want_reads(self, first: int, num_alternatives: int) -> None:
+    def want_reads(self, first: int, num_alternatives: int = 0) -> None:
         """The log-probabilities of tokens from `first` on are wanted, with so many of the best at their places."""
         assert self.reads is not None
         self.reads.first = min(first, self.reads.first)
