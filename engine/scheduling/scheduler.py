@@ -109,7 +109,7 @@ class Scheduler:
                 if node.reads is None:
                     node.reads = self.prompt_reads[self._next_key] = PromptReads.of(self._next_key, node.num_tokens)
                     self._next_key += 1
-                node.want_reads(max(first - node.start, 0))
+                node.want_reads(max(first - node.start, 0), sequence.request.num_prompt_alternatives)
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
