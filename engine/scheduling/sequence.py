@@ -66,7 +66,7 @@ class NodeState:
     chain: tuple["NodeState", ...] = ()
     reads: PromptReads | None = None
     hidden: dict[Pooling, HiddenReads] = field(default_factory=dict)
-    unread_below: list["NodeState"] = field(default_factory=list)
+    unread_below: dict["NodeState", None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.chain = (*self.parent.chain, self) if self.parent is not None else (self,)
@@ -79,14 +79,15 @@ class NodeState:
     def complete(self) -> bool:
         return self.computed == self.num_tokens
 
-    def want_reads(self, first: int) -> None:
-        """The log-probabilities of tokens from `first` on are wanted."""
+    def want_reads(self, first: int, num_alternatives: int = 0) -> None:
+        """The log-probabilities of tokens from `first` on are wanted, with so many of the best at their places."""
         assert self.reads is not None
-        if first < self.reads.first:
-            self.reads.first = first
-            if first == 0:
-                assert self.parent is not None, "the first token of a prompt follows nothing"
-                self.parent.unread_below.append(self)
+        self.reads.first = min(first, self.reads.first)
+        if num_alternatives > self.reads.num_alternatives:
+            self.reads.want_alternatives(num_alternatives)
+        if self.reads.first == 0 and not self.reads.scheduled[0]:
+            assert self.parent is not None, "the first token of a prompt follows nothing"
+            self.parent.unread_below[self] = None
 
     def unread_rows(self) -> Ints:
         """Rows, ascending, whose KV exists but off which something wanted has not been read."""
@@ -169,7 +170,8 @@ class Sequence:
         first = self.request.prompt_logprobs_from
         if first is None:
             return []
-        return [(node.reads, max(first - node.start, 0)) for node in self.node.chain if node.reads is not None]
+        asked = [node for node in self.node.chain if first < node.start + node.num_tokens]
+        return [(node.reads, max(first - node.start, 0)) for node in asked if node.reads is not None]
 
     @property
     def prompt_logprobs(self) -> PromptLogprobs | None:
@@ -177,11 +179,16 @@ class Sequence:
         first = self.request.prompt_logprobs_from
         if first is None:
             return None
-        parts = self.prompt_reads
+        parts, count = self.prompt_reads, self.request.num_prompt_alternatives
         return PromptLogprobs(
             first,
+            self.request.prompt_token_ids[first:],
             np.concatenate([np.empty(0, np.float32), *(reads.logprobs[at:] for reads, at in parts)]),
             np.concatenate([np.empty(0, np.bool_), *(reads.is_greedy[at:] for reads, at in parts)]),
+            np.concatenate([np.empty((0, count), np.int32), *(reads.top_tokens[at:, :count] for reads, at in parts)]),
+            np.concatenate(
+                [np.empty((0, count), np.float32), *(reads.top_logprobs[at:, :count] for reads, at in parts)]
+            ),
         )
 
     @property

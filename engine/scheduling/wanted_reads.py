@@ -23,7 +23,7 @@ class WantedReads:
         first, pooling = sequence.request.prompt_logprobs_from, sequence.request.pooling
         if first is not None:
             for node in sequence.node.chain:
-                self._want_logprobs(node, first)
+                self._want_logprobs(node, first, sequence.request.num_prompt_alternatives)
         if pooling is not None:
             for node in sequence.pooled_nodes:
                 self._want_hidden(node, pooling.pooling)
@@ -34,13 +34,13 @@ class WantedReads:
             if reads is not None:
                 reads.out_of_memory = True
 
-    def _want_logprobs(self, node: NodeState, first: int) -> None:
+    def _want_logprobs(self, node: NodeState, first: int, num_alternatives: int) -> None:
         if first >= node.start + node.num_tokens:
             return
         if node.reads is None:
             key = next(self._keys)
             node.reads = self.logprobs[key] = PromptReads.of(key, node.num_tokens)
-        node.want_reads(max(first - node.start, 0))
+        node.want_reads(max(first - node.start, 0), num_alternatives)
 
     def _want_hidden(self, node: NodeState, pooling: Pooling) -> None:
         if pooling not in node.hidden:
