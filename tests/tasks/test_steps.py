@@ -234,7 +234,7 @@ def test_run_records(job_of: JobMaker) -> None:
     )
     assert (third["committed_before"], third["pending"], third["scored"]) == (2, 0, 0)
     assert [run["sequence"] for run in (first, second, third)] == [1, 2, 3]
-    assert [run["quantization"] for run in (first, second, third)] == ["none"] * 3
+    assert [(run["quantization"], run["kv_cache_dtype"]) for run in (first, second, third)] == [("none", "auto")] * 3
 
 
 def test_prefix_savings_are_of_the_shards_that_a_run_committed(job_of: JobMaker) -> None:

@@ -74,7 +74,7 @@ class Run:
         def counting() -> Any:
             step = schedule()
             if step is not None:
-                self.num_reads += len(step.reads.of_kind(ReadKind.PROMPT))
+                self.num_reads += len(step.reads.of_kind(ReadKind.PROMPT)) + len(step.reads.of_kind(ReadKind.HIDDEN))
                 self.num_prefill += step.num_prefill_tokens
             return step
 
