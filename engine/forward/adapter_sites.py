@@ -26,7 +26,7 @@ class AdapterSite:
 
 def adapter_sites(model: LoadedModel) -> Mapping[str, AdapterSite]:
     """By path, as PEFT calls the layer."""
-    layers = getattr(model.body, "layers", ())
+    layers: Any = getattr(model.body, "layers", ())
     if isinstance(model.body, FusedBody) or (len(layers) and hasattr(layers[0], "adapter_columns")):
         return {
             f"{model.prefix}.layers.{index}.{linear}": AdapterSite(index * len(LINEARS) + place, column)

@@ -36,8 +36,10 @@ def paged_case(
     columns: int,
     firsts: list[int] | None = None,
     dtype: torch.dtype = torch.float32,
+    most_rows: int = 2**31,
 ) -> PagedCase:
-    """`sites` are (inputs, outputs); `ranks` by adapter and site, 0 where it adds nothing; `firsts` as in `lines_of_b`.
+    """`sites` are (inputs, outputs); `ranks` by adapter and site, 0 where it adds nothing; `firsts` as in `lines_of_b`;
+    no run has more than `most_rows`.
 
     Pages lie in a pool of NaN, each a page away from the next.
     """
@@ -68,7 +70,8 @@ def paged_case(
     kept += tables
     runs: list[list[int]] = []
     for row, number in enumerate(of_row):
-        if number >= 0 and (row == 0 or of_row[row - 1] != number):
+        is_new = row == 0 or of_row[row - 1] != number or row - runs[-1][0] == most_rows
+        if number >= 0 and is_new:
             runs.append([row, row, tables[number].data_ptr()])
         if number >= 0:
             runs[-1][1] = row + 1

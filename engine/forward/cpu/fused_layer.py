@@ -18,7 +18,7 @@ from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
 from engine.model.fused_families import LINEARS, family_of
 from kernels.cpu.layer.rotary import rotate
-from kernels.cpu.matmul.adapter_expand import COLUMNS
+from kernels.cpu.matmul.product import LANES
 
 
 def is_known(layer: Any) -> bool:
@@ -75,7 +75,7 @@ class FusedLayer(nn.Module):
         self.workspace = workspace
         # Where in a panel of its product the first output of each of `LINEARS` lies.
         query, key = attention.q_proj.out_features, attention.k_proj.out_features
-        self.adapter_columns = (0, query % COLUMNS, (query + key) % COLUMNS, 0, 0, 0, 0)
+        self.adapter_columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
         # Four products, the rotation, the write and attention, and what rows go through before products. Between them
         # `forward` only makes views, unless it leaves rows out: nothing else would be repeated.
         self.num_loops = 7 + (4 if self.qkv.factors is not None else 2)

@@ -39,7 +39,7 @@ class Conditions:
 class LoopReplay:
     """The `StepRecorder` of a CPU. One step is kept, the last that was not a repetition."""
 
-    def __init__(self, body: FusedBody, attention: CpuAttention, adapters: RunnerAdapters) -> None:
+    def __init__(self, body: FusedBody, attention: CpuAttention, adapters: RunnerAdapters | None = None) -> None:
         self._body = body
         self._attention = attention
         self._adapters = adapters
@@ -59,7 +59,8 @@ class LoopReplay:
         inputs = step_inputs(step, "cpu")
         ids = resolved(inputs.input_ids, last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
         attention = self._attention.prepare(step, inputs)
-        self._adapters.tell(attention, step)
+        if self._adapters is not None:
+            self._adapters.tell(attention, step)
         states = self._body.enter(ids, inputs.position_ids)
         return Forward(self._body.norm(self._through_layers(states, attention)))
 

@@ -17,10 +17,11 @@ from engine.forward.gpu.attention import GpuStepAttention, Rotation
 from engine.forward.gpu.fp8_linear import Fp8Linear
 from engine.forward.gpu.packed_linear import stacked
 from engine.forward.step_attention import Scoring
-from engine.model.fused_families import family_of
+from engine.model.fused_families import LINEARS, family_of
 from kernels.gpu.attention.kv_write import HeadNorms
 from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3
 from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3
+from kernels.gpu.matmul.adapters import add_adapters
 
 
 def swap_layers(model: Any) -> bool:
@@ -80,6 +81,11 @@ class GpuLayer(nn.Module):
             delattr(attention, name)
         for name in ("gate_proj", "up_proj", "down_proj"):
             delattr(mlp, name)
+        # Outputs of the layers of each product, side by side, and where in a panel the first of each of `LINEARS` lies.
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        self.qkv_outputs, self.gate_up_outputs = (heads, kv_heads, kv_heads), (self.down.in_features,) * 2
+        self.site: int = len(LINEARS) * attention.layer_idx
+        self.adapter_columns = (0,) * len(LINEARS)
 
     def forward(
         self,
@@ -95,7 +101,10 @@ class GpuLayer(nn.Module):
         """
         hidden, (cos, sin) = hidden_states[0], position_embeddings
         rows = len(hidden)
+        adapters = step_attention.adapters
         made = normed_product(self.input_norm, self.qkv, hidden)
+        if adapters is not None:
+            add_adapters(self.input_norm(hidden), made, adapters, self.site, self.qkv_outputs)
         heads: Any = made.view(rows, -1, self.head_dim).transpose(0, 1)
         query, key, value = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads])
         scoring = Scoring(self.attention.scaling, window_of(self.attention))
@@ -105,9 +114,17 @@ class GpuLayer(nn.Module):
         asked = step_attention.asked_rows
         if self.is_last and len(asked) < rows:
             hidden, attended = hidden[asked], attended[asked]
+            adapters = step_attention.asked_adapters
         add_product(self.out, attended, hidden)
+        if adapters is not None:
+            add_adapters(attended, hidden, adapters, self.site + 3, (hidden.shape[1],))
         gate_up = normed_product(self.mlp_norm, self.gate_up, hidden)
-        if isinstance(self.down, Fp8Linear):
+        if adapters is not None:
+            add_adapters(self.mlp_norm(hidden), gate_up, adapters, self.site + 4, self.gate_up_outputs)
+            gated = silu_gate(gate_up)
+            add_product(self.down, gated, hidden)
+            add_adapters(gated, hidden, adapters, self.site + 6, (hidden.shape[1],))
+        elif isinstance(self.down, Fp8Linear):
             hidden.add_(self.down.product(*silu_gate_e4m3(gate_up)))
         else:
             add_product(self.down, silu_gate(gate_up), hidden)

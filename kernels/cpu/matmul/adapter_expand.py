@@ -12,12 +12,9 @@ from torch import Tensor
 
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import float32_at, int64_at
-from kernels.cpu.language.vectors import WIDTH
-from kernels.cpu.matmul.product import ROWS, product
+from kernels.cpu.matmul.product import LANES, ROWS, VECTORS, product
 from kernels.paged_adapters import SITE_WORDS, AdapterRuns
 
-VECTORS = 3
-COLUMNS = VECTORS * WIDTH
 TILE = ROWS[VECTORS]
 RANGE_WORDS = 3
 
@@ -45,10 +42,10 @@ def panel_ranges(outputs: list[int], *, gated: bool) -> Tensor:
     table, column = [], 0
     for place, size in enumerate(outputs):
         if gated:
-            table.append((place, len(outputs), -(size // -COLUMNS)))
+            table.append((place, len(outputs), -(size // -LANES)))
         else:
-            first = column // COLUMNS
-            table.append((first, 1, -((column + size) // -COLUMNS) - first))
+            first = column // LANES
+            table.append((first, 1, -((column + size) // -LANES) - first))
             column += size
     return torch.tensor(table, dtype=torch.int64)
 
@@ -58,7 +55,7 @@ _more = product(TILE, VECTORS, "float32", adds=True)
 
 @njit(error_model="numpy", fastmath=FASTMATH)
 def add_adapters(tile: int, tile_row: int, row: int, count: int, panel: int, given: Any, room: int, ones: int) -> None:
-    """tile (count rounded up, COLUMNS) += what adapters make of rows `[row, row + count)` in a panel of outputs.
+    """tile (count rounded up, LANES) += what adapters make of rows `[row, row + count)` in a panel of outputs.
 
     tile, room (TILE, greatest rank) and ones are addresses, `tile_row` is the stride of the tile's rows. `given` are
     the fields of `MatmulArguments` that `PanelAdapters` are in.
@@ -67,7 +64,7 @@ def add_adapters(tile: int, tile_row: int, row: int, count: int, panel: int, giv
     runs, ranges = int64_at(runs_at, 3 * num_runs), int64_at(ranges_at, RANGE_WORDS * num_sites)
     next_run = int64_at(next_run_at, row + count)
     shrunk_row = num_sites * rank_room
-    lines = page_words // COLUMNS
+    lines = page_words // LANES
     for first in range(row, row + count, TILE):
         end = min(first + TILE, row + count)
         run = next_run[first]
@@ -89,9 +86,9 @@ def add_adapters(tile: int, tile_row: int, row: int, count: int, panel: int, giv
                 while done < rank:
                     within = (line + done) % lines
                     taken = min(rank - done, lines - within)
-                    right = pages[(line + done) // lines] + 4 * within * COLUMNS
+                    right = pages[(line + done) // lines] + 4 * within * LANES
                     at = tile + 4 * (first - row) * tile_row
-                    _more(left + 4 * done, left_row, 1, right, COLUMNS, taken, at, tile_row, ones)
+                    _more(left + 4 * done, left_row, 1, right, LANES, taken, at, tile_row, ones)
                     done += taken
             run += 1
 

@@ -25,11 +25,9 @@ from kernels.cpu.language.openmp import (
     uint16_at,
 )
 from kernels.cpu.language.vectors import part_bytes, part_pairs, to_bfloat16
-from kernels.cpu.matmul.adapter_expand import COLUMNS as LANES
-from kernels.cpu.matmul.adapter_expand import TILE as _ROWS
-from kernels.cpu.matmul.adapter_expand import VECTORS, PanelAdapters, add_adapters
+from kernels.cpu.matmul.adapter_expand import PanelAdapters, add_adapters
 from kernels.cpu.matmul.gate import gate
-from kernels.cpu.matmul.product import byte_product, product
+from kernels.cpu.matmul.product import LANES, ROWS, VECTORS, byte_product, product
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 
 # Rows of a tile, and of a unit of work: small enough that all cores have some, large enough to use a panel well.
@@ -222,6 +220,7 @@ def _with_room(rows: Tensor, count: int) -> Tensor:
     return roomy
 
 
+_ROWS = ROWS[VECTORS]
 _floats, _pairs = product(_ROWS, VECTORS, "float32"), product(_ROWS, VECTORS, "pairs")
 _more_floats, _more_pairs = product(_ROWS, VECTORS, "float32", adds=True), product(_ROWS, VECTORS, "pairs", adds=True)
 _bytes, _more_bytes = byte_product(_ROWS, VECTORS, adds=False), byte_product(_ROWS, VECTORS, adds=True)

@@ -5,8 +5,9 @@ import torch
 
 from kernels.cpu.language import openmp
 from kernels.cpu.matmul import matmul
-from kernels.cpu.matmul.adapter_expand import COLUMNS, PanelAdapters, panel_ranges
+from kernels.cpu.matmul.adapter_expand import PanelAdapters, panel_ranges
 from kernels.cpu.matmul.adapter_shrink import adapter_shrink
+from kernels.cpu.matmul.product import LANES
 from tests.kernels.paged_case import PagedCase, paged_case
 
 # Rows of one adapter, of none, of many, and runs that begin and end within tiles and units.
@@ -44,9 +45,9 @@ def shrunk(case: PagedCase, rows: torch.Tensor, num_sites: int) -> torch.Tensor:
 def test_outputs_side_by_side(dtype: torch.dtype, name: str, words: int) -> None:
     """Of three layers in one product, whose panels they share; each adapter has ranks of its own, or nothing."""
     of_row, sizes = ROWS[name], [64, 20, 150]
-    firsts = [sum(sizes[:place]) % COLUMNS for place in range(3)]
+    firsts = [sum(sizes[:place]) % LANES for place in range(3)]
     ranks = [[4, 0, 17], [0, 40, 16], [16, 16, 0]]
-    case = paged_case(of_row, [(60, size) for size in sizes], ranks, words=words, columns=COLUMNS, firsts=firsts)
+    case = paged_case(of_row, [(60, size) for size in sizes], ranks, words=words, columns=LANES, firsts=firsts)
     rows, weight = torch.randn(len(of_row), 60).to(dtype), torch.randn(sum(sizes), 60)
     made = shrunk(case, rows, 3)
     wanted = rows.float() @ weight.t() + torch.cat(
@@ -63,7 +64,7 @@ def test_outputs_side_by_side(dtype: torch.dtype, name: str, words: int) -> None
 @pytest.mark.parametrize("size", [48, 100])
 def test_before_a_gate(name: str, size: int) -> None:
     of_row, ranks = ROWS[name], [[16, 16], [0, 8], [33, 0]]
-    case = paged_case(of_row, [(60, size)] * 2, ranks, words=320, columns=COLUMNS)
+    case = paged_case(of_row, [(60, size)] * 2, ranks, words=320, columns=LANES)
     rows, weight = torch.randn(len(of_row), 60), torch.randn(2 * size, 60) / 8
     wanted = rows @ weight.t() + torch.cat([case.wanted(rows, site, size) for site in range(2)], 1)
     gate, up = wanted.chunk(2, 1)
