@@ -64,7 +64,7 @@ def plan_job(job: ScoringJob) -> PlanReport:
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
         config = planning_config(run.model, run.config, run.device)
-        outlines = [plan.outline for plan, _ in plan_sections(run, found.folder / PENDING, config)]
+        outlines = [section.plan.outline for section in plan_sections(run, found.folder / PENDING, config)]
         outline = join(outlines, config.kv_cache_memory)
     memory = memory_need(run.model, run.shape, config, run.device)
     loading = expected_loading(memory.weights, run.model, run.config, run.device) if found.pending else 0.0
