@@ -10,6 +10,7 @@ class SamplingParams:
     `seed` None draws afresh for each request. `stop` strings end the text before the string, or behind it with
     `include_stop_str_in_output`; `stop_token_ids` end it at the token. `logprobs` asks for that many alternatives per
     token (0: the chosen token alone; None: no log-probabilities); they are the model's own, before any other parameter.
+    `prompt_logprobs` asks the same of the prompt's tokens.
 
     `min_p` leaves tokens of at least that share of the likeliest one's probability. `repetition_penalty` divides
     positive logits of tokens in prompt or text (and multiplies others); `frequency_penalty` is subtracted for each time
@@ -35,6 +36,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = None
 
     @property
     def greedy(self) -> bool:

@@ -80,6 +80,12 @@ def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     return torch.stack((logprobs, (best.indices[rows] == targets).float(), torch.isfinite(lse[rows]).float()))
 
 
+def best_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best tokens of each row of (rows, vocab_size), (rows, count) int64, and their log-probabilities."""
+    best = logits.topk(count)
+    return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
+
+
 def stream_of(prompt_token_ids: TokenIds) -> int:
     """A number for a prompt, so that prompts under one seed draw independently."""
     return int.from_bytes(blake2b(prompt_token_ids.astype("<i4").tobytes(), digest_size=8).digest(), "little")

@@ -171,7 +171,7 @@ class Engine:
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
-            self._reader = StepReader(self.runner, self._states, self.scheduler.prompt_reads)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -260,8 +260,7 @@ class Engine:
         for key in flown.launched.out_of_memory & self._states.keys():
             sampled[key] = self._states[key].fail(*NO_MEMORY)
         for key in flown.launched.out_of_memory:
-            if (reads := self.scheduler.prompt_reads.get(key)) is not None:
-                reads.out_of_memory = True
+            self.scheduler.wanted.out_of_memory(key)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:

@@ -121,7 +121,7 @@ class CostModel:
         matmul, head, attention = self._flops()
         # Whatever it is cut into, a row's context is all that is before it, and itself.
         keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
-        flops = matmul * step.num_scheduled_tokens + head * len(step.asked_rows) + attention * keys
+        flops = matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
         least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least

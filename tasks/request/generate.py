@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch

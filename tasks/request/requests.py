@@ -11,9 +11,11 @@ from tasks.request.adapters import read_adapters
 from tasks.request.ask import Ask, parse_ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
-from tasks.request.prompts import PromptRenderer, RenderedPrompt
+from tasks.request.prompt_text import PromptText, RenderedPrompt
+from tasks.request.prompts import PromptRenderer
 from tasks.request.request_hash import RequestHasher
 from tasks.request.row_asks import AskReader
+from tasks.request.special_tokens import has_marks
 from tasks.request.task_type import RowReader, RowRequest
 from tasks.request.task_types import task_type_of
 from tasks.source.row_error import UNKNOWN_TOKEN, RowError
@@ -35,24 +37,31 @@ class NewRequest:
 
 
 class RequestBuilder:
-    """Rows that cannot be scored come out as their error. `columns` are the prompt's, of `find_columns`."""
+    """Rows that cannot be scored come out as their error. `columns` are the prompt's, of `find_columns`.
+
+    `quoting_rows` counts those so far whose prompt holds a special token's text as text.
+    """
 
     def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self._vocab_size = run.shape.vocab_size
         self._max_tokens = run.max_tokens
+        self._prompt = run.job.prompt
         self._adapter_column = run.job.model.adapter_column
-        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer)
-        self._encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
+        self._encoder = Encoder(tokenizer, run.max_tokens)
+        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, self._encoder.special_tokens)
         self._readers: dict[str, RowReader] = {}
         self._asks = AskReader(run.job, run.shape.vocab_size)
         self._hasher = RequestHasher(run)
+        self.quoting_rows = 0
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
         asks = self._asks.read(batch)
         adapters = read_adapters(batch, self._adapter_column)
+        rendered = self._renderer.render(batch)
+        self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in rendered)
         prompts = [
-            next((one for one in (ask, adapter) if isinstance(one, RowError)), prompt)
-            for ask, adapter, prompt in zip(asks, adapters, self._renderer.render(batch), strict=True)
+            adapter if isinstance(adapter, RowError) else prompt
+            for adapter, prompt in zip(adapters, rendered, strict=True)
         ]
         built: list[NewRequest | RowError | None] = [one if isinstance(one, RowError) else None for one in asks]
         for rows in _by_task(asks):
@@ -71,7 +80,12 @@ class RequestBuilder:
         """Rows of one task."""
         task_type = task_type_of(asks[0].task)
         if task_type.name not in self._readers:
-            labels = LabelEncoder(self._encoder, task_type.label_word, task_type.label_error)
+            labels = LabelEncoder(
+                self._encoder,
+                task_type.label_word,
+                task_type.label_error,
+                parses_special=self._prompt.parses_special,
+            )
             self._readers[task_type.name] = RowReader(self._encoder, labels, self._max_tokens)
         return task_type.read(self._readers[task_type.name], batch, prompts, asks)
 

@@ -12,7 +12,7 @@ from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelIds
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import RenderedPrompt
 from tasks.source.row_error import BAD_LABELS, RowError
 from tasks.source.source_rows import SourceBatch
 
