@@ -43,7 +43,7 @@ class RequestBuilder:
         self._task_type = task_type_of(run.job)
         self._vocab_size = run.shape.vocab_size
         encoder = Encoder(tokenizer, run.max_tokens)
-        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, encoder.special_tokens)
+        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, encoder.special_tokens, run.chat_template)
         labels = LabelEncoder(
             encoder,
             self._task_type.label_word,
