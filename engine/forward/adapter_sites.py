@@ -7,9 +7,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.loaded_model import LoadedModel
-from engine.model.fused_families import LINEARS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,11 +25,11 @@ class AdapterSite:
 def adapter_sites(model: LoadedModel) -> Mapping[str, AdapterSite]:
     """By path, as PEFT calls the layer."""
     layers: Any = getattr(model.body, "layers", ())
-    if isinstance(model.body, FusedBody) or (len(layers) and hasattr(layers[0], "adapter_columns")):
+    if len(layers) and hasattr(layers[0], "adapter_sites"):
         return {
-            f"{model.prefix}.layers.{index}.{linear}": AdapterSite(index * len(LINEARS) + place, column)
+            f"{model.prefix}.layers.{index}.{path}": AdapterSite(index * len(layer.adapter_sites) + place, column)
             for index, layer in enumerate(layers)
-            for place, (linear, column) in enumerate(zip(LINEARS, layer.adapter_columns, strict=True))
+            for place, (path, column) in enumerate(layer.adapter_sites)
         }
     found = [(path, module) for path, module in model.body.named_modules() if _is_linear(module)]
     return {f"{model.prefix}.{path}": AdapterSite(number, 0, module) for number, (path, module) in enumerate(found)}

@@ -42,9 +42,10 @@ from kernels.gpu.attention.kv_write import ROWS, rope_write_kernel
 from kernels.gpu.attention.merge_kernel import merge_kernel
 from kernels.gpu.attention.prefix_attention import MERGE_HEADS
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.layer.add_normed import add_normed_kernel
 from kernels.gpu.layer.e4m3 import e4m3_rows_kernel
 from kernels.gpu.layer.gate import BLOCK as GATE_BLOCK
-from kernels.gpu.layer.gate import silu_gate_kernel
+from kernels.gpu.layer.gate import gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
 from kernels.gpu.matmul.quantized_matmul import (
     QUANTIZED_ROWS,
@@ -220,17 +221,22 @@ def _beside_attention(arch: str) -> Others:
     write: list[Argument] = [_heads(BF16), _heads(BF16), _heads(BF16), Rotation._make([F32] * 2), I64, BF16]
     write += [KeyValue._make([BF16] * 2), _cache_kv(BF16), KeyValue._make([F32] * 2)]
     write += [NormWeights._make([BF16, BF16, FLOAT]), COUNT]
-    sizes = WriteSizes(32, 8, 128, BLOCK_DIM=128, ROTARY=128, PAGE=16, ROWS=ROWS, FP8=False, NORMED=False)
+    sizes = WriteSizes(
+        32, 8, 128, BLOCK_DIM=128, ROTARY=128, PAGE=16, ROWS=ROWS, FP8=False, NORMED=False, ROUNDED=False
+    )
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, [*write, sizes], 4, 1)
 
 
 def _rows_of_a_layer(arch: str) -> Others:
     for fp8, suffix, out in ((False, "", BF16), (True, " to FP8", U8)):
-        norm = (BF16, BF16, out, F32, FLOAT, MULTIPLE, 4096, 4096, fp8)
+        norm = (BF16, BF16, out, F32, FLOAT, MULTIPLE, 4096, 4096, True, fp8)
         yield f"RMS norm{suffix}", 8, compile_for(arch, rms_norm_kernel, norm, 8, 1)
         block, warps = (16384, 16) if fp8 else (GATE_BLOCK, 4)
-        gate = (BF16, out, F32, 14336, block, fp8)
-        yield f"silu gate{suffix}", warps, compile_for(arch, silu_gate_kernel, gate, warps, 1)
+        for activation, is_gelu in (("silu", False), ("GELU", True)):
+            gate = (BF16, out, F32, 14336, block, is_gelu, fp8)
+            yield f"{activation} gate{suffix}", warps, compile_for(arch, gate_kernel, gate, warps, 1)
+    add = (BF16, F32, BF16, BF16, F32, BF16, FLOAT, 4096, 4096, False)
+    yield "norm, sum, norm", 8, compile_for(arch, add_normed_kernel, add, 8, 1)
     yield "FP8 activations", 8, compile_for(arch, e4m3_rows_kernel, (BF16, U8, F32, MULTIPLE, 4096, 4096), 8, 1)
 
 

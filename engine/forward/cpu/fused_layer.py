@@ -16,9 +16,20 @@ from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.cpu.projection import Projection, can_pack
 from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
-from engine.model.fused_families import LINEARS, family_of
+from engine.model.fused_families import family_of
 from kernels.cpu.layer.rotary import rotate
 from kernels.cpu.matmul.product import LANES
+
+# In the order of their places for adapters: layers of one input lie together.
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 def is_known(layer: Any) -> bool:
@@ -73,9 +84,10 @@ class FusedLayer(nn.Module):
         )
         self.down = Projection(mlp.down_proj, workspace=workspace, site=site + 6)
         self.workspace = workspace
-        # Where in a panel of its product the first output of each of `LINEARS` lies.
+        # Where an adapter may add something, by path below the layer, and where in a panel the first output lies.
         query, key = attention.q_proj.out_features, attention.k_proj.out_features
-        self.adapter_columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
+        columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
+        self.adapter_sites = tuple(zip(LINEARS, columns, strict=True))
         # Four products, the rotation, the write and attention, and what rows go through before products. Between them
         # `forward` only makes views, unless it leaves rows out: nothing else would be repeated.
         self.num_loops = 7 + (4 if self.qkv.factors is not None else 2)

@@ -159,7 +159,10 @@ class NormWeights(NamedTuple):
 
 
 class WriteSizes(NamedTuple):
-    """A program turns or writes `ROWS` rows of a head; the first `ROTARY` of `DIM` dimensions turn."""
+    """A program turns or writes `ROWS` rows of a head; the first `ROTARY` of `DIM` dimensions turn.
+
+    `NORMED` heads are `ROUNDED` before the norm's weight too.
+    """
 
     HEADS: int
     KV_HEADS: int
@@ -170,3 +173,4 @@ class WriteSizes(NamedTuple):
     ROWS: int
     FP8: bool
     NORMED: bool
+    ROUNDED: bool
