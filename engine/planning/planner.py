@@ -64,7 +64,8 @@ def make_plan(
     shards = _shards(names, work, seconds, [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()])
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
-    trajectory = simulate(forest, work, config, num_blocks, _planned(adapters, requests, forest))
+    planned = _planned(adapters, requests, forest)
+    trajectory = simulate(forest, work, config, num_blocks, planned)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -76,6 +77,8 @@ def make_plan(
         peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
+        adapters=len(planned.blocks),
+        adapter_bytes=block_bytes * sum(planned.blocks.values()),
     )
     return Plan(
         layout_id=_layout_id(names, forest, shards),

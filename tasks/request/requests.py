@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from engine.request import Request
-from tasks.request.adapters import read_adapters
+from tasks.request.adapters import AdapterReader
 from tasks.request.ask import Ask, parse_ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
@@ -46,7 +46,7 @@ class RequestBuilder:
         self._vocab_size = run.shape.vocab_size
         self._max_tokens = run.max_tokens
         self._prompt = run.job.prompt
-        self._adapter_column = run.job.model.adapter_column
+        self._adapters = AdapterReader(run)
         self._encoder = Encoder(tokenizer, run.max_tokens)
         self._renderer = PromptRenderer(
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
@@ -58,7 +58,7 @@ class RequestBuilder:
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
         asks = self._asks.read(batch)
-        adapters = read_adapters(batch, self._adapter_column)
+        adapters = self._adapters.read(batch)
         rendered = self._renderer.render(batch)
         self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in rendered)
         prompts = [
