@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.sampling import Sampling
-from tasks.job.task import Task, keys_of
+from tasks.job.task import Task
+from tasks.job.task_keys import TaskKeys, keys_of
 
 RESULT_COLUMNS = (
     "custom_id",
@@ -89,6 +90,12 @@ def _at_least_a_mebibyte(size: int) -> int:
 
 def _auto_is_zero(value: object) -> object:
     return 0 if value == "auto" else value
+
+
+def _not_zero(tokens: int | None) -> int | None:
+    if tokens == 0:
+        raise ValueError("keeps no token; take -1 for as many as fit")
+    return tokens
 
 
 def _delimiter(text: str) -> str:
@@ -179,6 +186,12 @@ class Prompt(Part):
         default="text",
         description="What a row's own text, or a label, that reads like a special token is: text, or the token. Those "
         "that a template writes are tokens.",
+    )
+    truncate_prompt_tokens: Annotated[int | None, AfterValidator(_not_zero)] = Field(
+        default=None,
+        ge=-1,
+        description="Keep so many of a prompt's last tokens; -1: as many as fit with the answer. Without it a prompt "
+        "that is too long is its row's error.",
     )
 
     @classmethod
@@ -280,8 +293,12 @@ class ScoringJob(Part):
         kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
         keys = keys_of(kind)
         is_mixed = isinstance(task, Mapping) and task.get("column") is not None
-        if keys is not None and not keys.samples and not is_mixed and sampling is not None and _changes(sampling):
+        if keys is not None and not is_mixed and sampling is not None and _is_idle(sampling, keys):
             yield f"sampling has no effect on type: {kind}; remove it"
+        prompt = given.get("prompt")
+        has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
+        if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
+            yield "task.items stand beside the text of prompt.column or prompt.template; prompt.messages has none"
 
     @property
     def columns(self) -> dict[str, str]:
@@ -298,8 +315,10 @@ class ScoringJob(Part):
         return EngineConfig(**precision, **self.engine.model_dump())
 
 
-def _changes(sampling: object) -> bool:
+def _is_idle(sampling: object, keys: TaskKeys) -> bool:
+    """Whether a part of it has no effect on a type with these keys; one that is not valid is said elsewhere."""
     try:
-        return Sampling.model_validate(sampling) != Sampling()
+        given = Sampling.model_validate(sampling)
     except ValidationError:
-        return True
+        return not keys.samples
+    return keys.heeded(given) != given

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from engine.errors import UserError
 from tasks.job.job import NO_CHAT_TEMPLATE, Prompt
-from tasks.request.prompt_text import PromptText, RenderedPrompt
+from tasks.request.prompt_text import BlankPrompt, PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
 from tasks.source.cells import Cell, CellOrError, is_utf8, text_of
@@ -63,10 +63,31 @@ class PromptRenderer:
 
     def render(self, batch: SourceBatch) -> list[RenderedPrompt]:
         """A text or an error for each row; a text is UTF-8 without NUL and holds more than white space."""
-        values = [batch.values(column) for column in self.columns]
-        return [self._render_row(row) for row in zip(*values, strict=True)]
+        return [one if isinstance(one, PromptText) else self._finish(one) for one in self._read_rows(batch)]
 
-    def _render_row(self, values: tuple[CellOrError, ...]) -> RenderedPrompt:
+    def render_items(
+        self, batch: SourceBatch, items: Sequence[tuple[str, ...] | RowError], *, item_first: bool
+    ) -> list[list[RenderedPrompt] | RowError]:
+        """A prompt for each item of a row: the row's text with the item behind it, or before it; or the row's error."""
+        assert self.prompt.messages is None, "a job with items has none"
+        rows: list[list[RenderedPrompt] | RowError] = []
+        for text, own in zip(self._read_rows(batch), items, strict=True):
+            if isinstance(text, RowError):
+                rows.append(text)
+            elif isinstance(own, RowError):
+                rows.append(own)
+            else:
+                assert isinstance(text, str), text
+                written = map(self._of_row, own)
+                rows.append([self._finish(item + text if item_first else text + item) for item in written])
+        return rows
+
+    def _read_rows(self, batch: SourceBatch) -> list[str | PromptText | RowError]:
+        values = [batch.values(column) for column in self.columns]
+        return [self._read_row(row) for row in zip(*values, strict=True)]
+
+    def _read_row(self, values: tuple[CellOrError, ...]) -> str | PromptText | RowError:
+        """The row's own text, to which nothing has been added; messages are a prompt at once."""
         for column, value in zip(self.columns, values, strict=True):
             if isinstance(value, RowError):
                 return RowError(value.type, f"column {column!r}: {value.message}")
@@ -79,8 +100,11 @@ class PromptRenderer:
         else:
             text = _check_text(good[0])
             text = text if isinstance(text, RowError) else self._of_row(text)
+        return text
+
+    def _finish(self, text: str | RowError) -> RenderedPrompt:
         if isinstance(text, RowError):
-            return text
+            return RowError(text.type, text.message) if self.prompt.chat else text
         return self._apply_chat([{"role": "user", "content": text}]) if self.prompt.chat else PromptText(text, True)
 
     def _fill(self, template: PromptTemplate, values: dict[str, Cell]) -> str | RowError:
@@ -94,7 +118,7 @@ class PromptRenderer:
             return described(TEMPLATE_ERROR, "the template fails on this row", problem)
         return text if isinstance(text, RowError) or self.prompt.parses_special else self._special.exchanged(text)
 
-    def _apply_chat(self, messages: list[Message]) -> RenderedPrompt:
+    def _apply_chat(self, messages: list[Message]) -> PromptText | RowError:
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as problem:
@@ -140,7 +164,8 @@ def _check_text(value: Cell) -> str | RowError:
         return RowError(EMPTY_PROMPT, "the prompt is NULL")
     text = text_of(value)
     if not text.strip():
-        return RowError(EMPTY_PROMPT, "the prompt is empty" if not text else "the prompt is white space alone")
+        said = "the prompt is empty" if not text else "the prompt is white space alone"
+        return BlankPrompt(EMPTY_PROMPT, said, text)
     return _encoding_error(text) or text
 
 
