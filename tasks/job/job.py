@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
+from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task
 from tasks.job.task_keys import TaskKeys, keys_of
@@ -42,7 +43,6 @@ RESULT_COLUMNS = (
     "run_id",
     "request_hash",
 )
-NO_CHAT_TEMPLATE = "prompt: this model has no chat template; give the whole text with column or template"
 ROW_COLUMN = "row_index"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
@@ -90,12 +90,6 @@ def _at_least_a_mebibyte(size: int) -> int:
 
 def _auto_is_zero(value: object) -> object:
     return 0 if value == "auto" else value
-
-
-def _not_zero(tokens: int | None) -> int | None:
-    if tokens == 0:
-        raise ValueError("keeps no token; take -1 for as many as fit")
-    return tokens
 
 
 def _delimiter(text: str) -> str:
@@ -171,44 +165,6 @@ class Source(Part):
     @property
     def kind(self) -> str:
         return next(kind for kind in ("parquet", "csv", "jsonl", "duckdb") if getattr(self, kind) is not None)
-
-
-class Prompt(Part):
-    """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
-
-    column: Name | None = Field(default=None, description="A column that holds the prompts.")
-    template: Name | None = Field(
-        default=None, description="A Jinja template over columns, sandboxed; an undefined name is an error."
-    )
-    messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
-    chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
-    special_tokens: Literal["text", "parsed"] = Field(
-        default="text",
-        description="What a row's own text, or a label, that reads like a special token is: text, or the token. Those "
-        "that a template writes are tokens.",
-    )
-    truncate_prompt_tokens: Annotated[int | None, AfterValidator(_not_zero)] = Field(
-        default=None,
-        ge=-1,
-        description="Keep so many of a prompt's last tokens; -1: as many as fit with the answer. Without it a prompt "
-        "that is too long is its row's error.",
-    )
-
-    @classmethod
-    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        yield from exactly_one(given, ("column", "template", "messages"))
-
-    @property
-    def key(self) -> str:
-        return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
-
-    @property
-    def parses_special(self) -> bool:
-        return self.special_tokens == "parsed"
-
-    @property
-    def uses_chat(self) -> bool:
-        return self.chat or self.messages is not None
 
 
 class Model(Part):
@@ -297,14 +253,18 @@ class ScoringJob(Part):
             yield f"sampling has no effect on type: {kind}; remove it"
         prompt = given.get("prompt")
         has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
-        if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
-            yield "task.items stand beside the text of prompt.column or prompt.template; prompt.messages has none"
+        if has_items and isinstance(prompt, Mapping) and {"messages", "body"} & prompt.keys():
+            yield "task.items stand beside the text of prompt.column or prompt.template; give one of them"
 
     @property
     def columns(self) -> dict[str, str]:
-        """The source's columns that are read beside the prompt's, the id and those that are kept, by the job's key."""
+        """The source's columns that are read beside the prompt's own, the id and what is kept, by the job's key."""
         named = {"sampling.column": self.sampling.column, "model.adapter_column": self.model.adapter_column}
-        return self.task.columns | {key: column for key, column in named.items() if column is not None}
+        return (
+            self.prompt.columns
+            | self.task.columns
+            | {key: column for key, column in named.items() if column is not None}
+        )
 
     @property
     def output_folder(self) -> Path:

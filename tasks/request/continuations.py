@@ -46,9 +46,12 @@ class ContinuationTask(TaskType):
         good: dict[int, tuple[LabelledPrompt, RowLabels]] = {}
         read: list[RowRequest | RowError | None] = []
         for row, (ids, own) in enumerate(zip(reader.encoder.encode_whole(contexts), labels, strict=True)):
-            if not isinstance(ids, RowError) and not isinstance(own, RowError):
+            error = next((value for value in (ids, own) if isinstance(value, RowError)), None)
+            if error is None and row not in split:
+                error = RowError(self.label_error, f"a {self.label_word} follows a text; the prompt is tokens")
+            if error is None and not isinstance(ids, RowError) and not isinstance(own, RowError):
                 good[row] = LabelledPrompt(*split[row], ids, own.texts), own
-            read.append(next((value for value in (ids, own) if isinstance(value, RowError)), None))
+            read.append(error)
         encoded = reader.label_encoder.encode([prompt for prompt, _ in good.values()])
         for (row, (prompt, own)), label_ids in zip(good.items(), encoded, strict=True):
             read[row] = self.labelled(reader, prompt.context_ids, own, label_ids)

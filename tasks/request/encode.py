@@ -9,7 +9,7 @@ import numpy as np
 from engine.request import TokenIds
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, has_marks, num_characters
-from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
+from tasks.source.row_error import CONTEXT_OVERFLOW, UNKNOWN_TOKEN, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,12 +57,12 @@ class Encoder:
 
     def encode_whole(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
         """Token ids of prompts that are still to be cut, with what comes behind them known."""
-        short = [one if isinstance(one, RowError) or self.fits(one.text) else self._too_long(one) for one in prompts]
+        short = [self._unless_too_long(one) if isinstance(one, PromptText) else one for one in prompts]
         return self.encode_texts(short)
 
     def encode_texts(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
-        """Token ids of texts of any length; errors stay."""
-        encoded: list[TokenIds | RowError | None] = [one if isinstance(one, RowError) else None for one in prompts]
+        """Token ids of texts of any length, and of prompts that are tokens; errors stay."""
+        encoded = [None if isinstance(one, PromptText) else self._without_encoding(one) for one in prompts]
         for special in (False, True):
             texts = {
                 row: prompt.text
@@ -73,7 +73,14 @@ class Encoder:
                 encoded[row] = ids
         return [one for one in encoded if one is not None]
 
-    def _too_long(self, prompt: PromptText) -> RowError:
+    def _without_encoding(self, prompt: TokenIds | RowError) -> TokenIds | RowError:
+        if isinstance(prompt, RowError) or not (prompt > self.largest_id).any():
+            return prompt
+        return RowError(UNKNOWN_TOKEN, f"the prompt has tokens beyond {self.largest_id}, the tokenizer's last")
+
+    def _unless_too_long(self, prompt: PromptText) -> PromptText | RowError:
+        if self.fits(prompt.text):
+            return prompt
         said = f"{num_characters(prompt.text)} characters cannot fit {self._max_tokens} tokens"
         return RowError(CONTEXT_OVERFLOW, said)
 

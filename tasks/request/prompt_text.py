@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.request import TokenIds
 from tasks.source.row_error import RowError
 
 
@@ -24,4 +25,5 @@ class BlankPrompt(RowError):
     text: str = ""
 
 
-RenderedPrompt = PromptText | RowError
+# A row may have its prompt in tokens.
+RenderedPrompt = PromptText | TokenIds | RowError

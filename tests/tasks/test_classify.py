@@ -14,7 +14,7 @@ from tests.tasks.conftest import JobMaker
 from tests.tasks.steps import ask, outcomes, run_steps
 from tests.tasks.test_loglikelihood import Plain, job_on
 
-PROMPTS = ("Is water wet? Answer:", "Is water wet? Answer: ", "The sky is green.\nTrue or false?\n", "x")
+PROMPTS = ("Is water wet? Answer:", "Is water wet? Answer: ", "The sky is green.\nTrue or false?\n", "Well,")
 LABELS = {"true": (" True", "True", " true"), "false": (" False", " not true at all"), "maybe": (" Maybe",)}
 RESULTS = (
     "select custom_id, label, label_probs, label_logprobs, cumulative_logprob, missing_mass from results order by 1"

@@ -1,4 +1,4 @@
-"""`loglikelihood` and `loglikelihood_rolling` beside lm-evaluation-harness's own HFLM: the same rows, number by number."""
+"""What lm-evaluation-harness asks of a model, beside its own HFLM: the same rows, number by number."""
 
 import random
 from pathlib import Path
