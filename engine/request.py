@@ -20,7 +20,7 @@ class Request:
     token, and the log-likelihood of every one is asked; an empty tuple asks for nothing behind the prompt. `adapter`
     names the weights that the model runs with, None its own alone: equal tokens under two adapters have nothing in
     common. `prompt_logprobs_from` asks, besides, for the log-probability of each prompt token from that one on: 1 at
-    least, as the first token follows nothing.
+    least, as the first token follows nothing; `params.prompt_logprobs` says with how many alternatives.
     """
 
     request_id: str
@@ -38,6 +38,11 @@ class Request:
         """Tokens that this request may decode: none when labels are scored."""
         return 0 if self.labels is not None else self.params.max_tokens
 
+    @property
+    def num_prompt_alternatives(self) -> int:
+        """The best tokens that are asked at the place of each prompt token whose log-probability is."""
+        return self.params.prompt_logprobs or 0
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -50,11 +55,17 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptLogprobs:
-    """Of each prompt token from `first` on: its log-probability behind those before it, and whether it is the best."""
+    """Of each prompt token from `first` on: its log-probability behind those before it, and whether it is the best.
+
+    `top_tokens` and `top_logprobs` (tokens, alternatives) have the best tokens at its place, best first.
+    """
 
     first: int
+    token_ids: TokenIds
     logprobs: NDArray[np.float32]
     is_greedy: NDArray[np.bool_]
+    top_tokens: TokenIds
+    top_logprobs: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

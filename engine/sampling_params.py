@@ -29,11 +29,12 @@ class SamplingParams:
     `seed` None draws afresh for each request. `stop` strings end the text before the string, or behind it with
     `include_stop_str_in_output`; `stop_token_ids` end it at the token. `logprobs` asks for that many alternatives per
     token (0: the chosen token alone; None: no log-probabilities); they are the model's own, before any other parameter.
+    `prompt_logprobs` asks the same of the prompt's tokens.
 
     `min_p` leaves tokens of at least that share of the likeliest one's probability. `repetition_penalty` divides
     positive logits of tokens in prompt or text (and multiplies others); `frequency_penalty` is subtracted for each time
     that a token is in the text, `presence_penalty` once. `logit_bias` is added, token by token; `allowed_token_ids`, if
-    given, are the only ones; `bad_words` are texts that may not come to be. `structured_outputs` bars whatever its grammar
+    given, are the only ones; `bad_words` are texts that may not come to be. `structured_outputs` bars what its grammar
     does not allow, and ends the text where the grammar does; the model's end and `stop_token_ids` are barred before.
     """
 
@@ -55,6 +56,7 @@ class SamplingParams:
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
 
     @property

@@ -79,12 +79,16 @@ def plan(
     sharing: SharingPolicy = None,
     order: OrderPolicy = None,
     admission: AdmissionPolicy = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="GPU", help="Plan for a GPU that need not be here, such as h100 or l4."),
+    ] = None,
 ) -> None:
     """Show what a job would cost: rows, tokens before and after sharing, memory, time. No model is loaded."""
     loaded = _load(job, output, settings, sharing=sharing, order=order, admission=admission)
     from tasks.dry_run import plan_job
 
-    typer.echo(str(plan_job(loaded)))
+    typer.echo(str(plan_job(loaded, device)))
 
 
 @app.command(epilog="Example: [bold]trunkline preview examples/classify.yaml --rows 1[/bold]")

@@ -33,6 +33,7 @@ class PlanReport:
     starting_seconds: float
     loading_seconds: float
     notes: tuple[str, ...]
+    planned_for: str | None
 
     @property
     def expected_seconds(self) -> float:
@@ -48,6 +49,8 @@ class PlanReport:
             f"  memory at most  {self.memory}",
             f"  expected time   {figure(self.expected_seconds):>12} s   {figure(before)} s of it starting and loading",
         ]
+        if self.planned_for is not None:
+            lines.append(f"  planned for     {self.planned_for}")
         return "\n".join(lines)
 
 
@@ -55,12 +58,12 @@ def _rows_words(rows: int, rejected: int) -> str:
     return f"{rejected:,} cannot be scored" if rows else "the source has no rows"
 
 
-def plan_job(job: ScoringJob) -> PlanReport:
-    """Raises UserError as a run would."""
+def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
+    """For this machine, or for a GPU that `kernels.known_gpus` knows by this name. Raises UserError as a run would."""
     with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
         folder = OutputFolder(Path(scratch))
         folder.create()
-        run = make_run(job, folder)
+        run = make_run(job, folder, not_here=device)
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
         config = planning_config(run.model, run.config, run.device)
@@ -81,4 +84,5 @@ def plan_job(job: ScoringJob) -> PlanReport:
         starting_seconds=expected_starting(),
         loading_seconds=loading,
         notes=extracted.notes,
+        planned_for=None if run.device.known is None else f"{run.device.label}, by its data sheet",
     )

@@ -51,6 +51,7 @@ HERE = (
     "make bench",
     "trunkline preview examples/classify.yaml --rows 1",
     "trunkline plan examples/classify.yaml",
+    "trunkline plan examples/classify.yaml --device h100",
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",

@@ -36,7 +36,8 @@ class RowRules:
 
 def needs_rules(params: SamplingParams) -> bool:
     """Whether parameters change logits, besides barring ends from short texts."""
-    return bool(params.bad_words or params.logit_bias or params.allowed_token_ids is not None or _penalises(params))
+    bars = params.bad_words or params.allowed_token_ids is not None or params.structured_outputs is not None
+    return bool(bars or params.logit_bias or _penalises(params))
 
 
 def apply_rules(logits: Tensor, rules: Sequence[tuple[int, RowRules]], in_flight: Tensor) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
-
 # What a row has in place of a token.
 NOT_FINITE, ALL_BARRED = -1, -2
 
@@ -86,6 +85,12 @@ def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
     lse = logits.logsumexp(-1)
     logprobs = logits[rows, targets] - lse[rows]
     return torch.stack((logprobs, (best.indices[rows] == targets).float(), torch.isfinite(lse[rows]).float()))
+
+
+def best_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best tokens of each row of (rows, vocab_size), (rows, count) int64, and their log-probabilities."""
+    best = logits.topk(count)
+    return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
 
 
 def stream_of(prompt_token_ids: TokenIds) -> int:

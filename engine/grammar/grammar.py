@@ -2,16 +2,20 @@
 
 import json
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, grammar_from
 
 from engine.sampling_params import StructuredOutputs
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 BAD_GRAMMAR = "BAD_GRAMMAR"
 
 # JSON is laid out as Python's `json.dumps` does: a model that may choose its white space may write nothing else, and
 # what it may not choose need not be decoded.
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OBJECT = '{"type": "object"}'
 # A message of the library may go on with the state of its parser.
 _LONGEST_MESSAGE = 300

@@ -25,7 +25,8 @@ class PendingMasks:
         """(words,): the mask of a sequence; None where it has none."""
         if self.made is None or key not in self.places:
             return None
-        return self.made.result()[self.places[key]]
+        mask: NDArray[np.int32] = self.made.result()[self.places[key]]
+        return mask
 
 
 class MaskMaker:
@@ -44,7 +45,8 @@ class MaskMaker:
     def _fill(self, matchers: Sequence[Matcher]) -> Masks:
         masks = np.zeros((len(matchers), self._num_words), dtype=np.int32)
         free = [(matcher.machine, place) for place, matcher in enumerate(matchers) if matcher.forced is None]
-        self._executor.unsafe_compute_mask_ptr(free, masks.ctypes.data, masks.strides[0], len(masks))
+        if free:
+            self._executor.unsafe_compute_mask_ptr(free, masks.ctypes.data, masks.strides[0], len(masks))
         for place, matcher in enumerate(matchers):
             if matcher.forced is not None:
                 _allow(masks[place], (matcher.forced,))

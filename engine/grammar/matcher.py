@@ -23,6 +23,8 @@ class Matcher:
     ) -> None:
         """Raises GrammarError for what no text satisfies."""
         self.machine: LLMatcher = vocabulary.machine(asked)
+        self._vocabulary = vocabulary
+        self._token_ids: list[int] = []
         self.ended = False
         self.own_ends = tuple(token for token in ends if token not in vocabulary.eos_token_ids)
         self._ends = frozenset(ends)
@@ -45,19 +47,25 @@ class Matcher:
         """The next token, where it has to be this one."""
         return self._forced[0] if self._forced else None
 
+    @property
+    def text(self) -> str:
+        """What the grammar has read, without the token that ended it."""
+        return self._vocabulary.text(self._token_ids)
+
     def take(self, token: int) -> None:
         """The text goes on by a token that the last mask allowed, or ends with it."""
         if token in self._ends and self.accepts:
             self.ended = True
             return
         self.machine.consume_token(token)
+        self._token_ids.append(token)
         if self._forced:
             assert self._forced.popleft() == token, token
         self._look_ahead()
 
     def take_forced(self, most: int) -> tuple[int, ...]:
         """The tokens that follow whatever the model says, `most` of them at most, which it takes."""
-        taken = []
+        taken: list[int] = []
         while self._forced and len(taken) < most:
             taken.append(self._forced[0])
             self.take(taken[-1])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
-from engine.errors import UserError
 from engine.grammar.grammar import GrammarError, compiled, one_line
 from engine.sampling_params import StructuredOutputs
 
@@ -32,16 +31,15 @@ class Vocabulary:
     """The tokens of one model, and matchers over them. Not for several threads at once."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", vocab_size: int, eos_token_ids: Sequence[int]) -> None:
-        """`vocab_size` is the width of logits. Raises UserError for tokens that are no bytes, as WordPiece's."""
+        """`vocab_size` is the width of logits. Raises GrammarError for tokens that are no bytes, as WordPiece's."""
         known = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)
         ends = list(eos_token_ids) or [tokenizer.eos_token_id]
         if ends == [None]:
-            raise UserError("sampling.structured_outputs: the model has no token that ends a text")
+            raise GrammarError("the model has no token that ends a text")
         try:
             self._tokens = LLTokenizer(_as_json(tokenizer), n_vocab=max(vocab_size, known), eos_token=ends)
         except ValueError as problem:
-            said = f"the tokens of this model's tokenizer are no bytes ({one_line(problem)})"
-            raise UserError(f"sampling.structured_outputs: {said}") from None
+            raise GrammarError(f"the tokens of this model's tokenizer are no bytes ({one_line(problem)})") from None
         self.eos_token_ids = frozenset(ends)
         self._fresh = lru_cache(maxsize=_KEPT)(self._compile)
 

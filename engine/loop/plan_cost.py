@@ -14,7 +14,7 @@ from engine.planning.cost import CostModel
 def plan_cost(model: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> CostModel:
     """Needs no weights; what is measured while a model loads is read from the cache."""
     weight_bytes = step_weight_bytes(shape, config, device)
-    rates = measured_rates(model, shape, config, device) or expected_rates(device)
+    rates = measured_rates(model, shape, config, device) or expected_rates(device, config.quantization)
     return CostModel(shape, device.kv_format(shape, config.quantization, config.kv_cache_dtype), rates, weight_bytes)
 
 

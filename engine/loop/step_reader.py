@@ -5,6 +5,7 @@ One pass through the head serves reads of all kinds, whole batches of rows at a 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from engine.forward.model_runner import ModelRunner
 from engine.forward.philox import uniforms
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
+from engine.grammar.grammars import Grammars
+from engine.grammar.masks import NO_MASKS, PendingMasks
 from engine.loop.output_processor import OutputState
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind, Reads
@@ -31,8 +34,8 @@ class StepValues:
     """What a step's reads came to, on its way to the host.
 
     `tokens` (samples,) stay on the device for the next step. `host_tokens`, the tensors of `logprobs` (of SAMPLE reads
-    by index: a row of those made together) and `target_values` (3, each) of the reads `target_reads` are read once
-    `done` has passed.
+    by index: a row of those made together), `target_values` (3, each) of the reads `target_reads` and, if any prompt
+    asks for them, the best tokens at the places of these with their log-probabilities are read once `done` has passed.
     """
 
     step: SchedulerOutput
@@ -41,6 +44,7 @@ class StepValues:
     logprobs: dict[int, tuple[int, RowLogprobs]]
     target_reads: Reads
     target_values: tuple[Tensor, ...]
+    alternatives: tuple[tuple[Tensor, Tensor], ...]
     done: torch.cuda.Event | None
 
     def wait(self) -> None:
@@ -52,15 +56,26 @@ class StepReader:
     """Reads for the sequences of `states` and the nodes of `prompt_reads`, by key, which their owners keep up."""
 
     def __init__(
-        self, runner: ModelRunner, states: Mapping[int, OutputState], prompt_reads: Mapping[int, PromptReads]
+        self,
+        runner: ModelRunner,
+        states: Mapping[int, OutputState],
+        prompt_reads: Mapping[int, PromptReads],
+        grammars: Grammars,
     ) -> None:
         self._runner = runner
         self._states = states
         self._prompt_reads = prompt_reads
+        self._grammars = grammars
+
+    def begin_masks(self, step: SchedulerOutput) -> PendingMasks:
+        """What the structured texts that the step samples for may go on with, found while the model computes."""
+        keys = step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
+        matchers = [(key, matcher) for key in keys if (matcher := self._states[key].matcher) is not None]
+        return self._grammars.begin_masks(matchers)
 
     @torch.inference_mode()
-    def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
-        """Behind the step's forward pass; the host does not wait for either."""
+    def launch(self, step: SchedulerOutput, forward: Forward, masks: PendingMasks = NO_MASKS) -> StepValues:
+        """Behind the step's forward pass; the host does not wait for either, but for `masks`."""
         samples = step.reads.of_kind(ReadKind.SAMPLE)
         places = np.searchsorted(step.asked_rows, step.reads.row)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
@@ -68,24 +83,36 @@ class StepReader:
         head = _HeadRows.of(places, np.flatnonzero(~takes_best), len(samples))
         logprobs: dict[int, tuple[int, RowLogprobs]] = {}
         target_values: list[Tensor] = []
+        alternatives: list[tuple[Tensor, Tensor]] = []
+        count = self._num_alternatives(step.reads)
         for part, logits in self._runner.logits(forward.hidden, head.places):
             reads, rows = head.reads_in(part)
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
             if len(drawn):
-                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)])
+                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)], masks)
                 tokens[self._runner.index(drawn)] = chosen
                 if theirs is not None:
                     logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
             if len(targets):
                 at, target = self._runner.index(rows[len(drawn) :]), self._runner.index(step.reads.target[targets])
                 target_values.append(to_host(sampler.target_logprobs(logits, at, target)))
+                if count:
+                    best, best_logprobs = sampler.best_logprobs(logits, count)
+                    alternatives.append((to_host(best[at]), to_host(best_logprobs[at])))
         host_tokens = to_host(tokens)
         done = None
         if tokens.is_cuda:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         target_reads = Reads(step.reads.table[head.target_reads])
-        return StepValues(step, tokens, host_tokens, logprobs, target_reads, tuple(target_values), done)
+        values = tuple(target_values), tuple(alternatives)
+        return StepValues(step, tokens, host_tokens, logprobs, target_reads, *values, done)
+
+    def _num_alternatives(self, reads: Reads) -> int:
+        """The most that any of the step's prompts asks at the place of a token."""
+        keys = np.unique(reads.of_kind(ReadKind.PROMPT).key).tolist()
+        nodes = [self._prompt_reads.get(key) for key in keys]
+        return max((node.num_alternatives for node in nodes if node is not None), default=0)
 
     def _best_tokens(
         self, forward: Forward, places: Ints, takes_best: np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -104,15 +131,19 @@ class StepReader:
             return self._runner.best_tokens(forward.hidden, places)
         return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
 
-    def _draw(self, step: SchedulerOutput, samples: Ints, logits: Tensor) -> tuple[Tensor, RowLogprobs | None]:
+    def _draw(
+        self, step: SchedulerOutput, samples: Ints, logits: Tensor, masks: PendingMasks
+    ) -> tuple[Tensor, RowLogprobs | None]:
         """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
 
         `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
         """
-        states = [self._states[key] for key in step.reads.key[samples].tolist()]
+        keys = step.reads.key[samples].tolist()
+        states = [self._states[key] for key in keys]
         wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
         raw = logits
-        rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+        found = [state.rules(masks.of(key)) for key, state in zip(keys, states, strict=True)]
+        rules = [(row, rule) for row, rule in enumerate(found) if rule is not None]
         if rules:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
@@ -154,10 +185,14 @@ class StepReader:
         labels = Reads(values.target_reads.table[is_label])
         for read, (logprob, is_best, finite) in zip(labels, made[:, is_label].T.tolist(), strict=True):
             self._states[read.key].take_score(read.place, logprob, bool(is_best), bool(finite))
-        self._take_prompt_reads(values.target_reads.table[~is_label], made[:, ~is_label])
+        best = [
+            np.concatenate([part.numpy() for part in parts])[~is_label]
+            for parts in zip(*values.alternatives, strict=True)
+        ]
+        self._take_prompt_reads(values.target_reads.table[~is_label], made[:, ~is_label], best)
 
-    def _take_prompt_reads(self, table: Ints, made: NDArray[np.float32]) -> None:
-        """`made` (3, reads) of the PROMPT reads in `table`, to each node its own."""
+    def _take_prompt_reads(self, table: Ints, made: NDArray[np.float32], best: list[NDArray[Any]]) -> None:
+        """`made` (3, reads) of the PROMPT reads in `table`, to each node its own; `best` tokens, and what they have."""
         by_key = np.argsort(table[:, 1], kind="stable")
         ends = np.flatnonzero(np.diff(table[by_key, 1])) + 1
         for part in np.split(by_key, ends) if len(by_key) else ():
@@ -165,6 +200,9 @@ class StepReader:
             if node_reads is not None:  # else all below the node ended while this step ran
                 logprobs, is_best, finite = made[:, part]
                 node_reads.take(table[part, 4], logprobs, is_best > 0, finite > 0)
+                if best:
+                    tokens, best_logprobs = best
+                    node_reads.take_alternatives(table[part, 4], tokens[part], best_logprobs[part])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +241,7 @@ class _HeadRows:
 
 
 def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
+    """(rows,): each row's token as its params ask for it, or what `greedy` has in its place."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
@@ -212,5 +250,5 @@ def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
     chosen = [states[row] for row in drawn]
     seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
-    best[rows] = torch.where(best[rows] < 0, -1, made)
+    best[rows] = torch.where(best[rows] < 0, best[rows], made)
     return best

@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
 from kernels.backend import Backend, backend_of
+from kernels.known_gpus import KNOWN_GPUS, KnownGpu, known_gpu
 from kernels.kv_format import FP8, INT8_ROWS, KVFormat, kv_format_of
 from kernels.processor import PROCESSOR, takes_bytes
 
@@ -22,12 +23,16 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`label` is what a person reads; what a device sustains is `engine.machine.expected_rates`'s to say."""
+    """`label` is what a person reads; what a device sustains is `engine.machine.expected_rates`'s to say.
+
+    `known` is set where it need not be in this machine, which a plan alone is for.
+    """
 
     name: str
     dtype: str
     label: str
     cores: int = 1
+    known: KnownGpu | None = None
 
     @property
     def dtype_bytes(self) -> int:
@@ -58,13 +63,12 @@ class Device:
 
     @property
     def backend(self) -> Backend:
-        return backend_of(self.name)
+        return "triton" if self.known is not None else backend_of(self.name)
 
 
 def resolve_device(config: EngineConfig) -> Device:
     """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there."""
-    if config.dtype not in ("auto", *DTYPE_BYTES):
-        raise UserError(f"model.dtype: {config.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
+    _refuse_dtype(config)
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise UserError(f"engine.device: {config.device!r} is not one of auto, cpu, cuda, cuda:N")
     if config.device == "cpu" or (config.device == "auto" and not cuda_devices()):
@@ -77,8 +81,31 @@ def resolve_device(config: EngineConfig) -> Device:
     index = int(config.device.partition(":")[2] or 0)
     if index >= cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {cuda_devices()} of them")
-    dtype = "bfloat16" if config.dtype == "auto" else config.dtype
-    device = Device(f"cuda:{index}", dtype, f"cuda:{index}")
+    return _checked(Device(f"cuda:{index}", _gpu_dtype(config), f"cuda:{index}"), config)
+
+
+def device_not_here(name: str, config: EngineConfig) -> Device:
+    """The GPU of this name in `kernels.known_gpus`, to plan for. Raises UserError for a name that is not there, or a
+    quantization that the GPU has no units for.
+    """
+    _refuse_dtype(config)
+    gpu = known_gpu(name)
+    if gpu is None:
+        raise UserError(f"--device: {name!r} is not one of {', '.join(one.name for one in KNOWN_GPUS)}")
+    return _checked(Device("cuda:0", _gpu_dtype(config), gpu.label, known=gpu), config)
+
+
+def _refuse_dtype(config: EngineConfig) -> None:
+    if config.dtype not in ("auto", *DTYPE_BYTES):
+        raise UserError(f"model.dtype: {config.dtype!r} is not one of auto, {', '.join(DTYPE_BYTES)}")
+
+
+def _gpu_dtype(config: EngineConfig) -> str:
+    return "bfloat16" if config.dtype == "auto" else config.dtype
+
+
+def _checked(device: Device, config: EngineConfig) -> Device:
+    """A GPU that computes as `config` says, else a UserError."""
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)
@@ -118,12 +145,16 @@ def can_run(device: Device, scheme: LinearScheme) -> bool:
 
 def nvidia_capability(device: Device) -> tuple[int, int]:
     """Above all that there are for AMD's, whose units are not told apart here."""
+    if device.known is not None:
+        return device.known.capability
     import torch
 
     return (99, 0) if torch.version.hip is not None else torch.cuda.get_device_capability(device.name)
 
 
 def _cuda_name(device: Device) -> str:
+    if device.known is not None:
+        return device.known.label
     import torch
 
     return torch.cuda.get_device_name(device.name)

@@ -80,6 +80,8 @@ def settled(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: 
 
 def device_memory(device: Device) -> int:
     """Bytes of a GPU's memory, whoever holds them."""
+    if device.known is not None:
+        return device.known.usable_bytes
     import torch  # takes seconds, which a plan for a CPU need not wait
 
     return int(torch.cuda.get_device_properties(device.name).total_memory)

@@ -9,6 +9,8 @@ from engine.model.checkpoint import ModelFiles
 STARTING_SECONDS = 7.0
 # Weights read, checked and packed, once they are converted and the loops compiled; a second is spent on any model.
 WEIGHT_BYTES_PER_SECOND = 0.3e9
+# To a GPU, kernels compiled before and graphs captured: 8 s for the 16 GB of an 8B model on an H100 (docs/kernels.md).
+GPU_WEIGHT_BYTES_PER_SECOND = 2e9
 
 
 def note_starting(seconds: float) -> None:
@@ -27,7 +29,8 @@ def expected_starting() -> float:
 
 def expected_loading(weight_bytes: int, model: ModelFiles, config: EngineConfig, device: Device) -> float:
     known = _known(read_note("loading", *model_identity(model, config, device)))
-    return known or 1 + weight_bytes / WEIGHT_BYTES_PER_SECOND
+    rate = WEIGHT_BYTES_PER_SECOND if device.name == "cpu" else GPU_WEIGHT_BYTES_PER_SECOND
+    return known or 1 + weight_bytes / rate
 
 
 def _known(note: object) -> float | None:

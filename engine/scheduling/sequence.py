@@ -62,7 +62,7 @@ class NodeState:
     ends: list["Sequence"] = field(default_factory=list)
     chain: tuple["NodeState", ...] = ()
     reads: PromptReads | None = None
-    unread_below: list["NodeState"] = field(default_factory=list)
+    unread_below: dict["NodeState", None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.chain = (*self.parent.chain, self) if self.parent is not None else (self,)
@@ -75,14 +75,15 @@ class NodeState:
     def complete(self) -> bool:
         return self.computed == self.num_tokens
 
-    def want_reads(self, first: int) -> None:
-        """The log-probabilities of tokens from `first` on are wanted."""
+    def want_reads(self, first: int, num_alternatives: int = 0) -> None:
+        """The log-probabilities of tokens from `first` on are wanted, with so many of the best at their places."""
         assert self.reads is not None
-        if first < self.reads.first:
-            self.reads.first = first
-            if first == 0:
-                assert self.parent is not None, "the first token of a prompt follows nothing"
-                self.parent.unread_below.append(self)
+        self.reads.first = min(first, self.reads.first)
+        if num_alternatives > self.reads.num_alternatives:
+            self.reads.want_alternatives(num_alternatives)
+        if self.reads.first == 0 and not self.reads.scheduled[0]:
+            assert self.parent is not None, "the first token of a prompt follows nothing"
+            self.parent.unread_below[self] = None
 
     def unread_rows(self) -> Ints:
         """Rows, ascending, whose KV exists but off which something wanted has not been read."""
@@ -120,7 +121,8 @@ class Sequence:
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
     can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is what
-    read `sample_index` of the step that makes it samples.
+    read `sample_index` of the step that makes it samples. `num_uncomputed` last tokens have no row in any step yet: the
+    last alone, or more where a grammar forced some behind it.
     """
 
     key: int
@@ -131,6 +133,7 @@ class Sequence:
     label_tree: LabelTree | None
     token_ids: list[int] = field(default_factory=list)
     num_pending: int = 0
+    num_uncomputed: int = 1
     sample_index: int = 0
     table: BlockTable | None = None
     num_cached_tokens: int = 0
@@ -148,6 +151,11 @@ class Sequence:
         return len(self.token_ids) + self.num_pending
 
     @property
+    def can_decode(self) -> bool:
+        """Whether its next rows may be scheduled: a structured text needs to know its last token for the next mask."""
+        return not self.num_pending or self.request.params.structured_outputs is None
+
+    @property
     def last_token(self) -> int:
         """The token to decode from, as `SchedulerOutput.input_ids` says it."""
         return -1 - self.sample_index if self.num_pending else self.token_ids[-1]
@@ -158,7 +166,8 @@ class Sequence:
         first = self.request.prompt_logprobs_from
         if first is None:
             return []
-        return [(node.reads, max(first - node.start, 0)) for node in self.node.chain if node.reads is not None]
+        asked = [node for node in self.node.chain if first < node.start + node.num_tokens]
+        return [(node.reads, max(first - node.start, 0)) for node in asked if node.reads is not None]
 
     @property
     def prompt_logprobs(self) -> PromptLogprobs | None:
@@ -166,11 +175,16 @@ class Sequence:
         first = self.request.prompt_logprobs_from
         if first is None:
             return None
-        parts = self.prompt_reads
+        parts, count = self.prompt_reads, self.request.num_prompt_alternatives
         return PromptLogprobs(
             first,
+            self.request.prompt_token_ids[first:],
             np.concatenate([np.empty(0, np.float32), *(reads.logprobs[at:] for reads, at in parts)]),
             np.concatenate([np.empty(0, np.bool_), *(reads.is_greedy[at:] for reads, at in parts)]),
+            np.concatenate([np.empty((0, count), np.int32), *(reads.top_tokens[at:, :count] for reads, at in parts)]),
+            np.concatenate(
+                [np.empty((0, count), np.float32), *(reads.top_logprobs[at:, :count] for reads, at in parts)]
+            ),
         )
 
     @property

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.attention_inputs import AttentionInputs
+from kernels.known_gpus import gpu_at_hand
 from kernels.segments import Ints, Segment, Segments
 
 HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
@@ -31,8 +32,6 @@ SUFFIXES = (16, 128, 512, 2048)
 REPEATS = 50
 # Between two methods in bfloat16, whose outputs are means of standard normal values.
 TOLERANCE = 3e-2
-# Memory bytes and dense 16-bit FLOPs a second, by the vendors' documents; a device that is not named has no fractions.
-PEAKS = {"A100": (2.039e12, 312e12), "H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "MI300X": (5.3e12, 1307e12)}
 COLUMNS = ("device", "torch", "triton", "method", "prefix", "degree", "suffix", "p20_us", "p50_us", "p80_us",
            "bandwidth_fraction", "flops_fraction", "max_error")  # fmt: skip
 
@@ -205,7 +204,7 @@ def held_together(out: Tensor, wanted: Tensor, what: str) -> float:
 
 def results(device: str) -> Iterator[dict[str, object]]:
     name = torch.cuda.get_device_name(device)
-    peak = next((peak for key, peak in PEAKS.items() if key in name), None)
+    peak = gpu_at_hand(name)  # one that is not known has no fractions
     found = {method: make for method, (module, make) in METHODS.items() if importlib.util.find_spec(module)}
     for prefix, degree, suffix in itertools.product(PREFIXES, DEGREES, SUFFIXES):
         step = decode(prefix, degree, suffix, device)
@@ -230,8 +229,8 @@ def results(device: str) -> Iterator[dict[str, object]]:
                 "p20_us": round(low, 2),
                 "p50_us": round(middle, 2),
                 "p80_us": round(high, 2),
-                "bandwidth_fraction": round(step.kv_bytes / middle * 1e6 / peak[0], 4) if peak else "",
-                "flops_fraction": round(step.flops / middle * 1e6 / peak[1], 4) if peak else "",
+                "bandwidth_fraction": round(step.kv_bytes / middle * 1e6 / peak.memory_bytes, 4) if peak else "",
+                "flops_fraction": round(step.flops / middle * 1e6 / peak.bfloat16, 4) if peak else "",
                 "max_error": error,
             }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import UserError
-from engine.machine.device import Device, resolve_device
+from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_request_tokens
@@ -73,14 +73,25 @@ class Run:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def make_run(job: ScoringJob, folder: OutputFolder, sequence: int = 0, *, retry_failed: bool = False) -> Run:
-    """Raises UserError for a model or a device that is not there, or for more memory than the machine has."""
+def make_run(
+    job: ScoringJob,
+    folder: OutputFolder,
+    sequence: int = 0,
+    *,
+    retry_failed: bool = False,
+    not_here: str | None = None,
+) -> Run:
+    """`not_here` names a GPU to plan for, in place of a device of this machine.
+
+    Raises UserError for a model or a device that is not there, or for more memory than it has.
+    """
     model = resolve_model(job.model.path)
     if job.prompt.uses_chat and lacks_chat_template(model):
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
-    device = resolve_device(job.engine_config())
-    config = settled(model, shape, job.engine_config(), device)
+    wanted = job.engine_config()
+    device = resolve_device(wanted) if not_here is None else device_not_here(not_here, wanted)
+    config = settled(model, shape, wanted, device)
     refuse_too_large(memory_need(model, shape, config, device), config, device)
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:

@@ -26,7 +26,7 @@ from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels import kv_format
 from tests.engine.families import REFUSED, REFUSED_CONFIG, SERVED, SIZES, Family, save_tiny
-from tests.engine.models_table import PAGE, tables, written
+from tests.engine.models_table import DOCS, tables, written
 from tests.engine.oracle import TOLERANCE, Oracle
 
 # The longest request has 126 tokens: two and a half of them, so that requests wait for each other's KV.
@@ -181,9 +181,10 @@ def test_longrope_stays_within_the_context_that_turns_alike(by_layer: bool) -> N
     assert shape_of(SIZES, {}).max_model_len == 256
 
 
-@pytest.mark.parametrize(("name", "table"), tables().items())
-def test_the_page_says_what_is_tested(name: str, table: str) -> None:
-    assert written(PAGE.read_text(), name) == table, "run python -m tests.engine.models_table"
+@pytest.mark.parametrize(("place", "table"), tables().items(), ids=lambda made: made[1] if type(made) is tuple else "")
+def test_the_page_says_what_is_tested(place: tuple[str, str], table: str) -> None:
+    page, name = place
+    assert written((DOCS / page).read_text(), name) == table, "run python -m tests.engine.models_table"
 
 
 def test_windows_are_as_they_were_after_loading(tmp_path: Path) -> None:

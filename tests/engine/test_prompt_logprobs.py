@@ -71,6 +71,11 @@ def assert_right(oracle: Oracle, request: Request, output: RequestOutput) -> Non
     assert got.logprobs.shape == logprobs.shape
     assert np.abs(got.logprobs - logprobs).max(initial=0) < TOLERANCE
     assert got.is_greedy.tolist() == (logits.argmax(-1) == prompt[1:])[first - 1 :].tolist()
+    assert got.token_ids.tolist() == prompt[first:].tolist()
+    best = logits.log_softmax(-1)[first - 1 :].topk(request.num_prompt_alternatives)
+    assert got.top_logprobs.shape == got.top_tokens.shape == best.values.shape
+    assert np.abs(got.top_logprobs - best.values.numpy()).max(initial=0) < TOLERANCE
+    assert got.top_tokens.tolist() == best.indices.tolist()
 
 
 @st.composite
@@ -91,7 +96,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Request], random.Random]:
             ids = chance.choice(requests).prompt_token_ids
         labels = chance.choice([None, (), (np.array([5, 7], dtype=np.int32), np.array([9], dtype=np.int32))])
         first = chance.choice([None, 1, 1, chance.randint(1, 80)])
-        params = SamplingParams(max_tokens=chance.randint(1, 6))
+        params = SamplingParams(max_tokens=chance.randint(1, 6), prompt_logprobs=chance.choice([None, 0, 1, 5]))
         requests.append(Request(str(row), ids, params, labels, prompt_logprobs_from=first))
     return requests, chance
 

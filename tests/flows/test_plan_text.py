@@ -44,6 +44,21 @@ plan PLAN
   memory at most  0.23 GiB (0.03 GiB weights, 0.06 GiB KV, 0.14 GiB activations and logits)
   expected time            8.1 s   8.1 s of it starting and loading
 """
+# 0.9 of what a driver leaves of 80 GiB, less what the model needs and 1 GiB of reserve.
+H100 = """\
+rows                           9   1 cannot be scored
+unique requests                7   0 have an answer already
+plan PLAN
+  requests                     7   in 4 prefix groups, 1 shards
+  prompt tokens              101   as written
+  computed tokens             49   51.5% saved (ideal 51.5%)
+  label tokens                14
+  KV peak          under 0.1 MiB   of 71,078 MiB
+  computing          under 0.1 s
+  memory at most  69.56 GiB (0.01 GiB weights, 69.41 GiB KV, 0.14 GiB activations and logits)
+  expected time            8.0 s   8.0 s of it starting and loading
+  planned for     NVIDIA H100 80GB (SXM), by its data sheet
+"""
 NONE = """\
 rows                           0   the source has no rows
 unique requests                0   0 have an answer already
@@ -76,12 +91,16 @@ def job(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> di
 
 
 def planned(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *options: str,
 ) -> str:
     """What the command prints, its plan's name left out, which is a hash of the model's weights too."""
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(job))
-    monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(path)])
+    monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(path), *options])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code
@@ -110,3 +129,26 @@ def test_a_source_without_rows(
 ) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
     assert planned(job, tmp_path, monkeypatch, capsys) == NONE
+
+
+def test_a_gpu_that_is_not_here(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In bfloat16, with the KV that its memory leaves; the device that the job names is another plan's."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("a plan asks no driver"))
+    del job["engine"]["kv_cache_memory"], job["model"]["dtype"]
+    assert planned(job, tmp_path, monkeypatch, capsys, "--device", "h100") == H100
+
+
+def test_a_gpu_that_is_not_known(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(tmp_path / "job.yaml"), "--device", "h1000"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "trunkline: --device: 'h1000' is not one of a100-40gb, a100-80gb, b200, h100, h100-pcie, h200, l4, l40s, "
+        "mi300x, rtx-4090\n"
+    )

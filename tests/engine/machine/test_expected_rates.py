@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.machine.device import Device
+from engine.bench.workload import Rows, choice, generate, to_request
+from engine.config import EngineConfig, Quantization
+from engine.errors import UserError
+from engine.machine.device import Device, device_not_here
 from engine.machine.expected_rates import (
     ATTENTION_SHARE,
     CPU_FLOPS_PER_LANE,
@@ -12,7 +15,13 @@ from engine.machine.expected_rates import (
     MEMORY_SHARE,
     expected_rates,
     gpu_rates,
+    known_rates,
 )
+from engine.model.model_shape import ModelShape
+from engine.planning.cost import CostModel
+from engine.planning.planner import make_plan
+from kernels.known_gpus import KNOWN_GPUS, known_gpu
+from kernels.kv_format import BFLOAT16
 from kernels.processor import PROCESSOR
 
 
@@ -70,3 +79,68 @@ def test_a_cpu_is_its_cores_and_the_width_of_their_registers() -> None:
     rates = expected_rates(Device("cpu", "float32", "cpu (3 cores)", 3))
     assert rates.matmul_flops == rates.attention_flops == 3 * PROCESSOR.lanes * CPU_FLOPS_PER_LANE
     assert rates.memory_bytes == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("properties", "is_amd", "name"),
+    [(H100, False, "h100"), (A100, False, "a100-40gb"), (L4, False, "l4"), (MI300X, True, "mi300x")],
+    ids=["H100", "A100", "L4", "MI300X"],
+)
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_data_sheet_says_what_the_device_says(
+    properties: Properties, is_amd: bool, name: str, quantization: Quantization
+) -> None:
+    gpu = known_gpu(name)
+    assert gpu is not None
+    said, own = (
+        known_rates(gpu, "bfloat16", quantization),
+        gpu_rates(properties, "bfloat16", quantization, is_amd=is_amd),
+    )
+    assert said.matmul_flops == pytest.approx(own.matmul_flops, rel=0.005)
+    assert said.attention_flops == pytest.approx(own.attention_flops, rel=0.005)
+    assert said.memory_bytes == pytest.approx(own.memory_bytes, rel=0.006)
+
+
+LLAMA_1B = ModelShape(16, 2048, 32, 8, 64, 8192, 128_256, 131_072)
+LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14_336, 128_256, 131_072)
+SHARED_2000 = generate(groups=8, degree=32, prefix=2000, distinct=200, output=100)
+# docs/benchmarks.md, against vLLM on a GPU: seconds that an H100 took.
+MEASURED: list[tuple[ModelShape, Rows, Quantization, float]] = [
+    (LLAMA_1B, SHARED_2000, "none", 0.61),
+    (LLAMA_8B, SHARED_2000, "none", 2.95),
+    (LLAMA_8B, SHARED_2000, "fp8", 2.17),
+    (LLAMA_8B, generate(groups=32, degree=16, prefix=2000, distinct=200, output=100), "none", 6.37),
+    (LLAMA_8B, choice(groups=8, degree=16, prefix=1000, distinct=80, labels=4, label_tokens=3), "none", 0.48),
+]
+
+
+@pytest.mark.parametrize(("shape", "rows", "quantization", "seconds"), MEASURED)
+def test_a_plan_for_an_h100_is_near_what_one_took(
+    shape: ModelShape, rows: Rows, quantization: Quantization, seconds: float
+) -> None:
+    """Never more, and at least 0.6 of it: launches between products, and small products, are not in the plan."""
+    config = EngineConfig(quantization=quantization, kv_cache_memory=50 * 2**30)
+    device = device_not_here("h100", config)
+    weights = shape.matmul_params * (1 if quantization == "fp8" else 2) + 2.0 * shape.head_params
+    cost = CostModel(shape, BFLOAT16, expected_rates(device, quantization), weights)
+    planned = make_plan([to_request(row) for row in rows], config, cost).summary.expected_seconds
+    assert 0.6 * seconds < planned < seconds
+
+
+def test_a_gpu_that_is_not_here_computes_what_it_has_units_for() -> None:
+    device = device_not_here("H100", EngineConfig(quantization="fp8", kv_cache_dtype="fp8"))
+    assert (device.dtype, device.backend, device.step_tokens) == ("bfloat16", "triton", 8192)
+    for key in ("quantization", "kv_cache_dtype"):
+        with pytest.raises(UserError, match=f"model.{key}: NVIDIA A100 40GB "):
+            device_not_here("a100-40gb", EngineConfig(**{key: "fp8"}))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"model\.dtype: fp8 computes in bfloat16, not float32"):
+        device_not_here("h100", EngineConfig(quantization="fp8", dtype="float32"))
+
+
+def test_every_known_gpu_is_sourced_and_named_once() -> None:
+    names = [name for gpu in KNOWN_GPUS for name in (gpu.name, *gpu.driver_names)]
+    assert len(set(names)) == len(names)
+    assert [gpu.name for gpu in KNOWN_GPUS] == sorted(gpu.name for gpu in KNOWN_GPUS)
+    for gpu in KNOWN_GPUS:
+        assert ("data sheet" in gpu.source) or ("white paper" in gpu.source)
+        assert (gpu.fp8 > 0) == (gpu.capability >= (8, 9))
