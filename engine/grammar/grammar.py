@@ -4,7 +4,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher, grammar_from
+from llguidance import LLMatcher, grammar_from, regex_to_lark
 
 from engine.sampling_params import StructuredOutputs
 
@@ -48,7 +48,8 @@ def _grammar(asked: StructuredOutputs) -> str:
     if asked.choice is not None:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(_literal, asked.choice)))
     if asked.regex is not None:
-        return LLMatcher.grammar_from_regex(asked.regex)
+        # Digits, letters and spaces are ASCII's, as in the patterns of a schema: versions of Unicode differ in theirs.
+        return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(asked.regex, 'dws')}/")
     assert asked.grammar is not None
     return grammar_from("grammar", asked.grammar)
 

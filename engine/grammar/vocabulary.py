@@ -58,11 +58,14 @@ class Vocabulary:
 
     def _compile(self, asked: StructuredOutputs) -> LLMatcher:
         machine = LLMatcher(self._tokens, compiled(asked), log_level=0)
-        mask = np.frombuffer(machine.deep_copy().compute_bitmask(), dtype=np.uint8)
         if machine.is_error():
             raise GrammarError(one_line(machine.get_error()))
+        first = machine.deep_copy()
+        if not first.consume_tokens(first.compute_ff_tokens()):
+            raise GrammarError("no text satisfies it: what it asks for never ends")
+        mask = np.frombuffer(first.compute_bitmask(), dtype=np.uint8)
         allowed = set(np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist())
-        if not machine.is_accepting() and allowed <= self.eos_token_ids:
+        if not first.is_accepting() and allowed <= self.eos_token_ids:
             raise GrammarError("no text satisfies it")
         return machine
 

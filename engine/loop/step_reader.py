@@ -157,6 +157,8 @@ class StepReader:
     def _in_flight(self, input_ids: Ints) -> Tensor:
         """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
         known = self._runner.index(input_ids)
+        if not (input_ids < 0).any():
+            return torch.full_like(known, -1)
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
     def take(self, values: StepValues) -> dict[int, Sampled]:

@@ -66,8 +66,8 @@ class Step:
     """What the scheduler chose: a token of each of `decodes`, several of each of `forced`, and chunks of prompts."""
 
     decodes: list[Sequence]
-    forced: list[ForcedChunk] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
+    forced: list[ForcedChunk] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.forced or self.chunks)

@@ -13,10 +13,11 @@ PATTERNS = (
     r"^[a-f0-9]{8}$",
     r"^#[0-9A-F]{6}$",
     r"^v\d\.\d{1,2}(-rc\d)?$",
+    r"[0-9]{2}(kg|cm)",
     r"^[\w.]{1,12}@[a-z]{2,8}\.(org|net)$",
 )
 FORMATS = ("date", "time", "date-time", "uuid", "ipv4", "email")
-WORDS = ("name", "id", "größe", "a b", "quote\"d", "back\\slash", "line\nbreak", "zip", "tags", "π", "x", "unit", "ok?")
+WORDS = ("name", "id", "größe", "a b", 'quote"d', "back\\slash", "line\nbreak", "zip", "tags", "π", "x", "unit", "ok?")
 CONSTANTS: tuple[Any, ...] = (None, True, 0, -17, 2.5, "", "a", "é\t", 'say "no"', [1, "two"], {"k": None}, 10**12)
 
 
@@ -95,7 +96,7 @@ def _string(draw: Random) -> Schema:
 
 def _pattern(draw: Random) -> Schema:
     if draw.random() < 0.6:
-        return {"type": "string", "pattern": draw.choice(PATTERNS)}
+        return {"type": "string", "pattern": draw.choice(PATTERNS), "maxLength": 24}
     return {"type": "string", "format": draw.choice(FORMATS)}
 
 
@@ -131,4 +132,4 @@ def _constant(draw: Random) -> Schema:
 
 
 def _plain(draw: Random) -> Schema:
-    return {"type": draw.choice(("boolean", "null", "string", ["integer", "null"], ["string", "boolean"]))}
+    return {"type": draw.choice(("boolean", "null", "string", ["integer", "null"], ["number", "boolean"]))}
