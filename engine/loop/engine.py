@@ -123,8 +123,10 @@ class Engine:
         self._loaded.result()
 
     def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
-        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
-        _refuse_adapters(work)
+        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished.
+
+        The future has a UserError where an adapter of its requests cannot run here.
+        """
         future: Future[list[RequestOutput]] = Future()
         with self._lock:
             if self.dead:
@@ -174,7 +176,7 @@ class Engine:
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
             shape = self.runner.model.shape
             self._grammars = Grammars(self.tokenizer, shape.vocab_size, shape.eos_token_ids)
-            self._reader = StepReader(self.runner, self._states, self.scheduler.prompt_reads, self._grammars)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted, self._grammars)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -227,7 +229,14 @@ class Engine:
         self._turn.take(self, given_up=lambda: self._closing)
 
     def _accept(self, submission: _Submission) -> None:
-        for place, sequence in enumerate(self.scheduler.add(submission.work)):
+        work = submission.work
+        try:
+            sizes = self.runner.adapters.sizes({r.adapter for r in work.requests if r.adapter is not None})
+        except UserError as problem:
+            submission.future.set_exception(problem)
+            return
+        blocks = {adapter: size.blocks for adapter, size in sizes.items()}
+        for place, sequence in enumerate(self.scheduler.add(work, blocks)):
             submission.places[sequence.key] = place
             self._open[sequence.key] = submission
             if sequence.finished:
@@ -236,7 +245,7 @@ class Engine:
             else:
                 eos = self.runner.model.shape.eos_token_ids
                 self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos, self._grammars)
-        if not submission.work.requests:
+        if not work.requests:
             submission.future.set_result([])
 
     def _step(self) -> None:
@@ -263,8 +272,7 @@ class Engine:
         for key in flown.launched.out_of_memory & self._states.keys():
             sampled[key] = self._states[key].fail(*NO_MEMORY)
         for key in flown.launched.out_of_memory:
-            if (reads := self.scheduler.prompt_reads.get(key)) is not None:
-                reads.out_of_memory = True
+            self.scheduler.wanted.out_of_memory(key)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:
@@ -315,11 +323,3 @@ class Engine:
         error = EngineDeadError(f"the engine died: {self._death!r}")
         error.__cause__ = self._death
         return error
-
-
-def _refuse_adapters(work: ShardWork) -> None:
-    """Raises UserError: a model without adapters would answer with its own weights, and nobody could tell."""
-    for request in work.requests:
-        if request.adapter is not None:
-            said = f"request {request.request_id} asks for adapter {request.adapter!r}: this engine has none"
-            raise UserError(said)

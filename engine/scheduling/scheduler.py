@@ -15,7 +15,8 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,12 +26,13 @@ from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
-from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
+from engine.scheduling.wanted_reads import WantedReads
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}
         self.evictions = 0
         self._nodes = LiveNodes(pool)
+        self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
@@ -63,54 +66,43 @@ class Scheduler:
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
-        self._next_key = 0
-        # Of live nodes; the nodes hold them.
-        self.prompt_reads: WeakValueDictionary[int, PromptReads] = WeakValueDictionary()
+        self._keys = count()
+        self.wanted = WantedReads(self._keys)
 
     def has_work(self) -> bool:
         return bool(self.sequences)
 
-    def add(self, work: ShardWork) -> list[Sequence]:
+    def add(self, work: ShardWork, adapter_blocks: Mapping[str, int] = MappingProxyType({})) -> list[Sequence]:
         """Queues a shard in plan order; returns its sequences in the order of `work.requests`.
 
-        A sequence that could not run even alone comes back `finished` at once, with nothing computed.
+        `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone
+        comes back `finished` at once, with nothing computed.
         """
         layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
         planned = {node.node_id: node for node in work.nodes}
+        adapters = {request.adapter for request in work.requests if request.adapter is not None}
+        self._adapters.know({adapter: adapter_blocks.get(adapter, 0) for adapter in adapters})
         added = []
         for place, (request, node_id) in enumerate(zip(work.requests, work.node_of, strict=True)):
             node = self._nodes.get(layout, planned, node_id, request)
             sequence = Sequence(
-                key=self._next_key,
+                key=next(self._keys),
                 order=(layout, work.index, place),
                 request=request,
                 node=node,
                 max_tokens=max(min(request.max_tokens, self.max_model_len - node.start - node.num_tokens), 0),
                 label_tree=build_label_tree(request.labels) if request.labels is not None else None,
             )
-            self._next_key += 1
             added.append(sequence)
             self._nodes.join(sequence)
             self.sequences[sequence.key] = sequence
             heapq.heappush(self._waiting, (sequence.order, sequence.key))
         for sequence in added:
             if self._could_run(sequence):
-                self._want_reads(sequence)
+                self.wanted.want(sequence)
             else:
                 self._finish(sequence)
         return added
-
-    def _want_reads(self, sequence: Sequence) -> None:
-        """Whatever step computes the prompt, or has computed it, reads the log-probabilities that the request asks."""
-        first = sequence.request.prompt_logprobs_from
-        if first is None:
-            return
-        for node in sequence.node.chain:
-            if first < node.start + node.num_tokens:
-                if node.reads is None:
-                    node.reads = self.prompt_reads[self._next_key] = PromptReads.of(self._next_key, node.num_tokens)
-                    self._next_key += 1
-                node.want_reads(max(first - node.start, 0), sequence.request.num_prompt_alternatives)
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
@@ -164,11 +156,12 @@ class Scheduler:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
         if step.chunks or step.forced or not self._decode_ahead:
             self._decodes = None
-            return build_output(step)
+            return build_output(step, self._adapters)
         decoding = {sequence.key: sequence for sequence in step.decodes}
-        output = self._decodes.next(decoding) if self._decodes is not None else None
+        follows = self._decodes is not None and not self._adapters.changed
+        output = self._decodes.next(decoding) if self._decodes is not None and follows else None
         if output is None:
-            self._decodes = DecodeRows(build_output(step), decoding, self._decode_ahead)
+            self._decodes = DecodeRows(build_output(step, self._adapters), decoding, self._decode_ahead)
             output = self._decodes.output
         return output
 
@@ -189,16 +182,19 @@ class Scheduler:
                 self._running[sequence.key] = sequence
 
     def check_integrity(self) -> None:
-        """Our own invariant after a drain: nothing is held, every block is free."""
+        """Our own invariant after a drain: nothing is held, every block is free, or an adapter's that is in no use."""
         held = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
         left = (*held, len(self._in_flight), self._num_admitted)
         assert not any(left), left
-        assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
+        free = self.pool.num_free + self._adapters.num_idle_blocks
+        assert free == self.pool.num_blocks, (free, self.pool.num_blocks)
 
     def _finish(self, sequence: Sequence) -> None:
         """Frees what the sequence held: its own blocks, and the nodes that no other sequence is below."""
         sequence.finished = True
-        self._num_admitted -= sequence.admitted
+        if sequence.admitted:
+            self._num_admitted -= 1
+            self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
         if sequence.table is not None:
@@ -215,6 +211,7 @@ class Scheduler:
         if longest > self.max_model_len:
             return False
         held = sum(self._rule.node_blocks(node.num_tokens, 0, self._transient(node)) for node in sequence.node.chain)
+        held += self._adapters.blocks_of(sequence.request.adapter)
         return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
 
     def _transient(self, node: NodeState) -> int:
@@ -251,9 +248,12 @@ class Scheduler:
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
         blocks = self._blocks_needed(sequence, missing)
-        if not self._rule.admits(blocks, self.pool.num_used, self._num_admitted):
+        adapter = sequence.request.adapter
+        used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
+        if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
         heapq.heappop(self._waiting)
+        self._adapters.enter(adapter, blocks)
         own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
@@ -307,6 +307,7 @@ class Scheduler:
         node = self._prefilling[0]
         chunk = self._next_chunk(node, budget)
         chunk.targets = node.read_rows(chunk.first, chunk.last)
+        chunk.hidden = node.read_hidden(chunk.first, chunk.last)
         step.chunks.append(chunk)
         taken = chunk.last - chunk.first
         if chunk.again:

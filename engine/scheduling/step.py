@@ -30,8 +30,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.label_tree import LabelTree
+from engine.scheduling.hidden_reads import HiddenReads
+from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.reads import Read, ReadKind, Reads
-from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.scheduling.scheduler_output import SchedulerOutput, StepAdapters
 from engine.scheduling.sequence import NodeKey, NodeState, Sequence
 from kernels.segments import Ints, Segment, Segments
 
@@ -41,8 +43,8 @@ class Chunk:
     """Rows for tokens `[first, last)` of a node. The sequences of `asked` end at the node and read its last row.
 
     `targets` are tokens whose log-probabilities are read off the rows, by node: each one's row is that of the token
-    before it, so that they are the node's own, and first tokens of nodes below. `again`: the tokens' KV exists, and the
-    rows are computed once more for what is read off them.
+    before it, so that they are the node's own, and first tokens of nodes below. `hidden` are tokens whose hidden states
+    are read off their own rows. `again`: the tokens' KV exists, and the rows are computed once more for what is read.
     """
 
     node: NodeState
@@ -50,6 +52,7 @@ class Chunk:
     last: int
     asked: list[Sequence] = field(default_factory=list)
     targets: list[tuple[NodeState, Ints]] = field(default_factory=list)
+    hidden: list[tuple[HiddenReads, Ints]] = field(default_factory=list)
     again: bool = False
 
 
@@ -59,6 +62,10 @@ class ForcedChunk:
 
     sequence: Sequence
     num_rows: int
+
+    @property
+    def node(self) -> NodeState:
+        return self.sequence.node
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +90,7 @@ class _Builder:
         self.segments: list[Segment] = []
         self.reads: list[Read] = []
         self.prompt_reads: list[Reads] = []
+        self.adapters: list[tuple[str | None, int]] = []  # of rows that lie together, and how many they are
         self.num_label_tokens = 0
         self._open: list[tuple[NodeState, int]] = []
 
@@ -132,6 +140,9 @@ class _Builder:
             assert owner.reads is not None
             rows = last_row - (node.start + chunk.last) + owner.start + tokens
             self.prompt_reads.append(Reads.prompt(rows, owner.reads.key, owner.token_ids[tokens], tokens))
+        for reads, tokens in chunk.hidden:
+            rows = last_row + 1 - chunk.last + tokens
+            self.prompt_reads.append(Reads.hidden(rows, reads.key, reads.weights(tokens)))
         for sequence in chunk.asked:
             if sequence.label_tree is None:
                 self.reads.append(Read(last_row, sequence.key))
@@ -195,21 +206,24 @@ class _Builder:
         self._read_slots(start, slots, position)
 
 
-def build_output(step: Step) -> SchedulerOutput:
+def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerOutput:
+    """The step's rows; what `adapters` bring in for it is in this step, and in no other. None: no row has one."""
     builder = _Builder()
     # A node's rows by position, and those that decode behind it last.
     items: list[tuple[NodeKey, bool, int, Chunk | Sequence | ForcedChunk]] = []
     items += [(chunk.node.key, False, chunk.first, chunk) for chunk in step.chunks]
     items += [(sequence.node.key, True, 0, sequence) for sequence in step.decodes]
-    items += [(chunk.sequence.node.key, True, 0, chunk) for chunk in step.forced]
+    items += [(chunk.node.key, True, 0, chunk) for chunk in step.forced]
     items.sort(key=lambda item: item[:3])
     for *_, item in items:
+        before = builder.row
         if isinstance(item, Chunk):
             builder.chunk(item)
         elif isinstance(item, ForcedChunk):
             builder.forced(item)
         else:
             builder.decode(item)
+        builder.adapters.append((item.node.adapter, builder.row - before))
     builder.below(())
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
@@ -221,4 +235,14 @@ def build_output(step: Step) -> SchedulerOutput:
         num_decode_tokens=len(step.decodes),
         num_label_tokens=builder.num_label_tokens,
         num_forced_tokens=sum(chunk.num_rows for chunk in step.forced),
+        adapters=None if adapters is None else _adapters(builder.adapters, adapters),
     )
+
+
+def _adapters(found: list[tuple[str | None, int]], adapters: LiveAdapters) -> StepAdapters | None:
+    loads, gone = adapters.take_changes()
+    if not loads and not gone and all(adapter is None for adapter, _ in found):
+        return None
+    of_item = [-1 if adapter is None else adapters.numbers[adapter] for adapter, _ in found]
+    of_row = np.repeat(np.array(of_item, dtype=np.int64), [count for _, count in found])
+    return StepAdapters(of_row, loads, gone)
