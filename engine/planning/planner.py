@@ -44,8 +44,7 @@ def make_plan(
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
-    ids = [request.request_id for request in requests]
-    assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
+    assert len({request.request_id for request in requests}) == len(requests), "ids differ"
     starts = row_starts(row_sizes, len(requests))
     firsts = [requests[r] for r in starts.tolist()]
     numbers = _adapter_numbers(firsts)
@@ -59,9 +58,7 @@ def make_plan(
     names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
     sizes = np.diff(np.append(starts, len(requests)))[rows.order]
-    row_ends = np.cumsum(sizes)
-    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
-    shards = _shards(names, work, seconds, [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()])
+    shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, shard_seconds))
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     planned = _planned(adapters, requests, forest)
@@ -89,6 +86,13 @@ def make_plan(
         summary=summary,
         trajectory=trajectory,
     )
+
+
+def _shard_ends(rows: Forest, sizes: Ints, seconds: NDArray[np.float64], shard_seconds: float) -> list[int]:
+    """Requests before each shard, and behind the last; a row has `sizes` of them, in execution order."""
+    row_ends = np.cumsum(sizes)
+    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
+    return [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()]
 
 
 def _planned(adapters: AdapterSizes, requests: Sequence[Request], forest: Forest) -> PlannedAdapters:
