@@ -131,7 +131,7 @@ class StepReader:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
             apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
-        tokens = _choose(logits, states)
+        tokens = _choose(logits, states, step.position_ids[step.reads.row[samples]])
         if wanted is None:
             return tokens, None
         made = sampler.token_logprobs(raw, tokens, wanted)
@@ -142,23 +142,31 @@ class StepReader:
         known = self._runner.index(input_ids)
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
-    def take(self, values: StepValues) -> dict[int, Sampled]:
-        """Waits for the step, and gives each live sequence and node what it made for it."""
+    def take(self, values: StepValues, sampled: dict[int, Sampled]) -> None:
+        """Waits for the step or a part of it, and gives each live sequence and node what it made for it.
+
+        Of a sequence's rows, one behind the other, the first that is not as the row before it sampled was a wrong
+        draft, and ends what is added to `sampled`; so does a token that ends the text.
+        """
         values.wait()
-        sampled = {}
-        keys = values.step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
-        for index, (key, token) in enumerate(zip(keys, values.host_tokens.tolist(), strict=True)):
+        samples = values.step.reads.of_kind(ReadKind.SAMPLE)
+        inputs, positions = (column[samples.row].tolist() for column in (values.step.input_ids, values.step.position_ids))
+        rows = zip(samples.key.tolist(), inputs, positions, values.host_tokens.tolist(), strict=True)
+        for index, (key, given, position, token) in enumerate(rows):
             state = self._states.get(key)
             if state is None:
                 continue  # it ended while this step ran
+            before = sampled.get(key)
+            if before is not None and not (before.token_ids[-1] == given and state.goes_on_behind(position)):
+                continue
             count = state.params.logprobs
             logprobs = None
             if count is not None and token >= 0:
                 row, made = values.logprobs[index]
                 logprobs = made.of(row, token, count)
-            sampled[key] = state.take(token, logprobs)
+            made_now = state.take(token, logprobs)
+            sampled[key] = made_now if before is None else before.then(made_now)
         self._take_targets(values)
-        return sampled
 
     def _take_targets(self, values: StepValues) -> None:
         if not values.target_values:
@@ -223,15 +231,16 @@ class _HeadRows:
         return self.reads[first:last], self.rows[first:last] - part.start
 
 
-def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
+def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> Tensor:
+    """(rows,): the token behind each row as its params ask for it; -1 where the row is not finite."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
-    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    keys = [states[row].draw_key(int(positions[row])) for row in drawn]
+    seeds, streams, places = np.array(keys, dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
     best[rows] = torch.where(best[rows] < 0, -1, made)
     return best

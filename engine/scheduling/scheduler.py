@@ -25,6 +25,7 @@ from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_nodes import LiveNodes
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind
@@ -35,17 +36,35 @@ from engine.scheduling.step import Chunk, Step, build_output
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for a sequence, and whether that ends it."""
+    """What the sampler chose for a sequence, and whether that ends it.
+
+    `more` are tokens behind it: those that followed from drafts which were right.
+    """
 
     token_id: int
     finished: bool
+    more: tuple[int, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return (self.token_id, *self.more)
+
+    def then(self, behind: "Sampled") -> "Sampled":
+        """Both, where `behind` was sampled behind this."""
+        return Sampled(self.token_id, behind.finished, (*self.more, *behind.token_ids))
 
 
 class Scheduler:
     """Holds every submitted request from `add` until `update` returns it as finished, each once."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, max_model_len: int, *, decode_ahead: int = 0) -> None:
-        """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0."""
+    def __init__(
+        self, config: EngineConfig, pool: BlockPool, max_model_len: int, *, decode_ahead: int = 0, draft_rows: int = 0
+    ) -> None:
+        """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0.
+
+        Steps of fewer than `draft_rows` rows are filled up to that number with drafts.
+        """
+        assert not (decode_ahead and draft_rows), "a draft follows tokens that the host has seen"
         self._rule = AdmissionRule.of(config, pool.num_blocks)
         self.config = config
         self.pool = pool
@@ -62,6 +81,7 @@ class Scheduler:
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
+        self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens)) if draft_rows else None
         self._next_key = 0
         # Of live nodes; the nodes hold them.
         self.prompt_reads: WeakValueDictionary[int, PromptReads] = WeakValueDictionary()
@@ -123,6 +143,8 @@ class Scheduler:
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
+        if self._drafter is not None and step.decodes:
+            step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
         output = self._output(step)
         self._expect(step, output)
         return output
@@ -133,12 +155,12 @@ class Scheduler:
         `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
         """
         finished = self._in_flight.popleft()
-        for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist():
+        for key in dict.fromkeys(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
             sequence = self.sequences.get(key)
             if sequence is None:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
-            sequence.token_ids.append(sampled[key].token_id)
+            sequence.token_ids += sampled[key].token_ids
             if sampled[key].finished:
                 finished.append(sequence)
         for sequence in finished:
@@ -160,7 +182,10 @@ class Scheduler:
         """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
         asked = [sequence for chunk in step.chunks for sequence in chunk.asked]
         self._in_flight.append([sequence for sequence in asked if sequence.label_tree is not None])
-        for index, key in enumerate(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
+        keys = output.reads.of_kind(ReadKind.SAMPLE).key.tolist()
+        for index, key in enumerate(keys):
+            if index and keys[index - 1] == key:
+                continue  # a draft's, which may come to nothing
             sequence = self.sequences[key]
             sequence.num_pending += 1
             sequence.sample_index = index
@@ -182,6 +207,8 @@ class Scheduler:
         self._num_admitted -= sequence.admitted
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
+        if self._drafter is not None:
+            self._drafter.forget(sequence.key)
         if sequence.table is not None:
             self.pool.free(sequence.table)
             sequence.table = None

@@ -17,6 +17,7 @@ class SchedulerOutput:
     """The segments that a row is in hold each token of its context, and itself, once.
 
     `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
+    `num_decode_tokens` are of texts that go on, the `num_draft_tokens` among them guesses: see `drafts.py`.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
     rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read.
     """
@@ -29,6 +30,7 @@ class SchedulerOutput:
     num_prefill_tokens: int
     num_decode_tokens: int
     num_label_tokens: int
+    num_draft_tokens: int = 0
     ahead: int = 0
 
     @property

@@ -20,8 +20,8 @@ row sees what is not behind it in its prompt, so that one rule makes the triangl
     reads: the next token of the prompt that ends there                        *   *       *
 
 Keys are slots of the cache; those of a leaf that nothing reads later are rows of this very step. A sequence that
-decodes is one row, with a segment of its own for what it has generated, below its node's. Label tokens are rows that
-keep nothing, each with segments for its ancestors among them.
+decodes is one row, with a segment of its own for what it has generated, below its node's; its drafts are rows behind
+that one, in the same segment. Label tokens are rows that keep nothing, each with segments for its ancestors among them.
 """
 
 from dataclasses import dataclass, field
@@ -54,10 +54,11 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """What the scheduler chose: a token of each of `decodes`, and chunks of prompts."""
+    """What the scheduler chose: a token of each of `decodes`, chunks of prompts, and by key the drafts of a text."""
 
     decodes: list[Sequence]
     chunks: list[Chunk] = field(default_factory=list)
+    drafts: dict[int, list[int]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.chunks)
@@ -150,21 +151,34 @@ class _Builder:
             row = start + parent if parent >= 0 else prompt_row
             self.reads.append(Read(row, sequence.key, ReadKind.LABEL, token, label))
 
-    def decode(self, sequence: Sequence) -> None:
+    def decode(self, sequence: Sequence, drafts: list[int]) -> None:
+        """Rows for the text's last token and its drafts. Each is sampled, as if all before it were right."""
         node, count = sequence.node, sequence.num_output_tokens
+        end = count + len(drafts)
         if sequence.is_tail:
             assert node.table is not None
             self.below(node.chain[:-1])
-            slots, position = node.table.slots(0, node.num_tokens + count), node.start
+            slots, position = node.table.slots(0, node.num_tokens + end), node.start
         else:
             assert sequence.table is not None
             self.below(node.chain)
-            slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
-        self.tokens.append(sequence.last_token)
-        self.positions.append(sequence.num_prompt_tokens + count - 1)
-        self.slots.append(slots[-1][1] - 1)
-        self._read_slots(self.row - 1, slots, position)
-        self.reads.append(Read(self.row - 1, sequence.key))
+            slots, position = sequence.table.slots(0, end), sequence.num_prompt_tokens
+        first = self.row
+        self.tokens += [sequence.last_token, *drafts]
+        self.positions += range(sequence.num_prompt_tokens + count - 1, sequence.num_prompt_tokens + end)
+        self.slots += _last_slots(slots, 1 + len(drafts))
+        self._read_slots(first, slots, position)
+        self.reads += [Read(row, sequence.key) for row in range(first, self.row)]
+
+
+def _last_slots(runs: list[tuple[int, int]], count: int) -> list[int]:
+    """The last `count` slots of `runs`, ascending in the text."""
+    slots: list[int] = []
+    for first, last in reversed(runs):
+        slots[:0] = range(max(first, last - count + len(slots)), last)
+        if len(slots) == count:
+            break
+    return slots
 
 
 def build_output(step: Step) -> SchedulerOutput:
@@ -178,7 +192,7 @@ def build_output(step: Step) -> SchedulerOutput:
         if isinstance(item, Chunk):
             builder.chunk(item)
         else:
-            builder.decode(item)
+            builder.decode(item, step.drafts.get(item.key, []))
     builder.below(())
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
@@ -187,6 +201,7 @@ def build_output(step: Step) -> SchedulerOutput:
         segments=Segments.of(builder.segments),
         reads=Reads.of(builder.reads, *builder.prompt_reads),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
-        num_decode_tokens=len(step.decodes),
+        num_decode_tokens=len(step.decodes) + sum(map(len, step.drafts.values())),
+        num_draft_tokens=sum(map(len, step.drafts.values())),
         num_label_tokens=builder.num_label_tokens,
     )

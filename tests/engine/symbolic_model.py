@@ -125,8 +125,8 @@ def drain(
             step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
             sampled, last = {}, []
             prompts: list[tuple[PromptReads, int, float]] = []
-            parts = [(model.run(part), part.reads) for part in parts_of(step)]
-            for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
+            parts = [(model.run(part), part) for part in parts_of(step)]
+            for rows, read, part in [(rows, read, part) for rows, part in parts for read in part.reads]:
                 if read.kind is ReadKind.PROMPT:
                     prompts.append(prompt_read(scheduler, model, read, rows))
                     continue
@@ -137,13 +137,18 @@ def drain(
                     assert rows[read.row] == model.chain_of([*tokens, *found]), "not where the label goes on"
                     found.append(read.target)
                     continue
+                before = sampled.get(read.key)
+                is_right = part.input_ids[read.row] == tokens[-1] and part.position_ids[read.row] == len(tokens) - 1
+                if before is not None and (before.finished or not is_right):
+                    continue  # behind the text's end, or behind a draft that is wrong
                 assert rows[read.row] == model.chain_of(tokens)
                 token = model.next_token(tokens)
                 tokens.append(token)
                 last.append(token)
                 stops = token == 0 and not sequence.request.params.ignore_eos
                 count = len(tokens) - sequence.num_prompt_tokens
-                sampled[read.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
+                now = Sampled(token, finished=stops or count >= sequence.max_tokens)
+                sampled[read.key] = now if before is None else before.then(now)
             launched.append((step, sampled, prompts))
         while launched and (step is None or len(launched) > in_flight):
             step_taken, sampled_taken, prompts_taken = launched.popleft()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from engine.forward.logit_rules import RowRules, apply_rules, needs_rules
+from engine.forward.logit_rules import RowRules, apply_rules
 from engine.sampling_params import SamplingParams
 
 VOCABULARY = 12
@@ -99,4 +99,4 @@ def test_bad_words_are_transformers(text: list[int], words: list[list[int]]) -> 
     ],
 )
 def test_what_needs_rules(params: dict[str, Any], needed: bool) -> None:
-    assert needs_rules(SamplingParams(**params)) == needed
+    assert SamplingParams(**params).changes_logits == needed
