@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.pooling_params import PoolingParams
 from engine.sampling_params import SamplingParams
 
 TokenIds = NDArray[np.int32]
@@ -20,7 +21,8 @@ class Request:
     token, and the log-likelihood of every one is asked; an empty tuple asks for nothing behind the prompt. `adapter`
     names the weights that the model runs with, None its own alone: equal tokens under two adapters have nothing in
     common. `prompt_logprobs_from` asks, besides, for the log-probability of each prompt token from that one on: 1 at
-    least, as the first token follows nothing; `params.prompt_logprobs` says with how many alternatives.
+    least, as the first token follows nothing; `params.prompt_logprobs` says with how many alternatives. `pooling` asks
+    for the prompt's embedding and for nothing behind it.
     """
 
     request_id: str
@@ -29,9 +31,11 @@ class Request:
     labels: tuple[TokenIds, ...] | None = None
     adapter: str | None = None
     prompt_logprobs_from: int | None = None
+    pooling: PoolingParams | None = None
 
     def __post_init__(self) -> None:
         assert self.prompt_logprobs_from is None or self.prompt_logprobs_from > 0, self.prompt_logprobs_from
+        assert self.pooling is None or self.labels == (), self.request_id
 
     @property
     def max_tokens(self) -> int:
@@ -78,7 +82,7 @@ class LabelScore:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A request's end: text, label scores, or an error with a type and a message.
+    """A request's end: text, label scores, an embedding (dimensions,), or an error with a type and a message.
 
     `finish_reason` is `stop`, `length`, `scored` or `error`. `num_cached_tokens` counts the prompt tokens
     that another request had already paid for.
@@ -93,6 +97,7 @@ class RequestOutput:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     label_scores: tuple[LabelScore, ...] | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    embedding: NDArray[np.float32] | None = None
     num_cached_tokens: int = 0
     error_type: str | None = None
     error_message: str | None = None

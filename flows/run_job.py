@@ -70,12 +70,12 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
 
 @contextmanager
 def logs_told(messages: Console) -> Iterator[None]:
-    """What a run sets aside, compiles or cannot compile is told on the terminal too, not in Prefect's log alone."""
+    """What a run reads otherwise than it may be meant, sets aside, or cannot compile is told on the terminal too."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.storage.damage", "kernels")]
+    logs = [logging.getLogger(name) for name in ("tasks.extract", "tasks.storage.damage", "kernels")]
     for log in logs:
         log.addHandler(handler)
     try:
@@ -119,11 +119,12 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
     outcomes = report.outcomes()
     if outcomes:
         console.print(as_text(f"{report.job}, {report.run_id}"))
+    for one in outcomes:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        name, value = report.published.shown.heads
+        name, value = one.heads
         table.add_column(name)
         table.add_column(value, overflow="fold")
-        for name, value in outcomes:
+        for name, value in one.rows:
             table.add_row(as_text(name), as_text(value))
         console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)

@@ -42,7 +42,8 @@ DECODE_AHEAD = 32
 class EngineCounters:
     """Totals since the engine was made; `kv_bytes` is what is in use now.
 
-    Of `draft_tokens`, which were guessed, `accepted_tokens` were right. `busy_seconds` were spent in steps, which at the device's limit take `limit_seconds`.
+    Of `draft_tokens`, which were guessed, `accepted_tokens` were right. `busy_seconds` were spent in steps, which take
+    `limit_seconds` at the device's limit.
     """
 
     finished_requests: int = 0
@@ -87,12 +88,12 @@ class Engine:
         on_step: OnStep | None = None,
         turn: DeviceTurn | None = None,
         limit: "Callable[[SchedulerOutput], float] | None" = None,
-        free_rows: "Callable[[], int] | None" = None,
+        free_rows: Callable[[], int] = lambda: 0,
     ) -> None:
         """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
 
-        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best, `free_rows`
-        how many rows of one cost no more than a single one: drafts take what others leave of them.
+        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best,
+        `free_rows` how many rows of a step cost no more than one: drafts take what others leave of them.
         """
         self.config = config
         self.tokenizer = tokenizer
@@ -175,10 +176,9 @@ class Engine:
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
-            drafts = self._free_rows is not None and self.config.speculation != "none" and not ahead
-            draft_rows = self._free_rows() if drafts and self._free_rows else 0
-            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead, draft_rows=draft_rows)
-            self._reader = StepReader(self.runner, self._states, self.scheduler.prompt_reads)
+            drafts = 0 if ahead or self.config.speculation == "none" else self._free_rows()
+            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead, draft_rows=drafts)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -268,8 +268,7 @@ class Engine:
         for values in flown.launched.values:
             self._reader.take(values, sampled)
         for key in flown.launched.out_of_memory:
-            if (reads := self.scheduler.prompt_reads.get(key)) is not None:
-                reads.out_of_memory = True
+            self.scheduler.wanted.out_of_memory(key)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled)
         if self.on_step is not None:

@@ -5,12 +5,14 @@ from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
 from engine.forward import sampler
 from engine.forward.logit_rules import NONE, RowRules
 from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
+from engine.scheduling.node_reads import NodeReads
 from engine.scheduling.scheduler import Sampled
 from engine.scheduling.sequence import Sequence
 
@@ -21,6 +23,7 @@ NON_FINITE = "NON_FINITE"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 NO_MEMORY = (OUT_OF_MEMORY, "the device has no memory for this row's step alone")
 _NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
+_HIDDEN_NOT_FINITE = (NON_FINITE, "the model's hidden states are not finite")
 
 
 class OutputState:
@@ -132,10 +135,7 @@ class OutputState:
     def output(self) -> RequestOutput:
         """The finished request's output."""
         sequence, request = self.sequence, self.sequence.request
-        unread = [reads for reads, first in sequence.prompt_reads if not reads.is_finite[first:].all()]
-        if unread and self.error is None:
-            lost = any(reads.out_of_memory for reads in unread)
-            self.error = NO_MEMORY if lost else _NOT_FINITE
+        embedding = self._read_prompt()
         if self.error is not None:
             return error_output(sequence, *self.error)
         if request.labels is not None:
@@ -146,6 +146,7 @@ class OutputState:
                 sequence.num_prompt_tokens,
                 label_scores=scores,
                 prompt_logprobs=sequence.prompt_logprobs,
+                embedding=embedding,
                 num_cached_tokens=sequence.num_cached_tokens,
             )
         assert self.finish_reason is not None
@@ -160,6 +161,20 @@ class OutputState:
             prompt_logprobs=sequence.prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens,
         )
+
+    def _read_prompt(self) -> NDArray[np.float32] | None:
+        """The prompt's embedding, where it is asked for; the error where something of the prompt could not be read."""
+        sequence = self.sequence
+        unread: list[NodeReads] = [r for r, first in sequence.prompt_reads if not r.is_finite[first:].all()]
+        lost = [reads for reads in (*unread, *sequence.hidden_reads) if reads.out_of_memory]
+        if (lost or unread) and self.error is None:
+            self.error = NO_MEMORY if lost else _NOT_FINITE
+        if self.error is not None:
+            return None
+        embedding = sequence.embedding
+        if embedding is not None and not np.isfinite(embedding).all():
+            self.error = _HIDDEN_NOT_FINITE
+        return embedding
 
     def _text(self) -> str | None:
         if self.tokenizer is None:

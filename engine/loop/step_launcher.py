@@ -45,7 +45,7 @@ class StepLauncher:
         self._forward_seconds = 0.0
 
     def launch(self, step: SchedulerOutput) -> LaunchedStep:
-        """Raises what the model raises, and what is out of memory for one row of which nothing is read."""
+        """Raises what the model raises, and what is out of memory for one row that later ones read."""
         self._forward_seconds = 0.0
         waiting = deque([step])
         values: list[StepValues] = []
@@ -80,8 +80,7 @@ class StepLauncher:
             self._forward_seconds += perf_counter() - started
             return self._reader.launch(part, forward)
         except (MemoryError, RuntimeError) as problem:
-            # One row of which nothing is read cannot be left out: later ones read its KV.
-            if not is_out_of_memory(problem) or (part.num_scheduled_tokens == 1 and not len(part.reads)):
+            if not is_out_of_memory(problem) or not _can_be_left_out(part):
                 raise
         return None
 
@@ -96,6 +95,16 @@ class StepLauncher:
                 self._most_rows,
             )
         return parts
+
+
+def _can_be_left_out(part: SchedulerOutput) -> bool:
+    """False for one row whose KV later rows read, if it is not the last of a prompt that is asked to go on.
+
+    More rows can be halved, or are a leaf's own, which nothing reads later.
+    """
+    if part.num_scheduled_tokens > 1 or bool((part.reads.kind <= ReadKind.LABEL).any()):
+        return True
+    return len(part.reads) > 0 and int(part.slot_mapping[0]) < 0
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

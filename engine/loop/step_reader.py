@@ -1,6 +1,7 @@
 """What a step's reads come to, made on the device from its hidden states: launched now, taken when they are there.
 
-One pass through the head serves reads of all kinds, whole batches of rows at a time: `HEAD_ROWS`, and no row alone.
+One pass through the head serves reads of all kinds that need logits, whole batches of rows at a time: `HEAD_ROWS`, and
+no row alone. HIDDEN reads are summed as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,14 @@ from engine.forward.forward_output import Forward
 from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
 from engine.forward.philox import uniforms
+from engine.forward.pooler import PooledRows, launch_sums
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
 from engine.loop.output_processor import OutputState
-from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind, Reads
 from engine.scheduling.scheduler import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints
 
 
@@ -32,8 +34,9 @@ class StepValues:
     """What a step's reads came to, on its way to the host.
 
     `tokens` (samples,) stay on the device for the next step. `host_tokens`, the tensors of `logprobs` (of SAMPLE reads
-    by index: a row of those made together), `target_values` (3, each) of the reads `target_reads` and, if any prompt
-    asks for them, the best tokens at the places of these with their log-probabilities are read once `done` has passed.
+    by index: a row of those made together), `target_values` (3, each) of the reads `target_reads`, if any prompt asks
+    for them the best tokens at the places of these with their log-probabilities, and what HIDDEN reads are `pooled` to
+    are read once `done` has passed.
     """
 
     step: SchedulerOutput
@@ -43,6 +46,7 @@ class StepValues:
     target_reads: Reads
     target_values: tuple[Tensor, ...]
     alternatives: tuple[tuple[Tensor, Tensor], ...]
+    pooled: tuple[PooledRows, ...]
     done: torch.cuda.Event | None
 
     def wait(self) -> None:
@@ -51,20 +55,20 @@ class StepValues:
 
 
 class StepReader:
-    """Reads for the sequences of `states` and the nodes of `prompt_reads`, by key, which their owners keep up."""
+    """Reads for the sequences of `states` and what is `wanted` of nodes, by key, which their owners keep up."""
 
-    def __init__(
-        self, runner: ModelRunner, states: Mapping[int, OutputState], prompt_reads: Mapping[int, PromptReads]
-    ) -> None:
+    def __init__(self, runner: ModelRunner, states: Mapping[int, OutputState], wanted: WantedReads) -> None:
         self._runner = runner
         self._states = states
-        self._prompt_reads = prompt_reads
+        self._wanted = wanted
 
     @torch.inference_mode()
     def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
         """Behind the step's forward pass; the host does not wait for either."""
-        samples = step.reads.of_kind(ReadKind.SAMPLE)
+        samples, hidden = step.reads.of_kind(ReadKind.SAMPLE), step.reads.of_kind(ReadKind.HIDDEN)
         places = np.searchsorted(step.asked_rows, step.reads.row)
+        places, pooled_places = np.split(places, [len(places) - len(hidden)])
+        pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
         tokens = self._best_tokens(forward, places[: len(samples)], takes_best)
         head = _HeadRows.of(places, np.flatnonzero(~takes_best), len(samples))
@@ -92,13 +96,13 @@ class StepReader:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         target_reads = Reads(step.reads.table[head.target_reads])
-        values = tuple(target_values), tuple(alternatives)
+        values = tuple(target_values), tuple(alternatives), tuple(pooled)
         return StepValues(step, tokens, host_tokens, logprobs, target_reads, *values, done)
 
     def _num_alternatives(self, reads: Reads) -> int:
         """The most that any of the step's prompts asks at the place of a token."""
         keys = np.unique(reads.of_kind(ReadKind.PROMPT).key).tolist()
-        nodes = [self._prompt_reads.get(key) for key in keys]
+        nodes = [self._wanted.logprobs.get(key) for key in keys]
         return max((node.num_alternatives for node in nodes if node is not None), default=0)
 
     def _best_tokens(
@@ -150,8 +154,13 @@ class StepReader:
         """
         values.wait()
         samples = values.step.reads.of_kind(ReadKind.SAMPLE)
-        inputs, positions = (column[samples.row].tolist() for column in (values.step.input_ids, values.step.position_ids))
-        rows = zip(samples.key.tolist(), inputs, positions, values.host_tokens.tolist(), strict=True)
+        rows = zip(
+            samples.key.tolist(),
+            values.step.input_ids[samples.row].tolist(),
+            values.step.position_ids[samples.row].tolist(),
+            values.host_tokens.tolist(),
+            strict=True,
+        )
         for index, (key, given, position, token) in enumerate(rows):
             state = self._states.get(key)
             if state is None:
@@ -164,9 +173,13 @@ class StepReader:
             if count is not None and token >= 0:
                 row, made = values.logprobs[index]
                 logprobs = made.of(row, token, count)
-            made_now = state.take(token, logprobs)
-            sampled[key] = made_now if before is None else before.then(made_now)
+            taken = state.take(token, logprobs)
+            sampled[key] = taken if before is None else before.then(taken)
         self._take_targets(values)
+        for pooled in values.pooled:
+            for key, part in zip(pooled.keys.tolist(), pooled.sums.numpy(), strict=True):
+                if (reads := self._wanted.hidden.get(key)) is not None:  # else all below the node ended meanwhile
+                    reads.take(part)
 
     def _take_targets(self, values: StepValues) -> None:
         if not values.target_values:
@@ -187,7 +200,7 @@ class StepReader:
         by_key = np.argsort(table[:, 1], kind="stable")
         ends = np.flatnonzero(np.diff(table[by_key, 1])) + 1
         for part in np.split(by_key, ends) if len(by_key) else ():
-            node_reads = self._prompt_reads.get(int(table[part[0], 1]))
+            node_reads = self._wanted.logprobs.get(int(table[part[0], 1]))
             if node_reads is not None:  # else all below the node ended while this step ran
                 logprobs, is_best, finite = made[:, part]
                 node_reads.take(table[part, 4], logprobs, is_best > 0, finite > 0)

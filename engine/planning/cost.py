@@ -56,10 +56,10 @@ class Work:
 
 
 def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
-    """`forest` is arranged: the nodes that are new with a request are those from its predecessor's to its own."""
+    """`forest` is arranged: the nodes that are new with a request are those behind all before it, to its own."""
     order = forest.order
-    last = forest.node_of[order]
-    prompt = forest.end[last]
+    prompt = forest.end[forest.node_of[order]]
+    last = np.maximum.accumulate(forest.node_of[order])
     decode = np.array([requests[r].max_tokens for r in order], dtype=np.int64)
     labels, label_depths = _label_counts(requests, order)
     decode_keys = attended_keys(prompt, prompt + np.maximum(decode - 1, 0))
@@ -121,7 +121,7 @@ class CostModel:
         matmul, head, attention = self._flops()
         # Whatever it is cut into, a row's context is all that is before it, and itself.
         keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
-        flops = matmul * step.num_scheduled_tokens + head * len(step.asked_rows) + attention * keys
+        flops = matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
         least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least

@@ -16,16 +16,19 @@ class ReadKind(IntEnum):
     """How a row is read, and for whom. Any row of a step may be read, and any number of times.
 
     Whoever is below a node reads the same of its rows, so that a PROMPT read is the node's and not a sequence's.
+    What a HIDDEN read asks for needs no logits, so that its row does not go through the head for it.
+
     A kind to come is one more member here, and in `StepReader` what is made of its rows and who takes it.
     """
 
     SAMPLE = 0  # the next token of sequence `key`
     LABEL = 1  # the log-probability of `target`, a token of label `place` of sequence `key`
     PROMPT = 2  # the log-probability of `target`, token `place` of the node whose `PromptReads` have `key`
+    HIDDEN = 3  # the row's hidden state, `place` times, for the sum of the node whose `HiddenReads` have `key`
 
 
 class Read(NamedTuple):
-    """One read of a row. A SAMPLE read has neither target nor place."""
+    """One read of a row. A SAMPLE read has neither target nor place, a HIDDEN read no target."""
 
     row: int
     key: int
@@ -68,6 +71,13 @@ class Reads:
         """A PROMPT read of each of `rows`."""
         table = np.empty((len(rows), 5), dtype=np.int64)
         table[:, 0], table[:, 1], table[:, 2], table[:, 3], table[:, 4] = rows, key, ReadKind.PROMPT, targets, places
+        return cls(table)
+
+    @classmethod
+    def hidden(cls, rows: Ints, key: int, weights: Ints) -> "Reads":
+        """A HIDDEN read of each of `rows`."""
+        table = np.full((len(rows), 5), -1, dtype=np.int64)
+        table[:, 0], table[:, 1], table[:, 2], table[:, 4] = rows, key, ReadKind.HIDDEN, weights
         return cls(table)
 
     def of_kind(self, kind: ReadKind) -> "Reads":

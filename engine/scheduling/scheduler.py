@@ -15,7 +15,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from itertools import count
 
 import numpy as np
 
@@ -27,11 +27,11 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_nodes import LiveNodes
-from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import Chunk, Step, build_output
+from engine.scheduling.wanted_reads import WantedReads
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,8 @@ class Scheduler:
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
         self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens)) if draft_rows else None
-        self._next_key = 0
-        # Of live nodes; the nodes hold them.
-        self.prompt_reads: WeakValueDictionary[int, PromptReads] = WeakValueDictionary()
+        self._keys = count()
+        self.wanted = WantedReads(self._keys)
 
     def has_work(self) -> bool:
         return bool(self.sequences)
@@ -100,36 +99,23 @@ class Scheduler:
         for place, (request, node_id) in enumerate(zip(work.requests, work.node_of, strict=True)):
             node = self._nodes.get(layout, planned, node_id, request)
             sequence = Sequence(
-                key=self._next_key,
+                key=next(self._keys),
                 order=(layout, work.index, place),
                 request=request,
                 node=node,
                 max_tokens=max(min(request.max_tokens, self.max_model_len - node.start - node.num_tokens), 0),
                 label_tree=build_label_tree(request.labels) if request.labels is not None else None,
             )
-            self._next_key += 1
             added.append(sequence)
             self._nodes.join(sequence)
             self.sequences[sequence.key] = sequence
             heapq.heappush(self._waiting, (sequence.order, sequence.key))
         for sequence in added:
             if self._could_run(sequence):
-                self._want_reads(sequence)
+                self.wanted.want(sequence)
             else:
                 self._finish(sequence)
         return added
-
-    def _want_reads(self, sequence: Sequence) -> None:
-        """Whatever step computes the prompt, or has computed it, reads the log-probabilities that the request asks."""
-        first = sequence.request.prompt_logprobs_from
-        if first is None:
-            return
-        for node in sequence.node.chain:
-            if first < node.start + node.num_tokens:
-                if node.reads is None:
-                    node.reads = self.prompt_reads[self._next_key] = PromptReads.of(self._next_key, node.num_tokens)
-                    self._next_key += 1
-                node.want_reads(max(first - node.start, 0), sequence.request.num_prompt_alternatives)
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
@@ -314,6 +300,7 @@ class Scheduler:
         node = self._prefilling[0]
         chunk = self._next_chunk(node, budget)
         chunk.targets = node.read_rows(chunk.first, chunk.last)
+        chunk.hidden = node.read_hidden(chunk.first, chunk.last)
         step.chunks.append(chunk)
         taken = chunk.last - chunk.first
         if chunk.again:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.scheduling.reads import Reads
+from engine.scheduling.reads import ReadKind, Reads
 from kernels.segments import Ints, Segment, Segments
 
 
@@ -43,6 +43,13 @@ class SchedulerOutput:
         if self.num_decode_tokens == len(self.input_ids):
             return np.arange(len(self.input_ids))
         return np.unique(self.reads.row)
+
+    @property
+    def num_head_rows(self) -> int:
+        """Rows whose logits are asked for."""
+        if self.num_decode_tokens == len(self.input_ids):
+            return self.num_decode_tokens
+        return len(np.unique(self.reads.row[self.reads.kind != ReadKind.HIDDEN]))
 
     @classmethod
     def causal_rows(cls, rows: int) -> "SchedulerOutput":

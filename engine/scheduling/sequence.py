@@ -25,11 +25,14 @@ A leaf whose KV no later step reads is transient: admitted without blocks, and c
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.label_tree import LabelTree
+from engine.pooling_params import Pooling
 from engine.request import PromptLogprobs, Request, TokenIds
 from engine.scheduling.admission import decode_kv_tokens
 from engine.scheduling.block_pool import BlockTable
+from engine.scheduling.hidden_reads import HiddenReads, pooled
 from engine.scheduling.prompt_reads import PromptReads
 from kernels.segments import Ints
 
@@ -62,6 +65,7 @@ class NodeState:
     ends: list["Sequence"] = field(default_factory=list)
     chain: tuple["NodeState", ...] = ()
     reads: PromptReads | None = None
+    hidden: dict[Pooling, HiddenReads] = field(default_factory=dict)
     unread_below: dict["NodeState", None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -87,12 +91,12 @@ class NodeState:
 
     def unread_rows(self) -> Ints:
         """Rows, ascending, whose KV exists but off which something wanted has not been read."""
-        rows = NO_ROWS
+        found = [reads.pending(0, self.computed) for reads in self.hidden.values()]
         if self.reads is not None:
-            rows = self.reads.pending(1, self.computed + 1) - 1
+            found.append(self.reads.pending(1, self.computed + 1) - 1)
         if self.complete and any(node.users for node in self.unread_below):
-            rows = np.append(rows, self.num_tokens - 1)
-        return rows
+            found.append(np.array([self.num_tokens - 1]))
+        return np.unique(np.concatenate(found)) if found else NO_ROWS
 
     def read_rows(self, first: int, last: int) -> list[tuple["NodeState", Ints]]:
         """The tokens, by node, that a step reads off the rows `[first, last)` of this one: all that are wanted.
@@ -107,8 +111,15 @@ class NodeState:
             self.unread_below.clear()
         for node, tokens in targets:
             assert node.reads is not None
-            node.reads.scheduled[tokens] = True
+            node.reads.schedule(tokens)
         return targets
+
+    def read_hidden(self, first: int, last: int) -> list[tuple[HiddenReads, Ints]]:
+        """The tokens whose hidden states a step reads off their own rows `[first, last)`: all that are wanted."""
+        found = [(reads, tokens) for reads in self.hidden.values() if len(tokens := reads.pending(first, last))]
+        for reads, tokens in found:
+            reads.scheduled[tokens] = True
+        return found
 
     def forget(self) -> None:
         """Back to the state before admission; its KV is gone."""
@@ -182,8 +193,33 @@ class Sequence:
 
     @property
     def reads_scheduled(self) -> bool:
-        """Whether steps have been made that read all prompt tokens that the request asks."""
-        return all(bool(reads.scheduled[first:].all()) for reads, first in self.prompt_reads)
+        """Whether steps have been made that read all that the request asks of its prompt."""
+        count = self.request.num_prompt_alternatives
+        return all(reads.are_scheduled(first, count) for reads, first in self.prompt_reads) and all(
+            bool(reads.scheduled[reads.first :].all()) for reads in self.hidden_reads
+        )
+
+    @property
+    def pooled_nodes(self) -> tuple[NodeState, ...]:
+        """The nodes whose hidden states the request's embedding is made of."""
+        pooling = self.request.pooling
+        if pooling is None:
+            return ()
+        return (self.node,) if pooling.pooling == "last" else self.node.chain
+
+    @property
+    def hidden_reads(self) -> list[HiddenReads]:
+        """Of each of those nodes, from the root down."""
+        pooling = self.request.pooling
+        return [node.hidden[pooling.pooling] for node in self.pooled_nodes] if pooling is not None else []
+
+    @property
+    def embedding(self) -> NDArray[np.float32] | None:
+        """What has been read of the prompt, pooled as the request asks it."""
+        pooling = self.request.pooling
+        if pooling is None:
+            return None
+        return pooling.embedding(pooled(self.hidden_reads, self.num_prompt_tokens))
 
     @property
     def decode_kv_tokens(self) -> int:

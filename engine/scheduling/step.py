@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.label_tree import LabelTree
+from engine.scheduling.hidden_reads import HiddenReads
 from engine.scheduling.reads import Read, ReadKind, Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeKey, NodeState, Sequence
@@ -40,8 +41,8 @@ class Chunk:
     """Rows for tokens `[first, last)` of a node. The sequences of `asked` end at the node and read its last row.
 
     `targets` are tokens whose log-probabilities are read off the rows, by node: each one's row is that of the token
-    before it, so that they are the node's own, and first tokens of nodes below. `again`: the tokens' KV exists, and the
-    rows are computed once more for what is read off them.
+    before it, so that they are the node's own, and first tokens of nodes below. `hidden` are tokens whose hidden states
+    are read off their own rows. `again`: the tokens' KV exists, and the rows are computed once more for what is read.
     """
 
     node: NodeState
@@ -49,6 +50,7 @@ class Chunk:
     last: int
     asked: list[Sequence] = field(default_factory=list)
     targets: list[tuple[NodeState, Ints]] = field(default_factory=list)
+    hidden: list[tuple[HiddenReads, Ints]] = field(default_factory=list)
     again: bool = False
 
 
@@ -123,6 +125,9 @@ class _Builder:
             assert owner.reads is not None
             rows = last_row - (node.start + chunk.last) + owner.start + tokens
             self.prompt_reads.append(Reads.prompt(rows, owner.reads.key, owner.token_ids[tokens], tokens))
+        for reads, tokens in chunk.hidden:
+            rows = last_row + 1 - chunk.last + tokens
+            self.prompt_reads.append(Reads.hidden(rows, reads.key, reads.weights(tokens)))
         for sequence in chunk.asked:
             if sequence.label_tree is None:
                 self.reads.append(Read(last_row, sequence.key))

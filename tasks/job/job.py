@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
+from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task, keys_of
 
 RESULT_COLUMNS = (
     "custom_id",
     "status",
+    "task",
     "generated_text",
     "finish_reason",
     "prompt_tokens",
@@ -34,7 +36,6 @@ RESULT_COLUMNS = (
     "run_id",
     "request_hash",
 )
-NO_CHAT_TEMPLATE = "prompt: this model has no chat template; give the whole text with column or template"
 ROW_COLUMN = "row_index"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
@@ -159,29 +160,6 @@ class Source(Part):
         return next(kind for kind in ("parquet", "csv", "jsonl", "duckdb") if getattr(self, kind) is not None)
 
 
-class Prompt(Part):
-    """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
-
-    column: Name | None = Field(default=None, description="A column that holds the prompts.")
-    template: Name | None = Field(
-        default=None, description="A Jinja template over columns, sandboxed; an undefined name is an error."
-    )
-    messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
-    chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
-
-    @classmethod
-    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        yield from exactly_one(given, ("column", "template", "messages"))
-
-    @property
-    def key(self) -> str:
-        return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
-
-    @property
-    def uses_chat(self) -> bool:
-        return self.chat or self.messages is not None
-
-
 class Model(Part):
     """Which model, and how many bits of it."""
 
@@ -194,6 +172,9 @@ class Model(Part):
     kv_cache_dtype: KVCacheDtype = Field(
         default="auto",
         description="auto: as the model computes; fp8: keys and values in 8-bit floats, on a GPU with FP8 units.",
+    )
+    adapter_column: Name | None = Field(
+        default=None, description="A column that names the adapter of each row; NULL or empty: the model's own weights."
     )
 
 
@@ -260,8 +241,19 @@ class ScoringJob(Part):
         task, sampling = given.get("task"), given.get("sampling")
         kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
         keys = keys_of(kind)
-        if keys is not None and not keys.samples and sampling is not None and _changes(sampling):
+        is_mixed = isinstance(task, Mapping) and task.get("column") is not None
+        if keys is not None and not keys.samples and not is_mixed and sampling is not None and _changes(sampling):
             yield f"sampling has no effect on type: {kind}; remove it"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The source's columns that are read beside the prompt's own, the id and what is kept, by the job's key."""
+        named = {"sampling.column": self.sampling.column, "model.adapter_column": self.model.adapter_column}
+        return (
+            self.prompt.columns
+            | self.task.columns
+            | {key: column for key, column in named.items() if column is not None}
+        )
 
     @property
     def output_folder(self) -> Path:

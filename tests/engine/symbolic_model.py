@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from engine.scheduling.hidden_reads import HiddenReads
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import Read, ReadKind
 from engine.scheduling.scheduler import Sampled, Scheduler
@@ -17,6 +19,7 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 
 ROOT = -1
+Floats = NDArray[np.float32]
 
 
 class SymbolicModel:
@@ -112,7 +115,10 @@ def drain(
     live: dict[int, Sequence] = {}
     made: dict[int, list[int]] = {}
     results: dict[str, list[int] | dict] = {}
-    launched: deque[tuple[SchedulerOutput, dict[int, Sampled], list[tuple[PromptReads, int, float]]]] = deque()
+    launched: deque[tuple[SchedulerOutput, dict[int, Sampled]]] = deque()
+    prompts: deque[list[tuple[PromptReads, int, float]]] = deque()
+    read_with: dict[tuple[int, int], int] = {}
+    hidden: deque[list[tuple[HiddenReads, Floats]]] = deque()
     last: list[int] = []
     arrived = [*sequences]
     while scheduler.has_work() or launched:
@@ -124,11 +130,18 @@ def drain(
         if step is not None:
             step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
             sampled, last = {}, []
-            prompts: list[tuple[PromptReads, int, float]] = []
-            parts = [(model.run(part), part) for part in parts_of(step)]
-            for rows, read, part in [(rows, read, part) for rows, part in parts for read in part.reads]:
+            prompts.append([])
+            hidden.append([])
+            computed = [(part, model.run(part)) for part in parts_of(step)]
+            for part, rows, read in [(p, rows, read) for p, rows in computed for read in p.reads]:
                 if read.kind is ReadKind.PROMPT:
-                    prompts.append(prompt_read(scheduler, model, read, rows))
+                    prompts[-1].append(prompt_read(scheduler, model, read, rows))
+                    count = int(prompts[-1][-1][0].read_with[read.place])
+                    assert count > read_with.get((read.key, read.place), -1), "read twice"
+                    read_with[read.key, read.place] = count
+                    continue
+                if read.kind is ReadKind.HIDDEN:
+                    hidden[-1].append(hidden_read(scheduler, model, read, rows))
                     continue
                 sequence, tokens = live[read.key], made[read.key]
                 if read.kind is ReadKind.LABEL:
@@ -149,17 +162,19 @@ def drain(
                 count = len(tokens) - sequence.num_prompt_tokens
                 now = Sampled(token, finished=stops or count >= sequence.max_tokens)
                 sampled[read.key] = now if before is None else before.then(now)
-            launched.append((step, sampled, prompts))
+            launched.append((step, sampled))
         while launched and (step is None or len(launched) > in_flight):
-            step_taken, sampled_taken, prompts_taken = launched.popleft()
-            for reads, place, value in prompts_taken:
-                assert np.isnan(reads.logprobs[place]), "read twice"
+            step_taken, sampled_taken = launched.popleft()
+            for sums, part in hidden.popleft():
+                sums.take(part)
+            for reads, place, value in prompts.popleft():
                 reads.take(np.array([place]), np.float32([value]), np.array([value % 2 == 0]), np.array([True]))
             for sequence in scheduler.update(step_taken, sampled_taken):
                 if sequence.label_tree is None:
                     results[sequence.request.request_id] = sequence.token_ids
                 asked = sequence.prompt_logprobs
                 assert asked is None or not np.isnan(asked.logprobs).any(), "ended before it was read"
+                assert all(reads.sum is not None for reads in sequence.hidden_reads), "ended before it was read"
     return results
 
 
@@ -169,7 +184,19 @@ def prompt_read(
     """The node's reads, the token and its value: the entry that it would be, behind what is before it."""
     nodes = {node: sequence for sequence in scheduler.sequences.values() for node in sequence.node.chain}
     node = next(node for node in nodes if node.reads is not None and node.reads.key == read.key)
-    assert node.reads is scheduler.prompt_reads[read.key]
+    assert node.reads is scheduler.wanted.logprobs[read.key]
     prompt, at = nodes[node].request.prompt_token_ids.tolist(), node.start + read.place
     assert (read.target, rows[read.row]) == (prompt[at], model.chain_of(prompt[:at])), "not the row before the token"
     return node.reads, read.place, float(model.chain_of(prompt[: at + 1]))
+
+
+def hidden_read(scheduler: Scheduler, model: SymbolicModel, read: Read, rows: list[int]) -> tuple[HiddenReads, Floats]:
+    """The node's reads, and what a row adds to their sum: its hidden state is (1, its entry, its position)."""
+    nodes = {node: sequence for sequence in scheduler.sequences.values() for node in sequence.node.chain}
+    node = next(node for node in nodes if read.key in [reads.key for reads in node.hidden.values()])
+    entry = rows[read.row]
+    at = model.depths[entry]
+    prompt = nodes[node].request.prompt_token_ids.tolist()
+    assert node.start <= at < node.start + node.num_tokens, "a token of another node"
+    assert entry == model.chain_of(prompt[: at + 1]), "not the token's own row"
+    return scheduler.wanted.hidden[read.key], read.place * np.float32([1, entry, at])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import EngineConfig
+from engine.planning.planner import shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
@@ -20,7 +21,6 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, plan_of, request, tables
 from tests.engine.symbolic_model import SymbolicModel, drain
-from engine.planning.planner import shard_work
 
 
 def sequence_of(prompt: list[int], text: list[int], key: int = 0, **params: Any) -> Sequence:
