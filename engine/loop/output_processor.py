@@ -13,7 +13,7 @@ from engine.forward.logit_rules import NONE, RowRules
 from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from engine.scheduling.node_reads import NodeReads
-from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
 from engine.loop.output_processor import OutputState
 from engine.scheduling.reads import ReadKind, Reads
-from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from engine.scheduling.hidden_reads import HiddenReads
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import Read, ReadKind
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 

@@ -16,7 +16,8 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.drafts import FIRST_DRAFTS, MOST_DRAFTS, Drafter
 from engine.scheduling.halves import halves
 from engine.scheduling.live_nodes import NodeState
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, plan_of, request, tables
