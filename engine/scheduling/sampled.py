@@ -7,17 +7,19 @@ from dataclasses import dataclass
 class Sampled:
     """What the sampler chose for a sequence, and whether that ends it.
 
-    `more` are tokens behind it: those that followed from drafts which were right.
+    Behind it may be `accepted` tokens, which followed from drafts that were right, or tokens that a grammar forces.
     """
 
     token_id: int
     finished: bool
-    more: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+    forced: tuple[int, ...] = ()
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        return (self.token_id, *self.more)
+        """All of them, in the text's order."""
+        return (self.token_id, *self.accepted, *self.forced)
 
     def then(self, behind: "Sampled") -> "Sampled":
         """Both, where `behind` was sampled behind this."""
-        return Sampled(self.token_id, behind.finished, (*self.more, *behind.token_ids))
+        return Sampled(self.token_id, behind.finished, (*self.accepted, behind.token_id), behind.forced)

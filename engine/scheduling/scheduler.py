@@ -8,7 +8,7 @@ stands in `engine.scheduling.admission`, and a test holds one to the other.
 
 A step may be scheduled while the one before it still runs: the tokens that it samples are then pending, and are taken
 in by `update` one step late. A text whose length ends it takes no further step; one that a token ends takes one row
-more, which nobody reads.
+more, which nobody reads. A structured text sits such a step out: what it may go on with follows from the pending token.
 """
 
 import heapq
@@ -28,11 +28,10 @@ from engine.scheduling.decode_rows import DecodeRows
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
-from engine.scheduling.reads import ReadKind
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
-from engine.scheduling.step import Chunk, Step, build_output
+from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
 
 
@@ -44,7 +43,7 @@ class Scheduler:
     ) -> None:
         """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0.
 
-        Steps of fewer than `draft_rows` rows are filled up to that number with drafts.
+        Steps of fewer rows than `draft_rows` are filled with drafts.
         """
         assert not (decode_ahead and draft_rows), "a draft follows tokens that the host has seen"
         self._rule = AdmissionRule.of(config, pool.num_blocks)
@@ -64,7 +63,7 @@ class Scheduler:
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
-        self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens)) if draft_rows else None
+        self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
         self._keys = count()
         self.wanted = WantedReads(self._keys)
 
@@ -105,8 +104,11 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
-        step = Step(decodes=list(self._running.values()))
-        budget = self.config.max_num_batched_tokens - len(step.decodes)
+        step = Step(decodes=[])
+        ready = [sequence for sequence in self._running.values() if sequence.can_decode]
+        budget = self.config.max_num_batched_tokens - len(ready)
+        for sequence in ready:
+            budget -= self._decode(step, sequence, budget)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
                 budget -= self._prefill(step, budget)
@@ -115,11 +117,19 @@ class Scheduler:
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
-        if self._drafter is not None and step.decodes:
-            step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
+        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
         output = self._output(step)
         self._expect(step, output)
         return output
+
+    def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
+        """A row of the sequence, and of what is forced behind it what `budget` allows; returns the rows beyond one."""
+        if sequence.num_uncomputed == 1:
+            step.decodes.append(sequence)
+            return 0
+        num_rows = min(sequence.num_uncomputed, 1 + max(budget, 0))
+        step.forced.append(ForcedChunk(sequence, num_rows))
+        return num_rows - 1
 
     def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
@@ -127,12 +137,13 @@ class Scheduler:
         `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
         """
         finished = self._in_flight.popleft()
-        for key in dict.fromkeys(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
+        for key in output.sampling:
             sequence = self.sequences.get(key)
             if sequence is None:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
             sequence.token_ids += sampled[key].token_ids
+            sequence.num_uncomputed += len(sampled[key].forced)
             if sampled[key].finished:
                 finished.append(sequence)
         for sequence in finished:
@@ -141,13 +152,14 @@ class Scheduler:
 
     def _output(self, step: Step) -> SchedulerOutput:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
-        if step.chunks or not self._decode_ahead:
+        if step.chunks or step.forced or not self._decode_ahead:
             self._decodes = None
             return build_output(step, self._adapters)
+        decoding = {sequence.key: sequence for sequence in step.decodes}
         follows = self._decodes is not None and not self._adapters.changed
-        output = self._decodes.next(self._running) if self._decodes is not None and follows else None
+        output = self._decodes.next(decoding) if self._decodes is not None and follows else None
         if output is None:
-            self._decodes = DecodeRows(build_output(step, self._adapters), self._running, self._decode_ahead)
+            self._decodes = DecodeRows(build_output(step, self._adapters), decoding, self._decode_ahead)
             output = self._decodes.output
         return output
 
@@ -155,10 +167,10 @@ class Scheduler:
         """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
         asked = [sequence for chunk in step.chunks for sequence in chunk.asked]
         self._in_flight.append([sequence for sequence in asked if sequence.label_tree is not None])
-        keys = output.reads.of_kind(ReadKind.SAMPLE).key.tolist()
-        for index, key in enumerate(keys):
-            if index and keys[index - 1] == key:
-                continue  # a draft's, which may come to nothing
+        for chunk in step.forced:
+            # The last token has its row in this step too where it is read, and one of its own to come where it is not.
+            chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
+        for index, key in enumerate(output.sampling):
             sequence = self.sequences[key]
             sequence.num_pending += 1
             sequence.sample_index = index
@@ -183,8 +195,7 @@ class Scheduler:
             self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
-        if self._drafter is not None:
-            self._drafter.forget(sequence.key)
+        self._drafter.forget(sequence.key)
         if sequence.table is not None:
             self.pool.free(sequence.table)
             sequence.table = None
@@ -273,7 +284,8 @@ class Scheduler:
                 self._prefilling.append(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
-            step.decodes.append(sequence)
+            if sequence.can_decode:
+                self._decode(step, sequence, 0)
 
     def _evict_for_next(self) -> bool:
         """Frees nodes that the next sequence does not need.

@@ -45,7 +45,8 @@ class SchedulerOutput:
     `num_decode_tokens` are of texts that go on, the `num_draft_tokens` among them guesses: see `drafts.py`.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
     rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
-    is None where all rows run with the model's own weights alone and no adapter comes or goes.
+    is None where all rows run with the model's own weights alone and no adapter comes or goes. `num_forced_tokens` are
+    rows of tokens that grammars forced and of those before them, several of a sequence.
     """
 
     input_ids: Ints
@@ -58,11 +59,17 @@ class SchedulerOutput:
     num_label_tokens: int
     num_draft_tokens: int = 0
     ahead: int = 0
+    num_forced_tokens: int = 0
     adapters: StepAdapters | None = None
 
     @property
     def num_scheduled_tokens(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def sampling(self) -> list[int]:
+        """The sequences that rows are sampled for, each once: a text's drafts are sampled with it."""
+        return list(dict.fromkeys(self.reads.of_kind(ReadKind.SAMPLE).key.tolist()))
 
     @property
     def asked_rows(self) -> Ints:

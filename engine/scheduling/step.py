@@ -20,8 +20,9 @@ row sees what is not behind it in its prompt, so that one rule makes the triangl
     reads: the next token of the prompt that ends there                        *   *       *
 
 Keys are slots of the cache; those of a leaf that nothing reads later are rows of this very step. A sequence that
-decodes is one row, with a segment of its own for what it has generated, below its node's; its drafts are rows behind
-that one, in the same segment. Label tokens are rows that keep nothing, each with segments for its ancestors among them.
+decodes is one row, with a segment of its own for what it has generated, below its node's. Label tokens are rows that
+keep nothing, each with segments for its ancestors among them. Tokens that a grammar forces behind a text's last one are
+rows beside that one's, below each other in the sequence's own segment as a prompt's are in its node's; so are drafts.
 """
 
 from dataclasses import dataclass, field
@@ -56,15 +57,30 @@ class Chunk:
 
 
 @dataclass(slots=True, eq=False)
+class ForcedChunk:
+    """Rows for the first `num_rows` tokens that a text has no row for yet. The last of them all is read."""
+
+    sequence: Sequence
+    num_rows: int
+
+    @property
+    def node(self) -> NodeState:
+        return self.sequence.node
+
+
+@dataclass(slots=True, eq=False)
 class Step:
-    """What the scheduler chose: a token of each of `decodes`, chunks of prompts, and by key the drafts of a text."""
+    """What the scheduler chose: a token of each of `decodes` and, by key, drafts behind it; several tokens of each of
+    `forced`; and chunks of prompts.
+    """
 
     decodes: list[Sequence]
     chunks: list[Chunk] = field(default_factory=list)
+    forced: list[ForcedChunk] = field(default_factory=list)
     drafts: dict[int, list[int]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.decodes or self.chunks)
+        return bool(self.decodes or self.forced or self.chunks)
 
 
 class _Builder:
@@ -159,51 +175,61 @@ class _Builder:
             self.reads.append(Read(row, sequence.key, ReadKind.LABEL, token, label))
 
     def decode(self, sequence: Sequence, drafts: list[int]) -> None:
-        """Rows for the text's last token and its drafts. Each is sampled, as if all before it were right."""
-        node, count = sequence.node, sequence.num_output_tokens
-        end = count + len(drafts)
+        """The text's last token, off which the next is read, and its drafts, off which more are if those are right."""
+        first = self.row
+        self._text_rows(sequence, sequence.num_output_tokens + len(drafts), [sequence.last_token, *drafts])
+        self.reads += [Read(row, sequence.key) for row in range(first, self.row)]
+
+    def forced(self, chunk: ForcedChunk) -> None:
+        """The rows of a chunk see each other as those of a prompt do."""
+        sequence = chunk.sequence
+        first = sequence.num_output_tokens - sequence.num_uncomputed
+        count = first + chunk.num_rows
+        self._text_rows(sequence, count, sequence.token_ids[first:count])
+        if count == sequence.num_output_tokens:
+            self.reads.append(Read(self.row - 1, sequence.key))
+
+    def _text_rows(self, sequence: Sequence, count: int, tokens: list[int]) -> None:
+        """Rows of `tokens`, behind which a text's first `count` tokens have their KV."""
+        node = sequence.node
         if sequence.is_tail:
             assert node.table is not None
             self.below(node.chain[:-1])
-            slots, position = node.table.slots(0, node.num_tokens + end), node.start
+            slots, position = node.table.slots(0, node.num_tokens + count), node.start
         else:
             assert sequence.table is not None
             self.below(node.chain)
-            slots, position = sequence.table.slots(0, end), sequence.num_prompt_tokens
-        first = self.row
-        self.tokens += [sequence.last_token, *drafts]
-        self.positions += range(sequence.num_prompt_tokens + count - 1, sequence.num_prompt_tokens + end)
-        self.slots += _last_slots(slots, 1 + len(drafts))
-        self._read_slots(first, slots, position)
-        self.reads += [Read(row, sequence.key) for row in range(first, self.row)]
-
-
-def _last_slots(runs: list[tuple[int, int]], count: int) -> list[int]:
-    """The last `count` slots of `runs`, ascending in the text."""
-    slots: list[int] = []
-    for first, last in reversed(runs):
-        slots[:0] = range(max(first, last - count + len(slots)), last)
-        if len(slots) == count:
-            break
-    return slots
+            slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
+        start = self.row
+        self.tokens += tokens
+        self.positions += range(sequence.num_prompt_tokens + count - len(tokens), sequence.num_prompt_tokens + count)
+        if len(tokens) == 1:
+            self.slots.append(slots[-1][1] - 1)
+        else:
+            self.slots += [slot for first, last in slots for slot in range(first, last)][-len(tokens) :]
+        self._read_slots(start, slots, position)
 
 
 def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerOutput:
     """The step's rows; what `adapters` bring in for it is in this step, and in no other. None: no row has one."""
     builder = _Builder()
     # A node's rows by position, and those that decode behind it last.
-    items: list[tuple[NodeKey, bool, int, Chunk | Sequence]] = []
+    items: list[tuple[NodeKey, bool, int, Chunk | Sequence | ForcedChunk]] = []
     items += [(chunk.node.key, False, chunk.first, chunk) for chunk in step.chunks]
     items += [(sequence.node.key, True, 0, sequence) for sequence in step.decodes]
+    items += [(chunk.node.key, True, 0, chunk) for chunk in step.forced]
     items.sort(key=lambda item: item[:3])
     for *_, item in items:
         before = builder.row
         if isinstance(item, Chunk):
             builder.chunk(item)
+        elif isinstance(item, ForcedChunk):
+            builder.forced(item)
         else:
             builder.decode(item, step.drafts.get(item.key, []))
         builder.adapters.append((item.node.adapter, builder.row - before))
     builder.below(())
+    num_drafts = sum(map(len, step.drafts.values()))
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
         position_ids=np.array(builder.positions, dtype=np.int64),
@@ -211,9 +237,10 @@ def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerO
         segments=Segments.of(builder.segments),
         reads=Reads.of(builder.reads, *builder.prompt_reads),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
-        num_decode_tokens=len(step.decodes) + sum(map(len, step.drafts.values())),
-        num_draft_tokens=sum(map(len, step.drafts.values())),
+        num_decode_tokens=len(step.decodes) + num_drafts,
         num_label_tokens=builder.num_label_tokens,
+        num_draft_tokens=num_drafts,
+        num_forced_tokens=sum(chunk.num_rows for chunk in step.forced),
         adapters=None if adapters is None else _adapters(builder.adapters, adapters),
     )
 

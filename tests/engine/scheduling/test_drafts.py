@@ -133,5 +133,5 @@ def test_a_text_that_repeats_itself_takes_a_quarter_of_the_steps() -> None:
 
 
 def test_tokens_that_followed_right_drafts_come_with_the_first() -> None:
-    assert Sampled(5, finished=False).then(Sampled(6, finished=True)) == Sampled(5, finished=True, more=(6,))
-    assert Sampled(5, finished=True, more=(6,)).token_ids == (5, 6)
+    assert Sampled(5, finished=False).then(Sampled(6, finished=True)) == Sampled(5, finished=True, accepted=(6,))
+    assert Sampled(5, finished=True, accepted=(6,)).token_ids == (5, 6)
