@@ -62,6 +62,8 @@ HERE = (
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql --attach",
     "trunkline sql - < examples/accuracy.sql",
+    "trunkline score examples/extract.yaml",
+    "trunkline sql - --output runs/package-records < examples/records.sql",
     *WORKLOADS,
     "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl",
     "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
@@ -138,7 +140,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
     shutil.copytree(tiny_model, folder / "tiny-model")
     config = json.loads((tiny_model / "config.json").read_text())
     (folder / "tiny-model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    for command in ("make demo", *WORKLOADS, TRACE):
+    for command in ("make demo", "trunkline score examples/extract.yaml", *WORKLOADS, TRACE):
         run(folder, command)
     return folder
 

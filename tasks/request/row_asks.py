@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from engine.grammar.grammar import BAD_GRAMMAR
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import faults_of
 from tasks.job.sampling import Sampling
@@ -31,7 +32,7 @@ class AskReader:
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
     def read(self, batch: SourceBatch) -> list[Ask | RowError]:
-        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none."""
+        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none, BAD_GRAMMAR where its grammar is none."""
         if len(self._asks) > _KEPT_ASKS:
             self._asks.clear()
             self._tasks.clear()
@@ -60,7 +61,10 @@ class AskReader:
         if not samples and sampling != Sampling():
             return RowError(BAD_SAMPLING, f"sampling has no effect on type: {task.type}; leave it out")
         unknown = sampling.unknown_token(self._vocab_size)
-        return Ask(task, sampling) if unknown is None else RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        if unknown is not None:
+            return RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        no_grammar = sampling.bad_grammar()
+        return Ask(task, sampling) if no_grammar is None else RowError(BAD_GRAMMAR, f"sampling.{no_grammar}")
 
 
 def parse_task(cell: CellOrError, job: Task) -> Task | RowError:

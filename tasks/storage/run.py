@@ -106,6 +106,9 @@ def make_run(
     unknown = job.sampling.unknown_token(shape.vocab_size)
     if unknown is not None:
         raise UserError(f"sampling.{unknown}")
+    no_grammar = job.sampling.bad_grammar()
+    if no_grammar is not None:
+        raise UserError(f"sampling.{no_grammar}")
     return run
 
 
