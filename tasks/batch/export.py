@@ -1,13 +1,13 @@
 """A batch's results to its two files, line by line."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from engine.errors import UserError
@@ -30,6 +30,8 @@ Row = Mapping[str, Any]
 _OUR_FAULTS = ("NON_FINITE", "OUT_OF_MEMORY")
 _CODES = {CONTEXT_OVERFLOW: "context_length_exceeded", "BAD_SAMPLING": "invalid_value", "BAD_TASK": "invalid_value"}
 _STATUS = {"model_not_found": 404}
+# How a job's faults name a key.
+_PARAMETER = re.compile(r"(?:sampling|task)\.(?=([\w.]+):)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,19 @@ def export(results: OutputFolder, model: ModelFiles, model_name: str, out: Path,
             raise UserError(warning)
         reader = connection.sql(statement("steps/batch_rows")).to_arrow_reader(BATCH_ROWS)
         rows = (row for batch in reader for row in batch.to_pylist())
-        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
-            staged = {path: Path(folder, name) for name, path in (("out", out), ("errors", errors))}
-            with open_private(staged[out]) as responses, open_private(staged[errors]) as faults:
-                files = {out: responses, errors: faults}
-                for line in to_lines(rows, tokens, model_name, f"fp_{model.fingerprint[:12]}"):
-                    path = out if line["error"] is None else errors
-                    files[path].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-                    counts[path] += 1
-            failpoint("batch.staged")
-            for path in (errors, out):
-                replace_file(staged[path], path)
+        # What a killed run left under such a name is written over.
+        staged = {path: path.with_name(f".{path.name}.staged") for path in (out, errors)}
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+        with open_private(staged[out]) as responses, open_private(staged[errors]) as faults:
+            files = {out: responses, errors: faults}
+            for line in to_lines(rows, tokens, model_name, f"fp_{model.fingerprint[:12]}"):
+                path = out if line["error"] is None else errors
+                files[path].write(json.dumps(line, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                counts[path] += 1
+    failpoint("batch.staged")
+    for path in (errors, out):
+        replace_file(staged[path], path)
     return Exported(counts[out], counts[errors])
 
 
@@ -102,7 +106,10 @@ def _fault(row: Row) -> Json | None:
     kind = row["error_type"] or "ERROR"
     ours = kind in _OUR_FAULTS
     code = "server_error" if ours else _CODES.get(kind, kind.lower())
-    return {"code": code, "message": row["error_message"], "param": None, "status_code": 500 if ours else 400}
+    message = str(row["error_message"])
+    named = _PARAMETER.match(message)
+    param, said = (named[1], message.removeprefix(named[0])) if named else (None, message)
+    return {"code": code, "message": said, "param": param, "status_code": 500 if ours else 400}
 
 
 def _error(fault: Json, request_id: str, line: int) -> Json:

@@ -15,6 +15,7 @@ from tasks.batch.endpoint import Asked, BadRequestError, RowAsk
 from tasks.batch.line_file import LONGEST_LINE, read_lines
 from tasks.storage.commit import replace_file, sha256_of
 from tasks.storage.duck import BATCH_ROWS, working_connection
+from tasks.storage.failpoint import failpoint
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 
@@ -61,6 +62,7 @@ def write_table(source: Path, target: Path, models: Collection[str]) -> None:
             staged.unlink()
             ids.unlink()
             _write(_refused(_parsed(source, models), first, repeated), staged, schema, ids)
+        failpoint("requests.staged")
         replace_file(staged, target)
 
 
