@@ -40,7 +40,7 @@ from kernels.gpu.attention.kernel_arguments import (
 )
 from kernels.gpu.attention.kv_write import ROWS, rope_write_kernel
 from kernels.gpu.attention.merge_kernel import merge_kernel
-from kernels.gpu.attention.prefix_attention import MERGE_HEADS
+from kernels.gpu.attention.prefix_attention import DEEP_MERGE, WIDE_MERGE
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
 from kernels.gpu.layer.add_normed import add_normed_kernel
 from kernels.gpu.layer.e4m3 import e4m3_rows_kernel
@@ -216,8 +216,9 @@ def others(arch: str) -> Others:
 
 def _beside_attention(arch: str) -> Others:
     merge: list[Argument] = [_heads(BF16), F32, Partials._make([F32] * 2), MergeTables._make([I32] * 4), F32]
-    merge.append(MergeSizes(HEADS=32, BLOCK_HEADS=MERGE_HEADS, DIM=128, BLOCK_DIM=128, SINKS=False))
-    yield "merge", 4, compile_for(arch, merge_kernel, merge, 4, 1)
+    for name, tile in (("merge", WIDE_MERGE), ("merge of few rows", DEEP_MERGE)):
+        merged = MergeSizes(32, tile.heads, tile.partials, DIM=128, BLOCK_DIM=128, SINKS=False)
+        yield name, 4, compile_for(arch, merge_kernel, [*merge, merged], 4, 1)
     write: list[Argument] = [_heads(BF16), _heads(BF16), _heads(BF16), Rotation._make([F32] * 2), I64, BF16]
     write += [KeyValue._make([BF16] * 2), _cache_kv(BF16), KeyValue._make([F32] * 2)]
     write += [NormWeights._make([BF16, BF16, FLOAT]), COUNT]

@@ -134,10 +134,11 @@ class AttendSizes(NamedTuple):
 
 
 class MergeSizes(NamedTuple):
-    """A program merges `BLOCK_HEADS` heads."""
+    """A program merges `BLOCK_HEADS` heads, of `BLOCK_PARTIALS` partial results at a time."""
 
     HEADS: int
     BLOCK_HEADS: int
+    BLOCK_PARTIALS: int
     DIM: int
     BLOCK_DIM: int
     SINKS: bool
