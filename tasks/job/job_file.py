@@ -39,7 +39,7 @@ def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) ->
     """
     content = _read_yaml(Path(path))
     for key, value in (overrides or {}).items():
-        _override(content, key, value)
+        override(content, key, value)
     source = content.get("source")
     if isinstance(source, dict):
         source.setdefault("folder", os.path.dirname(os.path.abspath(path)))
@@ -79,7 +79,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: dict[str, Any], dotted: str, value: object) -> None:
+def override(content: dict[str, Any], dotted: str, value: object) -> None:
+    """Sets a dotted key of a job; a text is what it says in YAML. Raises UserError where a key above it is a value."""
     *parents, last = dotted.split(".")
     for parent in parents:
         inner = content.setdefault(parent, {})
