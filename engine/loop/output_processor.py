@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 NON_FINITE = "NON_FINITE"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
+NO_TOKEN = "NO_TOKEN"
 NO_MEMORY = (OUT_OF_MEMORY, "the device has no memory for this row's step alone")
 _NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
-_NO_TOKEN = ("NO_TOKEN", "its sampling parameters, taken together, bar every token; drop one of them")
+_ALL_BARRED = (NO_TOKEN, "its sampling parameters, taken together, bar every token; drop one of them")
 _HIDDEN_NOT_FINITE = (NON_FINITE, "the model's hidden states are not finite")
 
 
@@ -131,7 +132,7 @@ class OutputState:
             return self.fail(*self.error)
         if token < 0:
             barred = token == sampler.ALL_BARRED and self._has_rules
-            return self.fail(*(_NO_TOKEN if barred else _NOT_FINITE))
+            return self.fail(*(_ALL_BARRED if barred else _NOT_FINITE))
         if logprobs is not None:
             self.logprobs.append(logprobs)
         count = self._num_taken = self._num_taken + 1

@@ -20,6 +20,7 @@ RESULT_COLUMNS = (
     "status",
     "task",
     "generated_text",
+    "parsed",
     "finish_reason",
     "prompt_tokens",
     "completion_tokens",
