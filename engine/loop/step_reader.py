@@ -21,9 +21,11 @@ from engine.forward.philox import uniforms
 from engine.forward.pooler import PooledRows, launch_sums
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
+from engine.grammar.grammars import Grammars
+from engine.grammar.masks import NO_MASKS, PendingMasks
 from engine.loop.output_processor import OutputState
 from engine.scheduling.reads import ReadKind, Reads
-from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints
@@ -57,14 +59,23 @@ class StepValues:
 class StepReader:
     """Reads for the sequences of `states` and what is `wanted` of nodes, by key, which their owners keep up."""
 
-    def __init__(self, runner: ModelRunner, states: Mapping[int, OutputState], wanted: WantedReads) -> None:
+    def __init__(
+        self, runner: ModelRunner, states: Mapping[int, OutputState], wanted: WantedReads, grammars: Grammars
+    ) -> None:
         self._runner = runner
         self._states = states
         self._wanted = wanted
+        self._grammars = grammars
+
+    def begin_masks(self, step: SchedulerOutput) -> PendingMasks:
+        """What the structured texts that the step samples for may go on with, found while the model computes."""
+        keys = step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
+        matchers = [(key, matcher) for key in keys if (matcher := self._states[key].matcher) is not None]
+        return self._grammars.begin_masks(matchers)
 
     @torch.inference_mode()
-    def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
-        """Behind the step's forward pass; the host does not wait for either."""
+    def launch(self, step: SchedulerOutput, forward: Forward, masks: PendingMasks = NO_MASKS) -> StepValues:
+        """Behind the step's forward pass; the host does not wait for either, but for `masks`."""
         samples, hidden = step.reads.of_kind(ReadKind.SAMPLE), step.reads.of_kind(ReadKind.HIDDEN)
         places = np.searchsorted(step.asked_rows, step.reads.row)
         places, pooled_places = np.split(places, [len(places) - len(hidden)])
@@ -80,7 +91,7 @@ class StepReader:
             reads, rows = head.reads_in(part)
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
             if len(drawn):
-                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)])
+                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)], masks)
                 tokens[self._runner.index(drawn)] = chosen
                 if theirs is not None:
                     logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
@@ -122,20 +133,24 @@ class StepReader:
             return self._runner.best_tokens(forward.hidden, places)
         return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
 
-    def _draw(self, step: SchedulerOutput, samples: Ints, logits: Tensor) -> tuple[Tensor, RowLogprobs | None]:
+    def _draw(
+        self, step: SchedulerOutput, samples: Ints, logits: Tensor, masks: PendingMasks
+    ) -> tuple[Tensor, RowLogprobs | None]:
         """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
 
         `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
         """
-        states = [self._states[key] for key in step.reads.key[samples].tolist()]
+        keys = step.reads.key[samples].tolist()
+        states = [self._states[key] for key in keys]
         wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
         raw = logits
-        rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+        found = [state.rules(masks.of(key)) for key, state in zip(keys, states, strict=True)]
+        rules = [(row, rule) for row, rule in enumerate(found) if rule is not None]
         if rules:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
             apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
-        tokens = _choose(logits, states)
+        tokens = _choose(logits, states, step.position_ids[step.reads.row[samples]])
         if wanted is None:
             return tokens, None
         made = sampler.token_logprobs(raw, tokens, wanted)
@@ -144,29 +159,44 @@ class StepReader:
     def _in_flight(self, input_ids: Ints) -> Tensor:
         """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
         known = self._runner.index(input_ids)
+        if not (input_ids < 0).any():
+            return torch.full_like(known, -1)
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
-    def take(self, values: StepValues) -> dict[int, Sampled]:
-        """Waits for the step, and gives each live sequence and node what it made for it."""
+    def take(self, values: StepValues, sampled: dict[int, Sampled]) -> None:
+        """Waits for the step or a part of it, and gives each live sequence and node what it made for it.
+
+        Of a sequence's rows, one behind the other, the first that is not as the row before it sampled was a wrong
+        draft, and ends what is added to `sampled`; so does a token that ends the text.
+        """
         values.wait()
-        sampled = {}
-        keys = values.step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
-        for index, (key, token) in enumerate(zip(keys, values.host_tokens.tolist(), strict=True)):
+        samples = values.step.reads.of_kind(ReadKind.SAMPLE)
+        rows = zip(
+            samples.key.tolist(),
+            values.step.input_ids[samples.row].tolist(),
+            values.step.position_ids[samples.row].tolist(),
+            values.host_tokens.tolist(),
+            strict=True,
+        )
+        for index, (key, given, position, token) in enumerate(rows):
             state = self._states.get(key)
             if state is None:
                 continue  # it ended while this step ran
+            before = sampled.get(key)
+            if before is not None and not (before.token_ids[-1] == given and state.goes_on_behind(position)):
+                continue
             count = state.params.logprobs
             logprobs = None
             if count is not None and token >= 0:
                 row, made = values.logprobs[index]
                 logprobs = made.of(row, token, count)
-            sampled[key] = state.take(token, logprobs)
+            taken = state.take(token, logprobs)
+            sampled[key] = taken if before is None else before.then(taken)
         self._take_targets(values)
         for pooled in values.pooled:
             for key, part in zip(pooled.keys.tolist(), pooled.sums.numpy(), strict=True):
                 if (reads := self._wanted.hidden.get(key)) is not None:  # else all below the node ended meanwhile
                     reads.take(part)
-        return sampled
 
     def _take_targets(self, values: StepValues) -> None:
         if not values.target_values:
@@ -231,15 +261,16 @@ class _HeadRows:
         return self.reads[first:last], self.rows[first:last] - part.start
 
 
-def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
+def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> Tensor:
+    """(rows,): the token behind each row as its params ask for it, or what `greedy` has in its place."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
-    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    keys = [states[row].draw_key(int(positions[row])) for row in drawn]
+    seeds, streams, places = np.array(keys, dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
-    best[rows] = torch.where(best[rows] < 0, -1, made)
+    best[rows] = torch.where(best[rows] < 0, best[rows], made)
     return best

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from engine.scheduling.hidden_reads import HiddenReads
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import Read, ReadKind
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 
@@ -47,6 +48,10 @@ class SymbolicModel:
 
     def next_token(self, tokens: Iterable[int]) -> int:
         return sum(map(int, tokens)) * 31 % self.vocab_size
+
+    def forced_behind(self, tokens: list[int]) -> tuple[int, ...]:
+        """What a grammar forces in a structured text behind all of these tokens: none to four."""
+        return tuple(1 + (sum(tokens) + place) % 3 for place in range(self.next_token([*tokens, 1]) % 5))
 
     def run(self, step: SchedulerOutput) -> list[int]:
         """Each row's entry. Raises AssertionError where a row sees too little, too much, or stale KV."""
@@ -132,8 +137,8 @@ def drain(
             sampled, last = {}, []
             prompts.append([])
             hidden.append([])
-            parts = [(model.run(part), part.reads) for part in parts_of(step)]
-            for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
+            computed = [(part, model.run(part)) for part in parts_of(step)]
+            for part, rows, read in [(p, rows, read) for p, rows in computed for read in p.reads]:
                 if read.kind is ReadKind.PROMPT:
                     prompts[-1].append(prompt_read(scheduler, model, read, rows))
                     count = int(prompts[-1][-1][0].read_with[read.place])
@@ -150,13 +155,23 @@ def drain(
                     assert rows[read.row] == model.chain_of([*tokens, *found]), "not where the label goes on"
                     found.append(read.target)
                     continue
+                before = sampled.get(read.key)
+                is_right = part.input_ids[read.row] == tokens[-1] and part.position_ids[read.row] == len(tokens) - 1
+                if before is not None and (before.finished or not is_right):
+                    continue  # behind the text's end, or behind a draft that is wrong
                 assert rows[read.row] == model.chain_of(tokens)
                 token = model.next_token(tokens)
                 tokens.append(token)
                 last.append(token)
                 stops = token == 0 and not sequence.request.params.ignore_eos
+                forced: tuple[int, ...] = ()
+                if sequence.request.params.structured_outputs is not None and not stops:
+                    room = sequence.max_tokens - (len(tokens) - sequence.num_prompt_tokens)
+                    forced = model.forced_behind(tokens)[:room]
+                    tokens += forced
                 count = len(tokens) - sequence.num_prompt_tokens
-                sampled[read.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
+                now = Sampled(token, stops or count >= sequence.max_tokens, forced=forced)
+                sampled[read.key] = now if before is None else before.then(now)
             launched.append((step, sampled))
         while launched and (step is None or len(launched) > in_flight):
             step_taken, sampled_taken = launched.popleft()
