@@ -6,6 +6,7 @@ SELECT
     coalesce(part.status, 'error') AS status,
     part.task,
     part.generated_text,
+    part.reasoning,
     part.finish_reason,
     coalesce(part.prompt_tokens, row.prompt_tokens) AS prompt_tokens,
     part.completion_tokens,
