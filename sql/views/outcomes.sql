@@ -7,6 +7,7 @@ SELECT
     part.task,
     part.generated_text,
     part.reasoning,
+    CASE WHEN part.finish_reason = 'stop' THEN try_cast(part.generated_text AS JSON) END AS parsed,
     part.finish_reason,
     coalesce(part.prompt_tokens, row.prompt_tokens) AS prompt_tokens,
     part.completion_tokens,

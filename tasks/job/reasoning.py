@@ -27,7 +27,7 @@ class Reasoning(Part):
         return self.split and self.start is not None and self.opened is not None
 
     def divide(self, text: str) -> tuple[str | None, str]:
-        """The reasoning, None for a text that has none, and the answer. One that was cut before its end has no answer."""
+        """The reasoning, None for a text that has none, and the answer. A text cut inside it has no answer."""
         assert self.start is not None, self
         assert self.end is not None, self
         beginning = text.lstrip()

@@ -30,6 +30,8 @@ class ReasoningFinder:
         said = ask.task.reasoning
         if ask.task.type != "generate" or not said.split or not isinstance(prompt, PromptText):
             return ask
+        if ask.sampling.structured_outputs is not None:  # the grammar leaves no room for it
+            return ask
         # A text that no template wrote does not ask for an answer, so it is for the job to say what one is.
         is_chat = not prompt.add_special_tokens
         start, end = (said.start, said.end) if said.start is not None or not is_chat else self._own
