@@ -70,12 +70,12 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
 
 @contextmanager
 def logs_told(messages: Console) -> Iterator[None]:
-    """What a run sets aside, compiles or cannot compile is told on the terminal too, not in Prefect's log alone."""
+    """What a run reads otherwise than it may be meant, sets aside, or cannot compile is told on the terminal too."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.storage.damage", "kernels")]
+    logs = [logging.getLogger(name) for name in ("tasks.extract", "tasks.storage.damage", "kernels")]
     for log in logs:
         log.addHandler(handler)
     try:

@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 NEW_REQUESTS = "new_requests.parquet"
 SNAPSHOT = "source.parquet"
 
+_QUOTING = (
+    "%s rows hold the text of a special token, which stays text; if it is meant as the token, say "
+    "prompt.special_tokens: parsed"
+)
+
 _REQUEST_SCHEMA = pa.schema(
     [
         (ROW_COLUMN, pa.int64()),
@@ -75,6 +80,8 @@ def extract_rows(run: Run) -> Extracted:
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)
     failpoint("extract.done")
+    if builder.quoting_rows:
+        log.warning(_QUOTING, f"{builder.quoting_rows:,}")
     notes = () if source.id is not None else ("no source.id: a row's id is its position, counted from 0",)
     return Extracted(rows, rejected, folder, snapshot.digest, notes=notes)
 

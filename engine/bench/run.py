@@ -21,7 +21,7 @@ import typer
 from engine.bench.matmul_rate import measure_apart
 from engine.bench.timed_run import TimedRun, time_run
 from engine.bench.workload import read_workload
-from engine.config import ADMISSION, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
+from engine.config import ADMISSION, KV_CACHE_DTYPE, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.errors import UserError
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
@@ -50,6 +50,7 @@ def bench(
     kv_gib: float = 4.0,
     dtype: str = "float32",
     quantization: str = "none",
+    kv_cache_dtype: Annotated[str, typer.Option(help="fp8: 8-bit floats, on a GPU that has them.")] = "auto",
     sharing: str = "multi_level",
     order: str = "ratio",
     admission: str = "memory",
@@ -59,12 +60,14 @@ def bench(
 ) -> None:
     """Time the engine on WORKLOAD."""
     choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATION)]
+    choices += [("--kv-cache-dtype", kv_cache_dtype, KV_CACHE_DTYPE)]
     choices += [("--sharing", sharing, SHARING), ("--order", order, ORDER), ("--admission", admission, ADMISSION)]
     for option, value, allowed in choices:
         _one_of(option, value, allowed)
     config = EngineConfig(
         dtype=dtype,  # type: ignore[arg-type]
         quantization=quantization,  # type: ignore[arg-type]
+        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]
         kv_cache_memory=int(kv_gib * 2**30),
         max_num_batched_tokens=max_num_batched_tokens,
         sharing=sharing,  # type: ignore[arg-type]
@@ -107,6 +110,7 @@ def report_of(engine: Engine, run: TimedRun, load_seconds: float) -> dict[str, A
         "ceiling_fraction": None if rate is None else round(run.ceiling_fraction(rate), 4),
         "dtype": device.dtype,
         "quantization": engine.config.quantization,
+        "kv_cache_dtype": engine.config.kv_cache_dtype,
         "device": device.described,
         "version": version("trunkline"),
         "torch": version("torch"),

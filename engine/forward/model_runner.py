@@ -18,15 +18,13 @@ from engine.forward.step_attention import StepAttention
 from engine.forward.step_inputs import resolved, step_inputs, to_device
 from engine.forward.step_recorder import StepRecorder
 from engine.machine.device import Device
+from engine.machine.memory import HEAD_ROWS
 from engine.model.model_shape import num_kv_blocks
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.segments import Ints
 
 if TYPE_CHECKING:
     from engine.forward.gpu.decode_graphs import Capture
-
-# Rows whose logits exist at one time: 256 rows of a 50,000 token vocabulary are 50 MB in float32.
-HEAD_ROWS = 256
 
 
 class ModelRunner:

@@ -13,7 +13,8 @@ from kernels.segments import Ints
 @dataclass(slots=True, eq=False, kw_only=True)
 class PromptReads(NodeReads):
     """`logprobs`, `is_greedy` (the token is its row's best) and `is_finite` hold what a step came to once it has been
-    taken in; `top_tokens` and `top_logprobs` (num_tokens, alternatives) the best tokens at each place.
+    taken in; `top_tokens` and `top_logprobs` (num_tokens, alternatives) the best tokens at each place. `read_with` says
+    with how many of them a token is read by a step that has been made, -1 by none.
     """
 
     logprobs: NDArray[np.float32]
@@ -21,6 +22,7 @@ class PromptReads(NodeReads):
     is_finite: NDArray[np.bool_]
     top_tokens: TokenIds
     top_logprobs: NDArray[np.float32]
+    read_with: Ints
 
     @classmethod
     def of(cls, key: int, num_tokens: int) -> "PromptReads":
@@ -37,6 +39,7 @@ class PromptReads(NodeReads):
             is_finite=flags[2],
             top_tokens=top_tokens,
             top_logprobs=top_logprobs,
+            read_with=np.full(num_tokens, -1, dtype=np.int64),
         )
 
     @property
@@ -44,10 +47,21 @@ class PromptReads(NodeReads):
         return len(self.top_tokens[0])
 
     def want_alternatives(self, count: int) -> None:
-        """Every token is read, and read again if it has been, with `count` alternatives."""
-        assert count > self.num_alternatives, (count, self.num_alternatives)
-        self.top_tokens, self.top_logprobs = _no_alternatives(self.num_tokens, count)
+        """Every token is read, and read again if it has been, with `count` alternatives; what has been read stays."""
+        before = self.num_alternatives
+        assert count > before, (count, before)
+        tokens, logprobs = _no_alternatives(self.num_tokens, count)
+        tokens[:, :before], logprobs[:, :before] = self.top_tokens, self.top_logprobs
+        self.top_tokens, self.top_logprobs = tokens, logprobs
         self.scheduled[:] = False
+
+    def schedule(self, tokens: Ints) -> None:
+        """A step reads them."""
+        self.scheduled[tokens], self.read_with[tokens] = True, self.num_alternatives
+
+    def are_scheduled(self, first: int, num_alternatives: int) -> bool:
+        """Whether steps have been made that read all tokens from `first` on, with so many alternatives."""
+        return bool((self.read_with[first:] >= num_alternatives).all())
 
     def take(
         self, tokens: Ints, logprobs: NDArray[np.float32], is_best: NDArray[np.bool_], finite: NDArray[np.bool_]

@@ -111,7 +111,7 @@ class NodeState:
             self.unread_below.clear()
         for node, tokens in targets:
             assert node.reads is not None
-            node.reads.scheduled[tokens] = True
+            node.reads.schedule(tokens)
         return targets
 
     def read_hidden(self, first: int, last: int) -> list[tuple[HiddenReads, Ints]]:
@@ -194,8 +194,10 @@ class Sequence:
     @property
     def reads_scheduled(self) -> bool:
         """Whether steps have been made that read all that the request asks of its prompt."""
-        asked = self.prompt_reads + [(reads, reads.first) for reads in self.hidden_reads]
-        return all(bool(reads.scheduled[first:].all()) for reads, first in asked)
+        count = self.request.num_prompt_alternatives
+        return all(reads.are_scheduled(first, count) for reads, first in self.prompt_reads) and all(
+            bool(reads.scheduled[reads.first :].all()) for reads in self.hidden_reads
+        )
 
     @property
     def pooled_nodes(self) -> tuple[NodeState, ...]:

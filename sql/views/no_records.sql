@@ -8,6 +8,7 @@ SELECT
     NULL::VARCHAR AS model_fingerprint,
     NULL::VARCHAR AS dtype,
     NULL::VARCHAR AS quantization,
+    NULL::VARCHAR AS kv_cache_dtype,
     NULL::VARCHAR AS device,
     NULL::BOOLEAN AS retry_failed,
     NULL::VARCHAR AS version,

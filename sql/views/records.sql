@@ -8,6 +8,7 @@ FROM read_json({records}, format = 'newline_delimited', columns = {{
     model_fingerprint: 'VARCHAR',
     dtype: 'VARCHAR',
     quantization: 'VARCHAR',
+    kv_cache_dtype: 'VARCHAR',
     device: 'VARCHAR',
     retry_failed: 'BOOLEAN',
     version: 'VARCHAR',

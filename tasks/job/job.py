@@ -168,6 +168,11 @@ class Prompt(Part):
     )
     messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
     chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
+    special_tokens: Literal["text", "parsed"] = Field(
+        default="text",
+        description="What a row's own text, or a label, that reads like a special token is: text, or the token. Those "
+        "that a template writes are tokens.",
+    )
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
@@ -176,6 +181,10 @@ class Prompt(Part):
     @property
     def key(self) -> str:
         return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
+
+    @property
+    def parses_special(self) -> bool:
+        return self.special_tokens == "parsed"
 
     @property
     def uses_chat(self) -> bool:

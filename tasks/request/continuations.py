@@ -10,7 +10,7 @@ from engine.request import LabelScore, Request, RequestOutput, TokenIds
 from engine.sampling_params import SamplingParams
 from tasks.job.task import Task
 from tasks.request.labels import LabelIds, LabelledPrompt, split_context
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.task_type import RowReader, RowRequest, TaskType
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch
@@ -26,8 +26,8 @@ class ContinuationTask(TaskType):
     def read(
         self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
     ) -> list[RowRequest | RowError]:
-        split = [("", "") if isinstance(prompt, RowError) else split_context(prompt) for prompt in prompts]
-        contexts = [prompt if isinstance(prompt, RowError) else split[row][0] for row, prompt in enumerate(prompts)]
+        split = {row: split_context(one) for row, one in enumerate(prompts) if isinstance(one, PromptText)}
+        contexts = [split[row][0] if row in split else prompt for row, prompt in enumerate(prompts)]
         texts = self.label_texts(reader.job.task, batch)
         good: dict[int, LabelledPrompt] = {}
         read: list[RowRequest | RowError | None] = []

@@ -11,7 +11,7 @@ from engine.request import Request, RequestOutput, TokenIds
 from engine.sampling_params import SamplingParams
 from tasks.job.job import ScoringJob
 from tasks.request.labels import LabelIds
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch

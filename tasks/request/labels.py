@@ -6,10 +6,12 @@ tokens are cut off: a label's first token may depend on what is before it.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.request import TokenIds
 from tasks.request.encode import Encoder
+from tasks.request.prompt_text import PromptText
+from tasks.request.special_tokens import has_marks
 from tasks.source.cells import is_utf8
 from tasks.source.row_error import BAD_LABELS, CONTEXT_OVERFLOW, RowError
 
@@ -21,7 +23,7 @@ _CACHED_CHARACTERS = 20_000
 class LabelledPrompt:
     """`moved` is the white space that ended the prompt; `context` the rest, `context_ids` its tokens."""
 
-    context: str
+    context: PromptText
     moved: str
     context_ids: TokenIds
     labels: tuple[str, ...]
@@ -36,7 +38,7 @@ class _Pending:
 
     texts: tuple[str, ...]
     num_context: int
-    add_special_tokens: bool | None
+    add_special_tokens: bool
 
 
 class LabelEncoder:
@@ -46,9 +48,13 @@ class LabelEncoder:
     under a chat template, all rows share their label tokens.
     """
 
-    def __init__(self, encoder: Encoder, word: str = "label", error_type: str = BAD_LABELS) -> None:
-        """Errors are of `error_type`, and call a label `word`."""
+    def __init__(
+        self, encoder: Encoder, word: str = "label", error_type: str = BAD_LABELS, *, parses_special: bool = True
+    ) -> None:
+        """Errors are of `error_type`, and call a label `word`; `parses_special` as a job's `special_tokens: parsed`."""
         self._encoder = encoder
+        special = encoder.special_tokens
+        self._written = special.as_parsed if parses_special else special.as_text
         self._word = word
         self._error_type = error_type
         self._cache: dict[tuple[str, ...], LabelIds | RowError] = {}
@@ -64,22 +70,28 @@ class LabelEncoder:
         return [encoded[key] for key in keys]
 
     def _key(self, prompt: LabelledPrompt) -> tuple[str, ...]:
-        start = self._last_special(prompt.context)
-        return (prompt.context[max(start, 0) :], prompt.moved, str(start >= 0), *prompt.labels)
+        text = prompt.context.text
+        start = self._last_special(text)
+        special = start < 0 and prompt.context.add_special_tokens
+        labels = map(self._written, prompt.labels)
+        return (text[max(start, 0) :], prompt.moved, str(start >= 0), str(special), *labels)
 
     def _last_special(self, text: str) -> int:
-        return max((text.rfind(token) for token in self._encoder.special_tokens), default=-1)
+        """Where the last special token that is parsed begins; -1 where there is none, or not every one is parsed."""
+        if has_marks(text):
+            return -1
+        return max((text.rfind(token) for token in self._encoder.special_tokens.texts), default=-1)
 
     def _encode_all(self, missing: dict[tuple[str, ...], LabelledPrompt]) -> dict[tuple[str, ...], LabelIds | RowError]:
         too_long = RowError(CONTEXT_OVERFLOW, f"the prompt with its {self._word} is too long for the context")
         fitting = {
             key: prompt
             for key, prompt in missing.items()
-            if self._encoder.fits(prompt.context + prompt.moved + max(prompt.labels, key=len))
+            if self._encoder.fits(prompt.context.text + prompt.moved + max(key[4:], key=len))
         }
         pending = {key: self._pending(key, prompt) for key, prompt in fitting.items()}
         ids: dict[tuple[str, ...], list[TokenIds]] = {key: [] for key in pending}
-        for special in (None, False):
+        for special in (True, False):
             group = [(key, text) for key, p in pending.items() if p.add_special_tokens is special for text in p.texts]
             encoded = self._encoder.encode([text for _, text in group], add_special_tokens=special)
             for (key, _), token_ids in zip(group, encoded, strict=True):
@@ -87,10 +99,10 @@ class LabelEncoder:
         return {key: self._checked(ids[key]) if key in ids else too_long for key in missing}
 
     def _pending(self, key: tuple[str, ...], prompt: LabelledPrompt) -> _Pending:
-        end, moved, is_cut = key[:3]
-        texts = tuple(end + moved + label for label in prompt.labels)
+        end, moved, is_cut, _, *labels = key
+        texts = tuple(end + moved + label for label in labels)
         if is_cut == "False":
-            return _Pending(texts, len(prompt.context_ids), None)
+            return _Pending(texts, len(prompt.context_ids), prompt.context.add_special_tokens)
         (end_ids,) = self._encoder.encode([end], add_special_tokens=False)
         return _Pending(texts, len(end_ids), False)
 
@@ -106,10 +118,10 @@ def _is_worth_caching(key: tuple[str, ...]) -> bool:
     return key[2] == "True" and sum(map(len, key)) <= _CACHED_CHARACTERS
 
 
-def split_context(text: str) -> tuple[str, str]:
+def split_context(prompt: PromptText) -> tuple[PromptText, str]:
     """The context, and the white space that moves to the labels."""
-    context = text.rstrip()
-    return context, text[len(context) :]
+    context = prompt.text.rstrip()
+    return replace(prompt, text=context), prompt.text[len(context) :]
 
 
 def parse_labels(value: object) -> tuple[str, ...] | RowError:

@@ -8,6 +8,8 @@ from jinja2 import TemplateError
 
 from engine.errors import UserError
 from tasks.job.job import NO_CHAT_TEMPLATE, Prompt
+from tasks.request.prompt_text import PromptText, RenderedPrompt
+from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
 from tasks.source.cells import Cell, CellOrError, is_utf8, text_of
 from tasks.source.row_error import BAD_ENCODING, BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
@@ -22,7 +24,6 @@ _TEMPLATE_FAILURES = (
 )
 
 
-RenderedPrompt = str | RowError
 Message = dict[str, str]
 
 
@@ -44,11 +45,20 @@ class PromptRenderer:
     Raises UserError for a template that is not one, or a chat prompt for a model without a chat template.
     """
 
-    def __init__(self, prompt: Prompt, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        columns: Sequence[str],
+        tokenizer: "PreTrainedTokenizerFast",
+        special_tokens: SpecialTokens,
+    ) -> None:
         self.prompt = prompt
         self.columns = tuple(columns)
         self._tokenizer = tokenizer
-        self._template = None if prompt.template is None else PromptTemplate(prompt.template)
+        self._special = special_tokens
+        self._of_row = special_tokens.as_parsed if prompt.parses_special else special_tokens.as_text
+        written = str if prompt.parses_special else special_tokens.as_text
+        self._template = None if prompt.template is None else PromptTemplate(prompt.template, written)
         check_chat(prompt, tokenizer)
 
     def render(self, batch: SourceBatch) -> list[RenderedPrompt]:
@@ -63,26 +73,33 @@ class PromptRenderer:
         good = [value for value in values if not isinstance(value, RowError)]
         if self.prompt.messages is not None:
             messages = parse_messages(good[0])
-            return messages if isinstance(messages, RowError) else self._apply_chat(messages)
+            return messages if isinstance(messages, RowError) else self._apply_chat(each_text(messages, self._of_row))
         if self._template is not None:
             text = self._fill(self._template, dict(zip(self.columns, good, strict=True)))
         else:
             text = _check_text(good[0])
-        if isinstance(text, RowError) or not self.prompt.chat:
+            text = text if isinstance(text, RowError) else self._of_row(text)
+        if isinstance(text, RowError):
             return text
-        return self._apply_chat([{"role": "user", "content": text}])
+        return self._apply_chat([{"role": "user", "content": text}]) if self.prompt.chat else PromptText(text, True)
 
-    def _fill(self, template: PromptTemplate, values: dict[str, Cell]) -> RenderedPrompt:
+    def _fill(self, template: PromptTemplate, values: dict[str, Cell]) -> str | RowError:
+        """The template has its own special tokens between marks while it is filled, so that filters see cells as they
+        are; then it is the other way round.
+        """
+        cells = {name: each_text(cell, self._special.as_parsed) for name, cell in values.items()}
         try:
-            return _check_text(template.render(values))
+            text = _check_text(template.render(cells))
         except _TEMPLATE_FAILURES as problem:
             return described(TEMPLATE_ERROR, "the template fails on this row", problem)
+        return text if isinstance(text, RowError) or self.prompt.parses_special else self._special.exchanged(text)
 
     def _apply_chat(self, messages: list[Message]) -> RenderedPrompt:
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as problem:
             return described(BAD_MESSAGES, "the model's chat template refuses the messages", problem)
+        return PromptText(str(text), False)
 
 
 def check_chat(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -118,7 +135,7 @@ def _message(entry: object) -> Message | RowError:
     return _encoding_error(role + content) or {"role": role, "content": content}
 
 
-def _check_text(value: Cell) -> RenderedPrompt:
+def _check_text(value: Cell) -> str | RowError:
     if value is None:
         return RowError(EMPTY_PROMPT, "the prompt is NULL")
     text = text_of(value)

@@ -10,8 +10,10 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
+from tasks.request.prompt_text import PromptText
 from tasks.request.prompts import PromptRenderer
 from tasks.request.request_hash import RequestHasher
+from tasks.request.special_tokens import has_marks
 from tasks.request.task_type import RowReader, RowRequest, TaskType
 from tasks.request.task_types import task_type_of
 from tasks.source.row_error import UNKNOWN_TOKEN, RowError
@@ -32,19 +34,30 @@ class NewRequest:
 
 
 class RequestBuilder:
-    """Rows that cannot be scored come out as their error. `columns` are the prompt's, of `find_columns`."""
+    """Rows that cannot be scored come out as their error. `columns` are the prompt's, of `find_columns`.
+
+    `quoting_rows` counts those so far whose prompt holds a special token's text as text.
+    """
 
     def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self._task_type = task_type_of(run.job)
         self._vocab_size = run.shape.vocab_size
-        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer)
-        encoder = Encoder(tokenizer, run.max_tokens, add_special_tokens=not run.job.prompt.uses_chat)
-        labels = LabelEncoder(encoder, self._task_type.label_word, self._task_type.label_error)
+        encoder = Encoder(tokenizer, run.max_tokens)
+        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, encoder.special_tokens)
+        labels = LabelEncoder(
+            encoder,
+            self._task_type.label_word,
+            self._task_type.label_error,
+            parses_special=run.job.prompt.parses_special,
+        )
         self._reader = RowReader(run.job, encoder, labels, run.max_tokens)
         self._hasher = RequestHasher(run)
+        self.quoting_rows = 0
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
-        read = self._task_type.read(self._reader, batch, self._renderer.render(batch))
+        prompts = self._renderer.render(batch)
+        self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in prompts)
+        read = self._task_type.read(self._reader, batch, prompts)
         return [self._named(one, custom_id) for one, custom_id in zip(read, custom_ids, strict=True)]
 
     def _named(self, read: RowRequest | RowError, custom_id: str) -> NewRequest | RowError:

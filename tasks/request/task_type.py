@@ -14,7 +14,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.task import Task
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelIds
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import RenderedPrompt
 from tasks.source.row_error import BAD_LABELS, RowError
 from tasks.source.source_rows import SourceBatch
 

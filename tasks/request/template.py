@@ -20,11 +20,14 @@ _WORDS = {"true", "True", "false", "False", "none", "None"}
 
 
 class PromptTemplate:
-    """Raises UserError for a template that is not one."""
+    """Raises UserError for a template that is not one. `written` is made of each text that the template itself writes,
+    and of no cell's.
+    """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, written: Callable[[str], str] = str) -> None:
         self._environment = _CellEnvironment()
         tree = self._parse(text)
+        _change_written(tree, written)
         _refuse_one_name_for_two(tree)
         self._own_name = _rename(tree, "self")
         self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
@@ -111,6 +114,20 @@ def _range(*arguments: int) -> list[int]:
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"dict": dict, "namespace": Namespace, "range": _range}
+
+
+def _change_written(tree: nodes.Template, written: Callable[[str], str]) -> None:
+    """Changes what stands outside of expressions, and texts that are printed or named as they are."""
+    for plain in tree.find_all(nodes.TemplateData):
+        plain.data = written(plain.data)
+    waiting: list[nodes.Node] = [part for output in tree.find_all(nodes.Output) for part in output.nodes]
+    waiting += [assigned.node for assigned in tree.find_all(nodes.Assign)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, nodes.Const) and isinstance(node.value, str):
+            node.value = written(node.value)
+        elif isinstance(node, nodes.Add | nodes.Concat | nodes.CondExpr):
+            waiting += node.iter_child_nodes(exclude=("test",))
 
 
 def _as_text(node: nodes.Expr) -> nodes.Filter:

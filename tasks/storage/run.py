@@ -180,6 +180,7 @@ def _new_record(run: Run, started: datetime) -> RunRecord:
         name=run.job.name,
         dtype=run.device.dtype,
         quantization=run.config.quantization,
+        kv_cache_dtype=run.config.kv_cache_dtype,
         device=run.device.label,
     )
 

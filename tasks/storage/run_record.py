@@ -41,6 +41,7 @@ class RunRecord:
     version: str
     started_at: str
     quantization: str = "none"
+    kv_cache_dtype: str = "auto"
     ended_at: str | None = None
     seconds: float | None = None
     plan_id: str | None = None

@@ -117,6 +117,7 @@ def drain(
     results: dict[str, list[int] | dict] = {}
     launched: deque[tuple[SchedulerOutput, dict[int, Sampled]]] = deque()
     prompts: deque[list[tuple[PromptReads, int, float]]] = deque()
+    read_with: dict[tuple[int, int], int] = {}
     hidden: deque[list[tuple[HiddenReads, Floats]]] = deque()
     last: list[int] = []
     arrived = [*sequences]
@@ -135,6 +136,9 @@ def drain(
             for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
                 if read.kind is ReadKind.PROMPT:
                     prompts[-1].append(prompt_read(scheduler, model, read, rows))
+                    count = int(prompts[-1][-1][0].read_with[read.place])
+                    assert count > read_with.get((read.key, read.place), -1), "read twice"
+                    read_with[read.key, read.place] = count
                     continue
                 if read.kind is ReadKind.HIDDEN:
                     hidden[-1].append(hidden_read(scheduler, model, read, rows))
@@ -159,7 +163,6 @@ def drain(
             for sums, part in hidden.popleft():
                 sums.take(part)
             for reads, place, value in prompts.popleft():
-                assert np.isnan(reads.logprobs[place]), "read twice"
                 reads.take(np.array([place]), np.float32([value]), np.array([value % 2 == 0]), np.array([True]))
             for sequence in scheduler.update(step_taken, sampled_taken):
                 if sequence.label_tree is None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from engine.config import EngineConfig
 from engine.errors import EngineDeadError
@@ -43,10 +45,20 @@ class ByteTokenizer:
     """A token a byte, but for three special tokens."""
 
     all_special_tokens = _SPECIAL
+    added_tokens_decoder = {256 + i: AddedToken(token, special=True) for i, token in enumerate(_SPECIAL)}  # noqa: RUF012
+    bos_token_id: int | None = None
     chat_template: str | None = "as apply_chat_template does"
 
     def get_vocab(self) -> dict[str, int]:
         return {chr(i): i for i in range(256)} | {token: 256 + i for i, token in enumerate(_SPECIAL)}
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The same in tokenizers' own form."""
+        tokenizer = Tokenizer(models.BPE({character: byte for byte, character in bytes_to_unicode().items()}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.add_special_tokens(list(self.added_tokens_decoder.values()))
+        return tokenizer
 
     def __call__(self, texts: Sequence[str], **_: object) -> dict[str, list[list[int]]]:
         return {"input_ids": [self._encode(text) for text in texts]}

@@ -234,7 +234,7 @@ def test_run_records(job_of: JobMaker) -> None:
     )
     assert (third["committed_before"], third["pending"], third["scored"]) == (2, 0, 0)
     assert [run["sequence"] for run in (first, second, third)] == [1, 2, 3]
-    assert [run["quantization"] for run in (first, second, third)] == ["none"] * 3
+    assert [(run["quantization"], run["kv_cache_dtype"]) for run in (first, second, third)] == [("none", "auto")] * 3
 
 
 def test_prefix_savings_are_of_the_shards_that_a_run_committed(job_of: JobMaker) -> None:
@@ -315,12 +315,21 @@ def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
 
 def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tmp_path: Path) -> None:
     rows = [{"id": "plain", "text": "plain"}, {"id": "special", "text": "with <|end|> in it"}]
-    job = job_of(rows, source={"id": "id"})
+    job = job_of(rows, source={"id": "id"}, prompt={"column": "text", "special_tokens": "parsed"})
     config = tmp_path / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 258}))
     run_steps(job)
     ended = {row["custom_id"]: row["error_type"] for row in table(job)}
     assert ended == {"plain": None, "special": "UNKNOWN_TOKEN"}
+
+
+@pytest.mark.parametrize(("special_tokens", "told"), [("text", True), ("parsed", False)])
+def test_a_run_tells_that_special_tokens_are_text(
+    job_of: JobMaker, caplog: pytest.LogCaptureFixture, special_tokens: str, told: bool
+) -> None:
+    rows = [{"text": "with <|end|> in it"}, {"text": "plain"}]
+    run_steps(job_of(rows, prompt={"column": "text", "special_tokens": special_tokens}))
+    assert ("1 rows hold the text of a special token" in caplog.text) is told
 
 
 @pytest.mark.parametrize(

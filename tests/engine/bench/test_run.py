@@ -25,6 +25,7 @@ KEYS = {
     "ceiling_fraction",
     "dtype",
     "quantization",
+    "kv_cache_dtype",
     "device",
     "version",
 }
@@ -77,7 +78,14 @@ def test_continuations_give_logprob_and_greediness(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--quantization", "int2"), ("--sharing", "lru"), ("--dtype", "fp8"), ("--order", "random")]
+    ("option", "value"),
+    [
+        ("--quantization", "int2"),
+        ("--kv-cache-dtype", "int4"),
+        ("--sharing", "lru"),
+        ("--dtype", "fp8"),
+        ("--order", "random"),
+    ],
 )
 def test_what_is_not_built_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str, value: str

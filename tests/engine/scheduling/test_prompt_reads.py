@@ -19,8 +19,8 @@ from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expecte
 from tests.engine.symbolic_model import SymbolicModel, drain, prompt_read
 
 
-def asks(made: Request, first: int | None) -> Request:
-    return replace(made, prompt_logprobs_from=first)
+def asks(made: Request, first: int | None, alternatives: int | None = None) -> Request:
+    return replace(made, prompt_logprobs_from=first, params=replace(made.params, prompt_logprobs=alternatives))
 
 
 @st.composite
@@ -29,12 +29,11 @@ def tables(draw: st.DrawFn) -> list[Request]:
     stems = draw(st.lists(prompts, min_size=1, max_size=3))
     kinds = st.sampled_from([None, [], [[1], [2, 3]]])
     tails, firsts = st.lists(st.integers(1, 3), max_size=6), st.none() | st.integers(1, 12)
-    rows = draw(
-        st.lists(st.tuples(st.sampled_from(stems), tails, st.integers(1, 5), kinds, firsts), min_size=1, max_size=14)
-    )
+    row = st.tuples(st.sampled_from(stems), tails, st.integers(1, 5), kinds, firsts, st.integers(0, 2))
+    rows = draw(st.lists(row, min_size=1, max_size=14))
     return [
-        asks(request(str(i), stem + tail, cap, labels), first)
-        for i, (stem, tail, cap, labels, first) in enumerate(rows)
+        asks(request(str(i), stem + tail, cap, labels), first, alternatives)
+        for i, (stem, tail, cap, labels, first, alternatives) in enumerate(rows)
     ]
 
 

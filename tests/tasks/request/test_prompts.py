@@ -6,17 +6,23 @@ import pytest
 from engine.errors import UserError
 from tasks.job.job import Prompt
 from tasks.request.prompts import PromptRenderer, check_chat, prompt_columns
+from tasks.request.special_tokens import SpecialTokens
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
 from tests.tasks.fakes import ByteTokenizer
 
 
 def render(prompt: Prompt, **columns: list[Any]) -> list[str | tuple[str, str]]:
-    """Texts, or (type, message) of errors."""
+    """Texts, or (type, message) of errors, as the byte tokenizer's model gets them."""
+    return render_with(ByteTokenizer(), prompt.model_dump(), **columns)
+
+
+def render_with(tokenizer: Any, keys: dict[str, Any], **columns: list[Any]) -> list[Any]:
+    prompt = Prompt(**keys)
     read = prompt_columns(prompt, list(columns))
-    renderer = PromptRenderer(prompt, read, ByteTokenizer())  # type: ignore[arg-type]
+    renderer = PromptRenderer(prompt, read, tokenizer, SpecialTokens(tokenizer))
     rendered = renderer.render(SourceBatch(0, pa.record_batch(columns)))
-    return [(one.type, one.message) if isinstance(one, RowError) else one for one in rendered]
+    return [(one.type, one.message) if isinstance(one, RowError) else one.text for one in rendered]
 
 
 def test_a_template_over_columns() -> None:
