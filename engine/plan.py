@@ -28,7 +28,7 @@ class PrefixNode:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A unit of commit: requests `order[first:last]` of a plan.
+    """A unit of commit: requests `order[first:last]` of a plan, which are whole rows.
 
     `shard_id` is derived from the requests' ids and adapters alone, so equal work has an equal name in any run.
     """

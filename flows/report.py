@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.figures import figure, percent
-from tasks.publish import Published
+from tasks.publish import Answers, Published
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """A table of two columns: what was counted, or shown, under two heads."""
+
+    heads: tuple[str, str]
+    rows: list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +68,32 @@ class RunReport:
         others = " that can be scored" if self.rejected else ""
         return f"every row{others} had a committed result"
 
-    def outcomes(self) -> list[tuple[str, str]]:
-        """What the task type shows of the answers; then errors by type."""
-        return self._answers() + self._errors()
+    def outcomes(self) -> list[Outcomes]:
+        """What each task type shows of its answers, where rows have several types with its name; errors by type last.
 
-    def _answers(self) -> list[tuple[str, str]]:
+        Those stand below the answers where there is one type alone.
+        """
         answers = self.published.answers
-        return [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in answers]
+        if len(answers) == 1:
+            both = [*_shown(answers[0]), *self._errors()]
+            return [Outcomes(answers[0].shown.heads, both)] if both else []
+        tables = [Outcomes((f"{one.task}: {one.shown.heads[0]}", one.shown.heads[1]), _shown(one)) for one in answers]
+        return tables + ([Outcomes(("error", "rows"), self._errors())] if self._errors() else [])
 
     def _errors(self) -> list[tuple[str, str]]:
         return [(f"error {kind}", f"{rows:,}") for kind, rows in self.published.error_types]
 
     def markdown(self) -> str:
         """The run's page in Prefect. Generated text stays in the folder: it may quote a prompt."""
-        counts = self._errors() if self.published.shown.quote else self.outcomes()
+        answers = [one for one in self.published.answers if not one.shown.quote]
+        counts = [row for one in answers for row in _shown(one)] + self._errors()
         lines = [f"# {self.job}, {self.run_id}", "", "| | |", "|---|---|"]
         lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in [*self.facts(), *counts]]
         return "\n".join([*lines, "", f"Results: `{self.folder}`"])
+
+
+def _shown(answers: Answers) -> list[tuple[str, str]]:
+    return [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in answers.rows]
 
 
 def _cell(text: str) -> str:

@@ -119,11 +119,12 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
     outcomes = report.outcomes()
     if outcomes:
         console.print(as_text(f"{report.job}, {report.run_id}"))
+    for one in outcomes:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        name, value = report.published.shown.heads
+        name, value = one.heads
         table.add_column(name)
         table.add_column(value, overflow="fold")
-        for name, value in outcomes:
+        for name, value in one.rows:
             table.add_row(as_text(name), as_text(value))
         console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)

@@ -2,10 +2,12 @@
 
 import math
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -19,6 +21,7 @@ from engine.stages import hear_stages
 from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
+from tasks.request.ask import Ask, parse_ask
 from tasks.request.requests import to_requests
 from tasks.request.task_type import TaskType
 from tasks.request.task_types import task_type_of
@@ -60,9 +63,11 @@ def measure_drift(job: ScoringJob, rows: int, tell: Callable[[str], None] = lamb
         folder = OutputFolder(Path(scratch))
         folder.create()
         run = make_run(job, folder)
-        requests = _sample(run, rows)
+        sample = _sample(run, rows)
+    requests = [request for request, _ in sample]
     before, after = (_score(run.model, config, requests, tell) for config in (full, chosen))
-    return compare(task_type_of(job), _precision(full), _precision(chosen), before, after)
+    types = {request.request_id: task_type for request, task_type in sample}
+    return compare(types, _precision(full), _precision(chosen), before, after)
 
 
 def full_precision(chosen: EngineConfig) -> EngineConfig:
@@ -81,31 +86,46 @@ def full_precision(chosen: EngineConfig) -> EngineConfig:
 
 
 def compare(
-    task_type: TaskType, full: str, chosen: str, before: Sequence[RequestOutput], after: Sequence[RequestOutput]
+    types: Mapping[str, TaskType],
+    full: str,
+    chosen: str,
+    before: Sequence[RequestOutput],
+    after: Sequence[RequestOutput],
 ) -> Drift:
-    """`before` and `after` hold outputs of the same requests. Raises UserError where none ended well in both."""
+    """`before` and `after` hold outputs of the same requests, whose types are by id; each type compares its own.
+
+    Raises UserError where none ended well in both.
+    """
     others = {output.request_id: output for output in after}
     pairs = [(one, others[one.request_id]) for one in before]
     good = [pair for pair in pairs if not any(output.finish_reason == "error" for output in pair)]
     if not good:
         raise UserError("none of the sample's rows could be scored in both precisions")
-    moved = task_type.compare(good)
-    found = moved.differences
+    by_type: dict[TaskType, list[tuple[RequestOutput, RequestOutput]]] = defaultdict(list)
+    for pair in good:
+        by_type[types[pair[0].request_id]].append(pair)
+    moved = [task_type.compare(own) for task_type, own in by_type.items()]
+    found = np.concatenate([one.differences for one in moved])
+    same = {name: share for one in moved for name, share in one.same.items()}
     mean, most = (float(found.mean()), float(found.max())) if len(found) else (math.nan, math.nan)
-    return Drift(full, chosen, len(good), len(pairs) - len(good), mean, most, moved.same)
+    return Drift(full, chosen, len(good), len(pairs) - len(good), mean, most, same)
 
 
-def _sample(run: Run, rows: int) -> list[Request]:
+def _sample(run: Run, rows: int) -> list[tuple[Request, TaskType]]:
     found = find_pending(run, extract_rows(run), run.folder)
     pending = pq.read_table(found.folder / PENDING)
     if not pending.num_rows:
         raise UserError("source: no row of the table can be scored")
     count = min(rows, pending.num_rows)
     chosen = pending.take(pa.array([place * pending.num_rows // count for place in range(count)]))
-    task_type = task_type_of(run.job)
-    params = task_type.params_to_compare(run.job.sampling.params())
-    batches = chosen.combine_chunks().to_batches()
-    return [request for batch in batches for request in to_requests(batch, task_type, params)]
+    types = [task_type_of(parse_ask(text).task) for text in chosen.column("ask").to_pylist()]
+    asked = [row for batch in chosen.to_batches() for row in to_requests(batch, _ask_to_compare)]
+    return [(request, task_type) for row, task_type in zip(asked, types, strict=True) for request in row]
+
+
+def _ask_to_compare(text: str) -> Ask:
+    ask = parse_ask(text)
+    return task_type_of(ask.task).ask_to_compare(ask)
 
 
 def _score(

@@ -41,6 +41,8 @@ _REQUEST_SCHEMA = pa.schema(
         ("labels", TOKEN_LISTS),
         ("label_texts", pa.list_(pa.string())),
         ("max_tokens", pa.int32()),
+        ("ask", pa.string()),
+        ("adapter", pa.string()),
     ]
 )
 
@@ -145,7 +147,8 @@ def _request_batch(first_row: int, built: Sequence[NewRequest | RowError]) -> pa
     for offset, one in enumerate(built):
         if isinstance(one, NewRequest):
             first.setdefault(one.request_hash, offset)
-    requests = [one.asked for offset in first.values() if isinstance(one := built[offset], NewRequest)]
+    new = [one for offset in first.values() if isinstance(one := built[offset], NewRequest)]
+    requests = [one.asked for one in new]
     columns = [
         pa.array([first_row + offset for offset in first.values()], pa.int64()),
         pa.array(list(first), pa.string()),
@@ -153,6 +156,8 @@ def _request_batch(first_row: int, built: Sequence[NewRequest | RowError]) -> pa
         to_lists_array([request.labels for request in requests]),
         pa.array([request.label_texts for request in requests], pa.list_(pa.string())),
         pa.array([request.max_tokens for request in requests], pa.int32()),
+        pa.array([one.ask.text for one in new], pa.string()),
+        pa.array([request.adapter for request in requests], pa.string()),
     ]
     return pa.record_batch(columns, schema=_REQUEST_SCHEMA)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,8 +12,8 @@ from prefect.tasks import exponential_backoff
 
 from engine.plan import Shard
 from engine.request import RequestOutput
-from tasks.request.task_types import task_type_of
-from tasks.shard_work import read_shard, stored_requests, to_work
+from tasks.request.task_types import answer_of
+from tasks.shard_work import outputs_by_row, read_shard, stored_requests, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
 from tasks.storage.failpoint import failpoint
@@ -49,10 +50,9 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_outpu
     started = time.monotonic()
     rows = read_shard(run, plan_id, shard)
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
-    outputs = workers.submit(work, on_output).result()
+    outputs = outputs_by_row(rows, workers.submit(work, on_output).result())
     failpoint("infer.scored")
-    answer = task_type_of(run.job).result
-    part = _commit_part(run, shard, to_part(stored_requests(rows), outputs, answer, run.run_id, shard.shard_id))
+    part = _commit_part(run, shard, to_part(stored_requests(rows), outputs, answer_of, run.run_id, shard.shard_id))
     manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")
@@ -77,14 +77,15 @@ def _describe(
     plan_id: str,
     shard: Shard,
     rows: pa.RecordBatch,
-    outputs: Sequence[RequestOutput],
+    outputs: Sequence[Sequence[RequestOutput]],
     part: PartFile,
     seconds: float,
 ) -> ShardManifest:
     num_rows = rows.column("num_rows")
     lengths = pc.list_value_length(rows.column("prompt_token_ids"))
     # Several shards run in one engine at once, so what one of them computed is known from its outputs alone.
-    computed = sum(one.prompt_tokens - one.num_cached_tokens for one in outputs if one.finish_reason != "error")
+    every = list(chain.from_iterable(outputs))
+    computed = sum(one.prompt_tokens - one.num_cached_tokens for one in every if one.finish_reason != "error")
     return ShardManifest(
         plan_id=plan_id,
         shard_id=shard.shard_id,
@@ -94,13 +95,13 @@ def _describe(
         files=(part,),
         requests=rows.num_rows,
         rows=pc.sum(num_rows).as_py(),
-        errors=sum(one.finish_reason == "error" for one in outputs),
+        errors=sum(any(one.finish_reason == "error" for one in row) for row in outputs),
         seconds=round(seconds, 3),
         prompt_tokens=pc.sum(lengths).as_py(),
         row_prompt_tokens=pc.sum(pc.multiply(pc.cast(lengths, pa.int64()), num_rows)).as_py(),
         planned_tokens=shard.prefill_tokens,
         computed_prompt_tokens=computed,
-        generated_tokens=sum(len(one.token_ids) for one in outputs),
+        generated_tokens=sum(len(one.token_ids) for one in every),
     )
 
 

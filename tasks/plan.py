@@ -1,21 +1,22 @@
 """Third step: shared prefixes, execution order and shards, stored so that any process can run any shard."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
-from engine.request import Request
 from tasks.deduplicate import PENDING, Deduplicated
 from tasks.request.requests import to_requests
-from tasks.request.task_types import task_type_of
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
@@ -34,10 +35,11 @@ REQUEST_SCHEMA = pa.schema(
         ("labels", TOKEN_LISTS),
         ("label_texts", pa.list_(pa.string())),
         ("max_tokens", pa.int32()),
+        ("ask", pa.string()),
+        ("adapter", pa.string()),
         ("attempts", pa.int32()),
         ("num_rows", pa.int64()),
-        ("node", pa.int64()),
-        ("adapter", pa.string()),
+        ("nodes", pa.list_(pa.int64())),  # of each of the engine's requests for the row
     ]
 )
 NODE_FIELDS = ("parent", "start", "end", "num_requests")
@@ -83,24 +85,24 @@ def _limits(run: Run, workers: Workers) -> EngineConfig:
     return replace(run.config, max_num_batched_tokens=tokens)
 
 
-def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[tuple[Plan, pa.Table]]:
-    """Plans of `pending.parquet`, each with its rows; `config` is the run's, with a step's tokens settled."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedSection:
+    """The plan of a section's rows, each of which has `row_sizes` of its requests."""
+
+    plan: Plan
+    rows: pa.Table
+    row_sizes: NDArray[np.int64]
+
+
+def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[PlannedSection]:
+    """Plans of `pending.parquet`; `config` is the run's, with a step's tokens settled."""
+    cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
-        yield _plan_section(run, section, config), section
-
-
-def _plan_section(run: Run, section: pa.Table, config: EngineConfig) -> Plan:
-    return make_plan(
-        list(_requests(section, run)),
-        config,
-        plan_cost(run.model, run.shape, run.config, run.device),
-        shard_seconds=run.job.shard_seconds,
-    )
-
-
-def _requests(section: pa.Table, run: Run) -> Iterator[Request]:
-    for batch in section.to_batches():
-        yield from to_requests(batch, task_type_of(run.job), run.job.sampling.params())
+        rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
+        sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
+        requests = list(chain.from_iterable(rows))
+        plan = make_plan(requests, config, cost, shard_seconds=run.job.shard_seconds, row_sizes=sizes.tolist())
+        yield PlannedSection(plan, section, sizes)
 
 
 def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> StoredPlan:
@@ -122,7 +124,7 @@ def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Sto
     )
 
 
-def _write_sections(sections: Iterable[tuple[Plan, pa.Table]], staged: Path) -> Iterator[PlanOutline]:
+def _write_sections(sections: Iterable[PlannedSection], staged: Path) -> Iterator[PlanOutline]:
     """To `requests.parquet` in execution order, a row group a shard, and to `nodes.parquet`, where row i is node i."""
     with (
         open_private(staged / REQUESTS) as requests_file,
@@ -131,21 +133,24 @@ def _write_sections(sections: Iterable[tuple[Plan, pa.Table]], staged: Path) -> 
         pq.ParquetWriter(nodes_file, NODE_SCHEMA) as nodes,
     ):
         num_nodes = 0
-        for plan, section in sections:
-            _write_requests(plan, section, num_nodes, requests)
-            nodes.write_table(_node_table(plan.nodes, num_nodes))
-            num_nodes += len(plan.nodes)
-            yield plan.outline
+        for section in sections:
+            _write_requests(section, num_nodes, requests)
+            nodes.write_table(_node_table(section.plan.nodes, num_nodes))
+            num_nodes += len(section.plan.nodes)
+            yield section.plan.outline
 
 
-def _write_requests(plan: Plan, section: pa.Table, first_node: int, writer: pq.ParquetWriter) -> None:
+def _write_requests(section: PlannedSection, first_node: int, writer: pq.ParquetWriter) -> None:
+    plan, sizes = section.plan, section.row_sizes
+    row_of = np.repeat(np.arange(len(sizes)), sizes)
     for shard in plan.shards:
-        chosen = plan.order[shard.first : shard.last]
-        nodes = pa.array(first_node + plan.node_of[chosen])
-        table = section.take(pa.array(chosen)).append_column("node", nodes)
-        if "adapter" not in table.column_names:
-            table = table.append_column("adapter", pa.nulls(len(chosen), pa.string()))
-        writer.write_table(table.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA), row_group_size=len(chosen))
+        chosen = plan.order[shard.first : shard.last]  # a row's requests follow each other
+        rows = row_of[chosen]
+        firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+        offsets = pa.array(np.append(firsts, len(chosen)), pa.int32())
+        nodes = pa.ListArray.from_arrays(offsets, pa.array(first_node + plan.node_of[chosen]))
+        table = section.rows.take(pa.array(rows[firsts])).append_column("nodes", nodes)
+        writer.write_table(table.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA), row_group_size=len(firsts))
 
 
 def _node_table(nodes: Sequence[PrefixNode], first_node: int) -> pa.Table:

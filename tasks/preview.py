@@ -45,7 +45,7 @@ def preview_rows(job: ScoringJob, rows: int, custom_id: str | None = None) -> li
     found: list[Preview] = []
     for batch, ids in _chosen(batches, job.source.id, rows, custom_id):
         for name, built in zip(ids, builder.build(batch, ids), strict=True):
-            found.append(_preview(name, built, tokenizer, task_type_of(job).label_word))
+            found.append(_preview(name, built, tokenizer))
     if custom_id is not None and not found:
         raise UserError(f"--id: no row has {custom_id!r:.80}")
     return found
@@ -67,11 +67,10 @@ def _chosen(
             return
 
 
-def _preview(
-    custom_id: str, built: NewRequest | RowError, tokenizer: "PreTrainedTokenizerFast", label_word: str
-) -> Preview:
+def _preview(custom_id: str, built: NewRequest | RowError, tokenizer: "PreTrainedTokenizerFast") -> Preview:
     if isinstance(built, RowError):
         return Preview(custom_id, error=built)
     ids = built.asked.prompt_token_ids.tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return Preview(custom_id, str(text), len(ids), built.asked.label_texts, label_word=label_word)
+    word = task_type_of(built.ask.task).label_word
+    return Preview(custom_id, str(text), len(ids), built.asked.label_texts, label_word=word)

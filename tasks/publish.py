@@ -1,15 +1,17 @@
 """Last step: the views over everything committed, and the figures that a run ends with."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from tasks.job.task import Task
 from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
-from tasks.request.task_types import task_type_of
+from tasks.request.task_types import TASK_TYPES
 from tasks.step import as_task
 from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests
@@ -20,18 +22,26 @@ from tasks.storage.stored_plan import load_plan, remove_other_plans
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What a person sees of the results of one type, `task`: the `rows` that the type has `shown`."""
+
+    task: str
+    shown: Shown
+    rows: tuple[tuple[str, str | int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """Rows of the plan: `rows` = `results` + `errors` + `missing`. Tokens are of what this run scored itself.
 
-    `answers` are the rows that the task type has `shown`; `error_types` are (name, rows), most first.
+    `answers` are of each type that rows asked for; `error_types` are (name, rows), most first.
     """
 
     rows: int
     results: int
     errors: int
     missing: int
-    shown: Shown
-    answers: tuple[tuple[str, str | int], ...]
+    answers: tuple[Answers, ...]
     error_types: tuple[tuple[str, int], ...]
     prompt_tokens: int
     unique_prompt_tokens: int
@@ -56,7 +66,6 @@ def publish_results(run: Run, plan_id: str) -> Published:
 
 def _figures(run: Run, plan_id: str) -> Published:
     rows = load_plan(run.folder, plan_id).rows
-    shown = task_type_of(run.job).shown
     with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
         [(results, errors)] = _all(connection, "published_counts")
         savings = _all(connection, "run_savings", run_id=run.run_id)
@@ -66,8 +75,7 @@ def _figures(run: Run, plan_id: str) -> Published:
             results=results,
             errors=errors,
             missing=rows - results - errors,
-            shown=shown,
-            answers=tuple(_all(connection, shown.statement)),
+            answers=tuple(_answers(connection, run.job.task)),
             error_types=tuple(_all(connection, "error_counts")),
             prompt_tokens=prompt,
             unique_prompt_tokens=unique,
@@ -76,6 +84,14 @@ def _figures(run: Run, plan_id: str) -> Published:
             ideal_saved_fraction=ideal,
             database=run.folder.database,
         )
+
+
+def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> Iterator[Answers]:
+    """Of each type that has results, by name; of the job's own where there are none, or no row names another."""
+    asked = [name for (name,) in _all(connection, "tasks", own=task.type)] if task.column is not None else []
+    for name in asked or [task.type]:
+        shown = TASK_TYPES[name].shown
+        yield Answers(name, shown, tuple(_all(connection, shown.statement, own=task.type, task=name)))
 
 
 def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:

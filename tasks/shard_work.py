@@ -1,18 +1,21 @@
 """A stored plan's shard as the engine wants it, read without the rest of the plan."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.plan import PrefixNode, Shard, ShardWork
+from engine.request import RequestOutput
 from tasks.plan import NODE_FIELDS
+from tasks.request.ask import parse_ask
 from tasks.request.requests import to_requests
-from tasks.request.task_types import task_type_of
 from tasks.storage.parts import StoredRequest
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import NODES, REQUESTS, plan_folder
@@ -23,21 +26,34 @@ def read_shard(run: Run, plan_id: str, shard: Shard) -> pa.RecordBatch:
     with pq.ParquetFile(plan_folder(run.folder, plan_id) / REQUESTS) as file:
         batches = file.read_row_group(shard.index).combine_chunks().to_batches()
     assert len(batches) == 1, len(batches)
-    assert batches[0].num_rows == shard.last - shard.first, (batches[0].num_rows, shard)
+    num_requests = len(batches[0].column("nodes").values)
+    assert num_requests == shard.last - shard.first, (num_requests, shard)
     return batches[0]
 
 
 def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.RecordBatch) -> ShardWork:
-    node_of = tuple(rows.column("node").to_pylist())
-    requests = tuple(to_requests(rows, task_type_of(run.job), run.job.sampling.params()))
+    """The requests of all rows, a row's one after the other."""
+    node_of = tuple(rows.column("nodes").values.to_pylist())
+    requests = tuple(chain.from_iterable(to_requests(rows)))
     adapter_of = {node: request.adapter for node, request in zip(node_of, requests, strict=True)}
     nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), adapter_of)
     return ShardWork(layout_id, shard.index, shard.shard_id, nodes, requests, node_of)
 
 
 def stored_requests(rows: pa.RecordBatch) -> list[StoredRequest]:
-    columns = (rows.column(name).to_pylist() for name in ("request_hash", "label_texts", "attempts"))
-    return [StoredRequest(name, tuple(texts), attempts) for name, texts, attempts in zip(*columns, strict=True)]
+    names = ("request_hash", "ask", "label_texts", "attempts")
+    columns = [rows.column(name).to_pylist() for name in names]
+    lengths = pc.list_value_length(rows.column("prompt_token_ids")).to_pylist()
+    return [
+        StoredRequest(name, parse_ask(ask).task.type, ask, tuple(texts), prompt_tokens, attempts)
+        for name, ask, texts, attempts, prompt_tokens in zip(*columns, lengths, strict=True)
+    ]
+
+
+def outputs_by_row(rows: pa.RecordBatch, outputs: Sequence[RequestOutput]) -> list[Sequence[RequestOutput]]:
+    """The outputs of `to_work`, for each row those of its requests."""
+    bounds = rows.column("nodes").offsets.to_pylist()
+    return [outputs[first - bounds[0] : last - bounds[0]] for first, last in pairwise(bounds)]
 
 
 def _nodes_above(nodes: NDArray[np.int64], adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:

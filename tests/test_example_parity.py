@@ -5,7 +5,7 @@
 
 import os
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,7 +23,6 @@ from tasks.deduplicate import PENDING, deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.job.job_file import load_job
 from tasks.request.requests import to_requests
-from tasks.request.task_types import task_type_of
 from tasks.storage.run import Run, open_run
 from tests.engine.oracle import Oracle
 
@@ -33,8 +32,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def requests_of(run: Run) -> list[Request]:
     pending = pq.read_table(deduplicate_requests(run, extract_rows(run)).folder / PENDING)
-    batches = (to_requests(batch, task_type_of(run.job), run.job.sampling.params()) for batch in pending.to_batches())
-    return list(islice((request for batch in batches for request in batch), ROWS))
+    rows = (row for batch in pending.to_batches() for row in to_requests(batch))
+    return list(islice(chain.from_iterable(rows), ROWS))
 
 
 @pytest.mark.parametrize("name", ["classify", "summarise"])

@@ -56,10 +56,10 @@ class Work:
 
 
 def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
-    """`forest` is arranged: the nodes that are new with a request are those from its predecessor's to its own."""
+    """`forest` is arranged: the nodes that are new with a request are those behind all before it, to its own."""
     order = forest.order
-    last = forest.node_of[order]
-    prompt = forest.end[last]
+    prompt = forest.end[forest.node_of[order]]
+    last = np.maximum.accumulate(forest.node_of[order])
     decode = np.array([requests[r].max_tokens for r in order], dtype=np.int64)
     labels, label_depths = _label_counts(requests, order)
     decode_keys = attended_keys(prompt, prompt + np.maximum(decode - 1, 0))

@@ -15,13 +15,15 @@ class Forest:
     """What runs: each node's prompt tokens `[start, end)` once; request r ends at `node_of[r]`.
 
     Parents come before their children; `parent` is -1 at a root. After `arrange` the ids are execution order:
-    depth-first pre-order, so that a subtree is a range of ids.
+    depth-first pre-order, so that a subtree is a range of ids. `row_node`, where rows have several requests, is the
+    node at which the first of a request's row ends.
     """
 
     parent: Ints
     start: Ints
     end: Ints
     node_of: Ints
+    row_node: Ints | None = None
 
     @property
     def num_tokens(self) -> Ints:
@@ -29,8 +31,8 @@ class Forest:
 
     @cached_property
     def order(self) -> Ints:
-        """Requests in execution order: by node, requests of one node as given."""
-        return np.argsort(self.node_of, kind="stable")
+        """Requests in execution order: by their row's node, requests of one node as given."""
+        return np.argsort(self.node_of if self.row_node is None else self.row_node, kind="stable")
 
 
 def share(tree: PrefixTree, sharing: Sharing, block_size: int) -> Forest:
@@ -156,13 +158,13 @@ def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Sequenc
     `adapters` (a number each) follow each other, lower numbers first, so that a step needs few (S-LoRA,
     arXiv 2311.03285).
     """
-    first_seen = _first_seen(forest)
-    adapter = np.asarray(adapters, dtype=np.int64)[first_seen] if adapters else np.zeros_like(first_seen)
-    ranked = np.lexsort((first_seen, adapter))
+    seen = first_seen(forest)
+    adapter = np.asarray(adapters, dtype=np.int64)[seen] if adapters else np.zeros_like(seen)
+    ranked = np.lexsort((seen, adapter))
     if order == "ratio":
         decode = np.bincount(forest.node_of, weights=decode_tokens, minlength=len(forest.parent)).astype(np.int64)
         ratio = subtree_sums(forest.parent, decode) / subtree_sums(forest.parent, forest.num_tokens)
-        ranked = np.lexsort((first_seen, -ratio, adapter))
+        ranked = np.lexsort((seen, -ratio, adapter))
     children: list[list[int]] = [[] for _ in range(len(forest.parent) + 1)]  # the last entry holds the roots (-1)
     for node in ranked[::-1].tolist():
         children[forest.parent[node]].append(node)
@@ -180,7 +182,7 @@ def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Sequenc
     )
 
 
-def _first_seen(forest: Forest) -> Ints:
+def first_seen(forest: Forest) -> Ints:
     """The first request, as given, that ends at each node or below it."""
     num_requests = len(forest.node_of)
     seen = np.full(len(forest.parent), num_requests)

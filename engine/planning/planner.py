@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,16 @@ from engine.config import EngineConfig
 from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
 from engine.planning.cost import CostModel, Work, count_work
-from engine.planning.groups import Forest, arrange, share
+from engine.planning.groups import Forest, arrange, first_seen, share
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
+from engine.planning.rows import row_starts, spread
 from engine.planning.simulator import simulate
 from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
+
+T = TypeVar("T", np.int64, np.float64)
 
 
 def make_plan(
@@ -26,34 +30,44 @@ def make_plan(
     cost: CostModel,
     *,
     shard_seconds: float = 45.0,
+    row_sizes: Sequence[int] | None = None,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
 
-    `cost` says what they take on a device, and so where shards of about `shard_seconds` end.
+    `cost` says what they take on a device, and so where shards of about `shard_seconds` end. `row_sizes` says how many
+    of the requests, which follow each other, each row has (None: one): a row is placed by its first request, and lies
+    in one shard. The others share that one's prompt where theirs is equal, and nothing where it is not.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
     ids = [request.request_id for request in requests]
     assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
-    adapters = _adapter_numbers(requests)
-    tree = build_prefix_tree([request.prompt_token_ids for request in requests], adapters)
-    decode_tokens = np.array([request.max_tokens for request in requests], dtype=np.int64)
-    forest = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
+    starts = row_starts(row_sizes, len(requests))
+    firsts = [requests[r] for r in starts.tolist()]
+    adapters = _adapter_numbers(firsts)
+    tree = build_prefix_tree([request.prompt_token_ids for request in firsts], adapters)
+    decode_tokens = _by_row(np.array([request.max_tokens for request in requests], dtype=np.int64), starts)
+    rows = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
+    forest = spread(rows, requests, starts)
+    others = int(forest.num_tokens.sum() - rows.num_tokens.sum())
     work = count_work(forest, requests)
     seconds = cost.seconds(work, config)
     names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
-    shards = _shards(names, forest, work, seconds, shard_seconds)
+    sizes = np.diff(np.append(starts, len(requests)))[rows.order]
+    row_ends = np.cumsum(sizes)
+    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
+    shards = _shards(names, work, seconds, [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()])
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     trajectory = simulate(forest, work, config, num_blocks)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
-        prompt_tokens=sum(len(request.prompt_token_ids) for request in requests),
+        prompt_tokens=sum(len(request.prompt_token_ids) for request in firsts) + others,
         computed_tokens=int(work.prefill_tokens.sum()),
-        ideal_tokens=int((tree.end - tree.start).sum()),
+        ideal_tokens=int((tree.end - tree.start).sum()) + others,
         label_tokens=int(work.label_tokens.sum()),
         max_decode_tokens=int(work.decode_tokens.sum()),
         peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
@@ -103,18 +117,18 @@ def _name(request: Request) -> str:
 
 
 def _nodes(forest: Forest, num_requests: Ints, requests: Sequence[Request]) -> tuple[PrefixNode, ...]:
-    # In pre-order the first request at a node or below it is the first that ends at no earlier node.
-    order = forest.order
-    below = order[np.searchsorted(forest.node_of[order], np.arange(len(forest.parent)))]
-    adapters = [requests[r].adapter for r in below.tolist()]
+    adapters = [requests[r].adapter for r in first_seen(forest).tolist()]
     columns = (column.tolist() for column in (forest.parent, forest.start, forest.end, num_requests))
     return tuple(map(PrefixNode, range(len(adapters)), *columns, adapters))
 
 
-def _shards(
-    names: Sequence[str], forest: Forest, work: Work, seconds: NDArray[np.float64], shard_seconds: float
-) -> tuple[Shard, ...]:
-    cuts = _cuts(seconds, _shared_depths(forest), shard_seconds)
+def _by_row(values: NDArray[T], starts: Ints) -> NDArray[T]:
+    """The sums of the requests of each row, which begin at `starts`."""
+    return np.add.reduceat(values, starts) if len(starts) < len(values) else values
+
+
+def _shards(names: Sequence[str], work: Work, seconds: NDArray[np.float64], cuts: Sequence[int]) -> tuple[Shard, ...]:
+    """A shard between each two of `cuts`, which count requests in execution order."""
     return tuple(
         Shard(
             index=index,
@@ -125,14 +139,14 @@ def _shards(
             decode_tokens=int(work.decode_tokens[first:last].sum()),
             expected_seconds=float(seconds[first:last].sum()),
         )
-        for index, (first, last) in enumerate(pairwise([0, *cuts]))
+        for index, (first, last) in enumerate(pairwise(cuts))
     )
 
 
 def _cuts(seconds: NDArray[np.float64], shared: Ints, shard_seconds: float) -> list[int]:
-    """Where each shard ends: near `shard_seconds`, where the least prefix is shared across the cut.
+    """How many rows lie before each shard's end: near `shard_seconds`, where the least prefix is shared across it.
 
-    So a cut falls between groups if one ends near, else between a group's requests.
+    So a cut falls between groups if one ends near, else between a group's rows.
     """
     ends = np.cumsum(seconds)
     cuts: list[int] = []
@@ -153,10 +167,10 @@ def _cuts(seconds: NDArray[np.float64], shared: Ints, shard_seconds: float) -> l
 
 
 def _shared_depths(forest: Forest) -> Ints:
-    """Prompt tokens that each request shares with the one before it, in execution order; 0 before and after all."""
+    """Prompt tokens that each row shares with the one before it, in execution order; 0 before and after all."""
     node_of = forest.node_of[forest.order]
     before, after = node_of[:-1], node_of[1:]
-    # In pre-order the node behind the last request's is the first that the next request does not share.
+    # In pre-order the node behind the last row's is the first that the next row does not share.
     inner = np.where(before < after, forest.start[np.minimum(before + 1, after)], forest.end[after])
     return np.concatenate([[0], inner, [0]])
 

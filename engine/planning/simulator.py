@@ -57,6 +57,7 @@ class _Simulator:
         self._node_blocks: list[int] = node_blocks.tolist()
         self._blocks_before: list[int] = np.concatenate([[0], np.cumsum(node_blocks)]).tolist()
         self._own_blocks: list[int] = rule.own_blocks(decode_kv, tail).tolist()
+        self._ends: list[int] = np.argsort(node_of, kind="stable").tolist()  # places by node
         self._ends_before: list[int] = np.concatenate([[0], np.cumsum(num_ends)]).tolist()
         self._label_tokens: list[int] = by_node(work.label_tokens).tolist()
         self._decodes: list[int] = decode_kv.tolist()  # steps that follow the one which gives the first token
@@ -132,7 +133,7 @@ class _Simulator:
         if self._left[node]:
             return taken
         self._front += 1
-        for place in range(self._ends_before[node], self._ends_before[node + 1]):
+        for place in self._ends[self._ends_before[node] : self._ends_before[node + 1]]:
             if place < self._head or not self._decodes[place]:
                 self._end(place, self._decodes[place])
         self._labels += self._label_tokens[node]

@@ -1,6 +1,6 @@
 -- `text` is cut: it is for a person's terminal.
 SELECT custom_id, left(generated_text, 80) AS text
 FROM detail.outcomes
-WHERE status = 'ok'
+WHERE status = 'ok' AND coalesce(task, $own) = $task
 ORDER BY row_index
 LIMIT 5

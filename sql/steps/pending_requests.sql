@@ -14,6 +14,8 @@ SELECT
     request.labels,
     request.label_texts,
     request.max_tokens,
+    request.ask,
+    request.adapter,
     coalesce(answered.attempts, 0) + 1 AS attempts,
     wanted.num_rows
 FROM read_parquet($requests) AS request

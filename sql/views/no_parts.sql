@@ -2,6 +2,7 @@
 SELECT
     NULL::VARCHAR AS request_hash,
     NULL::VARCHAR AS status,
+    NULL::VARCHAR AS task,
     NULL::VARCHAR AS generated_text,
     NULL::INTEGER[] AS token_ids,
     NULL::VARCHAR AS finish_reason,

@@ -4,6 +4,7 @@ SELECT
     row.row_index,
     row.custom_id,
     coalesce(part.status, 'error') AS status,
+    part.task,
     part.generated_text,
     part.finish_reason,
     coalesce(part.prompt_tokens, row.prompt_tokens) AS prompt_tokens,

@@ -16,6 +16,7 @@ from tasks.job.task import Task, keys_of
 RESULT_COLUMNS = (
     "custom_id",
     "status",
+    "task",
     "generated_text",
     "finish_reason",
     "prompt_tokens",
@@ -204,6 +205,9 @@ class Model(Part):
         default="auto",
         description="auto: as the model computes; fp8: keys and values in 8-bit floats, on a GPU with FP8 units.",
     )
+    adapter_column: Name | None = Field(
+        default=None, description="A column that names the adapter of each row; NULL or empty: the model's own weights."
+    )
 
 
 class EngineLimits(Part):
@@ -269,8 +273,15 @@ class ScoringJob(Part):
         task, sampling = given.get("task"), given.get("sampling")
         kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
         keys = keys_of(kind)
-        if keys is not None and not keys.samples and sampling is not None and _changes(sampling):
+        is_mixed = isinstance(task, Mapping) and task.get("column") is not None
+        if keys is not None and not keys.samples and not is_mixed and sampling is not None and _changes(sampling):
             yield f"sampling has no effect on type: {kind}; remove it"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The source's columns that are read beside the prompt's, the id and those that are kept, by the job's key."""
+        named = {"sampling.column": self.sampling.column, "model.adapter_column": self.model.adapter_column}
+        return self.task.columns | {key: column for key, column in named.items() if column is not None}
 
     @property
     def output_folder(self) -> Path:

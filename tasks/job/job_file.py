@@ -50,8 +50,14 @@ def parse_job(content: Mapping[str, Any], name: str) -> ScoringJob:
     try:
         return ScoringJob.model_validate(content)
     except ValidationError as invalid:
-        faults = [f"{name}: {_one_line(error)}" for error in invalid.errors(include_url=False)]
-        raise UserError("\n".join(faults)) from None
+        raise UserError("\n".join(f"{name}: {fault}" for fault in faults_of(invalid))) from None
+
+
+def faults_of(invalid: ValueError, at: tuple[str, ...] = ()) -> list[str]:
+    """A line for each fault of a job, or of the part of it that is `at` this key."""
+    if not isinstance(invalid, ValidationError):
+        return [f"{'.'.join(at) or 'job'}: {invalid}"]
+    return [_one_line(error, (*at, *error["loc"])) for error in invalid.errors(include_url=False)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -89,8 +95,8 @@ def _value(text: str) -> Any:
         return text
 
 
-def _one_line(error: Any) -> str:
-    loc, kind = tuple(error["loc"]), error["type"]
+def _one_line(error: Any, loc: tuple[Any, ...]) -> str:
+    kind = error["type"]
     key = ".".join(f"{part!s:.60}" for part in loc) or "job"
     if kind == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(loc)}"

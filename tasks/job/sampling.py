@@ -25,7 +25,8 @@ def _add_aliases(schema: dict[str, Any]) -> None:
     properties["do_sample"] = {"type": "boolean", "description": "false: `temperature` 0; true: 1, if it is not given."}
 
 
-def _resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
+def _resolve_aliases(given: dict[str, Any], temperature: float = 0.0) -> dict[str, Any]:
+    """The same in vLLM's names. `do_sample` draws at `temperature`, or at 1 where that is 0."""
     for alias, name in _ALIASES.items():
         if alias in given:
             if name in given:
@@ -33,7 +34,7 @@ def _resolve_aliases(given: dict[str, Any]) -> dict[str, Any]:
             given[name] = given.pop(alias)
     if "do_sample" in given:
         if given.pop("do_sample"):
-            given.setdefault("temperature", 1.0)
+            given.setdefault("temperature", temperature or 1.0)
         else:
             given["temperature"] = 0.0
     return given
@@ -94,6 +95,10 @@ class Sampling(Part):
     )
     bad_words: Stops = Field(default=(), description="A text, or a list of them, that no answer may hold.")
     include_stop_str_in_output: bool = Field(default=False, description="Keep the text of `stop` that ended an answer.")
+    column: Name | None = Field(
+        default=None,
+        description="A column of JSON with these keys, which win over the job's in their row; NULL: the job's own.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -108,8 +113,20 @@ class Sampling(Part):
         if isinstance(least, int) and isinstance(most, int) and least > most:
             yield f"min_tokens {least} is more than max_tokens {most}"
 
+    def overlaid(self, row: Mapping[str, Any]) -> "Sampling":
+        """The sampling of a row that gives these keys itself. Raises ValidationError, ValueError of two aliases."""
+        own = _resolve_aliases(dict(row), self.temperature)
+        return Sampling.model_validate(self.model_dump(exclude_defaults=True) | own)
+
+    def unknown_token(self, vocab_size: int) -> str | None:
+        """A line about a token that a model of `vocab_size` does not have, behind its key; None where it has all."""
+        for key, token in self._token_ids:
+            if not 0 <= token < vocab_size:
+                return f"{key}: {token} is no token of this model (0 to {vocab_size - 1})"
+        return None
+
     @property
-    def token_ids(self) -> Iterator[tuple[str, int]]:
+    def _token_ids(self) -> Iterator[tuple[str, int]]:
         """The tokens that it names, each behind its key."""
         yield from (("stop_token_ids", token) for token in self.stop_token_ids)
         yield from (("allowed_token_ids", token) for token in self.allowed_token_ids or ())
@@ -117,9 +134,9 @@ class Sampling(Part):
 
     def decisive(self) -> dict[str, Any]:
         """What decides an answer, besides its length; a key that came later counts only where it is used."""
-        given = self.model_dump(mode="json", exclude={"max_tokens"})
+        given = self.model_dump(mode="json", exclude={"max_tokens", "column"})
         unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in given.items() if name not in unused}
 
     def params(self) -> SamplingParams:
-        return SamplingParams(**self.model_dump() | {"logit_bias": tuple(self.logit_bias.items())})
+        return SamplingParams(**self.model_dump(exclude={"column"}) | {"logit_bias": tuple(self.logit_bias.items())})

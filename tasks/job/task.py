@@ -56,18 +56,40 @@ class Task(Part):
     continuation_column: Name | None = Field(
         default=None, description="`loglikelihood`: a column with the text to score behind the prompt, its context."
     )
+    column: Name | None = Field(
+        default=None,
+        description="A column that says what each row asks: a type's name, or these keys as JSON, which win over the "
+        "job's; NULL: the job's own. The job may then have keys of several types.",
+    )
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        chosen = given.get("type")
+        chosen, is_mixed = given.get("type"), given.get("column") is not None
         for name, own in TASK_KEYS.items() if keys_of(chosen) else ():
-            if name == chosen and own.keys:
+            there = [key for key in own.keys if given.get(key) is not None]
+            if len(there) > 1 or (name == chosen and own.keys and not is_mixed):
                 yield from exactly_one(given, own.keys)
-            elif name != chosen and any(given.get(key) is not None for key in own.keys):
+            elif name != chosen and there and not is_mixed:
                 yield f"{own.belong} to type: {name}"
         labels = given.get("labels")
         if chosen == "choice" and isinstance(labels, list | tuple) and len(labels) == 1:
             yield "one label is always the likeliest; score it as type: loglikelihood"
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The source's columns that it names, by the job's key."""
+        named = self.model_dump(include={name for name in type(self).model_fields if name.endswith("column")})
+        return {f"task.{key}": column for key, column in named.items() if column is not None}
+
+    def overlaid(self, row: Mapping[str, Any]) -> "Task":
+        """The task of a row that gives these keys itself: of its type's others, those that the job has.
+
+        Of keys that exclude each other, the row's wins. Raises ValidationError.
+        """
+        kind = row.get("type", self.type)
+        own = keys_of(kind)
+        kept = set() if own is None or any(key in row for key in own.keys) else set(own.keys)
+        return Task.model_validate({**self.model_dump(include=kept, exclude_none=True), "type": kind, **row})
 
 
 def keys_of(task_type: object) -> TaskKeys | None:

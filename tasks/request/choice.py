@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.request import RequestOutput
 from tasks.job.task import Task
+from tasks.request.ask import Ask
 from tasks.request.continuations import ContinuationTask, logprobs_of, scores_of
 from tasks.request.labels import parse_labels
 from tasks.request.task_type import Moved, Shown
@@ -19,16 +20,15 @@ class Choice(ContinuationTask):
     name = "choice"
     shown = Shown("label_counts", ("label", "rows"))
 
-    def columns(self, task: Task) -> dict[str, str]:
-        return {} if task.labels_column is None else {"task.labels_column": task.labels_column}
-
     def label_texts(self, task: Task, batch: SourceBatch) -> list[tuple[str, ...] | RowError]:
         if task.labels_column is None:
             return [task.labels or ()] * batch.num_rows
         return [parse_labels(value) for value in batch.values(task.labels_column)]
 
-    def result(self, label_texts: Sequence[str], output: RequestOutput) -> dict[str, Any]:
+    def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         """The likeliest label, the first of equals; probabilities are normalised over the labels."""
+        del ask
+        (output,) = outputs
         logprobs = [score.logprob for score in scores_of(output)]
         best = max(range(len(logprobs)), key=logprobs.__getitem__)
         weights = [math.exp(logprob - logprobs[best]) for logprob in logprobs]

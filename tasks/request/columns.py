@@ -7,7 +7,6 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.job.job import ScoringJob
 from tasks.request.prompts import prompt_columns, prompt_names
-from tasks.request.task_types import task_type_of
 from tasks.source.cells import has_cells
 from tasks.source.kept import kept_type
 from tasks.source.source import check_columns, read_schema
@@ -27,7 +26,7 @@ def find_columns(job: ScoringJob) -> JobColumns:
     named = {f"source.keep.{column}": column for column in job.source.keep}
     if job.source.id is not None:
         named["source.id"] = job.source.id
-    named |= task_type_of(job).columns(job.task)
+    named |= job.columns
     available = read_schema(job.source, {*prompt_names(job.prompt), *named.values()})
     columns = prompt_columns(job.prompt, available.names)
     for column in columns:
@@ -40,7 +39,7 @@ def find_columns(job: ScoringJob) -> JobColumns:
 
 def _check_types(job: ScoringJob, columns: tuple[str, ...], schema: pa.Schema) -> None:
     read = [(f"prompt.{job.prompt.key}", column) for column in columns]
-    read += task_type_of(job).columns(job.task).items()
+    read += job.columns.items()
     for key, column in read:
         if not has_cells(schema.field(column).type):
             raise UserError(f"{key}: column {column!r} has type {schema.field(column).type}, which has no common text")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.request import LabelScore, Request, RequestOutput, TokenIds
-from engine.sampling_params import SamplingParams
+from engine.request import LabelScore, Request, RequestOutput
 from tasks.job.task import Task
+from tasks.request.ask import Ask
 from tasks.request.labels import LabelIds, LabelledPrompt, split_context
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.task_type import RowReader, RowRequest, TaskType
@@ -24,11 +24,11 @@ class ContinuationTask(TaskType):
         """Each row's labels."""
 
     def read(
-        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
+        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
         split = {row: split_context(one) for row, one in enumerate(prompts) if isinstance(one, PromptText)}
         contexts = [split[row][0] if row in split else prompt for row, prompt in enumerate(prompts)]
-        texts = self.label_texts(reader.job.task, batch)
+        texts = self.label_texts(asks[0].task, batch)
         good: dict[int, LabelledPrompt] = {}
         read: list[RowRequest | RowError | None] = []
         for row, (ids, labels) in enumerate(zip(reader.encoder.encode_prompts(contexts), texts, strict=True)):
@@ -41,9 +41,10 @@ class ContinuationTask(TaskType):
             read[row] = self._labelled(prompt, label_ids, reader.max_tokens)
         return [request for request in read if request is not None]
 
-    def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
-        assert labels, request_id
-        return Request(request_id, prompt, params, labels)
+    def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
+        del ask
+        assert asked.labels, request_id
+        return (Request(request_id, asked.prompt_token_ids, labels=asked.labels),)
 
     def _labelled(self, prompt: LabelledPrompt, labels: LabelIds | RowError, max_tokens: int) -> RowRequest | RowError:
         if isinstance(labels, RowError):

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.request import Request, RequestOutput, TokenIds
-from engine.sampling_params import SamplingParams
-from tasks.job.job import ScoringJob
-from tasks.request.labels import LabelIds
+from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
@@ -22,24 +20,28 @@ class Generate(TaskType):
     shown = Shown("sample_texts", ("row", "text"), quote=True)
 
     def read(
-        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
+        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
         del batch
-        return [_open_ended(ids, reader) for ids in reader.encoder.encode_prompts(prompts)]
+        encoded = reader.encoder.encode_prompts(prompts)
+        return [
+            _open_ended(ids, ask.sampling.max_tokens, reader.max_tokens) for ids, ask in zip(encoded, asks, strict=True)
+        ]
 
-    def decisive(self, job: ScoringJob) -> object:
+    def decisive(self, ask: Ask) -> object:
         """The sampling parameters; `max_tokens` is each row's own."""
-        return job.sampling.decisive()
+        return ask.sampling.decisive()
 
-    def is_drawn_afresh(self, job: ScoringJob) -> bool:
-        return job.sampling.temperature > 0 and job.sampling.seed is None
+    def is_drawn_afresh(self, ask: Ask) -> bool:
+        return ask.sampling.temperature > 0 and ask.sampling.seed is None
 
-    def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
-        assert not labels, request_id
-        return Request(request_id, prompt, params)
+    def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
+        assert not asked.labels, request_id
+        return (Request(request_id, asked.prompt_token_ids, ask.params(asked.max_tokens)),)
 
-    def result(self, label_texts: Sequence[str], output: RequestOutput) -> dict[str, Any]:
-        del label_texts
+    def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        del ask, label_texts
+        (output,) = outputs
         return {
             "generated_text": output.text,
             "token_ids": list(output.token_ids),
@@ -47,9 +49,9 @@ class Generate(TaskType):
             "logprobs": _logprobs(output),
         }
 
-    def params_to_compare(self, params: SamplingParams) -> SamplingParams:
-        """Greedy, whatever the job samples."""
-        return replace(params, temperature=0.0, logprobs=0)
+    def ask_to_compare(self, ask: Ask) -> Ask:
+        """Greedy, whatever the row samples."""
+        return replace(ask, sampling=ask.sampling.overlaid({"temperature": 0.0, "logprobs": 0}))
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Tokens are compared up to the first that differs, and so may leave no difference to take."""
@@ -65,12 +67,13 @@ class Generate(TaskType):
         return Moved(np.array(differences, np.float64), same)
 
 
-def _open_ended(prompt: TokenIds | RowError, reader: RowReader) -> RowRequest | RowError:
+def _open_ended(prompt: TokenIds | RowError, wanted: int, max_tokens: int) -> RowRequest | RowError:
+    """`wanted` tokens of text, or as many as a prompt with its text may have beside it."""
     if isinstance(prompt, RowError):
         return prompt
-    room = min(reader.job.sampling.max_tokens, reader.max_tokens - len(prompt))
+    room = min(wanted, max_tokens - len(prompt))
     if room < 1:
-        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {reader.max_tokens}")
+        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {max_tokens}")
     return RowRequest(prompt, room)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from engine.request import RequestOutput
 from tasks.job.task import Task
+from tasks.request.ask import Ask
 from tasks.request.continuations import ContinuationTask, logprobs_of, scores_of
 from tasks.request.task_type import Moved, Shown
 from tasks.source.cells import CellOrError, is_utf8, text_of
@@ -22,14 +23,12 @@ class Loglikelihood(ContinuationTask):
     label_word = "continuation"
     label_error = BAD_CONTINUATION
 
-    def columns(self, task: Task) -> dict[str, str]:
-        return {"task.continuation_column": task.continuation_column or ""}
-
     def label_texts(self, task: Task, batch: SourceBatch) -> list[tuple[str, ...] | RowError]:
         return [parse_continuation(value) for value in batch.values(task.continuation_column or "")]
 
-    def result(self, label_texts: Sequence[str], output: RequestOutput) -> dict[str, Any]:
-        del label_texts
+    def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        del ask, label_texts
+        (output,) = outputs
         (score,) = scores_of(output)
         return {"logprob": score.logprob, "is_greedy": score.is_greedy}
 

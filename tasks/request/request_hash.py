@@ -3,32 +3,36 @@
 import hashlib
 import json
 
-from tasks.request.task_type import RowRequest
+from tasks.request.ask import Ask
+from tasks.request.task_type import RowRequest, TaskType
 from tasks.request.task_types import task_type_of
 from tasks.storage.run import FORMAT, Run
 
+Digest = hashlib.blake2b
+
+_KEPT_BASES = 4096
+
 
 class RequestHasher:
-    """Model weights, precisions and what the task type calls decisive are the same for a run's requests."""
+    """Model weights and precisions are the same for a run's requests; what a task type calls decisive, for an ask."""
 
     def __init__(self, run: Run) -> None:
-        task_type = task_type_of(run.job)
         model = run.job.model
         precision = [run.device.dtype, model.quantization]
         if model.kv_cache_dtype != "auto":
             precision.append(f"kv {model.kv_cache_dtype}")
-        decisive = [FORMAT, run.model.fingerprint, *precision, task_type.name, task_type.decisive(run.job)]
-        self._base = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
-        self._by_row = task_type.is_drawn_afresh(run.job)
+        self._decisive = [FORMAT, run.model.fingerprint, *precision]
+        self._bases: dict[str, Digest] = {}
 
-    def __call__(self, request: RowRequest, custom_id: str) -> str:
-        digest = self._base.copy()
+    def __call__(self, request: RowRequest, ask: Ask, custom_id: str) -> str:
+        task_type = task_type_of(ask.task)
+        digest = self._base(task_type, ask).copy()
         pieces = [
             request.prompt_token_ids.tobytes(),
             *(ids.tobytes() for ids in request.labels),
             *(text.encode() for text in request.label_texts),
         ]
-        row = [custom_id.encode()] if self._by_row else []
+        row = [custom_id.encode()] if task_type.is_drawn_afresh(ask) else []
         layout: list[int | str] = [request.max_tokens, len(request.labels), *map(len, pieces)]
         if request.adapter is not None:
             layout.append(request.adapter)
@@ -36,3 +40,11 @@ class RequestHasher:
         for piece in pieces + row:
             digest.update(piece)
         return digest.hexdigest()
+
+    def _base(self, task_type: TaskType, ask: Ask) -> "Digest":
+        if ask.text not in self._bases:
+            if len(self._bases) > _KEPT_BASES:
+                self._bases.clear()
+            decisive = [*self._decisive, task_type.name, task_type.decisive(ask)]
+            self._bases[ask.text] = hashlib.blake2b(json.dumps(decisive, sort_keys=True).encode(), digest_size=16)
+        return self._bases[ask.text]

@@ -1,20 +1,22 @@
 """A batch of source rows to requests: rendered, encoded, checked against the context, named."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from engine.request import Request
-from engine.sampling_params import SamplingParams
+from tasks.request.adapters import read_adapters
+from tasks.request.ask import Ask, parse_ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
-from tasks.request.prompt_text import PromptText
+from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.prompts import PromptRenderer
 from tasks.request.request_hash import RequestHasher
+from tasks.request.row_asks import AskReader
 from tasks.request.special_tokens import has_marks
-from tasks.request.task_type import RowReader, RowRequest, TaskType
+from tasks.request.task_type import RowReader, RowRequest
 from tasks.request.task_types import task_type_of
 from tasks.source.row_error import UNKNOWN_TOKEN, RowError
 from tasks.source.source_rows import SourceBatch
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewRequest:
-    """A row's request, and its name."""
+    """A row's request, its name, and what it asks."""
 
     request_hash: str
     asked: RowRequest
+    ask: Ask
 
 
 class RequestBuilder:
@@ -40,56 +43,92 @@ class RequestBuilder:
     """
 
     def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
-        self._task_type = task_type_of(run.job)
         self._vocab_size = run.shape.vocab_size
-        encoder = Encoder(tokenizer, run.max_tokens)
-        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, encoder.special_tokens)
-        labels = LabelEncoder(
-            encoder,
-            self._task_type.label_word,
-            self._task_type.label_error,
-            parses_special=run.job.prompt.parses_special,
-        )
-        self._reader = RowReader(run.job, encoder, labels, run.max_tokens)
+        self._max_tokens = run.max_tokens
+        self._prompt = run.job.prompt
+        self._adapter_column = run.job.model.adapter_column
+        self._encoder = Encoder(tokenizer, run.max_tokens)
+        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, self._encoder.special_tokens)
+        self._readers: dict[str, RowReader] = {}
+        self._asks = AskReader(run.job, run.shape.vocab_size)
         self._hasher = RequestHasher(run)
         self.quoting_rows = 0
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
-        prompts = self._renderer.render(batch)
-        self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in prompts)
-        read = self._task_type.read(self._reader, batch, prompts)
-        return [self._named(one, custom_id) for one, custom_id in zip(read, custom_ids, strict=True)]
+        asks = self._asks.read(batch)
+        adapters = read_adapters(batch, self._adapter_column)
+        rendered = self._renderer.render(batch)
+        self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in rendered)
+        prompts = [
+            adapter if isinstance(adapter, RowError) else prompt
+            for adapter, prompt in zip(adapters, rendered, strict=True)
+        ]
+        built: list[NewRequest | RowError | None] = [one if isinstance(one, RowError) else None for one in asks]
+        for rows in _by_task(asks):
+            good = [ask for row in rows if not isinstance(ask := asks[row], RowError)]
+            read = self._read(batch.choose(rows), [prompts[row] for row in rows], good)
+            for row, one, ask in zip(rows, read, good, strict=True):
+                adapter = adapters[row]
+                if not isinstance(one, RowError) and not isinstance(adapter, RowError):
+                    one = replace(one, adapter=adapter)
+                built[row] = self._named(one, ask, custom_ids[row])
+        return [one for one in built if one is not None]
 
-    def _named(self, read: RowRequest | RowError, custom_id: str) -> NewRequest | RowError:
+    def _read(
+        self, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
+    ) -> list[RowRequest | RowError]:
+        """Rows of one task."""
+        task_type = task_type_of(asks[0].task)
+        if task_type.name not in self._readers:
+            labels = LabelEncoder(
+                self._encoder,
+                task_type.label_word,
+                task_type.label_error,
+                parses_special=self._prompt.parses_special,
+            )
+            self._readers[task_type.name] = RowReader(self._encoder, labels, self._max_tokens)
+        return task_type.read(self._readers[task_type.name], batch, prompts, asks)
+
+    def _named(self, read: RowRequest | RowError, ask: Ask, custom_id: str) -> NewRequest | RowError:
         if isinstance(read, RowError):
             return read
         if not self._is_known(read):
-            said = (
-                f"the prompt or a {self._task_type.label_word} holds a special token that the model has no embedding of"
-            )
+            word = task_type_of(ask.task).label_word
+            said = f"the prompt or a {word} holds a special token that the model has no embedding of"
             return RowError(UNKNOWN_TOKEN, said)
-        return NewRequest(self._hasher(read, custom_id), read)
+        return NewRequest(self._hasher(read, ask, custom_id), read, ask)
 
     def _is_known(self, request: RowRequest) -> bool:
         """Whether the model has an embedding of every token."""
-        if self._reader.encoder.largest_id < self._vocab_size:
+        if self._encoder.largest_id < self._vocab_size:
             return True
         return all((ids < self._vocab_size).all() for ids in (request.prompt_token_ids, *request.labels))
 
 
-def to_requests(batch: pa.RecordBatch, task_type: TaskType, params: SamplingParams) -> Iterator[Request]:
-    """The engine's requests, out of rows of `pending.parquet` or `requests.parquet`; without `adapter`, of none."""
-    has_adapters = "adapter" in batch.schema.names
+def _by_task(asks: Sequence[Ask | RowError]) -> list[list[int]]:
+    """Rows of equal tasks together; those whose ask is an error are of none."""
+    rows: dict[int, list[int]] = {}
+    for row, ask in enumerate(asks):
+        if not isinstance(ask, RowError):
+            rows.setdefault(id(ask.task), []).append(row)
+    return list(rows.values())
+
+
+def to_requests(batch: pa.RecordBatch, read_ask: Callable[[str], Ask] = parse_ask) -> Iterator[tuple[Request, ...]]:
+    """The engine's requests for each row of `pending.parquet` or `requests.parquet`; `read_ask` is of its `ask`."""
+    texts = batch.column("ask").dictionary_encode()
+    asks = [read_ask(text) for text in texts.dictionary.to_pylist()]
     columns = (
         batch.column("request_hash").to_pylist(),
         from_list_array(batch.column("prompt_token_ids")),
-        from_lists_array(batch.column("labels")),
         batch.column("max_tokens").to_pylist(),
-        batch.column("adapter").to_pylist() if has_adapters else [None] * batch.num_rows,
+        from_lists_array(batch.column("labels")),
+        batch.column("label_texts").to_pylist(),
+        batch.column("adapter").to_pylist(),
+        texts.indices.to_pylist(),
     )
-    by_room: dict[int, SamplingParams] = {}
-    for name, prompt, labels, room, adapter in zip(*columns, strict=True):
-        if room not in by_room:
-            by_room[room] = replace(params, max_tokens=room, min_tokens=min(params.min_tokens, room))
-        request = task_type.request(name, prompt, labels, by_room[room])
-        yield request if adapter is None else replace(request, adapter=adapter)
+    for name, prompt, room, labels, label_texts, adapter, number in zip(*columns, strict=True):
+        ask = asks[number]
+        asked = RowRequest(prompt, room, labels, tuple(label_texts), adapter)
+        requests = task_type_of(ask.task).requests(name, asked, ask)
+        yield requests if adapter is None else tuple(replace(one, adapter=adapter) for one in requests)

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.request import Request, RequestOutput, TokenIds
-from engine.sampling_params import SamplingParams
-from tasks.job.job import ScoringJob
-from tasks.job.task import Task
+from tasks.request.ask import Ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelIds
 from tasks.request.prompt_text import RenderedPrompt
@@ -21,9 +19,8 @@ from tasks.source.source_rows import SourceBatch
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """What the rows of a run are read with. `max_tokens` are those of a prompt with its answer, at most."""
+    """What the rows of a type are read with. `max_tokens` are those of a prompt with its answer, at most."""
 
-    job: ScoringJob
     encoder: Encoder
     label_encoder: LabelEncoder
     max_tokens: int
@@ -76,39 +73,48 @@ class TaskType(ABC):
     label_word: ClassVar[str] = "label"
     label_error: ClassVar[str] = BAD_LABELS
 
-    def columns(self, task: Task) -> dict[str, str]:
-        """The source's columns that are read beside the prompt's, by the job's key that names each."""
-        del task
-        return {}
-
     @abstractmethod
     def read(
-        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt]
+        self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
-        """A request, or an error, for each row of the batch."""
+        """A request, or an error, for each row of the batch, in which there is at least one. `asks` are all of one
+        task, and may differ in their sampling.
+        """
 
-    def decisive(self, job: ScoringJob) -> object:
+    def decisive(self, ask: Ask) -> object:
         """What decides a request's answer beside the model and what `read` gives, as JSON has it. Never changes."""
-        del job
+        del ask
         return None
 
-    def is_drawn_afresh(self, job: ScoringJob) -> bool:
+    def is_drawn_afresh(self, ask: Ask) -> bool:
         """Whether equal rows may get different answers, so that they are never one request."""
-        del job
+        del ask
         return False
 
     @abstractmethod
-    def request(self, request_id: str, prompt: TokenIds, labels: LabelIds, params: SamplingParams) -> Request:
-        """The engine's request. `params` are the job's, with the `max_tokens` that `read` gave."""
+    def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
+        """What the engine is asked for the row, in one request or several: `asked` is what `read` gave.
+
+        The first is the row's place in the plan, and its id `request_id`; others have ids of `nth_id`, and share that
+        prompt where theirs is equal. The adapter is not theirs to set.
+        """
 
     @abstractmethod
-    def result(self, label_texts: Sequence[str], output: RequestOutput) -> dict[str, Any]:
-        """The columns of a result part that are this type's own. `output` is no error."""
+    def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        """The columns of a result part that are this type's own; what it gives of the others wins over what is usual.
 
-    def params_to_compare(self, params: SamplingParams) -> SamplingParams:
-        """The sampling under which two precisions' answers can be compared."""
-        return params
+        `outputs` are of `requests`, in that order, and none is an error.
+        """
+
+    def ask_to_compare(self, ask: Ask) -> Ask:
+        """The ask under which two precisions' answers can be compared."""
+        return ask
 
     @abstractmethod
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Holds outputs of the second precision to those of the first, request by request. None is an error."""
+
+
+def nth_id(request_id: str, number: int) -> str:
+    """The id of a row's request by its number, from 0: the first has the row's own."""
+    return f"{request_id}.{number}" if number else request_id

@@ -1,10 +1,16 @@
 """The task types that there are."""
 
-from tasks.job.job import ScoringJob
+from collections.abc import Sequence
+from typing import Any
+
+from engine.request import RequestOutput
+from tasks.job.task import Task
+from tasks.request.ask import parse_ask
 from tasks.request.choice import Choice
 from tasks.request.generate import Generate
 from tasks.request.loglikelihood import Loglikelihood
 from tasks.request.task_type import TaskType
+from tasks.storage.parts import StoredRequest
 
 TASK_TYPES: dict[str, TaskType] = {
     one.name: one
@@ -16,5 +22,11 @@ TASK_TYPES: dict[str, TaskType] = {
 }
 
 
-def task_type_of(job: ScoringJob) -> TaskType:
-    return TASK_TYPES[job.task.type]
+def task_type_of(task: Task) -> TaskType:
+    return TASK_TYPES[task.type]
+
+
+def answer_of(asked: StoredRequest, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """The columns of a result that are its type's own; no output is an error."""
+    ask = parse_ask(asked.ask)
+    return task_type_of(ask.task).result(ask, asked.label_texts, outputs)

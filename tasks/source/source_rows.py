@@ -47,6 +47,10 @@ class SourceBatch:
         """Rows of the batch, counted from its own first."""
         return SourceBatch(self.first_row + first, self.data.slice(first, rows))
 
+    def choose(self, rows: Sequence[int]) -> "SourceBatch":
+        """These rows of the batch, counted from its own first and rising; a row's number in the source is lost."""
+        return self if len(rows) == self.num_rows else SourceBatch(self.first_row, self.data.take(pa.array(rows)))
+
     def _id(self, column: str, row: int, value: CellOrError) -> str:
         if value is None:
             raise UserError(f"source.id: column {column!r} is NULL in row {row}; every row needs an id")

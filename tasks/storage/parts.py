@@ -15,6 +15,7 @@ PART_SCHEMA = pa.schema(
     [
         ("request_hash", pa.string()),
         ("status", pa.string()),
+        ("task", pa.string()),
         ("generated_text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
@@ -39,15 +40,21 @@ PART_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StoredRequest:
-    """What a result must say besides its output. `label_texts` are in the order of the request's labels."""
+    """What a result must say besides its outputs: `task` is its type's name, `ask` all that it asks, as JSON.
+
+    `label_texts` are in the order of the request's labels; `prompt_tokens` are the row's own.
+    """
 
     request_hash: str
+    task: str
+    ask: str
     label_texts: tuple[str, ...]
+    prompt_tokens: int
     attempts: int
 
 
-# A task type's own columns of a result, out of its labels' texts and its output.
-Answer = Callable[[Sequence[str], RequestOutput], dict[str, Any]]
+# A task type's own columns of a result, out of what was asked and its outputs, none of which is an error.
+Answer = Callable[[StoredRequest, Sequence[RequestOutput]], dict[str, Any]]
 
 
 def newest_results(files: Sequence[str]) -> str:
@@ -58,27 +65,35 @@ def newest_results(files: Sequence[str]) -> str:
 
 
 def to_part(
-    asked: Sequence[StoredRequest], outputs: Sequence[RequestOutput], answer: Answer, run_id: str, shard_id: str
+    asked: Sequence[StoredRequest],
+    outputs: Sequence[Sequence[RequestOutput]],
+    answer: Answer,
+    run_id: str,
+    shard_id: str,
 ) -> pa.Table:
-    """One row for each request, in the order asked."""
-    rows = [_row(one, output, answer, run_id, shard_id) for one, output in zip(asked, outputs, strict=True)]
+    """One row for each that was asked, in that order; `outputs` are those of its requests."""
+    own = {"run_id": run_id, "shard_id": shard_id}
+    rows = [_row(one, row, answer) | own for one, row in zip(asked, outputs, strict=True)]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
 
-def _row(asked: StoredRequest, output: RequestOutput, answer: Answer, run_id: str, shard_id: str) -> dict[str, Any]:
-    assert output.request_id == asked.request_hash, (output.request_id, asked.request_hash)
-    failed = output.finish_reason == "error"
+def _row(asked: StoredRequest, outputs: Sequence[RequestOutput], answer: Answer) -> dict[str, Any]:
+    first = outputs[0]
+    assert first.request_id == asked.request_hash, (first.request_id, asked.request_hash)
+    failed = next((output for output in outputs if output.finish_reason == "error"), None)
+    computed = sum(output.prompt_tokens - output.num_cached_tokens for output in outputs)
     row: dict[str, Any] = {
         "request_hash": asked.request_hash,
-        "status": "error" if failed else "ok",
-        "finish_reason": output.finish_reason,
-        "prompt_tokens": output.prompt_tokens,
-        "completion_tokens": len(output.token_ids),
-        "cached_tokens": output.num_cached_tokens,
+        "status": "ok",
+        "task": asked.task,
+        "finish_reason": first.finish_reason,
+        "prompt_tokens": asked.prompt_tokens,
+        "completion_tokens": sum(len(output.token_ids) for output in outputs),
+        # A row that is computed in pieces may compute more than it has.
+        "cached_tokens": max(asked.prompt_tokens - computed, 0),
         "attempts": asked.attempts,
-        "run_id": run_id,
-        "shard_id": shard_id,
     }
-    if failed:
-        return row | {"error_type": output.error_type or "ERROR", "error_message": output.error_message}
-    return row | answer(asked.label_texts, output)
+    if failed is None:
+        return row | answer(asked, outputs)
+    said = {"error_type": failed.error_type or "ERROR", "error_message": failed.error_message}
+    return row | {"status": "error", "finish_reason": "error", "completion_tokens": 0, "cached_tokens": 0} | said

@@ -96,9 +96,9 @@ def make_run(
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
-    for key, token_id in job.sampling.token_ids:
-        if not 0 <= token_id < shape.vocab_size:
-            raise UserError(f"sampling.{key}: {token_id} is no token of this model (0 to {shape.vocab_size - 1})")
+    unknown = job.sampling.unknown_token(shape.vocab_size)
+    if unknown is not None:
+        raise UserError(f"sampling.{unknown}")
     return run
 
 

@@ -5,15 +5,24 @@ from typing import Any
 
 import pytest
 
-from flows.report import RunReport
-from tasks.publish import Published
+from flows.report import Outcomes, RunReport
+from tasks.publish import Answers, Published
 from tasks.request.task_type import Shown
 
-SHOWN = Shown("label_counts", ("label", "rows"))
+LABELS = Answers("choice", Shown("label_counts", ("label", "rows")), ((" yes", 1200),))
+TEXTS = Answers("generate", Shown("sample_texts", ("row", "text"), quote=True), (("0", "a text"),))
 
 
-def report(rows: int, results: int, errors: int, **more: Any) -> RunReport:
-    published = Published(rows, results, errors, rows - results - errors, SHOWN, (), (), 0, 0, 0, 0.0, 0.0, Path("x"))
+def report(
+    rows: int,
+    results: int,
+    errors: int,
+    answers: tuple[Answers, ...] = (LABELS,),
+    kinds: tuple[tuple[str, int], ...] = (),
+    **more: Any,
+) -> RunReport:
+    missing = rows - results - errors
+    published = Published(rows, results, errors, missing, answers, kinds, 0, 0, 0, 0.0, 0.0, Path("x"))
     given = {"scored_rows": 0, "rejected": 0, "seconds": 1.0} | more
     return RunReport(job="j", run_id="r", folder=Path("x"), published=published, shards=0, **given)
 
@@ -35,3 +44,19 @@ def test_why_nothing_was_scored(counts: tuple[int, int, int], rejected: int, why
 def test_a_slow_row_is_no_zero() -> None:
     facts = dict(report(1, 1, 0, scored_rows=1, seconds=60.0).facts())
     assert facts["scored now"] == "1 rows in 60.0 s: under 0.1 rows/s"
+
+
+def test_answers_of_one_type_stand_above_the_errors() -> None:
+    found = report(3, 2, 1, kinds=(("BAD_TASK", 1),)).outcomes()
+    assert found == [Outcomes(("label", "rows"), [(" yes", "1,200"), ("error BAD_TASK", "1")])]
+
+
+def test_each_type_has_a_table_of_its_own() -> None:
+    mixed = report(3, 2, 1, answers=(LABELS, TEXTS), kinds=(("BAD_TASK", 1),))
+    assert mixed.outcomes() == [
+        Outcomes(("choice: label", "rows"), [(" yes", "1,200")]),
+        Outcomes(("generate: row", "text"), [("0", "a text")]),
+        Outcomes(("error", "rows"), [("error BAD_TASK", "1")]),
+    ]
+    assert "a text" not in mixed.markdown()
+    assert "| error BAD_TASK | 1 |" in mixed.markdown()

@@ -71,7 +71,7 @@ def test_every_row_ends_once_and_a_second_run_scores_nothing(small_job: dict[str
         first = run(small_job)
     assert (first.published.rows, first.published.results, first.published.errors) == (21, 20, 1)
     assert first.scored_rows == 20
-    assert sum(int(rows) for _, rows in first.published.answers) == 20
+    assert sum(int(rows) for _, rows in first.published.answers[0].rows) == 20
     assert first.published.error_types == (("EMPTY_PROMPT", 1),)
     assert [p.stage for p in seen][:3] == ["reading rows", "finding equal requests", "planning"]
     assert max(p.rows_done for p in seen) == 21
@@ -92,10 +92,10 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
     small_job["sampling"] = {"max_tokens": 3, "ignore_eos": True}
     report = run(small_job)
     assert report.published.results == 20
-    assert report.published.answers
+    assert report.published.answers[0].rows
     [counts] = answer(small_job, "select min(completion_tokens) as low, max(completion_tokens) as high from results")
     assert counts == {"low": 3, "high": 3}
-    for _, text in report.published.answers:
+    for _, text in report.published.answers[0].rows:
         assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
 
 

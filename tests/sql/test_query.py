@@ -35,7 +35,7 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
     views = ask(finished.output_folder, "show tables")
     assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
     columns = (
-        "custom_id status generated_text finish_reason prompt_tokens completion_tokens cached_tokens "
+        "custom_id status task generated_text finish_reason prompt_tokens completion_tokens cached_tokens "
         "cumulative_logprob logprobs label label_probs label_logprobs logprob is_greedy error_type error_message "
         "attempts run_id request_hash topic"
     )

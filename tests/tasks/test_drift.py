@@ -33,7 +33,7 @@ def failed(name: str) -> RequestOutput:
 def test_labels_agree_where_the_best_is_the_same() -> None:
     before = [labelled("a", -1.0, -2.0), labelled("b", -1.0, -1.5), labelled("c", -3.0, -4.0)]
     after = [failed("c"), labelled("b", -2.0, -1.5), labelled("a", -1.0, -2.5)]
-    drift = compare(CHOICE, "float32", "int8", before, after)
+    drift = compare(dict.fromkeys("abc", CHOICE), "float32", "int8", before, after)
     assert (drift.requests, drift.failed, drift.same) == (2, 1, {"label agreement": 0.5})
     assert (drift.mean_difference, drift.max_difference) == pytest.approx((1.5 / 4, 1.0))
     facts = dict(drift_facts(drift))
@@ -45,14 +45,14 @@ def test_labels_agree_where_the_best_is_the_same() -> None:
 def test_tokens_are_compared_up_to_the_first_difference() -> None:
     before = [text("a", (1, -0.5), (2, -0.5), (3, -9.0)), text("b", (7, -1.0))]
     after = [text("a", (1, -0.25), (2, -0.5), (4, -1.0)), text("b", (7, -1.0))]
-    drift = compare(GENERATE, "float32", "bfloat16", before, after)
+    drift = compare(dict.fromkeys("ab", GENERATE), "float32", "bfloat16", before, after)
     assert drift.same == {"rows with the same tokens": 0.5, "tokens before a difference": 0.75}
     assert (drift.mean_difference, drift.max_difference) == pytest.approx((0.25 / 3, 0.25))
 
 
 def test_nothing_in_both_precisions_is_an_error() -> None:
     with pytest.raises(UserError, match="none of the sample"):
-        compare(CHOICE, "float32", "int8", [failed("a")], [labelled("a", -1.0)])
+        compare({"a": CHOICE}, "float32", "int8", [failed("a")], [labelled("a", -1.0)])
 
 
 @pytest.fixture

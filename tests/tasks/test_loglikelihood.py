@@ -91,7 +91,7 @@ def test_values_are_those_of_a_plain_forward(tiny_model: Path, tmp_path: Path) -
         assert row["label"] is row["generated_text"] is None
     assert got[-1]["is_greedy"]
     greedy_rows = sum(row["is_greedy"] for row in got)
-    assert dict(published.answers) == {"greedy": greedy_rows, "not greedy": len(got) - greedy_rows}
+    assert dict(published.answers[0].rows) == {"greedy": greedy_rows, "not greedy": len(got) - greedy_rows}
     # White space moves to the continuation, so two of the contexts are one, and each is computed once.
     contexts = {context.rstrip() for context, _ in given}
     ids = sorted(plain.tokenizer(context)["input_ids"] for context in contexts)

@@ -23,7 +23,8 @@ def write_pending(folder: Path, prompts: list[list[int]]) -> Path:
     tokens = to_list_array([np.array(prompt, dtype=np.int32) for prompt in prompts])
     path = folder / "pending.parquet"
     names = pa.array([f"{index:03}" for index in range(len(prompts))])
-    pq.write_table(pa.table({"request_hash": names, "prompt_token_ids": tokens}), path)
+    adapters = pa.nulls(len(prompts), pa.string())
+    pq.write_table(pa.table({"request_hash": names, "prompt_token_ids": tokens, "adapter": adapters}), path)
     return path
 
 

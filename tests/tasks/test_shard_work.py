@@ -1,26 +1,18 @@
-"""A stored plan's shards as an engine gets them: with each request's adapter, and without the column as before it."""
+"""A stored plan's shards as an engine gets them: with each request's adapter and what its row asks."""
 
-import pyarrow as pa
-import pytest
+import json
 
 from engine.plan import ShardWork
-from tasks import plan as plan_step
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.plan import StoredPlan, make_run_plan
-from tasks.sections import read_sections
 from tasks.shard_work import read_shard, to_work
 from tasks.storage.run import Run, open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 
 TEXTS = [f"shared instruction {'ab'[i % 2] * 20} {i}" for i in range(12)]
-ADAPTERS = [[None, "x", "y"][i % 3] for i in range(12)]
-
-
-def with_adapters(section: pa.Table) -> pa.Table:
-    """The rows as a job with a column of adapters would leave them."""
-    return section.append_column("adapter", pa.array(ADAPTERS, pa.string()))
+ADAPTERS = [["", "x", "y"][i % 3] for i in range(12)]
 
 
 def works_of(run: Run, planned: StoredPlan) -> list[ShardWork]:
@@ -31,16 +23,17 @@ def works_of(run: Run, planned: StoredPlan) -> list[ShardWork]:
     ]
 
 
-def test_a_stored_plan_keeps_adapters(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_step, "read_sections", lambda path: map(with_adapters, read_sections(path)))
-    job = job_of([{"text": text} for text in TEXTS], shard_seconds=1e-4)
+def test_a_stored_plan_keeps_adapters(job_of: JobMaker) -> None:
+    rows = [{"text": text, "weights": adapter} for text, adapter in zip(TEXTS, ADAPTERS, strict=True)]
+    job = job_of(rows, shard_seconds=1e-4)
+    job = job_of(rows, shard_seconds=1e-4, model=job.model.model_dump() | {"adapter_column": "weights"})
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
         works = works_of(run, planned)
     assert len(works) > 2
     requests = [request for work in works for request in work.requests]
     adapter_of = {bytes(request.prompt_token_ids.tolist()).decode(): request.adapter for request in requests}
-    assert adapter_of == dict(zip(TEXTS, ADAPTERS, strict=True))
+    assert adapter_of == {text: adapter or None for text, adapter in zip(TEXTS, ADAPTERS, strict=True)}
     assert [request.adapter for request in requests] == [None] * 4 + ["x"] * 4 + ["y"] * 4
     for work in works:
         nodes = {node.node_id: node for node in work.nodes}
@@ -50,15 +43,19 @@ def test_a_stored_plan_keeps_adapters(job_of: JobMaker, monkeypatch: pytest.Monk
                 node_id = nodes[node_id].parent
 
 
-def test_a_plan_stored_without_the_column_is_of_no_adapter(job_of: JobMaker) -> None:
-    job = job_of([{"text": text} for text in TEXTS])
+def test_a_stored_plan_keeps_what_each_row_asks(job_of: JobMaker) -> None:
+    """By prompt: the type, as the request's labels or none, and the row's own sampling over the job's."""
+    rows = [
+        {"text": "plain", "ask": None, "how": None},
+        {"text": "drawn", "ask": "generate", "how": json.dumps({"temperature": 0.5, "seed": 7})},
+        {"text": "chosen", "ask": json.dumps({"type": "choice", "labels": [" a", " b", " c"]}), "how": None},
+    ]
+    job = job_of(rows, task={"type": "generate", "column": "ask"}, sampling={"max_tokens": 9, "column": "how"})
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
-        [shard] = planned.shards
-        rows = read_shard(run, planned.plan_id, shard)
-        assert rows.column("adapter").null_count == len(TEXTS)
-        before = rows.drop_columns(["adapter"])
-        work = to_work(run, planned.plan_id, planned.layout_id, shard, before)
-    assert [request.adapter for request in work.requests] == [None] * len(TEXTS)
-    assert {node.adapter for node in work.nodes} == {None}
-    assert work.nodes == to_work(run, planned.plan_id, planned.layout_id, shard, rows).nodes
+        [work] = works_of(run, planned)
+    asked = {bytes(request.prompt_token_ids.tolist()).decode(): request for request in work.requests}
+    assert {text: len(request.labels or ()) for text, request in asked.items()} == {"plain": 0, "drawn": 0, "chosen": 3}
+    params = asked["drawn"].params
+    assert (params.temperature, params.seed, params.max_tokens) == (0.5, 7, 9)
+    assert (asked["plain"].params.temperature, asked["plain"].params.max_tokens) == (0.0, 9)

@@ -69,8 +69,8 @@ def test_generated_rows(job_of: JobMaker) -> None:
     job = job_of(rows("one", "two"), task=GENERATE, sampling={"max_tokens": 3})
     _, published = run_steps(job)
     assert [(row["finish_reason"], row["completion_tokens"]) for row in table(job)] == [("length", 3)] * 2
-    assert [name for name, _ in published.answers] == ["0", "1"]
-    assert published.shown.quote
+    assert [name for name, _ in published.answers[0].rows] == ["0", "1"]
+    assert published.answers[0].shown.quote
 
 
 def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeWorkers) -> None:

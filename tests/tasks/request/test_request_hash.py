@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tasks.request.ask import Ask
 from tasks.request.request_hash import RequestHasher
 from tasks.request.requests import NewRequest, RequestBuilder
 from tasks.request.task_type import RowRequest
@@ -57,6 +58,7 @@ def test_an_adapter_is_a_part_of_the_name(job_of: JobMaker) -> None:
     ids = np.frombuffer(b"one", dtype=np.uint8).astype(np.int32)
     labels = tuple(np.frombuffer(label, dtype=np.uint8).astype(np.int32) for label in (b" yes", b" no"))
     plain = RowRequest(ids, labels=labels, label_texts=(" yes", " no"))
-    names = [hasher(replace(plain, adapter=adapter), "0") for adapter in (None, "x", "y", "")]
+    ask = Ask(job.task, job.sampling)
+    names = [hasher(replace(plain, adapter=adapter), ask, "0") for adapter in (None, "x", "y", "")]
     assert names[0] == "e416aab09fbcd0cc11ef945fe6003837"
     assert len(set(names)) == 4
