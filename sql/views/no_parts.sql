@@ -16,6 +16,7 @@ SELECT
     NULL::MAP(VARCHAR, DOUBLE) AS label_logprobs,
     NULL::DOUBLE AS logprob,
     NULL::BOOLEAN AS is_greedy,
+    NULL::FLOAT[] AS embedding,
     NULL::VARCHAR AS error_type,
     NULL::VARCHAR AS error_message,
     NULL::INTEGER AS attempts,

@@ -2,9 +2,9 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,7 +22,8 @@ from tasks.sections import SECTION_ROWS
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
 from tasks.storage.output_folder import OutputFolder
-from tasks.storage.run import Run, make_run
+from tasks.storage.run import make_run
+from tasks.workers import Computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,20 @@ class Answerer:
             raise
         self._cost = plan_cost(run.model, run.shape, run.config, run.device)
 
+    @property
+    def computed(self) -> Computed:
+        return self._workers.totals()
+
     def close(self) -> None:
         self._workers.close()
 
     def read(self, function: Function, rows: Sequence[tuple[Any, ...]]) -> list[Call | Answer]:
         """What to compute for each row's arguments; an answer where there is nothing to compute."""
         names = list(function.parameters)
-        columns = [pa.array(values, function.parameters[name]) for name, values in zip(names, zip(*rows), strict=True)]
+        columns = [
+            pa.array(values, function.parameters[name])
+            for name, values in zip(names, zip(*rows, strict=True), strict=True)
+        ]
         batch = SourceBatch(0, pa.record_batch(columns, names))
         with self._building:
             built = self._builders[function].build(batch, batch.custom_ids(None))

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from engine.errors import UserError
 from engine.model.checkpoint import lacks_chat_template, resolve_model
@@ -25,6 +26,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.storage.duck import BATCH_ROWS
 from tasks.storage.statements import first_line, identifier, single_select, statement
+from tasks.workers import Computed
 
 # A function's value may be another's argument, or decide which rows another sees: each such depth is a run more.
 MOST_RUNS = 32
@@ -132,6 +134,11 @@ class SqlFunctions:
             "table first"
         )
 
+    @property
+    def computed(self) -> Computed:
+        """All that the engine has computed so far."""
+        return self._answerer.computed
+
     @contextmanager
     def _running(self) -> Iterator[_Calls]:
         """Functions that the connection calls meanwhile compute nothing, and are of the calls given."""
@@ -168,7 +175,12 @@ class SqlFunctions:
             returned = f"STRUCT(value {SQL_TYPES[function.returns]}, error VARCHAR)"
             made = self._implementation(function)
             self._connection.create_function(
-                name, made, [*arguments, "VARCHAR"], returned, type="arrow", null_handling="special"
+                name,
+                made,
+                [*arguments, "VARCHAR"],
+                returned,
+                type=PythonUDFType.ARROW,
+                null_handling=FunctionNullHandling.SPECIAL,
             )
             self._functions.append(name)
             for path in function.statements:

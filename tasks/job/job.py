@@ -29,6 +29,7 @@ RESULT_COLUMNS = (
     "label_logprobs",
     "logprob",
     "is_greedy",
+    "embedding",
     "error_type",
     "error_message",
     "attempts",

@@ -6,23 +6,29 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from engine.pooling_params import Pooling
 from tasks.job.job_part import Name, Part, exactly_one
 
 
 @dataclass(frozen=True, slots=True)
 class TaskKeys:
-    """What a job may say beside a task's type: exactly one of `keys`, and `sampling` where the type `samples`.
+    """What a job may say beside a task's type: exactly one of `keys`, any of `options`, and `sampling` where the type
+    `samples`.
 
-    `belong` begins the line that refuses `keys` under another type.
+    `belong` begins the line that refuses `keys` and `options` under another type.
     """
 
     keys: tuple[str, ...] = ()
     belong: str = ""
+    options: tuple[str, ...] = ()
     samples: bool = False
 
 
 TASK_KEYS = {
     "choice": TaskKeys(("labels", "labels_column"), "labels belong"),
+    "embed": TaskKeys(
+        belong="pooling, normalize and dimensions belong", options=("pooling", "normalize", "dimensions")
+    ),
     "generate": TaskKeys(samples=True),
     "loglikelihood": TaskKeys(("continuation_column",), "continuation_column belongs"),
 }
@@ -41,11 +47,13 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 class Task(Part):
-    """`choice` scores labels as continuations of the prompt, `loglikelihood` a given text; `generate` writes one."""
+    """`choice` scores labels as continuations of the prompt, `loglikelihood` a given text; `generate` writes one;
+    `embed` makes a vector of the prompt.
+    """
 
-    type: Literal["choice", "generate", "loglikelihood"] = Field(
-        description="`choice`: which label is the likeliest continuation; `generate`: a text; "
-        "`loglikelihood`: how likely a given text is."
+    type: Literal["choice", "embed", "generate", "loglikelihood"] = Field(
+        description="`choice`: which label is the likeliest continuation; `embed`: the prompt as a vector; "
+        "`generate`: a text; `loglikelihood`: how likely a given text is."
     )
     labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
         default=None, description="`choice`: the labels of all rows, white space included."
@@ -55,6 +63,15 @@ class Task(Part):
     )
     continuation_column: Name | None = Field(
         default=None, description="`loglikelihood`: a column with the text to score behind the prompt, its context."
+    )
+    pooling: Pooling | None = Field(
+        default=None,
+        description="`embed`: the last token's hidden state (`last`, the default), the `mean` of all, or a mean "
+        "`weighted` by position.",
+    )
+    normalize: bool | None = Field(default=None, description="`embed`: vectors of length 1, which is the default.")
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="`embed`: the first dimensions of a vector, so many; all where it is not said."
     )
     column: Name | None = Field(
         default=None,
@@ -69,7 +86,8 @@ class Task(Part):
             there = [key for key in own.keys if given.get(key) is not None]
             if len(there) > 1 or (name == chosen and own.keys and not is_mixed):
                 yield from exactly_one(given, own.keys)
-            elif name != chosen and there and not is_mixed:
+            options = [key for key in own.options if given.get(key) is not None]
+            if name != chosen and (there or options) and not is_mixed:
                 yield f"{own.belong} to type: {name}"
         labels = given.get("labels")
         if chosen == "choice" and isinstance(labels, list | tuple) and len(labels) == 1:
@@ -89,7 +107,14 @@ class Task(Part):
         kind = row.get("type", self.type)
         own = keys_of(kind)
         kept = set() if own is None or any(key in row for key in own.keys) else set(own.keys)
+        kept |= set(own.options) if own is not None else set()
         return Task.model_validate({**self.model_dump(include=kept, exclude_none=True), "type": kind, **row})
+
+    def too_many_dimensions(self, hidden_size: int) -> str | None:
+        """What is wrong with `dimensions` for a model whose hidden states have so many."""
+        if self.dimensions is None or self.dimensions <= hidden_size:
+            return None
+        return f"dimensions: {self.dimensions} are more than the {hidden_size} of this model's hidden states"
 
 
 def keys_of(task_type: object) -> TaskKeys | None:

@@ -11,7 +11,7 @@ from engine.pooling_params import PoolingParams
 from engine.request import Request, RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import Ask
-from tasks.request.prompts import RenderedPrompt
+from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
@@ -46,8 +46,7 @@ class Embed(TaskType):
 
 
 def pooling_of(task: Task) -> PoolingParams:
-    given = {"pooling": task.pooling, "normalize": task.normalize, "dimensions": task.dimensions}
-    return PoolingParams(**{name: value for name, value in given.items() if value is not None})
+    return PoolingParams(task.pooling or "last", normalize=task.normalize is not False, dimensions=task.dimensions)
 
 
 def _cosine(before: RequestOutput, after: RequestOutput) -> float:

@@ -50,7 +50,7 @@ class RequestBuilder:
         self._encoder = Encoder(tokenizer, run.max_tokens)
         self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, self._encoder.special_tokens)
         self._readers: dict[str, RowReader] = {}
-        self._asks = AskReader(run.job, run.shape.vocab_size)
+        self._asks = AskReader(run.job, run.shape.vocab_size, run.shape.hidden_size)
         self._hasher = RequestHasher(run)
         self.quoting_rows = 0
 

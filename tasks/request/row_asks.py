@@ -22,11 +22,13 @@ Keys = Mapping[str, Any]
 class AskReader:
     """Equal cells give one `Ask`, and asks of equal task cells one `Task`, so that each is checked and stored once."""
 
-    def __init__(self, job: ScoringJob, vocab_size: int) -> None:
+    def __init__(self, job: ScoringJob, vocab_size: int, hidden_size: int) -> None:
+        """The sizes are the model's: a row may name a token, or dimensions, that it does not have."""
         self._columns = (job.task.column, job.sampling.column)
         self._task = job.task.model_copy(update={"column": None})
         self._sampling = job.sampling.model_copy(update={"column": None})
         self._vocab_size = vocab_size
+        self._hidden_size = hidden_size
         self._tasks: dict[str, Task | RowError] = {}
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
@@ -47,10 +49,14 @@ class AskReader:
                 return cell
         key = (_key(task_cell), _key(sampling_cell))
         if key not in self._asks:
-            task = self._tasks.get(key[0]) or parse_task(task_cell, self._task)
+            task = self._tasks.get(key[0]) or self._sized(parse_task(task_cell, self._task))
             self._tasks[key[0]] = task
             self._asks[key] = task if isinstance(task, RowError) else self._sampled(task, sampling_cell)
         return self._asks[key]
+
+    def _sized(self, task: Task | RowError) -> Task | RowError:
+        too_many = None if isinstance(task, RowError) else task.too_many_dimensions(self._hidden_size)
+        return task if too_many is None else RowError(BAD_TASK, f"task.{too_many}")
 
     def _sampled(self, task: Task, cell: CellOrError) -> Ask | RowError:
         samples = TASK_KEYS[task.type].samples

@@ -7,6 +7,7 @@ from engine.request import RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import parse_ask
 from tasks.request.choice import Choice
+from tasks.request.embed import Embed
 from tasks.request.generate import Generate
 from tasks.request.loglikelihood import Loglikelihood
 from tasks.request.task_type import TaskType
@@ -16,6 +17,7 @@ TASK_TYPES: dict[str, TaskType] = {
     one.name: one
     for one in (
         Choice(),
+        Embed(),
         Generate(),
         Loglikelihood(),
     )

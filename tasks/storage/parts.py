@@ -29,6 +29,7 @@ PART_SCHEMA = pa.schema(
         ("label_logprobs", LABEL_MAP),
         ("logprob", pa.float64()),
         ("is_greedy", pa.bool_()),
+        ("embedding", pa.list_(pa.float32())),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
         ("attempts", pa.int32()),

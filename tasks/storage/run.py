@@ -96,6 +96,9 @@ def make_run(
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
+    too_many = job.task.too_many_dimensions(shape.hidden_size)
+    if too_many is not None:
+        raise UserError(f"task.{too_many}")
     unknown = job.sampling.unknown_token(shape.vocab_size)
     if unknown is not None:
         raise UserError(f"sampling.{unknown}")

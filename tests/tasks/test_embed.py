@@ -51,7 +51,10 @@ def job_on(folder: Path, model: Path, name: str = "out", **task: Any) -> Scoring
 @torch.inference_mode()
 def expected(model: Path, pooling: str, *, normalize: bool, dimensions: int | None) -> list[torch.Tensor]:
     """As sentence-transformers' Pooling, truncation and Normalize would, of a padded batch."""
-    body, tokenizer = AutoModel.from_pretrained(model, dtype=torch.float32).eval(), load_tokenizer(resolve_model(str(model)))
+    body, tokenizer = (
+        AutoModel.from_pretrained(model, dtype=torch.float32).eval(),
+        load_tokenizer(resolve_model(str(model))),
+    )
     found = []
     for text in TEXTS:
         hidden = body(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
@@ -73,12 +76,15 @@ def test_vectors_are_those_of_transformers(
     job = job_on(tmp_path, tiny_model, **given)
     planned, published = run_steps(job)
     wanted = expected(tiny_model, pooling, normalize=normalize, dimensions=dimensions)
-    got = ask(job.output_folder, "select task, embedding, finish_reason, completion_tokens from results order by custom_id")
+    got = ask(
+        job.output_folder, "select task, embedding, finish_reason, completion_tokens from results order by custom_id"
+    )
     assert len(got) == len(TEXTS)
     for row, vector in zip(got, wanted, strict=True):
         assert (row["task"], row["finish_reason"], row["completion_tokens"]) == ("embed", "scored", 0)
         assert np.abs(np.array(row["embedding"]) - vector.numpy()).max() < 1e-4
-    assert published.answers == ((str(dimensions or 64), len(TEXTS)),)
+    [answers] = published.answers
+    assert (answers.task, answers.rows) == ("embed", ((str(dimensions or 64), len(TEXTS)),))
     [savings] = ask(job.output_folder, "select computed_prompt_tokens, prompt_tokens from prefix_savings")
     assert savings["computed_prompt_tokens"] == planned.summary.ideal_tokens < savings["prompt_tokens"]
 

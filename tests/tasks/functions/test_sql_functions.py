@@ -1,7 +1,7 @@
 """SQL functions over the tiny model: values are those of the jobs that they are, whatever DuckDB makes of a query."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
+from engine.model.checkpoint import resolve_model
+from engine.model.tokenizer import load_tokenizer
+from tasks.functions.answers import Answer, Answerer, Call
 from tasks.functions.functions import FUNCTIONS, Function
 from tasks.functions.sql_functions import SqlFunctions, sql_functions
 from tests.tasks.steps import ask, make_job, run_steps
@@ -21,14 +24,14 @@ TEXTS = [f"the parcel came {word}" for word in ("late", "on time", "broken", "la
 LABELS = ["complaint", "praise", "question"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def connection() -> Iterator[duckdb.DuckDBPyConnection]:
     with duckdb.connect() as made:
         made.execute("create table mail as select unnest($1) as text, unnest(range($2)) as id", [TEXTS, len(TEXTS)])
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ai(connection: duckdb.DuckDBPyConnection, tiny_model: Path) -> Iterator[SqlFunctions]:
     with sql_functions(connection, str(tiny_model), ENGINE) as functions:
         yield functions
@@ -87,7 +90,7 @@ def test_values_are_those_of_the_jobs(
 
 
 def test_one_table_of_all_calls_computes_each_prefix_once(
-    ai: SqlFunctions, connection: duckdb.DuckDBPyConnection
+    ai: SqlFunctions, connection: duckdb.DuckDBPyConnection, tiny_model: Path
 ) -> None:
     """Prefixes of a table in no order lie in all of its vectors; a plain query computes them again in each."""
     chance = random.Random(0)
@@ -95,35 +98,41 @@ def test_one_table_of_all_calls_computes_each_prefix_once(
     texts = [f"{chance.choice(stems)}{number % 3000}" for number in range(6000)]
     chance.shuffle(texts)
     connection.execute("create table tickets as select unnest($1) as text", [texts])
-    counters = ai._answerer._workers.totals
     query = "select ai_embed(text, {'pooling': 'mean', 'dimensions': 1}) as e from tickets"
+    before = ai.computed.prefill
     plain = connection.sql(query).to_arrow_table()
-    plain_tokens = counters().prefill
+    between = ai.computed.prefill
     planned = ai.sql(query).to_arrow_table()
-    planned_tokens = counters().prefill - plain_tokens
+    plain_tokens, planned_tokens = between - before, ai.computed.prefill - between
     np.testing.assert_allclose(*(np.concatenate(table["e"].to_pylist()) for table in (plain, planned)), atol=1e-5)
-    tokenizer = ai._answerer._builders[named("embed")]._encoder
-    ids = [tuple(one.tolist()) for one in tokenizer.encode(sorted(set(texts)))]
+    tokenizer = load_tokenizer(resolve_model(str(tiny_model)))
+    ids = [tuple(one) for one in tokenizer(sorted(set(texts)))["input_ids"]]
     trie = {one[: end + 1] for one in ids for end in range(len(one))}
     assert planned_tokens == len(trie)
     assert plain_tokens > planned_tokens
 
 
-def test_functions_feed_functions_and_filters(ai: SqlFunctions, connection: duckdb.DuckDBPyConnection) -> None:
+def test_functions_feed_functions_and_filters(
+    ai: SqlFunctions, connection: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each depth is one run more, and a row that a filter leaves out is asked nothing."""
     query = """
         select id, ai_classify(ai_complete(text, {'max_tokens': 3}), ['a', 'b']) as label
         from mail where not ai_filter(text) or id = 0 order by id
     """
-    answered: list[int] = []
-    answer = ai._answerer.answer
-    ai._answerer.answer = lambda calls: (answered.append(len(calls)), answer(calls))[1]  # type: ignore[method-assign, func-returns-value]
+    asked: list[str] = []
+    answer = Answerer.answer
+
+    def counted(self: Answerer, calls: Sequence[Call]) -> list[Answer]:
+        asked.extend(call.function.name for call in calls)
+        return answer(self, calls)
+
+    monkeypatch.setattr(Answerer, "answer", counted)
     got = ai.sql(query).fetchall()
-    filters, completions, classifications = answered
-    assert filters == len(set(TEXTS))
+    assert asked.count("filter") == len(set(TEXTS))
+    assert asked.count("complete") == len({TEXTS[row] for row, _ in got})
+    assert 1 <= asked.count("classify") <= asked.count("complete")
     assert got == connection.sql(query).fetchall()
-    assert completions <= len(got)
-    assert classifications <= completions
 
 
 def test_null_is_null_and_a_bad_row_tells_its_error_on_request(
@@ -145,14 +154,15 @@ def test_null_is_null_and_a_bad_row_tells_its_error_on_request(
     kinds = ["EMPTY_PROMPT", "BAD_LABELS", "CONTEXT_OVERFLOW", "BAD_SAMPLING", "BAD_TASK"]
     assert [error.partition(":")[0] for error in errors[1:]] == kinds
     with pytest.raises(duckdb.ConversionException, match="Malformed JSON"):
-        connection.sql("select ai_complete('x', 'fast')")
+        connection.sql("select ai_complete('x', 'fast')").fetchall()
     with pytest.raises(duckdb.BinderException):
-        connection.sql("select ai_complete(42)")
+        connection.sql("select ai_complete(42)").fetchall()
 
 
 def test_similarity_is_the_cosine_of_two_embeddings(ai: SqlFunctions, connection: duckdb.DuckDBPyConnection) -> None:
     [(one, other, same)] = connection.sql("""
-        select ai_similarity('a parcel', 'the mail'), list_cosine_similarity(ai_embed('a parcel'), ai_embed('the mail')),
+        select ai_similarity('a parcel', 'the mail'),
+               list_cosine_similarity(ai_embed('a parcel'), ai_embed('the mail')),
                ai_similarity('a parcel', 'a parcel', {'pooling': 'mean', 'normalize': false})
     """).fetchall()
     assert one == other
@@ -186,9 +196,12 @@ def test_what_fails_on_a_missing_value_is_run_again(ai: SqlFunctions) -> None:
         ai.sql("select case when ai_filter('x') is not null then error('too bad') else 'value' end")
 
 
-def test_connections_have_their_own(connection: duckdb.DuckDBPyConnection, tiny_model: Path) -> None:
+def test_connections_have_their_own(tiny_model: Path) -> None:
+    connection = duckdb.connect()
     with sql_functions(connection, str(tiny_model), ENGINE):
-        with pytest.raises(UserError, match="the connection has ai_complete_or_error already; close what made it first"):
+        with pytest.raises(
+            UserError, match="the connection has ai_complete_or_error already; close what made it first"
+        ):
             sql_functions(connection, str(tiny_model), ENGINE)
         assert connection.sql("select ai_filter('x') is not null").fetchall() == [(True,)]
         other = connection.cursor()
