@@ -1,7 +1,7 @@
 """`ai_complete`, `ai_classify`, `ai_filter`, `ai_embed` and `ai_similarity` in a DuckDB connection of the user's own.
 
 DuckDB calls a function on 2,048 rows at a time and waits for their values, so that a plain query is planned as many
-tables, one a call. `SqlFunctions.sql` plans a query as one table: it runs the query without computing anything, to see
+tables, one a call. The method `sql` plans a query as one table: it runs the query without computing anything, to see
 which calls there are, computes them all, and runs the query again, until a run has found every value.
 """
 
@@ -33,7 +33,7 @@ MOST_RUNS = 32
 # Answers of plain queries that are kept for equal calls to come, the latest.
 KEPT_ANSWERS = 8192
 SQL_TYPES = {TEXT: "VARCHAR", TEXTS: "VARCHAR[]", VECTOR: "FLOAT[]", pa.bool_(): "BOOLEAN"}
-# The last parameter of every function: the name of the query that `SqlFunctions.sql` runs, NULL in any other.
+# The last parameter of every function: the name of the query that the method `sql` runs, NULL in any other.
 _QUERY = "query"
 
 
