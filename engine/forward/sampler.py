@@ -10,11 +10,18 @@ from torch import Tensor
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
+# What a row has in place of a token.
+NOT_FINITE, ALL_BARRED = -1, -2
+
 
 def greedy(logits: Tensor) -> Tensor:
-    """(rows, vocab_size) to (rows,) int64: each row's best token; -1 where the row is not finite."""
+    """(rows, vocab_size) to (rows,) int64: each row's best token.
+
+    ALL_BARRED where every logit is minus infinity, else NOT_FINITE where the best is not finite.
+    """
     best = logits.max(-1)
-    return torch.where(torch.isfinite(best.values), best.indices, -1)
+    chosen = torch.where(torch.isfinite(best.values), best.indices, NOT_FINITE)
+    return chosen.masked_fill_(best.values == -torch.inf, ALL_BARRED)
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:

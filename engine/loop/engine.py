@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
+from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
 from engine.loop.step_in_flight import StepInFlight
 from engine.loop.step_launcher import StepLauncher
@@ -122,8 +123,10 @@ class Engine:
         self._loaded.result()
 
     def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
-        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
-        _refuse_adapters(work)
+        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished.
+
+        The future has a UserError where an adapter of its requests cannot run here.
+        """
         future: Future[list[RequestOutput]] = Future()
         with self._lock:
             if self.dead:
@@ -171,7 +174,9 @@ class Engine:
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
-            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted)
+            shape = self.runner.model.shape
+            self._grammars = Grammars(self.tokenizer, shape.vocab_size, shape.eos_token_ids)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted, self._grammars)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -224,7 +229,14 @@ class Engine:
         self._turn.take(self, given_up=lambda: self._closing)
 
     def _accept(self, submission: _Submission) -> None:
-        for place, sequence in enumerate(self.scheduler.add(submission.work)):
+        work = submission.work
+        try:
+            sizes = self.runner.adapters.sizes({r.adapter for r in work.requests if r.adapter is not None})
+        except UserError as problem:
+            submission.future.set_exception(problem)
+            return
+        blocks = {adapter: size.blocks for adapter, size in sizes.items()}
+        for place, sequence in enumerate(self.scheduler.add(work, blocks)):
             submission.places[sequence.key] = place
             self._open[sequence.key] = submission
             if sequence.finished:
@@ -232,8 +244,8 @@ class Engine:
                 self._deliver(sequence.key, error_output(sequence, "CONTEXT_OVERFLOW", message))
             else:
                 eos = self.runner.model.shape.eos_token_ids
-                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos)
-        if not submission.work.requests:
+                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos, self._grammars)
+        if not work.requests:
             submission.future.set_result([])
 
     def _step(self) -> None:
@@ -271,7 +283,7 @@ class Engine:
             finished_requests=counters.finished_requests + len(finished),
             computed_prompt_tokens=counters.computed_prompt_tokens + step.num_prefill_tokens,
             label_tokens=counters.label_tokens + step.num_label_tokens,
-            generated_tokens=counters.generated_tokens + len(sampled),
+            generated_tokens=counters.generated_tokens + sum(1 + len(token.forced) for token in sampled.values()),
             steps=counters.steps + 1,
             limit_seconds=counters.limit_seconds + (self._limit(step) if self._limit is not None else 0.0),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
@@ -311,11 +323,3 @@ class Engine:
         error = EngineDeadError(f"the engine died: {self._death!r}")
         error.__cause__ = self._death
         return error
-
-
-def _refuse_adapters(work: ShardWork) -> None:
-    """Raises UserError: a model without adapters would answer with its own weights, and nobody could tell."""
-    for request in work.requests:
-        if request.adapter is not None:
-            said = f"request {request.request_id} asks for adapter {request.adapter!r}: this engine has none"
-            raise UserError(said)

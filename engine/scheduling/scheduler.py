@@ -8,7 +8,7 @@ stands in `engine.scheduling.admission`, and a test holds one to the other.
 
 A step may be scheduled while the one before it still runs: the tokens that it samples are then pending, and are taken
 in by `update` one step late. A text whose length ends it takes no further step; one that a token ends takes one row
-more, which nobody reads.
+more, which nobody reads. A structured text sits such a step out: what it may go on with follows from the pending token.
 """
 
 import heapq
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,20 +26,22 @@ from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
-from engine.scheduling.step import Chunk, Step, build_output
+from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for a sequence, and whether that ends it."""
+    """What the sampler chose for a sequence, whether that ends it, and the tokens that a grammar forces behind it."""
 
     token_id: int
     finished: bool
+    forced: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -53,6 +56,7 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}
         self.evictions = 0
         self._nodes = LiveNodes(pool)
+        self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
@@ -68,13 +72,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.sequences)
 
-    def add(self, work: ShardWork) -> list[Sequence]:
+    def add(self, work: ShardWork, adapter_blocks: Mapping[str, int] = MappingProxyType({})) -> list[Sequence]:
         """Queues a shard in plan order; returns its sequences in the order of `work.requests`.
 
-        A sequence that could not run even alone comes back `finished` at once, with nothing computed.
+        `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone
+        comes back `finished` at once, with nothing computed.
         """
         layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
         planned = {node.node_id: node for node in work.nodes}
+        adapters = {request.adapter for request in work.requests if request.adapter is not None}
+        self._adapters.know({adapter: adapter_blocks.get(adapter, 0) for adapter in adapters})
         added = []
         for place, (request, node_id) in enumerate(zip(work.requests, work.node_of, strict=True)):
             node = self._nodes.get(layout, planned, node_id, request)
@@ -99,8 +106,11 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
-        step = Step(decodes=list(self._running.values()))
-        budget = self.config.max_num_batched_tokens - len(step.decodes)
+        step = Step(decodes=[])
+        ready = [sequence for sequence in self._running.values() if sequence.can_decode]
+        budget = self.config.max_num_batched_tokens - len(ready)
+        for sequence in ready:
+            budget -= self._decode(step, sequence, budget)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
                 budget -= self._prefill(step, budget)
@@ -112,6 +122,15 @@ class Scheduler:
         output = self._output(step)
         self._expect(step, output)
         return output
+
+    def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
+        """A row of the sequence, and of what is forced behind it what `budget` allows; returns the rows beyond one."""
+        if sequence.num_uncomputed == 1:
+            step.decodes.append(sequence)
+            return 0
+        num_rows = min(sequence.num_uncomputed, 1 + max(budget, 0))
+        step.forced.append(ForcedChunk(sequence, num_rows))
+        return num_rows - 1
 
     def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
@@ -125,6 +144,8 @@ class Scheduler:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
             sequence.token_ids.append(sampled[key].token_id)
+            sequence.token_ids += sampled[key].forced
+            sequence.num_uncomputed += len(sampled[key].forced)
             if sampled[key].finished:
                 finished.append(sequence)
         for sequence in finished:
@@ -133,12 +154,14 @@ class Scheduler:
 
     def _output(self, step: Step) -> SchedulerOutput:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
-        if step.chunks or not self._decode_ahead:
+        if step.chunks or step.forced or not self._decode_ahead:
             self._decodes = None
-            return build_output(step)
-        output = self._decodes.next(self._running) if self._decodes is not None else None
+            return build_output(step, self._adapters)
+        decoding = {sequence.key: sequence for sequence in step.decodes}
+        follows = self._decodes is not None and not self._adapters.changed
+        output = self._decodes.next(decoding) if self._decodes is not None and follows else None
         if output is None:
-            self._decodes = DecodeRows(build_output(step), self._running, self._decode_ahead)
+            self._decodes = DecodeRows(build_output(step, self._adapters), decoding, self._decode_ahead)
             output = self._decodes.output
         return output
 
@@ -146,6 +169,9 @@ class Scheduler:
         """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
         asked = [sequence for chunk in step.chunks for sequence in chunk.asked]
         self._in_flight.append([sequence for sequence in asked if sequence.label_tree is not None])
+        for chunk in step.forced:
+            # The last token has its row in this step too where it is read, and one of its own to come where it is not.
+            chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
         for index, key in enumerate(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
             sequence = self.sequences[key]
             sequence.num_pending += 1
@@ -156,16 +182,19 @@ class Scheduler:
                 self._running[sequence.key] = sequence
 
     def check_integrity(self) -> None:
-        """Our own invariant after a drain: nothing is held, every block is free."""
+        """Our own invariant after a drain: nothing is held, every block is free, or an adapter's that is in no use."""
         held = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
         left = (*held, len(self._in_flight), self._num_admitted)
         assert not any(left), left
-        assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
+        free = self.pool.num_free + self._adapters.num_idle_blocks
+        assert free == self.pool.num_blocks, (free, self.pool.num_blocks)
 
     def _finish(self, sequence: Sequence) -> None:
         """Frees what the sequence held: its own blocks, and the nodes that no other sequence is below."""
         sequence.finished = True
-        self._num_admitted -= sequence.admitted
+        if sequence.admitted:
+            self._num_admitted -= 1
+            self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
         if sequence.table is not None:
@@ -182,6 +211,7 @@ class Scheduler:
         if longest > self.max_model_len:
             return False
         held = sum(self._rule.node_blocks(node.num_tokens, 0, self._transient(node)) for node in sequence.node.chain)
+        held += self._adapters.blocks_of(sequence.request.adapter)
         return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
 
     def _transient(self, node: NodeState) -> int:
@@ -218,9 +248,12 @@ class Scheduler:
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
         blocks = self._blocks_needed(sequence, missing)
-        if not self._rule.admits(blocks, self.pool.num_used, self._num_admitted):
+        adapter = sequence.request.adapter
+        used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
+        if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
         heapq.heappop(self._waiting)
+        self._adapters.enter(adapter, blocks)
         own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
@@ -252,7 +285,8 @@ class Scheduler:
                 self._prefilling.append(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
-            step.decodes.append(sequence)
+            if sequence.can_decode:
+                self._decode(step, sequence, 0)
 
     def _evict_for_next(self) -> bool:
         """Frees nodes that the next sequence does not need.

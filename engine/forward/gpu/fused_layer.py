@@ -8,6 +8,7 @@ dtype and is rounded where transformers rounds it. The model's own module stays 
 swapped model to it at load.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from kernels.gpu.attention.kv_write import HeadNorms
 from kernels.gpu.layer.add_normed import add_normed
 from kernels.gpu.layer.gate import gated, gated_e4m3
 from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3
+from kernels.gpu.matmul.adapters import add_adapters
+from kernels.paged_adapters import AdapterRuns
 
 ACTIVATIONS = {"silu": SiLUActivation, "gelu_pytorch_tanh": GELUTanh}
 
@@ -96,6 +99,11 @@ class GpuLayer(nn.Module):
         self.qkv = _one_of(attention, of_attention)
         self.gate_up = _one_of(mlp, of_mlp)
         self.out, self.down = attention.o_proj, mlp.down_proj
+        products = [[f"self_attn.{name}" for name in of_attention], ["self_attn.o_proj"]]
+        products += [[f"mlp.{name}" for name in of_mlp], ["mlp.down_proj"]]
+        # Where an adapter may add something, by path below the layer; of each product, its first and their outputs.
+        self.adapter_sites = tuple((path, 0) for paths in products for path in paths)
+        self.sites = list(_sites(layer, products, len(self.adapter_sites) * attention.layer_idx))
         for name in (*of_attention, "o_proj"):
             delattr(attention, name)
         for name in (*of_mlp, "down_proj"):
@@ -113,16 +121,30 @@ class GpuLayer(nn.Module):
 
         position_embeddings (1, rows, rotary dim) each.
         """
-        hidden = hidden_states[0]
+        hidden, adapters = hidden_states[0], step_attention.adapters
         made = normed_product(self.input_norm, self.qkv, hidden)
+        if adapters is not None:
+            self.add(0, self.input_norm(hidden), made, adapters)
         attended, hidden = self.attended(made, hidden, position_embeddings, step_attention)
+        adapters = step_attention.asked_adapters if self.is_last else adapters
         add_product(self.out, attended, hidden)
+        self.add(1, attended, hidden, adapters)
         gate_up = normed_product(self.mlp_norm, self.gate_up, hidden)
-        if isinstance(self.down, Fp8Linear):
+        if adapters is not None:
+            self.add(2, self.mlp_norm(hidden), gate_up, adapters)
+        if isinstance(self.down, Fp8Linear) and adapters is None:
             hidden.add_(self.down.product(*gated_e4m3(gate_up, self.activation)))
-        else:
-            add_product(self.down, gated(gate_up, self.activation), hidden)
+            return hidden[None]
+        opened = gated(gate_up, self.activation)
+        add_product(self.down, opened, hidden)
+        self.add(3, opened, hidden, adapters)
         return hidden[None]
+
+    def add(self, product: int, rows: Tensor, out: Tensor, adapters: AdapterRuns | None) -> None:
+        """Adds to the output of one of the layer's four products, in their order, what adapters make of its rows."""
+        if adapters is not None:
+            site, outputs = self.sites[product]
+            add_adapters(rows, out, adapters, site, outputs)
 
     def attended(
         self, made: Tensor, hidden: Tensor, position_embeddings: tuple[Tensor, Tensor], step_attention: GpuStepAttention
@@ -172,13 +194,21 @@ class PostNormLayer(GpuLayer):
         """
         hidden = hidden_states[0]
         normed = hidden_states[1] if len(hidden_states) > 1 else self.input_norm(hidden)
-        attended, hidden = self.attended(self.qkv(normed), hidden, position_embeddings, step_attention)
-        hidden, normed = _added(self.out(attended), self.attention_norm, hidden, self.mlp_norm)
+        made = self.qkv(normed)
+        self.add(0, normed, made, step_attention.adapters)
+        attended, hidden = self.attended(made, hidden, position_embeddings, step_attention)
+        adapters = step_attention.asked_adapters if self.is_last else step_attention.adapters
+        made = self.out(attended)
+        self.add(1, attended, made, adapters)
+        hidden, normed = _added(made, self.attention_norm, hidden, self.mlp_norm)
         gate_up = self.gate_up(normed)
-        if isinstance(self.down, Fp8Linear):
+        self.add(2, normed, gate_up, adapters)
+        if isinstance(self.down, Fp8Linear) and adapters is None:
             made = self.down.product(*gated_e4m3(gate_up, self.activation))
         else:
-            made = self.down(gated(gate_up, self.activation))
+            opened = gated(gate_up, self.activation)
+            made = self.down(opened)
+            self.add(3, opened, made, adapters)
         states = _added(made, self.down_norm, hidden, self.next_norm)
         return states[1:] if self.is_last else states
 
@@ -187,6 +217,13 @@ def _added(made: Tensor, norm: GpuNorm, residual: Tensor, next_norm: GpuNorm) ->
     """(2, rows, hidden_size): residual + norm(made), and next_norm of that."""
     assert norm.eps == next_norm.eps, (norm.eps, next_norm.eps)
     return add_normed(made, norm.weight, residual, next_norm.weight, norm.eps, rounded=norm.rounded)
+
+
+def _sites(layer: Any, products: list[list[str]], site: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Of each product: the number of its first layer's site, and all its layers' outputs."""
+    for paths in products:
+        yield site, tuple(int(layer.get_submodule(path).out_features) for path in paths)
+        site += len(paths)
 
 
 def _one_of(module: Any, names: list[str]) -> nn.Module:
