@@ -16,7 +16,12 @@ _FILTER = """\
 {{ prompt }}
 
 Answer with yes or no alone."""
-YES, NO = "yes", "no"
+_SCORE = """\
+Does the document answer the query? Answer with yes or no alone.
+
+Query: {{ query }}
+
+Document: {{ document }}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ FUNCTIONS = (
         num_required=2,
         returns=TEXT,
         prompt=Instruction(_CLASSIFY, "\nLabel: "),
-        task={"type": "choice", "labels_column": "labels"},
+        task={"type": "classify", "labels_column": "labels"},
         value=lambda result: result["label"],
         statements=("functions/ai_classify_or_error", "functions/ai_classify"),
     ),
@@ -93,9 +98,19 @@ FUNCTIONS = (
         num_required=1,
         returns=pa.bool_(),
         prompt=Instruction(_FILTER, "\nAnswer: "),
-        task={"type": "choice", "labels": [YES, NO]},
-        value=lambda result: result["label"] == YES,
+        task={"type": "score"},
+        value=lambda result: result["score"] > 0.5,
         statements=("functions/ai_filter_or_error", "functions/ai_filter"),
+    ),
+    Function(
+        name="score",
+        parameters={"query": TEXT, "document": TEXT},
+        num_required=2,
+        returns=pa.float64(),
+        prompt=Instruction(_SCORE, "\nAnswer: "),
+        task={"type": "score"},
+        value=lambda result: result["score"],
+        statements=("functions/ai_score_or_error", "functions/ai_score"),
     ),
     Function(
         name="embed",

@@ -1,4 +1,4 @@
-"""`ai_complete`, `ai_classify`, `ai_filter`, `ai_embed` and `ai_similarity` in a DuckDB connection of the user's own.
+"""`ai_complete`, `ai_classify`, `ai_filter`, `ai_score`, `ai_embed` and `ai_similarity` in a DuckDB connection.
 
 DuckDB calls a function on 2,048 rows at a time and waits for their values, so that a plain query is planned as many
 tables, one a call. The method `sql` plans a query as one table: it runs the query without computing anything, to see
@@ -32,9 +32,9 @@ from tasks.workers import Computed
 MOST_RUNS = 32
 # Answers of plain queries that are kept for equal calls to come, the latest.
 KEPT_ANSWERS = 8192
-SQL_TYPES = {TEXT: "VARCHAR", TEXTS: "VARCHAR[]", VECTOR: "FLOAT[]", pa.bool_(): "BOOLEAN"}
+SQL_TYPES = {TEXT: "VARCHAR", TEXTS: "VARCHAR[]", VECTOR: "FLOAT[]", pa.bool_(): "BOOLEAN", pa.float64(): "DOUBLE"}
 # The last parameter of every function: the name of the query that the method `sql` runs, NULL in any other.
-_QUERY = "query"
+_QUERY = "trunkline_query"
 
 
 def sql_functions(

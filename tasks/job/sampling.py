@@ -11,7 +11,7 @@ from tasks.job.job_part import Name, Part
 # Keys that requests were named without.
 _CAME_LATER = (
     *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output"),
+    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "prompt_logprobs"),
 )
 _ALIASES = {"max_gen_toks": "max_tokens", "max_new_tokens": "max_tokens", "until": "stop"}
 
@@ -75,6 +75,9 @@ class Sampling(Part):
     min_tokens: int = Field(default=0, ge=0, description="Tokens of an answer, at least.")
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="Log-probabilities of each token, and of so many others at its place."
+    )
+    prompt_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="The same of each token of the prompt; `perplexity` takes it too."
     )
 
     min_p: float = Field(default=0.0, ge=0, le=1, description="Draw among tokens of this share of the likeliest's.")

@@ -46,7 +46,7 @@ class Embed(TaskType):
 
 
 def pooling_of(task: Task) -> PoolingParams:
-    return PoolingParams(task.pooling or "last", normalize=task.normalize is not False, dimensions=task.dimensions)
+    return PoolingParams(task.pooling, task.normalize, task.dimensions)
 
 
 def _cosine(before: RequestOutput, after: RequestOutput) -> float:

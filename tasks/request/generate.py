@@ -1,6 +1,5 @@
 """`generate`: a text that continues the prompt."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
+from tasks.request.token_logprobs import logprobs_json, prompt_logprobs_json
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -23,10 +23,8 @@ class Generate(TaskType):
         self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
         del batch
-        encoded = reader.encoder.encode_prompts(prompts)
-        return [
-            _open_ended(ids, ask.sampling.max_tokens, reader.max_tokens) for ids, ask in zip(encoded, asks, strict=True)
-        ]
+        encoded = reader.encoder.encode_whole(prompts)
+        return [_open_ended(ids, ask.sampling.max_tokens, reader) for ids, ask in zip(encoded, asks, strict=True)]
 
     def decisive(self, ask: Ask) -> object:
         """The sampling parameters; `max_tokens` is each row's own."""
@@ -37,7 +35,9 @@ class Generate(TaskType):
 
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         assert not asked.labels, request_id
-        return (Request(request_id, asked.prompt_token_ids, ask.params(asked.max_tokens)),)
+        params = ask.params(asked.max_tokens)
+        first = None if params.prompt_logprobs is None else 1
+        return (Request(request_id, asked.prompt_token_ids, params, prompt_logprobs_from=first),)
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         del ask, label_texts
@@ -46,7 +46,8 @@ class Generate(TaskType):
             "generated_text": output.text,
             "token_ids": list(output.token_ids),
             "cumulative_logprob": output.cumulative_logprob,
-            "logprobs": _logprobs(output),
+            "logprobs": logprobs_json(output),
+            "prompt_logprobs": prompt_logprobs_json(output),
         }
 
     def ask_to_compare(self, ask: Ask) -> Ask:
@@ -67,21 +68,17 @@ class Generate(TaskType):
         return Moved(np.array(differences, np.float64), same)
 
 
-def _open_ended(prompt: TokenIds | RowError, wanted: int, max_tokens: int) -> RowRequest | RowError:
-    """`wanted` tokens of text, or as many as a prompt with its text may have beside it."""
+def _open_ended(whole: TokenIds | RowError, wanted: int, reader: RowReader) -> RowRequest | RowError:
+    """`wanted` tokens of text, or as many as a prompt with its text may have beside it; some prompts give way."""
+    if isinstance(whole, RowError):
+        return whole
+    prompt = reader.encoder.cut(whole, min(wanted, reader.max_tokens - 1) if reader.encoder.makes_room else 0)
     if isinstance(prompt, RowError):
         return prompt
-    room = min(wanted, max_tokens - len(prompt))
+    room = min(wanted, reader.max_tokens - len(prompt))
     if room < 1:
-        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {max_tokens}")
+        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {reader.max_tokens}")
     return RowRequest(prompt, room)
-
-
-def _logprobs(output: RequestOutput) -> str | None:
-    if output.logprobs is None:
-        return None
-    tokens = [{"token_id": one.token_id, "logprob": one.logprob, "top": one.top} for one in output.logprobs]
-    return json.dumps(tokens)
 
 
 def _common_tokens(before: RequestOutput, after: RequestOutput) -> int:

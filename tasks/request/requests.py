@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from engine.model.model_shape import max_model_len
 from engine.request import Request
 from tasks.request.adapters import read_adapters
 from tasks.request.ask import Ask, parse_ask
@@ -44,10 +45,10 @@ class RequestBuilder:
 
     def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self._vocab_size = run.shape.vocab_size
-        self._max_tokens = run.max_tokens
+        self._most_tokens = run.max_tokens, max_model_len(run.shape, run.config)
         self._prompt = run.job.prompt
         self._adapter_column = run.job.model.adapter_column
-        self._encoder = Encoder(tokenizer, run.max_tokens)
+        self._encoder = Encoder(tokenizer, run.max_tokens, truncate=run.job.prompt.truncate_prompt_tokens)
         self._renderer = PromptRenderer(
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
         )
@@ -87,8 +88,9 @@ class RequestBuilder:
                 task_type.label_word,
                 task_type.label_error,
                 parses_special=self._prompt.parses_special,
+                drops=task_type.drops_labels,
             )
-            self._readers[task_type.name] = RowReader(self._encoder, labels, self._max_tokens)
+            self._readers[task_type.name] = RowReader(self._encoder, labels, self._renderer, *self._most_tokens)
         return task_type.read(self._readers[task_type.name], batch, prompts, asks)
 
     def _named(self, read: RowRequest | RowError, ask: Ask, custom_id: str) -> NewRequest | RowError:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import faults_of
 from tasks.job.sampling import Sampling
-from tasks.job.task import TASK_KEYS, Task
+from tasks.job.task import Task
+from tasks.job.task_keys import TASK_KEYS
 from tasks.request.ask import Ask
 from tasks.source.cells import CellOrError
 from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, RowError
@@ -49,24 +50,25 @@ class AskReader:
                 return cell
         key = (_key(task_cell), _key(sampling_cell))
         if key not in self._asks:
-            task = self._tasks.get(key[0]) or self._sized(parse_task(task_cell, self._task))
+            task = self._tasks.get(key[0]) or parse_task(task_cell, self._task)
             self._tasks[key[0]] = task
             self._asks[key] = task if isinstance(task, RowError) else self._sampled(task, sampling_cell)
         return self._asks[key]
 
-    def _sized(self, task: Task | RowError) -> Task | RowError:
-        too_many = None if isinstance(task, RowError) else task.too_many_dimensions(self._hidden_size)
-        return task if too_many is None else RowError(BAD_TASK, f"task.{too_many}")
-
     def _sampled(self, task: Task, cell: CellOrError) -> Ask | RowError:
-        samples = TASK_KEYS[task.type].samples
-        sampling = parse_sampling(cell, self._sampling if samples else Sampling())
+        keys = TASK_KEYS[task.type]
+        sampling = parse_sampling(cell, keys.heeded(self._sampling))
         if isinstance(sampling, RowError):
             return sampling
-        if not samples and sampling != Sampling():
+        if keys.heeded(sampling) != sampling:
             return RowError(BAD_SAMPLING, f"sampling has no effect on type: {task.type}; leave it out")
-        unknown = sampling.unknown_token(self._vocab_size)
-        return Ask(task, sampling) if unknown is None else RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        if (unknown := task.unknown_token(self._vocab_size)) is not None:
+            return RowError(BAD_TASK, f"task.{unknown}")
+        if (too_many := task.too_many_dimensions(self._hidden_size)) is not None:
+            return RowError(BAD_TASK, f"task.{too_many}")
+        if (unknown := sampling.unknown_token(self._vocab_size)) is not None:
+            return RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        return Ask(task, sampling)
 
 
 def parse_task(cell: CellOrError, job: Task) -> Task | RowError:

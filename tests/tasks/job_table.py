@@ -50,6 +50,8 @@ def _default(field: Schema) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, int) and value and value % 2**30 == 0:
         return f"{value // 2**30}GiB"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -134,9 +134,9 @@ def test_rows_that_cannot_be_embedded(job_of: JobMaker) -> None:
         ({"type": "embed", "pooling": "max"}, r"task\.pooling: .*'last', 'mean' or 'weighted'"),
         ({"type": "embed", "dimensions": 0}, r"task\.dimensions: .*greater than or equal to 1"),
         ({"type": "embed", "normalize": "maybe"}, r"task\.normalize: must be true or false"),
-        ({"type": "embed", "labels": [" a", " b"]}, "labels belong to type: choice"),
-        ({"type": "generate", "pooling": "mean"}, "pooling, normalize and dimensions belong to type: embed"),
-        ({"type": "choice", "labels": [" a", " b"], "dimensions": 8}, "pooling, normalize and dimensions belong to"),
+        ({"type": "embed", "labels": [" a", " b"]}, "labels belong to type: choice, classify or score"),
+        ({"type": "generate", "pooling": "mean"}, "pooling belongs to type: embed"),
+        ({"type": "choice", "labels": [" a", " b"], "dimensions": 8}, "dimensions belong to type: embed"),
     ],
 )
 def test_keys_that_are_refused(job_of: JobMaker, task: dict[str, Any], said: str) -> None:

@@ -67,22 +67,24 @@ def test_values_are_those_of_the_jobs(
             ai_complete(text, {'max_tokens': 5, 'ignore_eos': true}) as written,
             ai_classify(text, $labels) as label,
             ai_filter(text || ' is a complaint') as is_complaint,
+            ai_score('broken', text) as score,
             ai_embed(text, {'pooling': 'mean', 'dimensions': 8}) as embedding
         from mail order by id
     """
     made = connection.sql(query, params={"labels": LABELS})
-    assert list(map(str, made.types)) == ["VARCHAR", "VARCHAR", "BOOLEAN", "FLOAT[]"]
+    assert list(map(str, made.types)) == ["VARCHAR", "VARCHAR", "BOOLEAN", "DOUBLE", "FLOAT[]"]
     got = made.to_arrow_table().to_pylist()
     columns: dict[str, dict[str, list[Any]]] = {
         "complete": {"prompt": TEXTS, "options": [options] * 5},
         "classify": {"text": TEXTS, "labels": [LABELS] * 5},
         "filter": {"prompt": [f"{text} is a complaint" for text in TEXTS]},
+        "score": {"query": ["broken"] * 5, "document": TEXTS},
         "embed": {"text": TEXTS, "options": ['{"pooling":"mean","dimensions":8}'] * 5},
     }
-    for column, (name, given) in zip(("written", "label", "is_complaint", "embedding"), columns.items(), strict=True):
+    for column, (name, given) in zip(got[0], columns.items(), strict=True):
         wanted = [named(name).value(row) for row in rows_of_a_job(name, given, tmp_path, tiny_model)]
         found = [row[column] for row in got]
-        if name == "embed":
+        if name in ("embed", "score"):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
         else:
             assert found == wanted, name
