@@ -13,8 +13,9 @@ from flows.sql_format import Format
 
 # The bar says it on the terminal, and Prefect keeps the log of a run either way.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-# ... and other libraries' bars would write over ours.
-os.environ.setdefault("TQDM_DISABLE", "1")
+# ... and other libraries' bars would write over ours; lm-eval's command has none but them.
+if sys.argv[1:2] != ["lm-eval"]:
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Whatever reaches prefect, torch or pyarrow is imported inside the command, so that --help is instant.
 if TYPE_CHECKING:
@@ -156,6 +157,46 @@ def sql(
     if query is None:
         return show_attach(output)
     return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+
+
+@app.command(epilog="Example: [bold]trunkline batch examples/batch.jsonl -o out.jsonl --errors errors.jsonl[/bold]")
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A JSON request a line, .gz too.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="A line for each response.", show_default=False)
+    ],
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            "--errors", metavar="FILE", help="A line for each error; else OUT with .errors before its ending."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="embedded, a folder with safetensors, or a .gguf file.")
+    ] = "embedded",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what ended as an error.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Answer a file of OpenAI batch requests. Killed at any time, the same command continues from OUT.run."""
+    from flows.run_batch import run_batch
+    from tasks.batch.batch_run import BatchRun
+
+    beside = output.with_name(f"{output.stem}.errors{output.suffix}")
+    given = dict(map(_setting, settings or ()))
+    run_batch(BatchRun(source, output, errors or beside, model), given, retry_failed=retry_failed)
+
+
+@app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: [bold]trunkline lm-eval --model_args pretrained=embedded --tasks hellaswag[/bold]",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness with all of its options, on its model [bold]trunkline[/bold]."""
+    from flows.harness.command import run_lm_eval
+
+    run_lm_eval(context.args)
 
 
 @app.command()

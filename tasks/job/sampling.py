@@ -7,11 +7,13 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from engine.sampling_params import SamplingParams
 from tasks.job.job_part import Name, Part
+from tasks.job.structured_outputs import StructuredOutput
 
 # Keys that requests were named without.
 _CAME_LATER = (
     *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "prompt_logprobs"),
+    "structured_outputs",
 )
 _ALIASES = {"max_gen_toks": "max_tokens", "max_new_tokens": "max_tokens", "until": "stop"}
 
@@ -98,6 +100,7 @@ class Sampling(Part):
     )
     bad_words: Stops = Field(default=(), description="A text, or a list of them, that no answer may hold.")
     include_stop_str_in_output: bool = Field(default=False, description="Keep the text of `stop` that ended an answer.")
+    structured_outputs: StructuredOutput | None = None
     column: Name | None = Field(
         default=None,
         description="A column of JSON with these keys, which win over the job's in their row; NULL: the job's own.",
@@ -115,6 +118,8 @@ class Sampling(Part):
         least = given.get("min_tokens")
         if isinstance(least, int) and isinstance(most, int) and least > most:
             yield f"min_tokens {least} is more than max_tokens {most}"
+        if given.get("structured_outputs") is not None and (given.get("stop") or given.get("until")):
+            yield "stop would cut what structured_outputs asks for short of its end; leave it out"
 
     def overlaid(self, row: Mapping[str, Any]) -> "Sampling":
         """The sampling of a row that gives these keys itself. Raises ValidationError, ValueError of two aliases."""
@@ -128,6 +133,10 @@ class Sampling(Part):
                 return f"{key}: {token} is no token of this model (0 to {vocab_size - 1})"
         return None
 
+    def bad_grammar(self) -> str | None:
+        """A line about what an answer cannot be asked to be, behind its key; None where it can."""
+        return None if self.structured_outputs is None else self.structured_outputs.fault()
+
     @property
     def _token_ids(self) -> Iterator[tuple[str, int]]:
         """The tokens that it names, each behind its key."""
@@ -137,9 +146,14 @@ class Sampling(Part):
 
     def decisive(self) -> dict[str, Any]:
         """What decides an answer, besides its length; a key that came later counts only where it is used."""
-        given = self.model_dump(mode="json", exclude={"max_tokens", "column"})
+        given = self.model_dump(mode="json", exclude={"max_tokens", "column", "structured_outputs"})
+        if self.structured_outputs is not None:
+            given["structured_outputs"] = self.structured_outputs.model_dump(mode="json", exclude_defaults=True)
         unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in given.items() if name not in unused}
 
     def params(self) -> SamplingParams:
-        return SamplingParams(**self.model_dump(exclude={"column"}) | {"logit_bias": tuple(self.logit_bias.items())})
+        given = self.model_dump(exclude={"column", "structured_outputs"})
+        given["logit_bias"] = tuple(self.logit_bias.items())
+        structured = None if self.structured_outputs is None else self.structured_outputs.asked()
+        return SamplingParams(**given, structured_outputs=structured)

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from engine.errors import UserError
+from engine.grammar.grammar import GrammarError
+from engine.grammar.vocabulary import Vocabulary
 from engine.model.model_shape import max_model_len
 from engine.request import Request
 from tasks.request.adapters import read_adapters
@@ -55,6 +58,7 @@ class RequestBuilder:
         self._readers: dict[str, RowReader] = {}
         self._asks = AskReader(run.job, run.shape.vocab_size)
         self._hasher = RequestHasher(run)
+        _refuse_bad_grammar(run, tokenizer)
         self.quoting_rows = 0
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
@@ -107,6 +111,17 @@ class RequestBuilder:
         if self._encoder.largest_id < self._vocab_size:
             return True
         return all((ids < self._vocab_size).all() for ids in (request.prompt_token_ids, *request.labels))
+
+
+def _refuse_bad_grammar(run: Run, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raises UserError where this model's tokens can write nothing of what the job asks its answers to be."""
+    structured = run.job.sampling.structured_outputs
+    if structured is None:
+        return
+    try:
+        Vocabulary(tokenizer, run.shape.vocab_size, run.shape.eos_token_ids).machine(structured.asked())
+    except GrammarError as problem:
+        raise UserError(f"sampling.structured_outputs: {problem}") from None
 
 
 def _by_task(asks: Sequence[Ask | RowError]) -> list[list[int]]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from engine.grammar.grammar import BAD_GRAMMAR
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import faults_of
 from tasks.job.sampling import Sampling
@@ -32,7 +33,7 @@ class AskReader:
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
     def read(self, batch: SourceBatch) -> list[Ask | RowError]:
-        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none."""
+        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none, BAD_GRAMMAR where its grammar is none."""
         if len(self._asks) > _KEPT_ASKS:
             self._asks.clear()
             self._tasks.clear()
@@ -64,6 +65,8 @@ class AskReader:
             return RowError(BAD_TASK, f"task.{unknown}")
         if (unknown := sampling.unknown_token(self._vocab_size)) is not None:
             return RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        if (no_grammar := sampling.bad_grammar()) is not None:
+            return RowError(BAD_GRAMMAR, f"sampling.{no_grammar}")
         return Ask(task, sampling)
 
 

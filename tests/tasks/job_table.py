@@ -66,6 +66,8 @@ def _type(field: Schema) -> str:
         return "anything"
     if field["type"] == "array":
         return f"list of {_type(field['items']).replace('number', 'numbers')}"
+    if field["type"] == "object" and field["additionalProperties"] is True:
+        return "mapping"
     if field["type"] == "object":
         return f"mapping of text to {_type(field['additionalProperties'])}"
     return WORDS[field["type"]] + _bounds(field)
