@@ -58,7 +58,7 @@ class RequestBuilder:
         )
         self._reasoning = ReasoningFinder(tokenizer, self._encoder.special_tokens, run.chat_template)
         self._readers: dict[str, RowReader] = {}
-        self._asks = AskReader(run.job, run.shape.vocab_size)
+        self._asks = AskReader(run.job, run.shape.vocab_size, run.shape.hidden_size)
         self._hasher = RequestHasher(run)
         _refuse_bad_grammar(run, tokenizer)
         self.quoting_rows = 0
@@ -101,7 +101,7 @@ class RequestBuilder:
 
     def _named(self, read: RowRequest | RowError, ask: Ask, custom_id: str) -> NewRequest | RowError:
         if isinstance(read, RowError):
-            return read
+            return RowError(read.type, read.message)  # and no more, whatever else was known of the row
         if not self._is_known(read):
             word = task_type_of(ask.task).label_word
             said = f"the prompt or a {word} holds a special token that the model has no embedding of"
