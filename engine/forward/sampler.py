@@ -10,6 +10,8 @@ from torch import Tensor
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
+_LOWEST_TEMPERATURE = 1e-30
+
 
 def greedy(logits: Tensor) -> Tensor:
     """(rows, vocab_size) to (rows,) int64: each row's best token; -1 where the row is not finite."""
@@ -39,8 +41,11 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
 
 
 def _scales(params: Sequence[SamplingParams]) -> list[tuple[float, float]]:
-    """Temperature and top_p; of 1 or more, top_p keeps everything, whatever a sum rounds to."""
-    return [(p.temperature, p.top_p if p.top_p < 1 else 2.0) for p in params]
+    """Temperature and top_p; of 1 or more, top_p keeps everything, whatever a sum rounds to.
+
+    A temperature so low that logits would not be finite is as good as the lowest that keeps them so.
+    """
+    return [(max(p.temperature, _LOWEST_TEMPERATURE), p.top_p if p.top_p < 1 else 2.0) for p in params]
 
 
 def _on(made: Tensor, numbers: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,8 @@ def simulate(forest: Forest, work: Work, config: EngineConfig, num_blocks: int) 
 
     Exactly the scheduler's, where each step is taken in before the next is scheduled and every request fits the pool
     alone. Texts that end early change what runs beside what, so that the real peak may be lower or higher than the
-    simulated one; it is `num_blocks` at most.
+    simulated one; it is `num_blocks` at most. Where rows have other prompts besides their first, one of those may find
+    no room beside the prefixes that are held for later rows: the scheduler then forgets one, which this does not.
     """
     simulator = _Simulator(forest, work, AdmissionRule.of(config, num_blocks))
     while simulator.has_work():

@@ -12,6 +12,7 @@ SELECT
     part.cached_tokens,
     part.cumulative_logprob,
     part.logprobs,
+    part.outputs,
     part.label,
     part.label_probs,
     part.label_logprobs,

@@ -24,6 +24,7 @@ RESULT_COLUMNS = (
     "cached_tokens",
     "cumulative_logprob",
     "logprobs",
+    "outputs",
     "label",
     "label_probs",
     "label_logprobs",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
-from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType
+from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType, nth_id
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -36,22 +37,41 @@ class Generate(TaskType):
         return ask.sampling.temperature > 0 and ask.sampling.seed is None
 
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
+        """One for each text that is drawn, each with draws of its own."""
         assert not asked.labels, request_id
-        return (Request(request_id, asked.prompt_token_ids, ask.params(asked.max_tokens)),)
+        params = ask.params(asked.max_tokens)
+        if ask.sampling.copies > 1 and params.logprobs is None:
+            params = replace(params, logprobs=0)  # which says how likely the text is
+        return tuple(
+            Request(
+                nth_id(request_id, number),
+                asked.prompt_token_ids,
+                replace(params, seed=seed_of(params.seed, number)) if number else params,
+            )
+            for number in range(ask.sampling.copies)
+        )
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        del ask, label_texts
-        (output,) = outputs
-        return {
-            "generated_text": output.text,
-            "token_ids": list(output.token_ids),
-            "cumulative_logprob": output.cumulative_logprob,
-            "logprobs": _logprobs(output),
+        """The likeliest text, the first of equals; where several were drawn, the `n` likeliest as well."""
+        del label_texts
+        numbers = range(len(outputs))
+        ranked = sorted(numbers, key=lambda number: -(outputs[number].cumulative_logprob or 0.0))
+        best = outputs[ranked[0]]
+        columns: dict[str, Any] = {
+            "generated_text": best.text,
+            "token_ids": list(best.token_ids),
+            "finish_reason": best.finish_reason,
+            "cumulative_logprob": best.cumulative_logprob,
+            "logprobs": None if ask.sampling.logprobs is None else _logprobs(best),
         }
+        if ask.sampling.copies > 1:
+            columns["outputs"] = [_completion(number, outputs[number]) for number in ranked[: ask.sampling.n]]
+        return columns
 
     def ask_to_compare(self, ask: Ask) -> Ask:
-        """Greedy, whatever the row samples."""
-        return replace(ask, sampling=ask.sampling.overlaid({"temperature": 0.0, "logprobs": 0}))
+        """One greedy text, whatever the row samples."""
+        greedy = {"temperature": 0.0, "n": 1, "best_of": None, "logprobs": 0}
+        return replace(ask, sampling=ask.sampling.overlaid(greedy))
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Tokens are compared up to the first that differs, and so may leave no difference to take."""
@@ -75,6 +95,23 @@ def _open_ended(prompt: TokenIds | RowError, wanted: int, max_tokens: int) -> Ro
     if room < 1:
         return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {max_tokens}")
     return RowRequest(prompt, room)
+
+
+def seed_of(seed: int | None, number: int) -> int | None:
+    """The seed of a text of several by its number, from 0: the first has the row's own, as if it were alone."""
+    if seed is None or number == 0:
+        return seed
+    return int.from_bytes(blake2b(f"{seed}.{number}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _completion(number: int, output: RequestOutput) -> dict[str, Any]:
+    return {
+        "index": number,
+        "text": output.text,
+        "token_ids": list(output.token_ids),
+        "finish_reason": output.finish_reason,
+        "cumulative_logprob": output.cumulative_logprob,
+    }
 
 
 def _logprobs(output: RequestOutput) -> str | None:

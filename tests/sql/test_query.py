@@ -36,8 +36,8 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
     assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
     columns = (
         "custom_id status task generated_text finish_reason prompt_tokens completion_tokens cached_tokens "
-        "cumulative_logprob logprobs label label_probs label_logprobs logprob is_greedy error_type error_message "
-        "attempts run_id request_hash topic"
+        "cumulative_logprob logprobs outputs label label_probs label_logprobs logprob is_greedy error_type "
+        "error_message attempts run_id request_hash topic"
     )
     for view in ("results", "errors"):
         with query(finished.output_folder, f"select * from {view}") as result:
