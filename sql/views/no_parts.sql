@@ -11,9 +11,7 @@ SELECT
     NULL::INTEGER AS cached_tokens,
     NULL::DOUBLE AS cumulative_logprob,
     NULL::VARCHAR AS logprobs,
-    NULL::STRUCT(
-        "index" INTEGER, "text" VARCHAR, token_ids INTEGER[], finish_reason VARCHAR, cumulative_logprob DOUBLE
-    )[] AS outputs,
+    NULL::STRUCT("index" INTEGER, "text" VARCHAR, finish_reason VARCHAR, cumulative_logprob DOUBLE)[] AS outputs,
     NULL::VARCHAR AS label,
     NULL::MAP(VARCHAR, DOUBLE) AS label_probs,
     NULL::MAP(VARCHAR, DOUBLE) AS label_logprobs,

@@ -108,7 +108,6 @@ def _completion(number: int, output: RequestOutput) -> dict[str, Any]:
     return {
         "index": number,
         "text": output.text,
-        "token_ids": list(output.token_ids),
         "finish_reason": output.finish_reason,
         "cumulative_logprob": output.cumulative_logprob,
     }

@@ -15,7 +15,6 @@ OUTPUTS = pa.list_(
         [
             ("index", pa.int32()),
             ("text", pa.string()),
-            ("token_ids", pa.list_(pa.int32())),
             ("finish_reason", pa.string()),
             ("cumulative_logprob", pa.float64()),
         ]
