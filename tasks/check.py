@@ -6,7 +6,7 @@ from pathlib import Path
 from engine.model.tokenizer import load_tokenizer
 from tasks.job.job import ScoringJob
 from tasks.request.columns import find_columns
-from tasks.request.prompts import check_chat
+from tasks.request.prompts import check_prompt
 from tasks.source.ids import check_ids
 from tasks.source.source import read_data
 from tasks.source.source_rows import number_rows
@@ -20,7 +20,7 @@ def check_job(job: ScoringJob) -> None:
     folder = OutputFolder(job.output_folder)
     folder.check()
     run = make_run(job, folder)
-    check_chat(job.prompt, load_tokenizer(run.model))
+    check_prompt(job.prompt, load_tokenizer(run.model), run.chat_template)
     if job.source.id is not None:
         with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
             check_ids(number_rows(read_data(job.source, [job.source.id])), job.source.id, Path(scratch))

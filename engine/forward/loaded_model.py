@@ -30,6 +30,7 @@ class LoadedModel:
         self.shape = shape
         self.kv_format = kv_format
         self.kv_scales = kv_scales
+        self.prefix: str = model.base_model_prefix
         self.body = model.base_model
         self._head = copy.copy(model)
         self._head._modules = dict(model._modules)

@@ -14,6 +14,7 @@ from engine.forward.cpu.loop_replay import LoopReplay
 from engine.forward.forward_output import Forward
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
+from engine.forward.runner_adapters import RunnerAdapters
 from engine.forward.step_attention import StepAttention
 from engine.forward.step_inputs import resolved, step_inputs, to_device
 from engine.forward.step_recorder import StepRecorder
@@ -49,6 +50,7 @@ class ModelRunner:
             model.kv_scales,
         )
         self.attention = attention_backend(device.backend, self.cache)
+        self.adapters = RunnerAdapters(model, self.cache, config, device)
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
         self.recorder = self._recorder(capture)
 
@@ -67,12 +69,14 @@ class ModelRunner:
 
         Tokens in flight are read from `last_tokens`, what the step before sampled.
         """
+        self.adapters.change(step)
         if self.recorder is not None and self.recorder.takes(step, self.last_tokens):
             return self.recorder.run(step, self.last_tokens)
         inputs = step_inputs(step, self.device.name)
         ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
         attention = self.attention.prepare(step, inputs)
-        return Forward(self.model.hidden(ids, inputs.position_ids, attention))
+        with self.adapters.during(step, attention):
+            return Forward(self.model.hidden(ids, inputs.position_ids, attention))
 
     def free_memory(self) -> None:
         """Gives back what a step that found too little memory has taken."""
@@ -101,7 +105,7 @@ class ModelRunner:
     def _recorder(self, capture: "Capture | None") -> StepRecorder | None:
         """The device's; None where a step does more than launch what can be launched again."""
         if isinstance(self.model.body, FusedBody):
-            return LoopReplay(self.model.body, CpuAttention(self.cache))
+            return LoopReplay(self.model.body, CpuAttention(self.cache), self.adapters)
         if self.device.backend != "triton" or not self.model.waits_for_nothing:
             return None
         # Where Triton is not installed, nothing asks for these.

@@ -14,7 +14,8 @@ def plan_requests(engine: Engine, requests: list[Request]) -> Plan:
     runner, shape = engine.runner, engine.runner.model.shape
     rates = expected_rates(runner.device)
     cost = CostModel(shape, runner.cache.kv_format, rates, step_weight_bytes(shape, engine.config, runner.device))
-    return make_plan(requests, engine.config, cost)
+    adapters = runner.adapters.sizes({request.adapter for request in requests if request.adapter is not None})
+    return make_plan(requests, engine.config, cost, adapters=adapters)
 
 
 def run_plan(engine: Engine, plan: Plan, requests: list[Request]) -> list[RequestOutput]:

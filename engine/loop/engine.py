@@ -122,8 +122,10 @@ class Engine:
         self._loaded.result()
 
     def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
-        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished."""
-        _refuse_adapters(work)
+        """Outputs come in the order of `work.requests`; `on_output` gets each as it is finished.
+
+        The future has a UserError where an adapter of its requests cannot run here.
+        """
         future: Future[list[RequestOutput]] = Future()
         with self._lock:
             if self.dead:
@@ -224,7 +226,14 @@ class Engine:
         self._turn.take(self, given_up=lambda: self._closing)
 
     def _accept(self, submission: _Submission) -> None:
-        for place, sequence in enumerate(self.scheduler.add(submission.work)):
+        work = submission.work
+        try:
+            sizes = self.runner.adapters.sizes({r.adapter for r in work.requests if r.adapter is not None})
+        except UserError as problem:
+            submission.future.set_exception(problem)
+            return
+        blocks = {adapter: size.blocks for adapter, size in sizes.items()}
+        for place, sequence in enumerate(self.scheduler.add(work, blocks)):
             submission.places[sequence.key] = place
             self._open[sequence.key] = submission
             if sequence.finished:
@@ -233,7 +242,7 @@ class Engine:
             else:
                 eos = self.runner.model.shape.eos_token_ids
                 self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos)
-        if not submission.work.requests:
+        if not work.requests:
             submission.future.set_result([])
 
     def _step(self) -> None:
@@ -311,11 +320,3 @@ class Engine:
         error = EngineDeadError(f"the engine died: {self._death!r}")
         error.__cause__ = self._death
         return error
-
-
-def _refuse_adapters(work: ShardWork) -> None:
-    """Raises UserError: a model without adapters would answer with its own weights, and nobody could tell."""
-    for request in work.requests:
-        if request.adapter is not None:
-            said = f"request {request.request_id} asks for adapter {request.adapter!r}: this engine has none"
-            raise UserError(said)

@@ -17,7 +17,7 @@ from engine.forward import sampler
 from engine.forward.forward_output import Forward
 from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
-from engine.forward.philox import uniforms
+from engine.forward.philox import words
 from engine.forward.pooler import PooledRows, launch_sums
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
@@ -240,6 +240,6 @@ def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
     seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
-    made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
+    made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
     best[rows] = torch.where(best[rows] < 0, -1, made)
     return best

@@ -78,11 +78,12 @@ def _fingerprint(files: list[Path]) -> str:
     """A digest of the files' contents. Each file's own is remembered by size and time of change."""
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name}:{_file_digest(file)}\n".encode())
+        digest.update(f"{file.name}:{file_digest(file)}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Of its content; remembered by size and time of change."""
     stat = file.stat()
     identity = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}"
     note = cache_dir() / "digests" / hashlib.sha256(identity.encode()).hexdigest()

@@ -1,11 +1,14 @@
 """What a plan's requests cost: tokens and attended keys counted, then priced in seconds."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapter_size import NO_ADAPTERS, AdapterSizes, size_of
 from engine.config import EngineConfig
 from engine.device_rates import DeviceRates
 from engine.label_tree import LabelTree, build_label_tree
@@ -16,6 +19,9 @@ from engine.request import Request
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import KVFormat
 
+# From a file that the system has read before into the KV cache's memory.
+ADAPTER_BYTES_PER_SECOND = 0.5e9
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
@@ -25,7 +31,9 @@ class Work:
     those of the label trie, `decode_tokens` the most that may be generated. `attended_keys` are summed over all
     computed tokens, each of which attends to itself and to all before it; `decode_keys` are those of generated ones.
     `prompt_head_rows` are prompt tokens whose logits are asked for: the last, where anything is asked behind it, and
-    one for each log-probability of the prompt.
+    one for each log-probability of the prompt. `adapter_params` multiply each of the request's tokens besides the
+    model's, `adapter_bytes` are what a step reads of them for all requests that run with the adapter, and the first of
+    those, where `adapter_is_new`, has them brought in.
     """
 
     prefill_tokens: Ints
@@ -34,6 +42,10 @@ class Work:
     attended_keys: Ints
     decode_keys: Ints
     prompt_head_rows: Ints
+    adapter_params: Ints
+    adapter_bytes: Ints
+    adapter_users: Ints
+    adapter_is_new: NDArray[np.bool_]
 
     @property
     def decode_steps(self) -> Ints:
@@ -55,7 +67,7 @@ class Work:
         return self.prompt_head_rows + self.answer_tokens
 
 
-def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
+def count_work(forest: Forest, requests: Sequence[Request], adapters: AdapterSizes = NO_ADAPTERS) -> Work:
     """`forest` is arranged: the nodes that are new with a request are those behind all before it, to its own."""
     order = forest.order
     prompt = forest.end[forest.node_of[order]]
@@ -72,6 +84,7 @@ def count_work(forest: Forest, requests: Sequence[Request]) -> Work:
         decode_keys=decode_keys,
         prompt_head_rows=_new_with(last, _read_tokens(forest, requests))
         + np.array([requests[r].labels != () for r in order], dtype=np.int64),
+        **_adapter_counts(requests, order, adapters),
     )
 
 
@@ -111,6 +124,20 @@ class CostModel:
         decode_attention = np.maximum(attention * work.decode_keys / rates.attention_flops, read)
         prefill_attention = attention * (work.attended_keys - work.decode_keys) / rates.attention_flops
         total: NDArray[np.float64] = prompt_and_labels + steps * token + prefill_attention + decode_attention
+        return total + self._adapter_seconds(work, config)
+
+    def _adapter_seconds(self, work: Work, config: EngineConfig) -> NDArray[np.float64]:
+        """What adapters add: their products, their weights read once a decode step for all of its rows that run with
+        one, and their way into memory.
+        """
+        rates, steps = self.rates, work.decode_steps
+        prompt_and_labels = 2.0 * work.adapter_params * (work.prefill_tokens + work.label_tokens) / rates.matmul_flops
+        rows = np.minimum(work.adapter_users, self.decode_rows(work, config))
+        token = np.maximum(
+            2.0 * work.adapter_params / rates.matmul_flops, work.adapter_bytes / rows / rates.memory_bytes
+        )
+        brought = work.adapter_is_new * work.adapter_bytes / ADAPTER_BYTES_PER_SECOND
+        total: NDArray[np.float64] = prompt_and_labels + steps * token + brought
         return total
 
     def step_limit(self, step: SchedulerOutput) -> float:
@@ -163,6 +190,21 @@ def _read_tokens(forest: Forest, requests: Sequence[Request]) -> Ints:
         if parent >= 0:
             firsts[parent] = min(firsts[parent], firsts[node])
     return np.maximum(forest.end - np.maximum(forest.start, np.array(firsts, dtype=np.int64)), 0)
+
+
+def _adapter_counts(requests: Sequence[Request], order: Ints, adapters: AdapterSizes) -> dict[str, NDArray[Any]]:
+    """`Work`'s fields of adapters: all 0 for a request that runs with none, and users 1."""
+    names = [requests[r].adapter for r in order]
+    users = Counter(names)
+    sizes = [size_of(adapters, name) for name in names]
+    seen: set[str | None] = {None}
+    is_new = [name not in seen and not seen.add(name) for name in names]  # type: ignore[func-returns-value]
+    return {
+        "adapter_params": np.array([size.params for size in sizes], dtype=np.int64),
+        "adapter_bytes": np.array([size.num_bytes for size in sizes], dtype=np.int64),
+        "adapter_users": np.array([users[name] for name in names], dtype=np.int64),
+        "adapter_is_new": np.array(is_new, dtype=np.bool_),
+    }
 
 
 def _label_counts(requests: Sequence[Request], order: Ints) -> tuple[Ints, Ints]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.adapter_size import NO_ADAPTERS, AdapterSizes, size_of
 from engine.config import EngineConfig
 from engine.model.model_shape import num_kv_blocks
 from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
@@ -15,7 +16,7 @@ from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, first_seen, share
 from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
 from engine.planning.rows import row_starts, spread
-from engine.planning.simulator import simulate
+from engine.planning.simulator import PlannedAdapters, simulate
 from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
@@ -31,12 +32,14 @@ def make_plan(
     *,
     shard_seconds: float = 45.0,
     row_sizes: Sequence[int] | None = None,
+    adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
 
     `cost` says what they take on a device, and so where shards of about `shard_seconds` end. `row_sizes` says how many
     of the requests, which follow each other, each row has (None: one): a row is placed by its first request, and lies
-    in one shard. The others share that one's prompt where theirs is equal, and nothing where it is not.
+    in one shard. The others share that one's prompt where theirs is equal, and nothing where it is not. `adapters` has
+    what each of the requests' takes; one that it lacks takes nothing.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
@@ -45,13 +48,13 @@ def make_plan(
     assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
     starts = row_starts(row_sizes, len(requests))
     firsts = [requests[r] for r in starts.tolist()]
-    adapters = _adapter_numbers(firsts)
-    tree = build_prefix_tree([request.prompt_token_ids for request in firsts], adapters)
+    numbers = _adapter_numbers(firsts)
+    tree = build_prefix_tree([request.prompt_token_ids for request in firsts], numbers)
     decode_tokens = _by_row(np.array([request.max_tokens for request in requests], dtype=np.int64), starts)
-    rows = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, adapters)
+    rows = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, numbers)
     forest = spread(rows, requests, starts)
     others = int(forest.num_tokens.sum() - rows.num_tokens.sum())
-    work = count_work(forest, requests)
+    work = count_work(forest, requests, adapters)
     seconds = cost.seconds(work, config)
     names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
@@ -61,7 +64,7 @@ def make_plan(
     shards = _shards(names, work, seconds, [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()])
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
-    trajectory = simulate(forest, work, config, num_blocks)
+    trajectory = simulate(forest, work, config, num_blocks, _planned(adapters, requests, forest))
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -83,6 +86,11 @@ def make_plan(
         summary=summary,
         trajectory=trajectory,
     )
+
+
+def _planned(adapters: AdapterSizes, requests: Sequence[Request], forest: Forest) -> PlannedAdapters:
+    of_place = [requests[r].adapter for r in forest.order.tolist()]
+    return PlannedAdapters(of_place, {name: size_of(adapters, name).blocks for name in of_place if name is not None})
 
 
 def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWork:

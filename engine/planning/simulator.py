@@ -5,6 +5,8 @@ requests takes a fraction of a second, which is a fortieth of what the scheduler
 """
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,17 +16,30 @@ from engine.planning.cost import Work
 from engine.planning.groups import Forest
 from engine.planning.prefix_tree import Ints
 from engine.scheduling.admission import AdmissionRule, decode_kv_tokens
+from engine.scheduling.resident_adapters import ResidentAdapters
 
 
-def simulate(forest: Forest, work: Work, config: EngineConfig, num_blocks: int) -> Trajectory:
+@dataclass(frozen=True, slots=True)
+class PlannedAdapters:
+    """`of_place`: the adapter of each request, in execution order; `blocks` that each takes."""
+
+    of_place: Sequence[str | None]
+    blocks: Mapping[str, int]
+
+
+def simulate(
+    forest: Forest, work: Work, config: EngineConfig, num_blocks: int, adapters: PlannedAdapters | None = None
+) -> Trajectory:
     """The steps of an engine that has all of the plan at once, if every request generates all that it may.
 
     Exactly the scheduler's, where each step is taken in before the next is scheduled and every request fits the pool
     alone. Texts that end early change what runs beside what, so that the real peak may be lower or higher than the
-    simulated one; it is `num_blocks` at most. Where rows have other prompts besides their first, one of those may find
-    no room beside the prefixes that are held for later rows: the scheduler then forgets one, which this does not.
+    simulated one; it is `num_blocks` at most. Blocks of `adapters` count among those in use. Where rows have other
+    prompts besides their first, one of those may find no room beside the prefixes that are held for later rows: the
+    scheduler then forgets one, which this does not.
     """
-    simulator = _Simulator(forest, work, AdmissionRule.of(config, num_blocks))
+    adapters = adapters or PlannedAdapters([None] * len(forest.node_of), {})
+    simulator = _Simulator(forest, work, AdmissionRule.of(config, num_blocks), adapters)
     while simulator.has_work():
         simulator.step()
     return simulator.trajectory()
@@ -36,7 +51,7 @@ class _Simulator:
     Nodes [0, num_admitted_nodes) are admitted and [0, front) of them computed; `head` is the next request to admit.
     """
 
-    def __init__(self, forest: Forest, work: Work, rule: AdmissionRule) -> None:
+    def __init__(self, forest: Forest, work: Work, rule: AdmissionRule, adapters: PlannedAdapters) -> None:
         node_of = forest.node_of[forest.order]
 
         def by_node(values: Ints) -> Ints:
@@ -51,6 +66,9 @@ class _Simulator:
         node_blocks = rule.node_blocks(forest.num_tokens, by_node(tail), transient)
 
         self._rule = rule
+        self._adapter_of = adapters.of_place
+        self._adapters = ResidentAdapters(adapters.blocks)
+        self._adapter_blocks = adapters.blocks
         self._node_of: list[int] = node_of.tolist()
         self._parent: list[int] = forest.parent.tolist()
         self._left: list[int] = forest.num_tokens.tolist()
@@ -102,8 +120,14 @@ class _Simulator:
         num_nodes = max(self._num_admitted_nodes, node + 1)
         blocks = self._blocks_before[num_nodes] - self._blocks_before[self._num_admitted_nodes]
         blocks += self._own_blocks[place]
-        if not self._rule.admits(blocks, self._used, self._num_admitted) and self._num_admitted:
+        adapter = self._adapter_of[place]
+        blocks += self._adapters.missing_blocks(adapter)
+        idle = self._adapters.idle_blocks(but=adapter)
+        if not self._rule.admits(blocks, self._used - idle, self._num_admitted) and self._num_admitted:
             return False
+        needed = min(self._used + blocks - self._rule.num_blocks, idle)
+        self._used -= sum(self._adapter_blocks[gone] for gone in self._adapters.make_room(needed, adapter))
+        self._adapters.enter(adapter)
         self._head += 1
         self._num_admitted += 1
         self._num_admitted_nodes = num_nodes
@@ -147,7 +171,9 @@ class _Simulator:
 
     def _finish(self, place: int) -> None:
         self._num_unfinished -= 1
-        self._num_admitted -= place < self._head
+        if place < self._head:
+            self._num_admitted -= 1
+            self._adapters.leave(self._adapter_of[place])
         self._num_decoding -= self._decodes[place] > 0
         self._used -= self._own_blocks[place]
         node = self._node_of[place]

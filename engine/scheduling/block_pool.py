@@ -26,6 +26,11 @@ class BlockTable:
     def num_blocks(self) -> int:
         return sum(count for _, count in self.runs)
 
+    @property
+    def blocks(self) -> NDArray[np.int64]:
+        """Each block's number."""
+        return np.concatenate([np.arange(first, first + count) for first, count in self.runs])
+
     def slots(self, start: int, end: int) -> list[tuple[int, int]]:
         """Slot ranges `[first, last)` that hold tokens `[start, end)` of this table, in token order."""
         ranges, offset = [], 0

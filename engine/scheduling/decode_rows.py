@@ -37,8 +37,10 @@ class DecodeRows:
         if count < len(running) or not count:
             return None
         before = self.output
+        if before.adapters is not None:  # what it loaded is there
+            before = replace(before, adapters=before.adapters.for_rows(slice(None)))
         if count < len(kept):
-            before = self._without(kept)
+            before = self._without(before, kept)
         slots = before.slot_mapping + 1
         if bool((slots >= self._run_ends).any()):
             return None
@@ -65,10 +67,9 @@ class DecodeRows:
         table[self._own, 3] = np.minimum(slots + 1 + self._ahead, self._run_ends)
         return Segments(table)
 
-    def _without(self, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> SchedulerOutput:
+    def _without(self, before: SchedulerOutput, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> SchedulerOutput:
         """The last step as if it had been of the rows that are `kept` alone."""
         rows = np.flatnonzero(kept)
-        before = self.output
         self._keys, self._run_ends = self._keys[rows], self._run_ends[rows]
         made = replace(
             before,
@@ -77,6 +78,7 @@ class DecodeRows:
             slot_mapping=before.slot_mapping[rows],
             segments=before.segments.for_rows(rows),
             reads=Reads.samples(np.arange(len(rows)), self._keys),
+            adapters=None if before.adapters is None else before.adapters.for_rows(rows),
         )
         self._own = _own_segments(made)
         return made

@@ -44,6 +44,7 @@ def _part(step: SchedulerOutput, first: int, last: int) -> SchedulerOutput:
         num_prefill_tokens=0 if decodes else last - first,
         num_decode_tokens=last - first if decodes else 0,
         num_label_tokens=0,
+        adapters=None if step.adapters is None else step.adapters.for_rows(slice(first, last), changes=first == 0),
     )
 
 

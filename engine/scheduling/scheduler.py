@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
@@ -53,6 +55,7 @@ class Scheduler:
         self.sequences: dict[int, Sequence] = {}
         self.evictions = 0
         self._nodes = LiveNodes(pool)
+        self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
@@ -68,13 +71,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.sequences)
 
-    def add(self, work: ShardWork) -> list[Sequence]:
+    def add(self, work: ShardWork, adapter_blocks: Mapping[str, int] = MappingProxyType({})) -> list[Sequence]:
         """Queues a shard in plan order; returns its sequences in the order of `work.requests`.
 
-        A sequence that could not run even alone comes back `finished` at once, with nothing computed.
+        `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone
+        comes back `finished` at once, with nothing computed.
         """
         layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
         planned = {node.node_id: node for node in work.nodes}
+        adapters = {request.adapter for request in work.requests if request.adapter is not None}
+        self._adapters.know({adapter: adapter_blocks.get(adapter, 0) for adapter in adapters})
         added = []
         for place, (request, node_id) in enumerate(zip(work.requests, work.node_of, strict=True)):
             node = self._nodes.get(layout, planned, node_id, request)
@@ -135,10 +141,11 @@ class Scheduler:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
         if step.chunks or not self._decode_ahead:
             self._decodes = None
-            return build_output(step)
-        output = self._decodes.next(self._running) if self._decodes is not None else None
+            return build_output(step, self._adapters)
+        follows = self._decodes is not None and not self._adapters.changed
+        output = self._decodes.next(self._running) if self._decodes is not None and follows else None
         if output is None:
-            self._decodes = DecodeRows(build_output(step), self._running, self._decode_ahead)
+            self._decodes = DecodeRows(build_output(step, self._adapters), self._running, self._decode_ahead)
             output = self._decodes.output
         return output
 
@@ -156,16 +163,19 @@ class Scheduler:
                 self._running[sequence.key] = sequence
 
     def check_integrity(self) -> None:
-        """Our own invariant after a drain: nothing is held, every block is free."""
+        """Our own invariant after a drain: nothing is held, every block is free, or an adapter's that is in no use."""
         held = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
         left = (*held, len(self._in_flight), self._num_admitted)
         assert not any(left), left
-        assert self.pool.num_free == self.pool.num_blocks, (self.pool.num_free, self.pool.num_blocks)
+        free = self.pool.num_free + self._adapters.num_idle_blocks
+        assert free == self.pool.num_blocks, (free, self.pool.num_blocks)
 
     def _finish(self, sequence: Sequence) -> None:
         """Frees what the sequence held: its own blocks, and the nodes that no other sequence is below."""
         sequence.finished = True
-        self._num_admitted -= sequence.admitted
+        if sequence.admitted:
+            self._num_admitted -= 1
+            self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
         if sequence.table is not None:
@@ -182,6 +192,7 @@ class Scheduler:
         if longest > self.max_model_len:
             return False
         held = sum(self._rule.node_blocks(node.num_tokens, 0, self._transient(node)) for node in sequence.node.chain)
+        held += self._adapters.blocks_of(sequence.request.adapter)
         return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
 
     def _transient(self, node: NodeState) -> int:
@@ -218,9 +229,12 @@ class Scheduler:
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
         blocks = self._blocks_needed(sequence, missing)
-        if not self._rule.admits(blocks, self.pool.num_used, self._num_admitted):
+        adapter = sequence.request.adapter
+        used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
+        if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
         heapq.heappop(self._waiting)
+        self._adapters.enter(adapter, blocks)
         own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)

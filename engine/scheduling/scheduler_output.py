@@ -13,12 +13,38 @@ from kernels.segments import Ints, Segment, Segments
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class AdapterLoad:
+    """Weights to bring into `blocks` of the KV cache's memory before the step runs; rows know them by `number`."""
+
+    number: int
+    adapter: str
+    blocks: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepAdapters:
+    """`of_row` (rows,): the number of the adapter that a row runs with, -1 for none.
+
+    Adapters of the numbers in `gone` have lost their blocks to others; `loads` come behind that.
+    """
+
+    of_row: Ints
+    loads: tuple[AdapterLoad, ...] = ()
+    gone: tuple[int, ...] = ()
+
+    def for_rows(self, rows: Ints | slice, *, changes: bool = False) -> "StepAdapters":
+        """Of some of the rows; without what is loaded, but where it `changes`."""
+        return StepAdapters(self.of_row[rows], self.loads if changes else (), self.gone if changes else ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SchedulerOutput:
     """The segments that a row is in hold each token of its context, and itself, once.
 
     `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
-    rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read.
+    rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
+    is None where all rows run with the model's own weights alone and no adapter comes or goes.
     """
 
     input_ids: Ints
@@ -30,6 +56,7 @@ class SchedulerOutput:
     num_decode_tokens: int
     num_label_tokens: int
     ahead: int = 0
+    adapters: StepAdapters | None = None
 
     @property
     def num_scheduled_tokens(self) -> int:

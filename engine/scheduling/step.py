@@ -30,8 +30,9 @@ import numpy as np
 
 from engine.label_tree import LabelTree
 from engine.scheduling.hidden_reads import HiddenReads
+from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.reads import Read, ReadKind, Reads
-from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.scheduling.scheduler_output import SchedulerOutput, StepAdapters
 from engine.scheduling.sequence import NodeKey, NodeState, Sequence
 from kernels.segments import Ints, Segment, Segments
 
@@ -75,6 +76,7 @@ class _Builder:
         self.segments: list[Segment] = []
         self.reads: list[Read] = []
         self.prompt_reads: list[Reads] = []
+        self.adapters: list[tuple[str | None, int]] = []  # of rows that lie together, and how many they are
         self.num_label_tokens = 0
         self._open: list[tuple[NodeState, int]] = []
 
@@ -172,7 +174,8 @@ class _Builder:
         self.reads.append(Read(self.row - 1, sequence.key))
 
 
-def build_output(step: Step) -> SchedulerOutput:
+def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerOutput:
+    """The step's rows; what `adapters` bring in for it is in this step, and in no other. None: no row has one."""
     builder = _Builder()
     # A node's rows by position, and those that decode behind it last.
     items: list[tuple[NodeKey, bool, int, Chunk | Sequence]] = []
@@ -180,10 +183,12 @@ def build_output(step: Step) -> SchedulerOutput:
     items += [(sequence.node.key, True, 0, sequence) for sequence in step.decodes]
     items.sort(key=lambda item: item[:3])
     for *_, item in items:
+        before = builder.row
         if isinstance(item, Chunk):
             builder.chunk(item)
         else:
             builder.decode(item)
+        builder.adapters.append((item.node.adapter, builder.row - before))
     builder.below(())
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
@@ -194,4 +199,14 @@ def build_output(step: Step) -> SchedulerOutput:
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
         num_decode_tokens=len(step.decodes),
         num_label_tokens=builder.num_label_tokens,
+        adapters=None if adapters is None else _adapters(builder.adapters, adapters),
     )
+
+
+def _adapters(found: list[tuple[str | None, int]], adapters: LiveAdapters) -> StepAdapters | None:
+    loads, gone = adapters.take_changes()
+    if not loads and not gone and all(adapter is None for adapter, _ in found):
+        return None
+    of_item = [-1 if adapter is None else adapters.numbers[adapter] for adapter, _ in found]
+    of_row = np.repeat(np.array(of_item, dtype=np.int64), [count for _, count in found])
+    return StepAdapters(of_row, loads, gone)

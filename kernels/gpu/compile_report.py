@@ -40,11 +40,12 @@ from kernels.gpu.attention.kernel_arguments import (
 )
 from kernels.gpu.attention.kv_write import ROWS, rope_write_kernel
 from kernels.gpu.attention.merge_kernel import merge_kernel
-from kernels.gpu.attention.prefix_attention import MERGE_HEADS
+from kernels.gpu.attention.prefix_attention import DEEP_MERGE, WIDE_MERGE
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.layer.add_normed import add_normed_kernel
 from kernels.gpu.layer.e4m3 import e4m3_rows_kernel
 from kernels.gpu.layer.gate import BLOCK as GATE_BLOCK
-from kernels.gpu.layer.gate import silu_gate_kernel
+from kernels.gpu.layer.gate import gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
 from kernels.gpu.matmul.quantized_matmul import (
     QUANTIZED_ROWS,
@@ -215,22 +216,28 @@ def others(arch: str) -> Others:
 
 def _beside_attention(arch: str) -> Others:
     merge: list[Argument] = [_heads(BF16), F32, Partials._make([F32] * 2), MergeTables._make([I32] * 4), F32]
-    merge.append(MergeSizes(HEADS=32, BLOCK_HEADS=MERGE_HEADS, DIM=128, BLOCK_DIM=128, SINKS=False))
-    yield "merge", 4, compile_for(arch, merge_kernel, merge, 4, 1)
+    for name, tile in (("merge", WIDE_MERGE), ("merge of few rows", DEEP_MERGE)):
+        merged = MergeSizes(32, tile.heads, tile.partials, DIM=128, BLOCK_DIM=128, SINKS=False)
+        yield name, 4, compile_for(arch, merge_kernel, [*merge, merged], 4, 1)
     write: list[Argument] = [_heads(BF16), _heads(BF16), _heads(BF16), Rotation._make([F32] * 2), I64, BF16]
     write += [KeyValue._make([BF16] * 2), _cache_kv(BF16), KeyValue._make([F32] * 2)]
     write += [NormWeights._make([BF16, BF16, FLOAT]), COUNT]
-    sizes = WriteSizes(32, 8, 128, BLOCK_DIM=128, ROTARY=128, PAGE=16, ROWS=ROWS, FP8=False, NORMED=False)
+    sizes = WriteSizes(
+        32, 8, 128, BLOCK_DIM=128, ROTARY=128, PAGE=16, ROWS=ROWS, FP8=False, NORMED=False, ROUNDED=False
+    )
     yield "rope and KV write", 4, compile_for(arch, rope_write_kernel, [*write, sizes], 4, 1)
 
 
 def _rows_of_a_layer(arch: str) -> Others:
     for fp8, suffix, out in ((False, "", BF16), (True, " to FP8", U8)):
-        norm = (BF16, BF16, out, F32, FLOAT, MULTIPLE, 4096, 4096, fp8)
+        norm = (BF16, BF16, out, F32, FLOAT, MULTIPLE, 4096, 4096, True, fp8)
         yield f"RMS norm{suffix}", 8, compile_for(arch, rms_norm_kernel, norm, 8, 1)
         block, warps = (16384, 16) if fp8 else (GATE_BLOCK, 4)
-        gate = (BF16, out, F32, 14336, block, fp8)
-        yield f"silu gate{suffix}", warps, compile_for(arch, silu_gate_kernel, gate, warps, 1)
+        for activation, is_gelu in (("silu", False), ("GELU", True)):
+            gate = (BF16, out, F32, 14336, block, is_gelu, fp8)
+            yield f"{activation} gate{suffix}", warps, compile_for(arch, gate_kernel, gate, warps, 1)
+    add = (BF16, F32, BF16, BF16, F32, BF16, FLOAT, 4096, 4096, False)
+    yield "norm, sum, norm", 8, compile_for(arch, add_normed_kernel, add, 8, 1)
     yield "FP8 activations", 8, compile_for(arch, e4m3_rows_kernel, (BF16, U8, F32, MULTIPLE, 4096, 4096), 8, 1)
 
 

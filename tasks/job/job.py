@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, 
 
 from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
+from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task, keys_of
 
@@ -36,7 +37,6 @@ RESULT_COLUMNS = (
     "run_id",
     "request_hash",
 )
-NO_CHAT_TEMPLATE = "prompt: this model has no chat template; give the whole text with column or template"
 ROW_COLUMN = "row_index"
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
@@ -161,38 +161,6 @@ class Source(Part):
         return next(kind for kind in ("parquet", "csv", "jsonl", "duckdb") if getattr(self, kind) is not None)
 
 
-class Prompt(Part):
-    """How a row becomes a prompt. Exactly one of `column`, `template` (Jinja over columns) and `messages`."""
-
-    column: Name | None = Field(default=None, description="A column that holds the prompts.")
-    template: Name | None = Field(
-        default=None, description="A Jinja template over columns, sandboxed; an undefined name is an error."
-    )
-    messages: Name | None = Field(default=None, description="A column of chat messages: {role, content} each, or JSON.")
-    chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
-    special_tokens: Literal["text", "parsed"] = Field(
-        default="text",
-        description="What a row's own text, or a label, that reads like a special token is: text, or the token. Those "
-        "that a template writes are tokens.",
-    )
-
-    @classmethod
-    def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        yield from exactly_one(given, ("column", "template", "messages"))
-
-    @property
-    def key(self) -> str:
-        return next(key for key in ("column", "template", "messages") if getattr(self, key) is not None)
-
-    @property
-    def parses_special(self) -> bool:
-        return self.special_tokens == "parsed"
-
-    @property
-    def uses_chat(self) -> bool:
-        return self.chat or self.messages is not None
-
-
 class Model(Part):
     """Which model, and how many bits of it."""
 
@@ -280,9 +248,13 @@ class ScoringJob(Part):
 
     @property
     def columns(self) -> dict[str, str]:
-        """The source's columns that are read beside the prompt's, the id and those that are kept, by the job's key."""
+        """The source's columns that are read beside the prompt's own, the id and what is kept, by the job's key."""
         named = {"sampling.column": self.sampling.column, "model.adapter_column": self.model.adapter_column}
-        return self.task.columns | {key: column for key, column in named.items() if column is not None}
+        return (
+            self.prompt.columns
+            | self.task.columns
+            | {key: column for key, column in named.items() if column is not None}
+        )
 
     @property
     def output_folder(self) -> Path:

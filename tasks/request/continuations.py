@@ -33,7 +33,9 @@ class ContinuationTask(TaskType):
         read: list[RowRequest | RowError | None] = []
         for row, (ids, labels) in enumerate(zip(reader.encoder.encode_prompts(contexts), texts, strict=True)):
             error = next((value for value in (ids, labels) if isinstance(value, RowError)), None)
-            if not isinstance(ids, RowError) and not isinstance(labels, RowError):
+            if error is None and row not in split:
+                error = RowError(self.label_error, f"a {self.label_word} follows a text; the prompt is tokens")
+            if error is None and not isinstance(ids, RowError) and not isinstance(labels, RowError):
                 good[row] = LabelledPrompt(*split[row], ids, labels)
             read.append(error)
         encoded = reader.label_encoder.encode(list(good.values()))

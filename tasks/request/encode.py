@@ -9,7 +9,7 @@ import numpy as np
 from engine.request import TokenIds
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, has_marks, num_characters
-from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
+from tasks.source.row_error import CONTEXT_OVERFLOW, UNKNOWN_TOKEN, RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,10 +42,7 @@ class Encoder:
 
     def encode_prompts(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
         """Token ids, or CONTEXT_OVERFLOW for a prompt of more than `max_tokens`; errors stay."""
-        encoded: list[TokenIds | RowError | None] = [
-            prompt if isinstance(prompt, RowError) else None if self.fits(prompt.text) else self._too_long(prompt)
-            for prompt in prompts
-        ]
+        encoded = [prompt if isinstance(prompt, RowError) else self._without_encoding(prompt) for prompt in prompts]
         for special in (False, True):
             texts = {
                 row: prompt.text
@@ -56,7 +53,14 @@ class Encoder:
                 encoded[row] = self._check(ids)
         return [one for one in encoded if one is not None]
 
-    def _too_long(self, prompt: PromptText) -> RowError:
+    def _without_encoding(self, prompt: PromptText | TokenIds) -> TokenIds | RowError | None:
+        """What is known of a prompt whose text is not encoded: None, unless it is tokens or too long."""
+        if not isinstance(prompt, PromptText):
+            if (prompt > self.largest_id).any():
+                return RowError(UNKNOWN_TOKEN, f"the prompt has tokens beyond {self.largest_id}, the tokenizer's last")
+            return self._check(prompt)
+        if self.fits(prompt.text):
+            return None
         said = f"{num_characters(prompt.text)} characters cannot fit {self._max_tokens} tokens"
         return RowError(CONTEXT_OVERFLOW, said)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from engine.request import TokenIds
 from tasks.source.row_error import RowError
 
 
@@ -17,4 +18,5 @@ class PromptText:
     add_special_tokens: bool
 
 
-RenderedPrompt = PromptText | RowError
+# A row may have its prompt in tokens.
+RenderedPrompt = PromptText | TokenIds | RowError

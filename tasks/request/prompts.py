@@ -1,37 +1,32 @@
-"""Rows to prompt texts: a column, a Jinja template over columns, or chat messages."""
+"""Rows to prompts: a column, a Jinja template over columns, chat messages, or an OpenAI request's body."""
 
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from engine.errors import UserError
-from tasks.job.job import NO_CHAT_TEMPLATE, Prompt
+from tasks.job.prompt import NO_CHAT_TEMPLATE, Prompt
+from tasks.request.body import adds_special_tokens, parse_body
+from tasks.request.chat import TEMPLATE_FAILURES, ChatRenderer
+from tasks.request.messages import Chat, Message, encoding_error, parse_arguments, parse_messages, parse_tools
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
-from tasks.source.cells import Cell, CellOrError, is_utf8, text_of
-from tasks.source.row_error import BAD_ENCODING, BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
+from tasks.source.cells import Cell, CellOrError, text_of
+from tasks.source.row_error import BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
 from tasks.source.source_rows import SourceBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_TEMPLATE_FAILURES = (
-    *(TemplateError, ArithmeticError, AttributeError, LookupError),
-    *(RecursionError, TypeError, ValueError),
-)
-
-
-Message = dict[str, str]
+T = TypeVar("T")
 
 
 def prompt_names(prompt: Prompt) -> tuple[str, ...]:
     """The columns that a prompt may read. Raises UserError for a template that is not one."""
     if prompt.template is not None:
         return PromptTemplate(prompt.template).names
-    return (prompt.column or prompt.messages or "",)
+    return (getattr(prompt, prompt.key),)
 
 
 def prompt_columns(prompt: Prompt, available: Sequence[str]) -> tuple[str, ...]:
@@ -40,7 +35,7 @@ def prompt_columns(prompt: Prompt, available: Sequence[str]) -> tuple[str, ...]:
 
 
 class PromptRenderer:
-    """Renders a batch at a time out of `columns`, which `prompt_columns` gives.
+    """Renders a batch at a time out of `columns`, which `prompt_columns` gives; `chat_template` is the job's own text.
 
     Raises UserError for a template that is not one, or a chat prompt for a model without a chat template.
     """
@@ -51,37 +46,85 @@ class PromptRenderer:
         columns: Sequence[str],
         tokenizer: "PreTrainedTokenizerFast",
         special_tokens: SpecialTokens,
+        chat_template: str | None = None,
     ) -> None:
         self.prompt = prompt
         self.columns = tuple(columns)
-        self._tokenizer = tokenizer
         self._special = special_tokens
         self._of_row = special_tokens.as_parsed if prompt.parses_special else special_tokens.as_text
         written = str if prompt.parses_special else special_tokens.as_text
         self._template = None if prompt.template is None else PromptTemplate(prompt.template, written)
-        check_chat(prompt, tokenizer)
+        template = named_template(prompt, tokenizer) if chat_template is None else chat_template
+        has_template = template is not None or bool(tokenizer.chat_template)
+        if prompt.uses_chat and not has_template:
+            raise UserError(NO_CHAT_TEMPLATE)
+        self._chat = ChatRenderer(template, tokenizer) if has_template else None
 
     def render(self, batch: SourceBatch) -> list[RenderedPrompt]:
-        """A text or an error for each row; a text is UTF-8 without NUL and holds more than white space."""
-        values = [batch.values(column) for column in self.columns]
-        return [self._render_row(row) for row in zip(*values, strict=True)]
+        """A prompt or an error for each row; a text is UTF-8 without NUL and holds more than white space."""
+        names = dict.fromkeys([*self.columns, *self.prompt.columns.values()])
+        values = [batch.values(name) for name in names]
+        return [self._render_row(dict(zip(names, row, strict=True))) for row in zip(*values, strict=True)]
 
-    def _render_row(self, values: tuple[CellOrError, ...]) -> RenderedPrompt:
-        for column, value in zip(self.columns, values, strict=True):
+    def _render_row(self, row: Mapping[str, CellOrError]) -> RenderedPrompt:
+        for column, value in row.items():
             if isinstance(value, RowError):
                 return RowError(value.type, f"column {column!r}: {value.message}")
-        good = [value for value in values if not isinstance(value, RowError)]
+        cells = {column: value for column, value in row.items() if not isinstance(value, RowError)}
+        value = cells[self.columns[0]]
+        if self.prompt.body is not None:
+            return self._render_body(value)
         if self.prompt.messages is not None:
-            messages = parse_messages(good[0])
-            return messages if isinstance(messages, RowError) else self._apply_chat(each_text(messages, self._of_row))
+            messages = parse_messages(value)
+            return messages if isinstance(messages, RowError) else self._render_chat(self._own(messages), cells)
         if self._template is not None:
-            text = self._fill(self._template, dict(zip(self.columns, good, strict=True)))
+            text = self._fill(self._template, {column: cells[column] for column in self.columns})
         else:
-            text = _check_text(good[0])
-            text = text if isinstance(text, RowError) else self._of_row(text)
+            text = _check_text(value)
+            text = text if isinstance(text, RowError) else self._own(text)
         if isinstance(text, RowError):
             return text
-        return self._apply_chat([{"role": "user", "content": text}]) if self.prompt.chat else PromptText(text, True)
+        return (
+            self._render_chat([{"role": "user", "content": text}], cells)
+            if self.prompt.chat
+            else PromptText(text, True)
+        )
+
+    def _render_body(self, value: Cell) -> RenderedPrompt:
+        asked = parse_body(value)
+        if isinstance(asked, str):
+            return PromptText(self._own(asked), adds_special_tokens(value))
+        if not isinstance(asked, Chat):
+            return asked
+        if self._chat is None:
+            return RowError(BAD_MESSAGES, NO_CHAT_TEMPLATE)
+        messages, tools = self._own(asked.messages), self._own(asked.tools)
+        arguments = self._own(self.prompt.chat_template_kwargs | asked.arguments)
+        return self._chat.render(replace(asked, messages=messages, tools=tools, arguments=arguments))
+
+    def _render_chat(self, messages: list[Message], cells: Mapping[str, Cell]) -> RenderedPrompt:
+        """What the job says for all rows, with what the row says itself."""
+        assert self._chat is not None
+        prompt = self.prompt
+        tools = None if prompt.tools_column is None else parse_tools(cells[prompt.tools_column])
+        column = prompt.chat_template_kwargs_column
+        arguments = {} if column is None else parse_arguments(cells[column])
+        if isinstance(tools, RowError):
+            return tools
+        if isinstance(arguments, RowError):
+            return arguments
+        if prompt.system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages = [{"role": "system", "content": self._own(prompt.system)}, *messages]
+        if tools is None and prompt.tools is not None:
+            tools = [dict(tool) for tool in prompt.tools]
+        chat = Chat(
+            messages,
+            self._own(tools),
+            self._own(prompt.chat_template_kwargs | arguments),
+            prompt.add_generation_prompt,
+            prompt.continue_final_message,
+        )
+        return self._chat.render(chat)
 
     def _fill(self, template: PromptTemplate, values: dict[str, Cell]) -> str | RowError:
         """The template has its own special tokens between marks while it is filled, so that filters see cells as they
@@ -90,49 +133,28 @@ class PromptRenderer:
         cells = {name: each_text(cell, self._special.as_parsed) for name, cell in values.items()}
         try:
             text = _check_text(template.render(cells))
-        except _TEMPLATE_FAILURES as problem:
+        except TEMPLATE_FAILURES as problem:
             return described(TEMPLATE_ERROR, "the template fails on this row", problem)
         return text if isinstance(text, RowError) or self.prompt.parses_special else self._special.exchanged(text)
 
-    def _apply_chat(self, messages: list[Message]) -> RenderedPrompt:
-        try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as problem:
-            return described(BAD_MESSAGES, "the model's chat template refuses the messages", problem)
-        return PromptText(str(text), False)
+    def _own(self, value: T) -> T:
+        """A row's own texts, in which special tokens are as the job says."""
+        return each_text(value, self._of_row)
 
 
-def check_chat(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast") -> None:
-    if prompt.uses_chat and not tokenizer.chat_template:
-        raise UserError(NO_CHAT_TEMPLATE)
+def check_prompt(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast", chat_template: str | None = None) -> None:
+    """Raises UserError where the prompts are chats and there is no template for them."""
+    PromptRenderer(prompt, (), tokenizer, SpecialTokens(tokenizer), chat_template)
 
 
-def parse_messages(value: object) -> list[Message] | RowError:
-    """A column's value as chat messages: a list of {role, content}, or its JSON text."""
-    if isinstance(value, str) and value.strip():
-        if not is_utf8(value):
-            return RowError(BAD_ENCODING, "the messages are not valid UTF-8")
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return RowError(BAD_MESSAGES, "the messages are not valid JSON")
-    if value is None or value == [] or (isinstance(value, str) and not value.strip()):
-        return RowError(EMPTY_PROMPT, "no messages")
-    if not isinstance(value, list):
-        return RowError(BAD_MESSAGES, "the messages are not a list of {role, content}")
-    messages = [_message(entry) for entry in value]
-    error = next((message for message in messages if isinstance(message, RowError)), None)
-    good = [message for message in messages if not isinstance(message, RowError)]
-    if error is None and not any(message["content"].strip() for message in good):
-        error = RowError(EMPTY_PROMPT, "every message is empty")
-    return error or good
-
-
-def _message(entry: object) -> Message | RowError:
-    role, content = (entry.get("role"), entry.get("content")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(role, str) or not isinstance(content, str) or not role:
-        return RowError(BAD_MESSAGES, "a message needs a role and a content, both text")
-    return _encoding_error(role + content) or {"role": role, "content": content}
+def named_template(prompt: Prompt, tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """The name of one of the model's templates that the job asks for. Raises UserError where it has none so called."""
+    name = prompt.chat_template
+    names = list(tokenizer.chat_template) if isinstance(tokenizer.chat_template, dict) else []
+    if name is None or name in names:
+        return name
+    there = f"this model's templates are {', '.join(names)}" if names else "this model has no templates with names"
+    raise UserError(f"prompt.chat_template: there is no file {name}, and {there}")
 
 
 def _check_text(value: Cell) -> str | RowError:
@@ -141,10 +163,4 @@ def _check_text(value: Cell) -> str | RowError:
     text = text_of(value)
     if not text.strip():
         return RowError(EMPTY_PROMPT, "the prompt is empty" if not text else "the prompt is white space alone")
-    return _encoding_error(text) or text
-
-
-def _encoding_error(text: str) -> RowError | None:
-    if "\x00" in text:
-        return RowError(BAD_ENCODING, "the prompt holds a NUL character")
-    return None if is_utf8(text) else RowError(BAD_ENCODING, "the prompt is not valid UTF-8")
+    return encoding_error(text) or text

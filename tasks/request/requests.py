@@ -48,7 +48,9 @@ class RequestBuilder:
         self._prompt = run.job.prompt
         self._adapter_column = run.job.model.adapter_column
         self._encoder = Encoder(tokenizer, run.max_tokens)
-        self._renderer = PromptRenderer(run.job.prompt, columns, tokenizer, self._encoder.special_tokens)
+        self._renderer = PromptRenderer(
+            run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
+        )
         self._readers: dict[str, RowReader] = {}
         self._asks = AskReader(run.job, run.shape.vocab_size)
         self._hasher = RequestHasher(run)

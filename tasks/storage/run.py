@@ -16,7 +16,8 @@ from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_request_tokens
-from tasks.job.job import NO_CHAT_TEMPLATE, ScoringJob
+from tasks.job.job import ScoringJob
+from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
 from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests, verify_manifests
@@ -42,7 +43,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Plain data, so that a step may run in another process. `device` is what `config` resolved to."""
+    """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `chat_template` the
+    text of the job's own.
+    """
 
     folder: OutputFolder
     run_id: str
@@ -53,6 +56,7 @@ class Run:
     shape: ModelShape
     device: Device
     config: EngineConfig
+    chat_template: str | None = None
 
     @property
     def root(self) -> Path:
@@ -70,6 +74,8 @@ class Run:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
         job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
+        if self.chat_template is not None:
+            decisive.append(self.chat_template)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -86,14 +92,15 @@ def make_run(
     Raises UserError for a model or a device that is not there, or for more memory than it has.
     """
     model = resolve_model(job.model.path)
-    if job.prompt.uses_chat and lacks_chat_template(model):
+    chat_template = read_chat_template(job.prompt, job.source.folder)
+    if job.prompt.uses_chat and chat_template is None and lacks_chat_template(model):
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     wanted = job.engine_config()
     device = resolve_device(wanted) if not_here is None else device_not_here(not_here, wanted)
     config = settled(model, shape, wanted, device)
     refuse_too_large(memory_need(model, shape, config, device), config, device)
-    run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config)
+    run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config, chat_template)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
     unknown = job.sampling.unknown_token(shape.vocab_size)

@@ -60,6 +60,8 @@ def _type(field: Schema) -> str:
         return " or ".join(_type(one) for one in field["anyOf"] if one.get("type") != "null")
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if "type" not in field:
+        return "anything"
     if field["type"] == "array":
         return f"list of {_type(field['items']).replace('number', 'numbers')}"
     if field["type"] == "object":

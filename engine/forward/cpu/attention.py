@@ -13,6 +13,8 @@ from kernels.cpu.attention.attention_plan import AttentionPlan, plan_attention
 from kernels.cpu.attention.cpu_attention import cpu_attention, cpu_attention_takes, replan
 from kernels.cpu.attention.kv_write import reslot, write_kv
 from kernels.cpu.language.openmp import Recording
+from kernels.cpu.matmul.recorded_adapters import change_adapters
+from kernels.paged_adapters import AdapterRuns
 from kernels.reference.segment_attention import segment_attention
 from kernels.segments import Ints, Segments
 
@@ -28,11 +30,16 @@ class CpuAttention:
 
 
 class CpuStepAttention:
-    """A `StepAttention` whose query may be of the asked rows alone; keys and values are of all rows always."""
+    """A `StepAttention` whose query may be of the asked rows alone; keys and values are of all rows always.
+
+    `adapters` are those that all rows run with, `asked_adapters` of the asked rows alone.
+    """
 
     def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache) -> None:
         self.cache = cache
         self.asked_rows = inputs.asked_rows
+        self.adapters: AdapterRuns | None = None
+        self.asked_adapters: AdapterRuns | None = None
         self._step = step
         self._slots = inputs.slots
         self._plan = self._planned(step.position_ids, step.segments)
@@ -51,6 +58,8 @@ class CpuStepAttention:
         The caller answers for all else that was recorded: see `Recording`.
         """
         reslot(recording, self._slots)
+        if self.adapters is not None:
+            change_adapters(recording, self.adapters)
         replan(recording, self._plan)
         recording.run()
 

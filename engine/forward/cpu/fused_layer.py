@@ -18,6 +18,18 @@ from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
 from engine.model.fused_families import family_of
 from kernels.cpu.layer.rotary import rotate
+from kernels.cpu.matmul.product import LANES
+
+# In the order of their places for adapters: layers of one input lie together.
+LINEARS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 def is_known(layer: Any) -> bool:
@@ -48,22 +60,39 @@ class FusedLayer(nn.Module):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.attention = attention
+        site: int = len(LINEARS) * attention.layer_idx
         self.scaling: float = attention.scaling
         self.head_dim: int = attention.head_dim
         self.num_heads = attention.q_proj.out_features // self.head_dim
         self.num_kv_heads = attention.k_proj.out_features // self.head_dim
         self.qkv = Projection(
-            attention.q_proj, attention.k_proj, attention.v_proj, norm=layer.input_layernorm, workspace=workspace
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            norm=layer.input_layernorm,
+            workspace=workspace,
+            site=site,
         )
-        self.out = Projection(attention.o_proj, workspace=workspace)
+        self.out = Projection(attention.o_proj, workspace=workspace, site=site + 3)
         self.gate_up = Projection(
-            mlp.gate_proj, mlp.up_proj, gated=True, norm=layer.post_attention_layernorm, workspace=workspace
+            mlp.gate_proj,
+            mlp.up_proj,
+            gated=True,
+            norm=layer.post_attention_layernorm,
+            workspace=workspace,
+            site=site + 4,
         )
-        self.down = Projection(mlp.down_proj, workspace=workspace)
+        self.down = Projection(mlp.down_proj, workspace=workspace, site=site + 6)
         self.workspace = workspace
+        # Where an adapter may add something, by path below the layer, and where in a panel the first output lies.
+        query, key = attention.q_proj.out_features, attention.k_proj.out_features
+        columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
+        self.adapter_sites = tuple(zip(LINEARS, columns, strict=True))
         # Four products, the rotation, the write and attention, and what rows go through before products. Between them
         # `forward` only makes views, unless it leaves rows out: nothing else would be repeated.
         self.num_loops = 7 + (4 if self.qkv.factors is not None else 2)
+        projections = (self.qkv, self.out, self.gate_up, self.down)
+        self.num_adapter_loops = sum(projection.num_adapter_loops for projection in projections)
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             delattr(attention, name)
 
@@ -78,8 +107,9 @@ class FusedLayer(nn.Module):
         `asked_alone`: makes keys and values of all rows, but all else of the asked ones, and returns those
         (asked, hidden_size).
         """
-        hidden, rows = states.hidden, len(states.hidden)
-        qkv = self.qkv.into(hidden, self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32))
+        hidden, rows, adapters = states.hidden, len(states.hidden), attention.adapters
+        room = self.workspace.rows("qkv", rows, self.qkv.out_features, torch.float32)
+        qkv = self.qkv.into(hidden, room, adapters=adapters)
         hadamard = attention.cache.kv_format.hadamard
         rotate(qkv, states.cos, states.sin, self.num_heads + self.num_kv_heads, hadamard=hadamard)
         heads = qkv.view(rows, -1, self.head_dim).transpose(0, 1)
@@ -87,6 +117,7 @@ class FusedLayer(nn.Module):
         asked = attention.asked_rows
         if asked_alone and len(asked) < rows:
             hidden, query, rows = hidden[asked], query[:, asked], len(asked)
+            adapters = attention.asked_adapters
         attended = self.workspace.rows("attended", rows, self.num_heads * self.head_dim, self.out.takes)
         attention.run(
             self.attention.layer_idx,
@@ -96,8 +127,8 @@ class FusedLayer(nn.Module):
             Scoring(self.scaling, self.window),
             out=attended.view(rows, self.num_heads, self.head_dim),
         )
-        self.out.into(attended, hidden, add=True)
+        self.out.into(attended, hidden, add=True, adapters=adapters)
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)
-        self.gate_up.into(hidden, gated)
-        self.down.into(gated, hidden, add=True)
+        self.gate_up.into(hidden, gated, adapters=adapters)
+        self.down.into(gated, hidden, add=True, adapters=adapters)
         return hidden

@@ -13,6 +13,7 @@ from engine.forward.cpu.attention import CpuAttention, CpuStepAttention
 from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.fused_layer import FusedLayer, States
 from engine.forward.forward_output import Forward
+from engine.forward.runner_adapters import RunnerAdapters
 from engine.forward.step_inputs import resolved, step_inputs
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.cpu.language.openmp import Recording
@@ -24,7 +25,7 @@ class Conditions:
 
     `windows` are those of the `layers` that are recorded. `addresses` are those of the states and of the room for the
     step's own KV; `workspace_moves` says the same of all that layers put in the workspace. Weights and the KV cache
-    stay where they are.
+    stay where they are. `adapter_rank` is the greatest of the adapters that rows run with, 0 where none does.
     """
 
     rows: int
@@ -32,14 +33,16 @@ class Conditions:
     windows: tuple[int | None, ...]
     addresses: tuple[int, ...]
     workspace_moves: int
+    adapter_rank: int
 
 
 class LoopReplay:
     """The `StepRecorder` of a CPU. One step is kept, the last that was not a repetition."""
 
-    def __init__(self, body: FusedBody, attention: CpuAttention) -> None:
+    def __init__(self, body: FusedBody, attention: CpuAttention, adapters: RunnerAdapters | None = None) -> None:
         self._body = body
         self._attention = attention
+        self._adapters = adapters
         self._recorded: tuple[Conditions, Recording] | None = None
 
     def sizes(self, _: int, /) -> Sequence[int]:
@@ -56,6 +59,8 @@ class LoopReplay:
         inputs = step_inputs(step, "cpu")
         ids = resolved(inputs.input_ids, last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
         attention = self._attention.prepare(step, inputs)
+        if self._adapters is not None:
+            self._adapters.tell(attention, step)
         states = self._body.enter(ids, inputs.position_ids)
         return Forward(self._body.norm(self._through_layers(states, attention)))
 
@@ -80,6 +85,7 @@ class LoopReplay:
             tuple(layer.window for layer in layers),
             tuple(tensor.data_ptr() for tensor in tensors),
             self._body.workspace.moves,
+            0 if attention.adapters is None else attention.adapters.rank,
         )
 
     def _record(
@@ -89,6 +95,8 @@ class LoopReplay:
         with Recording() as recording:
             for layer in layers:
                 layer(states, attention)
-        is_whole = len(recording.calls) == sum(layer.num_loops for layer in layers)
+        with_adapters = attention.adapters is not None
+        expected = sum(layer.num_loops + with_adapters * layer.num_adapter_loops for layer in layers)
+        is_whole = len(recording.calls) == expected
         stayed = self._body.workspace.moves == conditions.workspace_moves
         self._recorded = (conditions, recording) if is_whole and stayed else None

@@ -10,8 +10,11 @@ from engine.forward.cpu.int8_linear import Int8Linear
 from engine.machine import huge_pages
 from kernels.cpu.layer.rms_norm import rms_norm
 from kernels.cpu.matmul import matmul
+from kernels.cpu.matmul.adapter_expand import PanelAdapters, panel_ranges
+from kernels.cpu.matmul.adapter_shrink import adapter_shrink
 from kernels.cpu.matmul.best_output import best_outputs, make_screen
 from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows
+from kernels.paged_adapters import AdapterRuns
 
 Linear = nn.Linear | Int8Linear
 
@@ -27,7 +30,8 @@ def can_pack(layer: Any) -> bool:
 class Projection(nn.Module):
     """One or more linear layers of one input, their outputs side by side; its weights are in large pages.
 
-    Products are exact or in float32, whatever the weights' dtype. `takes` is the dtype that rows come in.
+    Products are exact or in float32, whatever the weights' dtype. `takes` is the dtype that rows come in. `site` is the
+    number of its first layer among the places where adapters may add something; those of the others follow.
     """
 
     factors: Tensor | None
@@ -40,6 +44,7 @@ class Projection(nn.Module):
         norm: Any = None,
         dtype: torch.dtype | None = None,
         workspace: huge_pages.Workspace | None = None,
+        site: int = 0,
     ) -> None:
         """`gated`: of two layers, the gate and the up of a gated MLP; what comes out is silu(gate) * up.
 
@@ -70,16 +75,28 @@ class Projection(nn.Module):
         self.takes = torch.float32 if quantized or norm is not None else matmul.rows_dtype(weight.dtype)
         self.in_features = weight.shape[1]
         self.out_features = len(weight) // (2 if gated else 1)
+        self.site = site
+        self._ranges = panel_ranges([layer.out_features for layer in layers], gated=gated)
 
-    def into(self, rows: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=."""
-        scales = None
+    @property
+    def num_adapter_loops(self) -> int:
+        """Calls of loops that adapters add: a product, and a norm where rows are not what they take."""
+        return 2 if self.factors is not None and self.eps is not None else 1
+
+    def into(self, rows: Tensor, out: Tensor, *, add: bool = False, adapters: AdapterRuns | None = None) -> Tensor:
+        """out (n, out_features) in float32 = the layers of rows (n, in_features); `add`: out +=.
+
+        What `adapters` make of the rows is added: of rows that have all their bits, whatever the weights are.
+        """
+        scales = added = None
         if self.factors is not None:
+            if adapters is not None:
+                added = self._added(self._plain(rows), adapters)
             width, dtype = -(self.in_features // -4) * 4, matmul.rows_dtype(torch.int8)
             if dtype == torch.float32:
                 room = self.workspace.rows("transformed", len(rows), width, dtype)
                 rows = hadamard_rows(rows, self.factors, self.eps, room)
-                return matmul.matmul(rows, self.panels, out, add=add)
+                return matmul.matmul(rows, self.panels, out, add=add, adapters=added)
             made = self.workspace.rows("bytes", len(rows), width, torch.uint8)
             scales = self.workspace.rows("scales", len(rows), 1, torch.float32)[:, 0]
             rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))
@@ -87,7 +104,24 @@ class Projection(nn.Module):
             assert self.eps is not None
             normed = self.workspace.rows("normed", len(rows), self.in_features, matmul.rows_dtype(self.panels.dtype))
             rows = rms_norm(rows, self.norm_weight, self.eps, normed)
-        return matmul.matmul(rows, self.panels, out, add=add, row_scales=scales)
+        if adapters is not None and added is None:
+            added = self._added(rows, adapters)
+        return matmul.matmul(rows, self.panels, out, add=add, row_scales=scales, adapters=added)
+
+    def _plain(self, rows: Tensor) -> Tensor:
+        """Rows as layers without quantization would take them, in float32."""
+        if self.eps is None:
+            return rows
+        assert self.norm_weight is not None
+        room = self.workspace.rows("plain", len(rows), self.in_features, torch.float32)
+        return rms_norm(rows, self.norm_weight, self.eps, room)
+
+    def _added(self, rows: Tensor, runs: AdapterRuns) -> PanelAdapters:
+        """What the product is to add of adapters, whose first half is made of `rows` here."""
+        sites = len(self._ranges)
+        room = self.workspace.rows("shrunk", len(rows), sites * runs.rank, torch.float32)
+        shrunk = adapter_shrink(rows, runs, self.site, sites, room)
+        return PanelAdapters(runs, shrunk, self.site, self._ranges)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) in any dtype to (..., out_features) in float32."""

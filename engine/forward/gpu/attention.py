@@ -18,6 +18,7 @@ from kernels.gpu.attention.prefix_attention import prefix_shared_attention
 from kernels.gpu.layer.e4m3 import E4M3_MAX
 from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
+from kernels.paged_adapters import AdapterRuns
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,11 +50,14 @@ class GpuStepAttention:
     """A `StepAttention` that also rotates, in the launch that writes KV.
 
     Layers with one window share their launches' tables, which are made when the first of them runs. `room` leaves the
-    tables room for those of other steps.
+    tables room for those of other steps. `adapters` are those that all rows run with, `asked_adapters` those of the
+    asked rows.
     """
 
     def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
         self.asked_rows = inputs.asked_rows
+        self.adapters: AdapterRuns | None = None
+        self.asked_adapters: AdapterRuns | None = None
         self._step = step
         self._inputs = inputs
         self._cache = cache

@@ -60,7 +60,12 @@ class DecodeGraphs:
         return SIZES[: bisect_left(SIZES, most) + 1]
 
     def takes(self, step: SchedulerOutput, last_tokens: Tensor) -> bool:
-        """Whether the step only decodes, by no more rows than the largest graph has."""
+        """Whether the step only decodes, by no more rows than the largest graph has, and none runs with an adapter.
+
+        A run of rows of one adapter is a program, and how many there are follows from the rows.
+        """
+        if step.adapters is not None and bool((step.adapters.of_row >= 0).any()):
+            return False
         only_decodes = step.num_decode_tokens == step.num_scheduled_tokens
         return only_decodes and step.num_decode_tokens <= SIZES[-1] and len(last_tokens) <= LAST_TOKENS
 

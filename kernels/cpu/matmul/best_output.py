@@ -20,8 +20,8 @@ from kernels.cpu.language.openmp import Loop, float32_at, int64_at, lines_of, ne
 from kernels.cpu.language.vectors import FLOAT, FLOATS, LONG, WIDTH, Vectors
 from kernels.cpu.matmul import matmul
 from kernels.cpu.matmul.int8_rows import byte_rows, quantize_rows
-from kernels.cpu.matmul.matmul import LANES, TILE_ROWS, VECTORS, Panels, tile_of
-from kernels.cpu.matmul.product import product
+from kernels.cpu.matmul.matmul import TILE_ROWS, Panels, tile_of
+from kernels.cpu.matmul.product import LANES, VECTORS, product
 from kernels.processor import NATIVE_BYTES
 
 DEVIATIONS = 10

@@ -24,13 +24,12 @@ from kernels.cpu.language.openmp import (
     next_of,
     uint16_at,
 )
-from kernels.cpu.language.vectors import WIDTH, part_bytes, part_pairs, to_bfloat16
+from kernels.cpu.language.vectors import part_bytes, part_pairs, to_bfloat16
+from kernels.cpu.matmul.adapter_expand import PanelAdapters, add_adapters
 from kernels.cpu.matmul.gate import gate
-from kernels.cpu.matmul.product import ROWS, byte_product, product
+from kernels.cpu.matmul.product import LANES, ROWS, VECTORS, byte_product, product
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 
-VECTORS = 3
-LANES = VECTORS * WIDTH
 # Rows of a tile, and of a unit of work: small enough that all cores have some, large enough to use a panel well.
 TILE_ROWS, UNIT_ROWS = 32, 256
 # Steps along the inputs after which a panel would outgrow the cache.
@@ -76,6 +75,15 @@ class MatmulArguments(NamedTuple):
     mode: int
     out_is_bfloat16: bool
     num_biases: int
+    runs: Tensor | None
+    next_run: Tensor | None
+    num_runs: int
+    shrunk: Tensor | None
+    rank: int
+    site: int
+    ranges: Tensor | None
+    num_sites: int
+    page_words: int
     units_taken: Counter = AT_ZERO
 
 
@@ -125,9 +133,17 @@ def rows_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def matmul(
-    rows: Tensor, weights: Panels, out: Tensor, *, add: bool = False, row_scales: Tensor | None = None
+    rows: Tensor,
+    weights: Panels,
+    out: Tensor,
+    *,
+    add: bool = False,
+    row_scales: Tensor | None = None,
+    adapters: PanelAdapters | None = None,
 ) -> Tensor:
     """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
+
+    What `adapters` make of the rows is added to the sums, before a gate.
 
     rows (n, inputs) in `rows_dtype`, contiguous; bytes are 128 where they mean zero, and have `row_scales` (n,).
     `inputs` is even for bfloat16 and a multiple of 4 for int8. out (n, outputs) in float32, or (n, outputs / 2) in
@@ -159,6 +175,15 @@ def matmul(
         mode=GATE if weights.gated else ADD if add else STORE,
         out_is_bfloat16=out.dtype == torch.bfloat16,
         num_biases=weights.bias.numel(),
+        runs=None if adapters is None else adapters.runs.table,
+        next_run=None if adapters is None else adapters.runs.next_run,
+        num_runs=0 if adapters is None else adapters.runs.num_runs,
+        shrunk=None if adapters is None else adapters.shrunk,
+        rank=0 if adapters is None else adapters.runs.rank,
+        site=0 if adapters is None else adapters.site,
+        ranges=None if adapters is None else adapters.ranges,
+        num_sites=0 if adapters is None else adapters.num_sites,
+        page_words=0 if adapters is None else adapters.runs.page_words,
     )
     return out
 
@@ -266,6 +291,8 @@ def _multiply(arguments: Any) -> None:
     row_scales, scales, offsets, bias = a.row_scales, a.scales, a.offsets, float32_at(a.bias, has_bias)
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
+    num_runs, few = a.num_runs, lines_of(_ROWS * a.rank)
+    adapters = (a.runs, a.next_run, num_runs, a.shrunk, a.rank, a.site, a.ranges, a.num_sites, a.page_words)
     gates = 2 if mode == GATE else 1
     parts = (kind == 1 and not NATIVE_BFLOAT16) or (kind == 2 and not NATIVE_BYTES)
     # Of a panel and of a row, as they are multiplied.
@@ -303,6 +330,8 @@ def _multiply(arguments: Any) -> None:
                 tile_of(0 if parts else kind, at, taken, source, deep, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
                     _add_bias(both[part * TILE_ROWS * LANES :], taken, bias[which * LANES : (which + 1) * LANES])
+                if num_runs:
+                    add_adapters(made, into_row, row, taken, which, adapters, few.ctypes.data, ones.ctypes.data)
             if whole:
                 continue
             if mode == GATE:

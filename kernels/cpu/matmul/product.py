@@ -16,6 +16,10 @@ from kernels.processor import PROCESSOR
 # product takes a register too, and a sum that is put aside waits for memory at every step.
 ROWS = {16: {1: 8, 2: 4, 3: 4 if PROCESSOR.fuses else 2}, 32: {1: 16, 2: 8, 3: 8}}[PROCESSOR.registers]
 
+# Outputs of a panel of weights, which all rows pass: so many vectors.
+VECTORS = 3
+LANES = VECTORS * WIDTH
+
 
 def product(rows: int, vectors: int, kind: str, *, adds: bool = False) -> Callable[..., None]:
     """For numba: `f(a, a_row, a_step, b, b_step, count, c, c_row, factors)`, for `rows` rows of `vectors` vectors.

@@ -134,10 +134,11 @@ class AttendSizes(NamedTuple):
 
 
 class MergeSizes(NamedTuple):
-    """A program merges `BLOCK_HEADS` heads."""
+    """A program merges `BLOCK_HEADS` heads, of `BLOCK_PARTIALS` partial results at a time."""
 
     HEADS: int
     BLOCK_HEADS: int
+    BLOCK_PARTIALS: int
     DIM: int
     BLOCK_DIM: int
     SINKS: bool
@@ -159,7 +160,10 @@ class NormWeights(NamedTuple):
 
 
 class WriteSizes(NamedTuple):
-    """A program turns or writes `ROWS` rows of a head; the first `ROTARY` of `DIM` dimensions turn."""
+    """A program turns or writes `ROWS` rows of a head; the first `ROTARY` of `DIM` dimensions turn.
+
+    `NORMED` heads are `ROUNDED` before the norm's weight too.
+    """
 
     HEADS: int
     KV_HEADS: int
@@ -170,3 +174,4 @@ class WriteSizes(NamedTuple):
     ROWS: int
     FP8: bool
     NORMED: bool
+    ROUNDED: bool

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.gpu.attention.kernel_arguments import CacheKV, HeadRows, KeyValue, NormWeights, Rotation, WriteSizes
 from kernels.gpu.layer.e4m3 import to_e4m3
-from kernels.gpu.layer.rms_norm import rms_norm_rounded_reference
+from kernels.gpu.layer.rms_norm import rms_norm_reference
 from kernels.gpu.tuning.launch import launch
 
 ROWS = 16
@@ -17,11 +17,12 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadNorms:
-    """RMS norms over the dimensions of a head, the same for all: weights (dim,)."""
+    """RMS norms over the dimensions of a head, the same for all: weights (dim,), `rounded` as in `rms_norm`."""
 
     query: Tensor
     key: Tensor
     eps: float
+    rounded: bool = True
 
 
 @triton.jit
@@ -54,9 +55,11 @@ def _turned_heads(heads, head, row, row_mask, rotation, weight_ptr, eps, d, SIZE
         factor = tl.rsqrt(tl.sum(x * x, 1) / DIM + eps)[:, None]
         own = tl.load(weight_ptr + d, mask=d < DIM, other=0).to(tl.float32)[None, :]
         partners = tl.load(weight_ptr + partner, mask=partner < DIM, other=0).to(tl.float32)[None, :]
+        x, other = x * factor, other * factor
+        if SIZES.ROUNDED:
+            x, other = x.to(dtype).to(tl.float32), other.to(dtype).to(tl.float32)
         # Rounded as all norms are.
-        x = ((x * factor).to(dtype).to(tl.float32) * own).to(dtype).to(tl.float32)
-        other = ((other * factor).to(dtype).to(tl.float32) * partners).to(dtype).to(tl.float32)
+        x, other = (x * own).to(dtype).to(tl.float32), (other * partners).to(dtype).to(tl.float32)
     return x * cos + other * sin
 
 
@@ -172,6 +175,7 @@ def rope_write(
             ROWS=ROWS,
             FP8=fp8,
             NORMED=norms is not None,
+            ROUNDED=norms is not None and norms.rounded,
         ),
         num_warps=4,
     )
@@ -193,9 +197,8 @@ def rope_write_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`rope_write` by its definition, in float32."""
     if norms is not None:
-        dim = query.shape[-1]
-        query = rms_norm_rounded_reference(query.reshape(-1, dim), norms.query, norms.eps).view(query.shape)
-        key = rms_norm_rounded_reference(key.reshape(-1, dim), norms.key, norms.eps).view(key.shape)
+        query = rms_norm_reference(query, norms.query, norms.eps, rounded=norms.rounded)
+        key = rms_norm_reference(key, norms.key, norms.eps, rounded=norms.rounded)
     turned, step_key, step_value = _turned(query, cos, sin), _turned(key, cos, sin), value.float()
     if key_scales is not None and value_scales is not None:
         step_key, step_value = (step_key / key_scales[:, None]), (step_value / value_scales[:, None])

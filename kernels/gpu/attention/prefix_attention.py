@@ -3,6 +3,8 @@
 It launches two kernels, waits for nothing and can be captured in a CUDA graph.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,28 @@ from kernels.gpu.attention.kernel_arguments import (
 from kernels.gpu.attention.launch_tables import LaunchTables, WindowTables
 from kernels.gpu.attention.merge_kernel import merge_kernel
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
+from kernels.gpu.tuning.device_limits import processors_of
 from kernels.gpu.tuning.launch import launch
 from kernels.segments import reach
 
-# Merging is a pass over float32 partials; this many heads a program fill its four warps at 128 dimensions.
-MERGE_HEADS = 8
+
+class MergeTile(NamedTuple):
+    """Heads of a program, and partial results that it reads at a time: eight in all, which fill four warps at 128
+    dimensions.
+    """
+
+    heads: int
+    partials: int
+
+
+# Merging is a pass over float32 partials. Where rows are few a program has one head, so that there are more programs,
+# and more partials at a time: one row over 32,000 keys has dozens, and each turn of the loop waits for memory.
+WIDE_MERGE, DEEP_MERGE = MergeTile(8, 1), MergeTile(1, 8)
+
+
+def merge_tile(rows: int, heads: int, processors: int) -> MergeTile:
+    """The tile for so many rows to merge on a device."""
+    return WIDE_MERGE if rows * -(-heads // WIDE_MERGE.heads) >= processors else DEEP_MERGE
 
 
 def prefix_shared_attention(
@@ -117,9 +136,10 @@ def _attend(
 
 
 def _merge(shape: AttentionShape, launched: WindowTables, results: Results, sinks: Tensor | None) -> None:
+    tile = merge_tile(launched.grid_merges, shape.heads, processors_of(results.lse_ptr.device))
     launch(
         merge_kernel,
-        (launched.grid_merges, -(-shape.heads // MERGE_HEADS)),
+        (launched.grid_merges, -(-shape.heads // tile.heads)),
         HeadRows.of(results.out_ptr),
         results.lse_ptr,
         results.partials,
@@ -127,7 +147,8 @@ def _merge(shape: AttentionShape, launched: WindowTables, results: Results, sink
         results.lse_ptr if sinks is None else sinks,
         MergeSizes(
             HEADS=shape.heads,
-            BLOCK_HEADS=MERGE_HEADS,
+            BLOCK_HEADS=tile.heads,
+            BLOCK_PARTIALS=tile.partials,
             DIM=shape.dim,
             BLOCK_DIM=shape.block_dim,
             SINKS=sinks is not None,

@@ -295,21 +295,28 @@ def _order(costs: Ints, large: Ints) -> Ints:
 def _splits(blocks: Ints, stacked: Ints, keys: int, processors: float) -> Ints:
     """Into how many items each tile is cut: the chunk of keys whose finish is soonest by the bound of list scheduling.
 
-    With items in any order on p processors, the last one ends by total / p + largest (Graham, 1969). A split adds its
-    start and a partial result: 4 bytes written and read again for each 2 bytes of a query, beside 2 x 2 bytes a key.
+    With items in any order on p processors, the last one ends by total / p + largest (Graham, 1969); with at most p
+    items, by the largest. So the cut that gives each processor one item is taken where it ends before the other can:
+    not before total / p, nor before as many rounds of its smallest item as there are. A split adds its start and a
+    partial result: 4 bytes written and read again for each 2 bytes of a query, beside 2 x 2 bytes a key.
     """
     if not len(blocks):
         return blocks
     partial = 2.0 * stacked / keys
-    best, best_time = np.ones_like(blocks), np.inf
+    best, best_time, best_reach = np.ones_like(blocks), np.inf, np.inf
+    one_round, one_round_time = best, np.inf
     for chunk in CHUNKS[: np.searchsorted(CHUNKS, blocks.max()) + 1]:
         splits = -(-blocks // chunk)
         extra = np.where(splits > 1, ITEM_OVERHEAD + partial, ITEM_OVERHEAD)
-        largest = float((np.where(splits > 0, -(-blocks // np.maximum(splits, 1)), 0) + extra).max())
-        time = float((blocks + splits * extra).sum()) / processors + largest
-        if time <= best_time:
-            best, best_time = splits, time
-    return best
+        sizes = np.where(splits > 0, -(-blocks // np.maximum(splits, 1)), 0) + extra
+        items, largest = int(splits.sum()), float(sizes.max())
+        share = float((blocks + splits * extra).sum()) / processors
+        if share + largest <= best_time:
+            rounds = np.ceil(items / processors)
+            best, best_time, best_reach = splits, share + largest, max(share, rounds * float(sizes.min()))
+        if items <= processors and largest < one_round_time:
+            one_round, one_round_time = splits, largest
+    return one_round if one_round_time <= best_reach else best
 
 
 def _merges(row_start: Ints, partial: Ints, kept: Ints, cover: Ints) -> tuple[Int32s, Int32s, Int32s]:

@@ -1,6 +1,9 @@
-"""The gate of a gated MLP on a GPU: silu(gate) * up, read from one product's output and written once."""
+"""The gate of a gated MLP on a GPU: activation(gate) * up, read from one product's output and written once."""
+
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -8,11 +11,17 @@ from torch import Tensor
 from kernels.gpu.layer.e4m3 import e4m3_like, row_warps, store_e4m3_row
 from kernels.gpu.tuning.launch import launch
 
+# As config.json names them.
+Activation = Literal["silu", "gelu_pytorch_tanh"]
 BLOCK = 1024
+# sqrt(2 / pi), by which the curve of GELU is that of tanh (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
+GELU_SCALE: tl.constexpr = tl.constexpr(0.7978845608028654)
 
 
 @triton.jit
-def silu_gate_kernel(gate_up_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, FP8: tl.constexpr):
+def gate_kernel(
+    gate_up_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK: tl.constexpr, GELU: tl.constexpr, FP8: tl.constexpr
+):
     """Program (i, j): cells j of row i; the gate's `SIZE` columns lie before up's. With `FP8` a block is a row, and
     `out` is codes over `scales`.
     """
@@ -23,7 +32,9 @@ def silu_gate_kernel(gate_up_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK
     gate = tl.load(gate_up_ptr + row * 2 * SIZE + cell, mask=mask, other=0).to(tl.float32)
     up = tl.load(gate_up_ptr + row * 2 * SIZE + SIZE + cell, mask=mask, other=0).to(tl.float32)
     dtype: tl.constexpr = gate_up_ptr.dtype.element_ty
-    opened = (gate / (1 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    # (1 + tanh(z)) / 2 is the logistic function of 2 z, so that both are a number times a logistic function.
+    turn = 2 * GELU_SCALE * (gate + 0.044715 * gate * gate * gate) if GELU else gate
+    opened = (gate / (1 + tl.exp(-turn))).to(dtype).to(tl.float32)
     result = (opened * up).to(dtype)
     if FP8:
         store_e4m3_row(result.to(tl.float32), out_ptr, scales_ptr, row, cell, mask, SIZE)
@@ -31,40 +42,43 @@ def silu_gate_kernel(gate_up_ptr, out_ptr, scales_ptr, SIZE: tl.constexpr, BLOCK
         tl.store(out_ptr + row * SIZE + cell, result, mask=mask)
 
 
-def silu_gate(gate_up: Tensor) -> Tensor:
+def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """gate_up (rows, 2 * size), contiguous: (rows, size) in its dtype."""
     rows, size = len(gate_up), gate_up.shape[1] // 2
-    assert gate_up.is_contiguous()
     out = torch.empty((rows, size), dtype=gate_up.dtype, device=gate_up.device)
-    if rows:
-        grid = rows, triton.cdiv(size, BLOCK)
-        launch(silu_gate_kernel, grid, gate_up, out, out, SIZE=size, BLOCK=BLOCK, FP8=False, num_warps=4)
+    _launch(gate_up, out, out, activation, BLOCK, fp8=False)
     return out
 
 
-def silu_gate_e4m3(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """`silu_gate` rounded as `e4m3_rows` rounds: codes (rows, size), scales (rows, 1)."""
-    rows, size = len(gate_up), gate_up.shape[1] // 2
-    assert gate_up.is_contiguous()
+def gated_e4m3(gate_up: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """`gated` rounded as `e4m3_rows` rounds: codes (rows, size), scales (rows, 1)."""
+    size = gate_up.shape[1] // 2
     codes, scales = e4m3_like(gate_up, size)
-    if rows:
-        block = triton.next_power_of_2(size)
-        launch(
-            silu_gate_kernel,
-            (rows, 1),
-            gate_up,
-            codes.view(torch.uint8),
-            scales,
-            SIZE=size,
-            BLOCK=block,
-            FP8=True,
-            num_warps=row_warps(block),
-        )
+    _launch(gate_up, codes.view(torch.uint8), scales, activation, triton.next_power_of_2(size), fp8=True)
     return codes, scales
 
 
-def silu_gate_reference(gate_up: Tensor) -> Tensor:
-    """`silu_gate` by its definition: in float32, rounded after silu and after the product."""
+def _launch(gate_up: Tensor, out: Tensor, scales: Tensor, activation: Activation, block: int, *, fp8: bool) -> None:
+    rows, size = len(gate_up), gate_up.shape[1] // 2
+    assert gate_up.is_contiguous()
+    if rows:
+        launch(
+            gate_kernel,
+            (rows, triton.cdiv(size, block)),
+            gate_up,
+            out,
+            scales,
+            SIZE=size,
+            BLOCK=block,
+            GELU=activation == "gelu_pytorch_tanh",
+            FP8=fp8,
+            num_warps=row_warps(block) if fp8 else 4,
+        )
+
+
+def gated_reference(gate_up: Tensor, activation: Activation) -> Tensor:
+    """`gated` by its definition: in float32, rounded after the activation and after the product."""
     gate, up = gate_up.chunk(2, -1)
-    opened = (gate.float() * gate.float().sigmoid()).to(gate.dtype)
-    return (opened.float() * up.float()).to(gate.dtype)
+    wide = gate.float()
+    opened = F.silu(wide) if activation == "silu" else F.gelu(wide, approximate="tanh")
+    return (opened.to(gate.dtype).float() * up.float()).to(gate.dtype)

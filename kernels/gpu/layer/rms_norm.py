@@ -10,6 +10,20 @@ from kernels.gpu.tuning.launch import launch
 
 
 @triton.jit
+def normed_row(value, weight_ptr, cell, mask, eps, dtype: tl.constexpr, SIZE: tl.constexpr, ROUNDED: tl.constexpr):
+    """A row's norm as `dtype`, of value [BLOCK] in float32 with zeros behind `SIZE`; with `ROUNDED` it is rounded
+    before the weight too, as Llama's is and Gemma's is not.
+    """
+    factor = tl.rsqrt(tl.sum(value * value, 0) / SIZE + eps)
+    # Read behind the sum, so that no register holds it meanwhile.
+    weight = tl.load(weight_ptr + cell, mask=mask, other=0)
+    normed = value * factor
+    if ROUNDED:
+        normed = normed.to(dtype).to(tl.float32)
+    return (normed * weight.to(tl.float32)).to(dtype)
+
+
+@triton.jit
 def rms_norm_kernel(
     x_ptr,
     weight_ptr,
@@ -19,6 +33,7 @@ def rms_norm_kernel(
     x_row_stride,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROUNDED: tl.constexpr,
     FP8: tl.constexpr,
 ):
     """Program i normalises row i; `out` is contiguous, with `FP8` codes over `scales`."""
@@ -27,32 +42,31 @@ def rms_norm_kernel(
     cell = tl.arange(0, BLOCK)
     mask = cell < SIZE
     value = tl.load(x_ptr + row * x_row_stride + cell, mask=mask, other=0).to(tl.float32)
-    factor = tl.rsqrt(tl.sum(value * value, 0) / SIZE + eps)
-    weight = tl.load(weight_ptr + cell, mask=mask, other=0)
-    dtype: tl.constexpr = x_ptr.dtype.element_ty
-    normed = (value * factor).to(dtype).to(tl.float32)
-    result = (normed * weight.to(tl.float32)).to(dtype)
+    result = normed_row(value, weight_ptr, cell, mask, eps, x_ptr.dtype.element_ty, SIZE, ROUNDED)
     if FP8:
         store_e4m3_row(result.to(tl.float32), out_ptr, scales_ptr, row, cell, mask, SIZE)
     else:
         tl.store(out_ptr + row * SIZE + cell, result, mask=mask)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight, row by row: x (rows, size) with rows in any stride, weight (size,)."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = True) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, row by row: x (rows, size) with rows in any stride, weight (size,).
+
+    `rounded`: x's dtype is taken before the weight, and again behind it.
+    """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(x, weight, eps, out, weight, fp8=False)
+    _launch(x, weight, eps, out, weight, rounded=rounded, fp8=False)
     return out
 
 
-def rms_norm_e4m3(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def rms_norm_e4m3(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = True) -> tuple[Tensor, Tensor]:
     """`rms_norm` rounded as `e4m3_rows` rounds: codes (rows, size), scales (rows, 1)."""
     codes, scales = e4m3_like(x, x.shape[1])
-    _launch(x, weight, eps, codes.view(torch.uint8), scales, fp8=True)
+    _launch(x, weight, eps, codes.view(torch.uint8), scales, rounded=rounded, fp8=True)
     return codes, scales
 
 
-def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor, *, fp8: bool) -> None:
+def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor, *, rounded: bool, fp8: bool) -> None:
     rows, size = x.shape
     assert x.stride(1) == 1, x.stride()
     if rows:
@@ -68,13 +82,16 @@ def _launch(x: Tensor, weight: Tensor, eps: float, out: Tensor, scales: Tensor, 
             x.stride(0),
             SIZE=size,
             BLOCK=block,
+            ROUNDED=rounded,
             FP8=fp8,
             num_warps=row_warps(block),
         )
 
 
-def rms_norm_rounded_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm` by its definition: in float32, rounded to x's dtype before and after the weight."""
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, *, rounded: bool = True) -> Tensor:
+    """`rms_norm` by its definition, in float32."""
     wide = x.float()
-    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-    return (normed.float() * weight.float()).to(x.dtype)
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    if rounded:
+        normed = normed.to(x.dtype).float()
+    return (normed * weight.float()).to(x.dtype)

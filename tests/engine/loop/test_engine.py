@@ -269,7 +269,8 @@ def test_outputs_are_told_one_by_one(engine: Engine) -> None:
     assert engine.submit(ShardWork("empty", 0, "s", (), (), ())).result(timeout=60) == []
 
 
-def test_a_request_with_an_adapter_is_refused_and_never_answered_without(engine: Engine) -> None:
+def test_a_request_whose_adapter_is_not_there_is_refused_and_never_answered_without(engine: Engine) -> None:
     request = Request("a", prompt(engine, "The river bends"), adapter="poems")
-    with pytest.raises(UserError, match="request a asks for adapter 'poems'"):
-        engine.submit(work(engine, [request]))
+    with pytest.raises(UserError, match="adapter poems is no folder"):
+        engine.submit(work(engine, [request])).result(timeout=60)
+    assert one(engine).finish_reason == "length", "and the engine goes on"

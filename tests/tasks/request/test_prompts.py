@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from engine.errors import UserError
-from tasks.job.job import Prompt
-from tasks.request.prompts import PromptRenderer, check_chat, prompt_columns
+from tasks.job.prompt import Prompt
+from tasks.request.prompts import PromptRenderer, check_prompt, prompt_columns
 from tasks.request.special_tokens import SpecialTokens
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
@@ -70,10 +70,10 @@ def test_chat_wraps_a_text_and_leaves_messages_as_they_are() -> None:
 def test_a_model_without_a_chat_template() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.chat_template = None
-    check_chat(Prompt(column="a"), tokenizer)  # type: ignore[arg-type]
+    check_prompt(Prompt(column="a"), tokenizer)  # type: ignore[arg-type]
     for prompt in (Prompt(column="a", chat=True), Prompt(messages="a")):
         with pytest.raises(UserError, match="no chat template"):
-            check_chat(prompt, tokenizer)  # type: ignore[arg-type]
+            check_prompt(prompt, tokenizer)  # type: ignore[arg-type]
 
 
 def test_numbers_are_prompts_too() -> None:

@@ -132,6 +132,17 @@ def test_the_same_tokens_and_labels(
     assert sum(played.replays) > len(played.replays) > 0
 
 
+def test_a_gemma_whose_layers_hand_on_two_tensors(
+    requests_: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs too, and a window that ends within the contexts."""
+    save_tiny("gemma2", {"sliding_window": 24, "attn_logit_softcapping": 20.0}, tmp_path)
+    played = through_triton(tmp_path, requests_, monkeypatch)
+    assert_same(answers(tmp_path, requests_), played.outputs)
+    assert all(played.rotated[2:])
+    assert sum(played.replays) > len(played.replays) > 0
+
+
 def test_four_bits_compute_what_their_weights_say(
     tiny_model: Path, requests_: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

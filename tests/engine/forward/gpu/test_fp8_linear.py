@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 import engine.forward.attention
 from engine.config import EngineConfig
@@ -51,13 +51,18 @@ def test_layers_side_by_side_give_what_each_gives() -> None:
 
 
 @pytest.mark.usefixtures("wide_sums")
-def test_swapped_layers_run_on_eight_bits() -> None:
+@pytest.mark.parametrize(
+    ("model_class", "config", "rounded"),
+    [(LlamaForCausalLM, LlamaConfig, 14), (Gemma2ForCausalLM, Gemma2Config, 14), (Phi3ForCausalLM, Phi3Config, 8)],
+)
+def test_swapped_layers_run_on_eight_bits(model_class: Any, config: Any, rounded: int) -> None:
     """All of them, as transformers' own layers do on the same products, and near what whole weights give."""
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(LlamaConfig(**WIDE | {"head_dim": 16})).bfloat16().eval().requires_grad_(False)
+    sizes = WIDE | {"head_dim": 16, "pad_token_id": 0}
+    model: Any = model_class(config(**sizes)).bfloat16().eval().requires_grad_(False)
     model.set_attn_implementation(engine.forward.attention.NAME)
     whole = hidden(model, kv_format=BFLOAT16).float()
-    assert round_linears_to_fp8(model) == 14
+    assert round_linears_to_fp8(model) == rounded
     wanted = hidden(model, kv_format=BFLOAT16).float()
     assert swap_layers(model)
     layer = model.model.layers[0]

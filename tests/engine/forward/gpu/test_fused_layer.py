@@ -8,11 +8,26 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from engine.errors import UserError
 from engine.forward.gpu.attention import GpuStepAttention
-from engine.forward.gpu.fused_layer import GpuLayer, swap_layers
+from engine.forward.gpu.fused_layer import GpuLayer, PostNormLayer, swap_layers
 from engine.forward.gpu.packed_linear import PackedLinear, pack_integers, stacked
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import step_inputs
@@ -21,7 +36,8 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.attention.kv_write import rope_write_kernel
 from kernels.gpu.attention.merge_kernel import merge_kernel
 from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
-from kernels.gpu.layer.gate import silu_gate_kernel
+from kernels.gpu.layer.add_normed import add_normed_kernel
+from kernels.gpu.layer.gate import gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
 from kernels.gpu.matmul.quantized_weights import dequantized
 from kernels.kv_format import FLOAT32, KVFormat
@@ -35,7 +51,31 @@ MODELS = FUSED_MODELS | {
         Qwen3ForCausalLM,
         Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=1),
     ),
+    "Gemma": (GemmaForCausalLM, GemmaConfig(**SIZES)),
+    "Gemma 2": (
+        Gemma2ForCausalLM,
+        Gemma2Config(**SIZES, sliding_window=7, query_pre_attn_scalar=30, attn_logit_softcapping=3.0),
+    ),
+    "Gemma 3": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **SIZES, sliding_window=7, layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=30
+        ),
+    ),
+    "Phi-3": (Phi3ForCausalLM, Phi3Config(**SIZES, pad_token_id=0)),
+    "Phi-3 with a window, partly turned": (
+        Phi3ForCausalLM,
+        Phi3Config(
+            **SIZES,
+            pad_token_id=0,
+            sliding_window=7,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.6},
+        ),
+    ),
 }
+
+
+POST_NORMS = ("Gemma 2", "Gemma 3")
 
 
 def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat = FLOAT32) -> GpuStepAttention:
@@ -47,11 +87,11 @@ def stepped(step: SchedulerOutput | int, head_dim: int = 20, kv_format: KVFormat
 @pytest.mark.parametrize("asked", [range(ROWS), [0, 3]], ids=["all", "two"])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
-    """Biases, a window, and every family that is known."""
+    """Biases, windows, caps, and every family that is known."""
     model = drawn(*MODELS[name])
     wanted = hidden(model)
     assert swap_layers(model)
-    assert {type(layer) for layer in model.model.layers} == {GpuLayer}
+    assert {type(layer) for layer in model.model.layers} == {PostNormLayer if name in POST_NORMS else GpuLayer}
     rows = torch.arange(ROWS)[None]
     step = stepped(replace(SchedulerOutput.causal_rows(ROWS), reads=Reads.samples(np.array(asked), np.array(asked))))
     with torch.inference_mode():
@@ -59,24 +99,62 @@ def test_equals_the_layers_that_it_replaces(name: str, asked: Any) -> None:
     assert float((got - wanted[..., list(asked), :]).abs().max()) < 2e-5
 
 
-def test_a_layer_is_ten_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels of ours and products; all else that touches a tensor in a layer only looks at it in another shape."""
-    model = drawn(*MODELS["Llama"])
+OWN_KERNELS = {
+    "Llama": [
+        "rms_norm_kernel",
+        "rope_write_kernel",
+        "attend_kernel",
+        "merge_kernel",
+        "rms_norm_kernel",
+        "gate_kernel",
+    ],
+    "Gemma 2": [
+        "rope_write_kernel",
+        "attend_kernel",
+        "merge_kernel",
+        "add_normed_kernel",
+        "gate_kernel",
+        "add_normed_kernel",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Gemma", "Gemma 2", "Gemma 3", "Phi-3"])
+def test_a_layer_is_ten_launches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of ours and products; all else that touches a tensor in a layer only looks at it in another shape.
+
+    A step whose attention is not cut has no merge. The first layer of a family with norms behind attention and MLP has
+    one more: nothing before it normed its input.
+    """
+    model = drawn(*MODELS[name])
     swap_layers(model)
-    layer, launched = model.model.layers[0], []
-    for kernel in (rms_norm_kernel, silu_gate_kernel, rope_write_kernel, attend_kernel, merge_kernel):
+    launched: list[str] = []
+    for kernel in (
+        rms_norm_kernel,
+        add_normed_kernel,
+        gate_kernel,
+        rope_write_kernel,
+        attend_kernel,
+        merge_kernel,
+    ):
         monkeypatch.setattr(kernel, "run", counting(kernel.run, launched))
     step = stepped(ROWS)
     states, angles = torch.randn(1, ROWS, model.config.hidden_size), model.model.rotary_emb
-    cos_sin = angles(states, torch.arange(ROWS)[None])
+    positions = torch.arange(ROWS)[None]
+    cos_sin = angles(states, positions, "full_attention") if name == "Gemma 3" else angles(states, positions)
+    counts = []
     with torch.inference_mode():
-        layer(states, position_embeddings=cos_sin, step_attention=step)  # plans the step
-    launched.clear()
-    with torch.inference_mode(), ProductsAndPasses() as seen:
-        layer(states, position_embeddings=cos_sin, step_attention=step)
-    assert len(launched) + seen.products <= 10
-    assert set(launched) >= {"rms_norm_kernel", "silu_gate_kernel", "rope_write_kernel", "attend_kernel"}
-    assert (seen.products, seen.passes) == (4, [])
+        for layer in model.model.layers:
+            layer(states.clone(), position_embeddings=cos_sin, step_attention=step)  # plans the step
+            launched.clear()
+            with ProductsAndPasses() as seen:
+                states = layer(states, position_embeddings=cos_sin, step_attention=step)
+            assert (seen.products, seen.passes) == (4, [])
+            counts.append(len(launched) + seen.products)
+    merges = launched.count("merge_kernel")
+    assert counts == [10 + merges if name in POST_NORMS else 9 + merges, 9 + merges]
+    wanted = OWN_KERNELS["Gemma 2" if name in POST_NORMS else "Llama"]
+    assert launched == [one for one in wanted if one != "merge_kernel" or merges]
 
 
 def counting(run: Any, launched: list[str]) -> Any:
@@ -106,6 +184,7 @@ class ProductsAndPasses(TorchDispatchMode):
             "slice",
             "split",
             "split_with_sizes",
+            "unbind",
             "unsqueeze",
             "permute",
             "alias",

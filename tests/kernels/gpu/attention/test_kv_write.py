@@ -18,8 +18,9 @@ def test_turned_and_written(dim: int, rotary: int, dtype: torch.dtype, rows: int
 
 @pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (100, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-def test_heads_are_normed_before_they_turn(dim: int, rotary: int, dtype: torch.dtype) -> None:
-    norms = HeadNorms(torch.rand(dim).to(dtype) + 0.5, torch.rand(dim).to(dtype) + 0.5, 1e-6)
+@pytest.mark.parametrize("rounded", [True, False])
+def test_heads_are_normed_before_they_turn(dim: int, rotary: int, dtype: torch.dtype, rounded: bool) -> None:
+    norms = HeadNorms(torch.rand(dim).to(dtype) + 0.5, torch.rand(dim).to(dtype) + 0.5, 1e-6, rounded)
     check(dim, rotary, dtype, dtype, 19, norms=norms, roundings=4)
 
 

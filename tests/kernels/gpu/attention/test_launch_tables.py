@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.capacity import Capacity, CapacityError
 from kernels.gpu.attention.launch_tables import launch_tables
-from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.attention.prefix_attention import DEEP_MERGE, WIDE_MERGE, merge_tile, prefix_shared_attention
+from kernels.gpu.tuning.attention_config import attention_candidates
+from kernels.segments import Segment, Segments
 from tests.kernels.gpu.attention.attention_case import Case, drawn_inputs, wanted
 from tests.kernels.gpu.attention.test_prefix_attention import CONFIG, mixed
 
@@ -60,3 +63,27 @@ def test_tables_hold_while_rows_go_on(window: int | None) -> None:
         out, _ = prefix_shared_attention(tables, behind, 0.2, window=window)
         assert float((out - want_out).abs().max()) < 1e-5, moved
         case.positions = [position + 1 for position in case.positions]
+
+
+@pytest.mark.parametrize(
+    ("rows", "own", "kv_heads", "programs"),
+    [(1, 0, 8, 256), (1, 16, 8, 256), (1, 16, 1, 251), (1, 0, 32, 256), (2, 100, 8, 1016), (16, 100, 8, 800)],
+)
+def test_a_long_prefix_under_few_rows_fills_an_h100(rows: int, own: int, kv_heads: int, programs: int) -> None:
+    """32,000 keys of 32 heads: 132 processors run two programs at once, of which 95 % have work from the first on.
+
+    Programs that all fit at once end together, so that one row is cut no further than that; several rows with keys of
+    their own leave lengths that more rounds even out.
+    """
+    segments = [Segment(0, rows, 0, 32_000, 0)]
+    segments += [Segment(row, row + 1, 32_000 + 4096 * row, 32_000 + 4096 * row + own, 32_000) for row in range(rows)]
+    step = Segments.of(one for one in segments if one.kv_start < one.kv_end)
+    config, shape = attention_candidates("sm_90", 128)[0], AttentionShape(32, kv_heads, 128, 64)
+    positions = np.full(rows, 32_000 + own - 1)
+    tables = launch_tables(step, positions, shape, "cpu", config=config, processors=132).by_window[None]
+    assert tables.grid_items * kv_heads * shape.slices == programs >= 0.95 * config.programs * 132
+    assert tables.grid_merges == rows
+
+
+def test_merges_of_many_rows_take_many_heads_at_once() -> None:
+    assert [merge_tile(rows, 32, 132) for rows in (1, 32, 33, 256)] == [DEEP_MERGE, DEEP_MERGE, WIDE_MERGE, WIDE_MERGE]

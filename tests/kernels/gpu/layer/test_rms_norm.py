@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from kernels.gpu.layer.add_normed import add_normed, add_normed_reference
 from kernels.gpu.layer.e4m3 import e4m3_rows, e4m3_rows_reference
-from kernels.gpu.layer.gate import silu_gate, silu_gate_e4m3, silu_gate_reference
-from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3, rms_norm_rounded_reference
+from kernels.gpu.layer.gate import Activation, gated, gated_e4m3, gated_reference
+from kernels.gpu.layer.rms_norm import rms_norm, rms_norm_e4m3, rms_norm_reference
 
 # Of a number's size: a last bit; in bfloat16 two, since the interpreter cuts it off where a GPU rounds, twice.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.6e-2}
@@ -17,31 +18,58 @@ def worst(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [1, 60, 576, 4096])
-@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize(("rows", "rounded"), [(1, True), (7, True), (7, False)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_norm(dtype: torch.dtype, rows: int, size: int) -> None:
+def test_norm(dtype: torch.dtype, rows: int, rounded: bool, size: int) -> None:
     """Rows that lie apart; a row of zeros stays one."""
     torch.manual_seed(0)
     x = torch.randn(rows, 3 * size).to(dtype)[:, size : 2 * size]
     x[-1] = 0
-    weight = torch.randn(size).to(dtype)
-    got = rms_norm(x, weight, 1e-5)
+    weight = torch.randn(size).to(dtype if rounded else torch.float32)
+    got = rms_norm(x, weight, 1e-5, rounded=rounded)
     assert got.dtype == dtype
-    want = rms_norm_rounded_reference(x, weight, 1e-5)
+    want = rms_norm_reference(x, weight, 1e-5, rounded=rounded)
     assert worst(got, want) <= TOLERANCE[dtype]
     assert float(got[-1].float().abs().max()) == 0
 
 
+def test_a_norm_rounds_where_it_says() -> None:
+    """Before the weight and behind it, or behind it alone: in bfloat16 the two differ."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 256).bfloat16(), torch.rand(256) + 0.5
+    twice, once = (rms_norm_reference(x, weight, 1e-5, rounded=rounded) for rounded in (True, False))
+    exact = rms_norm_reference(x.float(), weight, 1e-5)
+    assert not torch.equal(twice, once)
+    assert torch.equal(once, exact.bfloat16())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(7, 60), (2, 4096)])
+@pytest.mark.parametrize("rounded", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms_around_a_sum(dtype: torch.dtype, rounded: bool, rows: int, size: int) -> None:
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, rows, size).to(dtype)
+    weights = [torch.rand(size).to(dtype if rounded else torch.float32) + 0.5 for _ in range(2)]
+    kept = residual.clone()
+    got = add_normed(x, weights[0], residual, weights[1], 1e-5, rounded=rounded)
+    want = add_normed_reference(x, weights[0], residual, weights[1], 1e-5, rounded=rounded)
+    assert (got.dtype, got.shape) == (dtype, (2, rows, size))
+    # Two norms and a sum on end, each with a last bit of its own.
+    assert worst(got, want) <= 3 * TOLERANCE[dtype]
+    assert torch.equal(residual, kept)
+
+
 @pytest.mark.parametrize("size", [1, 100, 1024, 1536])
 @pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gate(dtype: torch.dtype, rows: int, size: int) -> None:
+def test_gate(dtype: torch.dtype, activation: Activation, rows: int, size: int) -> None:
     """Far gates are open or shut, and no number overflows."""
     torch.manual_seed(0)
     both = 3 * torch.randn(rows, 2 * size)
     both[0, 0], both[-1, size - 1] = 88, -88
     both = both.to(dtype)
-    got, want = silu_gate(both), silu_gate_reference(both)
+    got, want = gated(both, activation), gated_reference(both, activation)
     assert got.dtype == dtype
     assert bool(torch.isfinite(got).all())
     assert worst(got, want) <= TOLERANCE[dtype]
@@ -78,8 +106,9 @@ def test_norm_and_gate_to_eight_bits(size: int) -> None:
     torch.manual_seed(0)
     x, weight, both = spread(4, size), torch.rand(size), torch.randn(4, 2 * size)
     for (codes, scales), whole in (
-        (rms_norm_e4m3(x, weight, 1e-5), rms_norm_rounded_reference(x, weight, 1e-5)),
-        (silu_gate_e4m3(both), silu_gate_reference(both)),
+        (rms_norm_e4m3(x, weight, 1e-5), rms_norm_reference(x, weight, 1e-5)),
+        (gated_e4m3(both, "silu"), gated_reference(both, "silu")),
+        (gated_e4m3(both, "gelu_pytorch_tanh"), gated_reference(both, "gelu_pytorch_tanh")),
     ):
         want, want_scales = e4m3_rows_reference(whole)
         assert torch.allclose(scales, want_scales, rtol=1e-5, atol=0)

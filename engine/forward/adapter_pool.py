@@ -1,0 +1,195 @@
+"""Adapters' weights in the KV cache's memory: brought in, found by kernels, and overwritten when they made room."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from engine.errors import UserError
+from engine.forward.adapter_sites import AdapterSite
+from engine.forward.kv_cache import KVCache
+from engine.forward.step_inputs import to_device
+from engine.machine.adapter_pages import AdapterPages
+from engine.model.adapter_config import AdapterError
+from engine.model.adapter_files import WEIGHTS, AdapterFiles, AdapterTarget, named_adapter, weight_names
+from engine.scheduling.scheduler_output import AdapterLoad, SchedulerOutput
+from kernels.paged_adapters import SITE_WORDS, AdapterRuns, from_pages, in_pages, lines_of_a, lines_of_b, runs_of
+from kernels.segments import Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagedMatrix:
+    """Pages of one layer, by number there, that hold `lines` of `width` numbers."""
+
+    layer: int
+    pages: Ints
+    lines: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagedAdapter:
+    """An adapter that is in: its `table` (`kernels.paged_adapters`), its greatest rank, and A and B by site."""
+
+    table: Tensor
+    rank: int
+    matrices: Mapping[int, tuple[PagedMatrix, PagedMatrix]]
+
+
+class AdapterPool:
+    """Those of one cache. Blocks are the scheduler's to give: it says which adapter gets which, and when."""
+
+    def __init__(
+        self, cache: KVCache, pages: AdapterPages, sites: Mapping[str, AdapterSite], device: str, most_rows: int | None
+    ) -> None:
+        """`most_rows` of a run, if kernels take no more at once."""
+        self._pages = pages
+        self._sites = sites
+        self._device = device
+        self._most_rows = most_rows
+        self._kv_heads = cache.num_kv_heads
+        dtype = getattr(torch, pages.dtype)
+        self._stores = [tuple(_paged(side, pages.words, dtype) for side in both) for both in _layers(cache)]
+        self._adapters: dict[int, PagedAdapter] = {}
+
+    def change(self, step: SchedulerOutput) -> None:
+        """Brings in what the step is the first to need. Raises UserError for a folder that is no longer what it was."""
+        if step.adapters is None:
+            return
+        for number in step.adapters.gone:
+            self._adapters.pop(number, None)
+        for load in step.adapters.loads:
+            self._adapters[load.number] = self._load(load)
+
+    def runs(self, of_row: Ints) -> AdapterRuns | None:
+        """Of rows with these numbers, -1 for none; None where that is all."""
+        runs = _cut(runs_of(of_row.tolist()), self._most_rows)
+        if not runs:
+            return None
+        table = np.array([(first, last, self._adapters[n].table.data_ptr()) for first, last, n in runs], dtype=np.int64)
+        next_run = np.searchsorted(table[:, 1], np.arange(len(of_row)), side="right")
+        return AdapterRuns(
+            to_device(table.reshape(-1), self._device).view(-1, 3),
+            to_device(next_run, self._device),
+            max(self._adapters[number].rank for _, _, number in runs),
+            self._pages.words,
+        )
+
+    def tell(self, attention: Any, step: SchedulerOutput) -> None:
+        """Says to a step's attention, which its layers hear, which rows run with which adapters."""
+        if step.adapters is None:
+            return
+        attention.adapters = attention.asked_adapters = self.runs(step.adapters.of_row)
+        asked = step.asked_rows
+        if len(asked) < step.num_scheduled_tokens:
+            attention.asked_adapters = self.runs(step.adapters.of_row[asked])
+
+    def matrices(self, number: int, site: int) -> tuple[Tensor, Tensor] | None:
+        """A (inputs, rank) and B (panels, rank, columns), gathered from their pages; None where nothing is added."""
+        found = self._adapters[number].matrices.get(site)
+        if found is None:
+            return None
+        a, b = map(self._gathered, found)
+        return a, b.view(-1, found[0].width, self._pages.columns)
+
+    def _load(self, load: AdapterLoad) -> PagedAdapter:
+        try:
+            files = named_adapter(load.adapter)
+        except AdapterError as problem:
+            raise UserError(f"adapter {load.adapter.rpartition('#')[0]} {problem}") from None
+        by_layer: dict[int, list[AdapterTarget]] = defaultdict(list)
+        for target in files.targets:
+            by_layer[self._pages.layer_of(target.path)].append(target)
+        table = np.zeros(SITE_WORDS * len(self._sites), dtype=np.int64)
+        addresses: list[Ints] = []
+        matrices: dict[int, tuple[PagedMatrix, PagedMatrix]] = {}
+        place = len(table)
+        with safe_open(files.folder / WEIGHTS, framework="pt") as weights:
+            for layer, targets in by_layer.items():
+                made, first = [], 0
+                for target in targets:
+                    site, rank = self._sites[target.path], self._pages.padded_rank(target.rank)
+                    both = []
+                    for lines in self._lines(weights, target, rank, site.column):
+                        pages = in_pages(lines, self._pages.words)
+                        numbers = np.arange(first, first + len(pages))
+                        both.append(PagedMatrix(layer, self._places(load, numbers), len(lines), lines.shape[1]))
+                        made.append(pages)
+                        first += len(pages)
+                    a, b = both
+                    matrices[site.number] = (a, b)
+                    header = (rank, place, place + len(a.pages), 0)
+                    table[SITE_WORDS * site.number : SITE_WORDS * (site.number + 1)] = header
+                    place += len(a.pages) + len(b.pages)
+                    addresses += [self._addresses(a), self._addresses(b)]
+                self._write(layer, self._places(load, np.arange(first)), torch.cat(made))
+        rank = max(a.width for a, _ in matrices.values())
+        return PagedAdapter(to_device(np.concatenate([table, *addresses]), self._device), rank, matrices)
+
+    def _lines(self, weights: Any, target: AdapterTarget, rank: int, column: int) -> tuple[Tensor, Tensor]:
+        """A's and B's, the scale in B."""
+        a, b = (weights.get_tensor(name).float() for name in weight_names(target))
+        dtype = self._stores[0][0].dtype
+        b = (b * target.scale).to(dtype)
+        return lines_of_a(a.to(dtype), rank), lines_of_b(b, rank, self._pages.columns, column)
+
+    def _places(self, load: AdapterLoad, numbers: Ints) -> Ints:
+        """(pages, 3): side (keys or values), head and block of an adapter's pages in a layer, by number."""
+        block, page = np.divmod(numbers, 2 * self._kv_heads)
+        side, head = np.divmod(page, self._kv_heads)
+        return np.stack([side, head, load.blocks[block]], 1)
+
+    def _addresses(self, matrix: PagedMatrix) -> Ints:
+        """Of its pages."""
+        stores = self._stores[matrix.layer]
+        starts = np.array([store.data_ptr() for store in stores])
+        side, head, block = matrix.pages.T
+        _, num_blocks, words = stores[0].shape
+        found: NDArray[np.int64] = starts[side] + (head * num_blocks + block) * (words * stores[0].itemsize)
+        return found
+
+    def _write(self, layer: int, places: Ints, pages: Tensor) -> None:
+        for side, store in enumerate(self._stores[layer]):
+            mine = np.flatnonzero(places[:, 0] == side)
+            head, block = (torch.from_numpy(places[mine, column]).to(self._device) for column in (1, 2))
+            store[head, block] = pages[torch.from_numpy(mine)].to(self._device)
+
+    def _gathered(self, matrix: PagedMatrix) -> Tensor:
+        stores = self._stores[matrix.layer]
+        pages = stores[0].new_empty(len(matrix.pages), self._pages.words)
+        for side, store in enumerate(stores):
+            mine = np.flatnonzero(matrix.pages[:, 0] == side)
+            head, block = (torch.from_numpy(matrix.pages[mine, column]).to(self._device) for column in (1, 2))
+            pages[torch.from_numpy(mine).to(self._device)] = store[head, block]
+        return from_pages(pages, matrix.width, matrix.lines)
+
+
+def check_sites(adapter: AdapterFiles, sites: Mapping[str, AdapterSite]) -> None:
+    """Raises AdapterError for a target that the loaded model has no place for."""
+    for target in adapter.targets:
+        if target.path not in sites:
+            raise AdapterError(f"is for another base: this model has no linear layer {target.path} in its body")
+
+
+def _layers(cache: KVCache) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(cache.keys, cache.values, strict=True))
+
+
+def _paged(store: Tensor, words: int, dtype: torch.dtype) -> Tensor:
+    """(kv_heads, blocks, words) over the memory of keys or values (kv_heads, slots, width)."""
+    return store.view(torch.uint8).view(len(store), -1, words * dtype.itemsize).view(dtype)
+
+
+def _cut(runs: Sequence[tuple[int, int, int]], most: int | None) -> list[tuple[int, int, int]]:
+    """Runs of at most so many rows."""
+    if most is None:
+        return list(runs)
+    return [
+        (start, min(start + most, last), number) for first, last, number in runs for start in range(first, last, most)
+    ]
