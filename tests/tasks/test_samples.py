@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +60,8 @@ def test_several_texts_a_prompt(tiny_model: Path, tmp_path: Path) -> None:
     by_number = [{one["index"]: one for one in row["outputs"]} for row in three]
     assert [sorted(texts) for texts in by_number] == [[0, 1, 2]] * len(TEXTS)
     assert [texts[0]["text"] for texts in by_number] == texts_of(alone)
-    assert [texts[0]["cumulative_logprob"] for texts in by_number] == [row["cumulative_logprob"] for row in alone]
+    logprobs = [texts[0]["cumulative_logprob"] for texts in by_number]
+    assert logprobs == pytest.approx([row["cumulative_logprob"] for row in alone], abs=1e-3)
     assert [texts[1]["text"] for texts in by_number] == texts_of(second)
     assert all(len({one["text"] for one in row["outputs"]}) == 3 for row in three)
     for row in three:
@@ -105,7 +107,7 @@ def test_samples_follow_from_their_row_alone(tiny_model: Path, tmp_path_factory:
     assert len(set(texts_of(wanted))) == len(rows)
     numbers = count()
 
-    @settings(max_examples=8, deadline=None, phases=[Phase.generate])
+    @settings(max_examples=3, deadline=None, phases=[Phase.generate])
     @given(
         st.permutations(rows),
         st.sampled_from([1e-5, 1e-3, 45.0]),

@@ -52,6 +52,38 @@ def test_draw_follows_the_distribution(params: SamplingParams, wanted: list[floa
     assert probabilities(params) == pytest.approx(wanted, abs=4 * math.sqrt(0.25 / DRAWS))
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.7, "top_k": 9},
+        {"temperature": 1.3, "top_p": 0.6},
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.8},
+        {"temperature": 1.5, "min_p": 0.05, "top_k": 12},
+    ],
+    ids=str,
+)
+def test_draws_are_of_transformers_distribution(params: dict[str, float]) -> None:
+    """Its warpers, of 60 drawn logits: which tokens there are to draw, and how often each comes."""
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 2 * torch.randn(60, generator=torch.Generator().manual_seed(3))
+    warpers = {
+        "temperature": TemperatureLogitsWarper,
+        "min_p": MinPLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+    }
+    scores = logits[None].clone()
+    for name, warper in warpers.items():
+        if name in params:
+            scores = warper(params[name])(torch.empty(1, 0, dtype=torch.int64), scores)
+    wanted = scores.softmax(-1)[0]
+    tally = torch.bincount(drawn(logits, SamplingParams(**params), DRAWS), minlength=60)  # type: ignore[arg-type]
+    assert ((tally > 0) == (wanted > 0)).all()
+    assert (tally / DRAWS).tolist() == pytest.approx(wanted.tolist(), abs=4 * math.sqrt(0.25 / DRAWS))
+
+
 @pytest.mark.parametrize("params", [{}, {"top_k": 200}, {"top_p": 0.9}, {"min_p": 0.05}], ids=str)
 def test_the_last_bits_of_logits_move_few_draws(params: dict[str, float]) -> None:
     """What another batch changes in them: of 500 draws over 2,000 tokens of much the same probability, one at most.
