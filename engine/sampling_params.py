@@ -4,6 +4,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class StructuredOutputs:
+    """What a text has to be: exactly one of these, in vLLM's names.
+
+    `json` is a JSON schema, as JSON text; `json_object` asks for any JSON object; `regex` is matched by the whole text;
+    `choice` is a list of texts; `grammar` is a context-free grammar, in Lark's or GBNF's notation.
+    """
+
+    json: str | None = None
+    json_object: bool = False
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.json, self.json_object or None, self.regex, self.choice, self.grammar)
+        assert sum(value is not None for value in given) == 1, given
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Greedy when `temperature` is 0, else seeded sampling.
 
@@ -15,7 +34,8 @@ class SamplingParams:
     `min_p` leaves tokens of at least that share of the likeliest one's probability. `repetition_penalty` divides
     positive logits of tokens in prompt or text (and multiplies others); `frequency_penalty` is subtracted for each time
     that a token is in the text, `presence_penalty` once. `logit_bias` is added, token by token; `allowed_token_ids`, if
-    given, are the only ones; `bad_words` are texts that may not come to be.
+    given, are the only ones; `bad_words` are texts that may not come to be. `structured_outputs` bars what its grammar
+    does not allow, and ends the text where the grammar does; the model's end and `stop_token_ids` are barred before.
     """
 
     temperature: float = 0.0
@@ -37,6 +57,7 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def greedy(self) -> bool:

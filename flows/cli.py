@@ -158,6 +158,33 @@ def sql(
     return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
 
 
+@app.command(epilog="Example: [bold]trunkline batch examples/batch.jsonl -o out.jsonl --errors errors.jsonl[/bold]")
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A JSON request a line, .gz too.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="OUT", help="A line for each response.", show_default=False)
+    ],
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            "--errors", metavar="FILE", help="A line for each error; else OUT with .errors before its ending."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="embedded, a folder with safetensors, or a .gguf file.")
+    ] = "embedded",
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Ask again what ended as an error.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Answer a file of OpenAI batch requests. Killed at any time, the same command continues from OUT.run."""
+    from flows.run_batch import run_batch
+    from tasks.batch.batch_run import BatchRun
+
+    beside = output.with_name(f"{output.stem}.errors{output.suffix}")
+    given = dict(map(_setting, settings or ()))
+    run_batch(BatchRun(source, output, errors or beside, model), given, retry_failed=retry_failed)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

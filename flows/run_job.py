@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -29,9 +29,11 @@ from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
 from tasks.transient import OUTSIDE
 
+Tell = Callable[[RunReport, Console], None]
 
-def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -> NoReturn:
-    """Runs the flow in this process, prints its report and ends the process.
+
+def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, then: Tell | None = None) -> NoReturn:
+    """Runs the flow in this process, prints its report and ends the process; `then` has the last words.
 
     Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 128 + N where signal N stopped it.
     """
@@ -42,7 +44,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
             with workers_from(in_process if trace is None else traced(trace)):
-                _run(job, retry_failed, messages)
+                _run(job, retry_failed, messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
         except ShardsFailedError as error:
@@ -56,7 +58,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None) -
     leave(code)
 
 
-def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
+def _run(job: ScoringJob, retry_failed: bool, messages: Console, then: Tell) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
         # Two seconds of imports, which most runs need, while the server comes up.
@@ -65,7 +67,9 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console) -> None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())
         report = score(job, retry_failed=retry_failed)
-    print_report(report, Console(), _seconds_since_command())
+    console = Console()
+    print_report(report, console, _seconds_since_command())
+    then(report, console)
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def leave(code: int) -> NoReturn:
 
 
 def print_report(report: RunReport, console: Console, seconds: float) -> None:
-    """The table of outcomes, the run's figures, and what to type next."""
+    """The table of outcomes, and the run's figures."""
     outcomes = report.outcomes()
     if outcomes:
         console.print(as_text(f"{report.job}, {report.run_id}"))
@@ -132,6 +136,9 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
         facts.add_row(as_text(name), as_text(value))
     console.print(facts)
     console.print()
+
+
+def tell_next_steps(report: RunReport, console: Console) -> None:
     for line in next_steps(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 

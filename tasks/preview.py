@@ -73,4 +73,5 @@ def _preview(custom_id: str, built: NewRequest | RowError, tokenizer: "PreTraine
     ids = built.asked.prompt_token_ids.tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     word = task_type_of(built.ask.task).label_word
-    return Preview(custom_id, str(text), len(ids), built.asked.label_texts, label_word=word)
+    labels = tuple(name for name in dict.fromkeys(built.asked.label_texts) if name)
+    return Preview(custom_id, str(text), len(ids), labels, label_word=word)

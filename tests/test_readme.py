@@ -44,6 +44,7 @@ WORKLOADS = (
     f"python -m engine.bench.workload {GENERATE} > generate.jsonl",
     f"python -m engine.bench.workload {CHOICE} > choice.jsonl",
 )
+BATCH = "trunkline batch examples/batch.jsonl --output out.jsonl --errors errors.jsonl"
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 HERE = (
     "make demo",
@@ -62,6 +63,12 @@ HERE = (
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql --attach",
     "trunkline sql - < examples/accuracy.sql",
+    "trunkline score examples/extract.yaml",
+    "trunkline sql - --output runs/package-records < examples/records.sql",
+    BATCH,
+    f"{BATCH} --retry-failed",
+    "trunkline batch examples/batch.jsonl --output other.jsonl --model embedded --set engine.kv_cache_memory=1GiB",
+    'trunkline sql "select line, batch_id, finish_reason from results" --output out.jsonl.run/results',
     *WORKLOADS,
     "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl",
     "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
@@ -138,7 +145,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
     shutil.copytree(tiny_model, folder / "tiny-model")
     config = json.loads((tiny_model / "config.json").read_text())
     (folder / "tiny-model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    for command in ("make demo", *WORKLOADS, TRACE):
+    for command in ("make demo", "trunkline score examples/extract.yaml", BATCH, *WORKLOADS, TRACE):
         run(folder, command)
     return folder
 
@@ -162,6 +169,8 @@ def run(folder: Path, command: str) -> str:
         command += " FLAGS='--model tiny-model --precision float32 --kv-gib 0.1'"
     if "engine.bench.ablation" in command:
         command += " --model embedded --kv-gib 4"
+    if command.startswith("trunkline batch"):
+        command = command.replace(" --model embedded", "") + " --model tiny-model"
     if command.startswith("python -m engine."):
         for option, value in SMALL.items():
             command = re.sub(rf"--{option} [0-9]+", f"--{option} {value}", command)

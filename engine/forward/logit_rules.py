@@ -22,7 +22,8 @@ NONE = np.empty(0, dtype=np.int64)
 class RowRules:
     """A row's parameters, and what they depend on: the tokens of its prompt and those that were generated.
 
-    `barred` may not be next. `bad_words` are sequences of tokens that may not come to be.
+    `barred` may not be next. `bad_words` are sequences of tokens that may not come to be. `mask` (words,) says which
+    tokens a grammar allows: bit i % 32 of word i // 32 for token i.
     """
 
     params: SamplingParams
@@ -30,21 +31,25 @@ class RowRules:
     generated: Tokens = field(default_factory=lambda: NONE)
     barred: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
+    mask: NDArray[np.int32] | None = None
 
 
 def needs_rules(params: SamplingParams) -> bool:
     """Whether parameters change logits, besides barring ends from short texts."""
-    return bool(params.bad_words or params.logit_bias or params.allowed_token_ids is not None or _penalises(params))
+    bars = params.bad_words or params.allowed_token_ids is not None or params.structured_outputs is not None
+    return bool(bars or params.logit_bias or _penalises(params))
 
 
 def apply_rules(logits: Tensor, rules: Sequence[tuple[int, RowRules]], in_flight: Tensor) -> None:
     """Changes `logits` (rows, vocab_size) in place, for the rows that `rules` name, each once.
 
-    `in_flight` (rows,) int64 is each row's last token where the host has not seen it, else -1. In vLLM's order: allowed
-    tokens, bad words and barred ones, biases, then the penalties for repetition, frequency and presence.
+    `in_flight` (rows,) int64 is each row's last token where the host has not seen it, else -1. In vLLM's order: what
+    grammars allow, allowed tokens, bad words and barred ones, biases, then the penalties for repetition, frequency and
+    presence.
     """
     if not rules:
         return
+    _keep_grammatical(logits, rules)
     _keep_allowed(logits, rules)
     _bar(logits, rules, in_flight)
     _bias(logits, rules)
@@ -55,6 +60,34 @@ def apply_rules(logits: Tensor, rules: Sequence[tuple[int, RowRules]], in_flight
 
 def _penalises(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
+
+
+def _keep_grammatical(logits: Tensor, rules: Sequence[tuple[int, RowRules]]) -> None:
+    masked = [(row, rule.mask) for row, rule in rules if rule.mask is not None]
+    if not masked:
+        return
+    barred = are_barred(np.stack([mask for _, mask in masked]), logits.shape[1], logits.device)
+    if len(masked) == len(logits):
+        logits.masked_fill_(barred, -torch.inf)
+    else:
+        rows = _on(logits, [row for row, _ in masked])
+        logits[rows] = logits[rows].masked_fill_(barred, -torch.inf)
+
+
+def are_barred(masks: NDArray[np.int32], vocab_size: int, device: torch.device) -> Tensor:
+    """(rows, vocab_size) bool on the device: the tokens whose bit in `masks` (rows, words) is 0."""
+    octets = masks.view(np.uint8)
+    if device.type == "cpu":
+        bits = np.unpackbits(~octets, axis=1, count=vocab_size, bitorder="little")
+        return torch.from_numpy(bits.view(np.bool_))
+    packed = torch.from_numpy(octets).pin_memory().to(device, non_blocking=True)
+    return unpacked(packed, vocab_size).logical_not_()
+
+
+def unpacked(octets: Tensor, count: int) -> Tensor:
+    """(rows, count) bool: the first bits of `octets` (rows, bytes) uint8, each byte's lowest first."""
+    places = torch.arange(8, dtype=torch.uint8, device=octets.device)
+    return ((octets[:, :, None] >> places) & 1).view(len(octets), -1)[:, :count].to(torch.bool)
 
 
 def _keep_allowed(logits: Tensor, rules: Sequence[tuple[int, RowRules]]) -> None:

@@ -18,12 +18,18 @@ _LOWEST_TEMPERATURE = 1e-30
 _GOLDEN_GAMMA, _MIX_FIRST, _MIX_SECOND = (
     word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 )
+# What a row has in place of a token.
+NOT_FINITE, ALL_BARRED = -1, -2
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """(rows, vocab_size) to (rows,) int64: each row's best token; -1 where the row is not finite."""
+    """(rows, vocab_size) to (rows,) int64: each row's best token.
+
+    ALL_BARRED where every logit is minus infinity, else NOT_FINITE where the best is not finite.
+    """
     best = logits.max(-1)
-    return torch.where(torch.isfinite(best.values), best.indices, -1)
+    chosen = torch.where(torch.isfinite(best.values), best.indices, NOT_FINITE)
+    return chosen.masked_fill_(best.values == -torch.inf, ALL_BARRED)
 
 
 def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Tensor:

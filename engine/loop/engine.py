@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.forward.model_runner import ModelRunner
+from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
 from engine.loop.step_in_flight import StepInFlight
 from engine.loop.step_launcher import StepLauncher
@@ -173,7 +174,9 @@ class Engine:
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
-            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted)
+            shape = self.runner.model.shape
+            self._grammars = Grammars(self.tokenizer, shape.vocab_size, shape.eos_token_ids)
+            self._reader = StepReader(self.runner, self._states, self.scheduler.wanted, self._grammars)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
@@ -241,7 +244,7 @@ class Engine:
                 self._deliver(sequence.key, error_output(sequence, "CONTEXT_OVERFLOW", message))
             else:
                 eos = self.runner.model.shape.eos_token_ids
-                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos)
+                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos, self._grammars)
         if not work.requests:
             submission.future.set_result([])
 
@@ -280,7 +283,7 @@ class Engine:
             finished_requests=counters.finished_requests + len(finished),
             computed_prompt_tokens=counters.computed_prompt_tokens + step.num_prefill_tokens,
             label_tokens=counters.label_tokens + step.num_label_tokens,
-            generated_tokens=counters.generated_tokens + len(sampled),
+            generated_tokens=counters.generated_tokens + sum(1 + len(token.forced) for token in sampled.values()),
             steps=counters.steps + 1,
             limit_seconds=counters.limit_seconds + (self._limit(step) if self._limit is not None else 0.0),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,

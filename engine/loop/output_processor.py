@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence as Many
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,9 @@ from tokenizers.decoders import DecodeStream
 
 from engine.forward import sampler
 from engine.forward.logit_rules import NONE, RowRules, needs_rules
+from engine.grammar.grammar import BAD_GRAMMAR, GrammarError
+from engine.grammar.grammars import Grammars
+from engine.grammar.matcher import Matcher
 from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from engine.scheduling.node_reads import NodeReads
@@ -21,8 +25,10 @@ if TYPE_CHECKING:
 
 NON_FINITE = "NON_FINITE"
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
+NO_TOKEN = "NO_TOKEN"
 NO_MEMORY = (OUT_OF_MEMORY, "the device has no memory for this row's step alone")
 _NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
+_ALL_BARRED = (NO_TOKEN, "its sampling parameters, taken together, bar every token; drop one of them")
 _HIDDEN_NOT_FINITE = (NON_FINITE, "the model's hidden states are not finite")
 
 
@@ -30,7 +36,11 @@ class OutputState:
     """One request's output while it grows."""
 
     def __init__(
-        self, sequence: Sequence, tokenizer: "PreTrainedTokenizerFast | None", eos_token_ids: Many[int]
+        self,
+        sequence: Sequence,
+        tokenizer: "PreTrainedTokenizerFast | None",
+        eos_token_ids: Many[int],
+        grammars: Grammars | None = None,
     ) -> None:
         self.sequence = sequence
         self.params = sequence.request.params
@@ -44,6 +54,8 @@ class OutputState:
         self._special_stops = special_stops(tokenizer, self.params.stop) if self.params.stop and tokenizer else {}
         ends = () if self.params.ignore_eos else eos_token_ids
         self.end_token_ids = (*ends, *self.params.stop_token_ids, *self._special_stops)
+        self._ignored_ends = tuple(eos_token_ids) if self.params.ignore_eos else ()
+        self._grammars = grammars
         self._stops = tuple(stop for stop in self.params.stop if stop not in self._special_stops.values())
         self._streamed = ""
         self._stream = DecodeStream(skip_special_tokens=True) if self._stops and tokenizer else None
@@ -55,19 +67,41 @@ class OutputState:
         self._prompt = np.unique(sequence.request.prompt_token_ids).astype(np.int64) if penalised else NONE
         self._bad_words = bad_word_ids(tokenizer, self.params.bad_words) if tokenizer else ()
 
+    @cached_property
+    def matcher(self) -> Matcher | None:
+        """What follows a structured text, made when the first token is asked; where that fails, the row ends."""
+        asked = self.params.structured_outputs
+        if asked is None:
+            return None
+        assert self._grammars is not None
+        try:
+            return self._grammars.matcher(asked, self.end_token_ids, forces=self._forces)
+        except GrammarError as problem:
+            self.error = (BAD_GRAMMAR, str(problem))
+            return None
+
+    @property
+    def _forces(self) -> bool:
+        """Whether text that the grammar forces is put in whatever the model says: not where more may bar tokens."""
+        return self.params.allowed_token_ids is None and not self.params.bad_words and not self._stops
+
     @property
     def takes_best(self) -> bool:
         """Whether the token in flight is that of the greatest logit, whatever the others are."""
         return self.params.greedy and self.params.logprobs is None and not self._has_rules
 
-    @property
-    def rules(self) -> RowRules | None:
-        """What the token in flight must heed; ends are barred while the text is shorter than `min_tokens`."""
+    def rules(self, mask: NDArray[np.int32] | None = None) -> RowRules | None:
+        """What the token in flight must heed; ends are barred while the text is shorter than `min_tokens`.
+
+        `mask` is what the grammar allows of a structured text, whose end is the grammar's where the model's is ignored.
+        """
         if not self._has_rules:
             return None
         barred = self.end_token_ids if self._is_too_short else ()
+        if mask is not None:
+            barred += self._ignored_ends
         generated = np.array(self.sequence.token_ids, dtype=np.int64)
-        return RowRules(self.params, self._prompt, generated, barred, self._bad_words)
+        return RowRules(self.params, self._prompt, generated, barred, self._bad_words, mask)
 
     @property
     def draw_key(self) -> tuple[int, int, int]:
@@ -88,17 +122,37 @@ class OutputState:
         return self.sequence.num_output_tokens - 1
 
     def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Sampled:
-        """The next token; -1 where the logits were not finite."""
+        """The next token, or what the sampler has in the place of one."""
+        if self.error is not None:
+            return self.fail(*self.error)
         if token < 0:
-            return self.fail(*_NOT_FINITE)
+            barred = token == sampler.ALL_BARRED and self._has_rules
+            return self.fail(*(_ALL_BARRED if barred else _NOT_FINITE))
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        count = len(self.sequence.token_ids)
-        if token in self.end_token_ids or self._at_stop_string(token, count + 1):
-            self.finish_reason = "stop"
-        elif count + 1 >= self.sequence.max_tokens:
-            self.finish_reason = "length"
+        count = len(self.sequence.token_ids) + 1
+        if self.matcher is not None:
+            return self._take_structured(self.matcher, token, count)
+        self._end_at(token in self.end_token_ids or self._at_stop_string(token, count), count)
         return Sampled(token, finished=self.finish_reason is not None)
+
+    def _take_structured(self, matcher: Matcher, token: int, count: int) -> Sampled:
+        """The text ends where the grammar does. What follows whatever the model says comes with the token.
+
+        Where log-probabilities are asked, the model is asked for each token, as the only one that its mask allows.
+        """
+        matcher.take(token)
+        if matcher.fault is not None:
+            return self.fail(BAD_GRAMMAR, matcher.fault)
+        forced = matcher.take_forced(self.sequence.max_tokens - count) if self.params.logprobs is None else ()
+        self._end_at(matcher.ended or self._at_stop_string(token, count), count + len(forced))
+        return Sampled(token, finished=self.finish_reason is not None, forced=forced)
+
+    def _end_at(self, stops: bool, count: int) -> None:
+        if stops:
+            self.finish_reason = "stop"
+        elif count >= self.sequence.max_tokens:
+            self.finish_reason = "length"
 
     def fail(self, error_type: str, message: str) -> Sampled:
         """The row ends as this error, whatever it has come to."""
@@ -182,6 +236,8 @@ class OutputState:
             return None
         if self.text_end is not None:
             return self._streamed[: self.text_end]
+        if self.matcher is not None:
+            return self.matcher.text
         text = str(self.tokenizer.decode(self.sequence.token_ids, skip_special_tokens=True))
         if self.params.include_stop_str_in_output and self.finish_reason == "stop":
             text += self._special_stops.get(self.sequence.token_ids[-1], "")

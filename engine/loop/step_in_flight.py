@@ -25,7 +25,7 @@ class StepInFlight:
         taken, updated = (1000 * (after - before) for before, after in pairwise(taking))
         return StepTrace(
             step=number,
-            prefill_tokens=step.num_prefill_tokens,
+            prefill_tokens=step.num_prefill_tokens + step.num_forced_tokens,
             decode_tokens=step.num_decode_tokens,
             label_tokens=step.num_label_tokens,
             running=running,

@@ -75,10 +75,11 @@ class StepLauncher:
     def _launch(self, part: SchedulerOutput) -> StepValues | None:
         """None where memory did not suffice; the exception, which holds on to tensors, is gone by then."""
         try:
+            masks = self._reader.begin_masks(part)
             started = perf_counter()
             forward = self._runner.forward(part)
             self._forward_seconds += perf_counter() - started
-            return self._reader.launch(part, forward)
+            return self._reader.launch(part, forward, masks)
         except (MemoryError, RuntimeError) as problem:
             if not is_out_of_memory(problem) or not _can_be_left_out(part):
                 raise

@@ -21,6 +21,8 @@ from engine.forward.philox import words
 from engine.forward.pooler import PooledRows, launch_sums
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
+from engine.grammar.grammars import Grammars
+from engine.grammar.masks import NO_MASKS, PendingMasks
 from engine.loop.output_processor import OutputState
 from engine.scheduling.reads import ReadKind, Reads
 from engine.scheduling.scheduler import Sampled
@@ -57,14 +59,23 @@ class StepValues:
 class StepReader:
     """Reads for the sequences of `states` and what is `wanted` of nodes, by key, which their owners keep up."""
 
-    def __init__(self, runner: ModelRunner, states: Mapping[int, OutputState], wanted: WantedReads) -> None:
+    def __init__(
+        self, runner: ModelRunner, states: Mapping[int, OutputState], wanted: WantedReads, grammars: Grammars
+    ) -> None:
         self._runner = runner
         self._states = states
         self._wanted = wanted
+        self._grammars = grammars
+
+    def begin_masks(self, step: SchedulerOutput) -> PendingMasks:
+        """What the structured texts that the step samples for may go on with, found while the model computes."""
+        keys = step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
+        matchers = [(key, matcher) for key in keys if (matcher := self._states[key].matcher) is not None]
+        return self._grammars.begin_masks(matchers)
 
     @torch.inference_mode()
-    def launch(self, step: SchedulerOutput, forward: Forward) -> StepValues:
-        """Behind the step's forward pass; the host does not wait for either."""
+    def launch(self, step: SchedulerOutput, forward: Forward, masks: PendingMasks = NO_MASKS) -> StepValues:
+        """Behind the step's forward pass; the host does not wait for either, but for `masks`."""
         samples, hidden = step.reads.of_kind(ReadKind.SAMPLE), step.reads.of_kind(ReadKind.HIDDEN)
         places = np.searchsorted(step.asked_rows, step.reads.row)
         places, pooled_places = np.split(places, [len(places) - len(hidden)])
@@ -80,7 +91,7 @@ class StepReader:
             reads, rows = head.reads_in(part)
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
             if len(drawn):
-                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)])
+                chosen, theirs = self._draw(step, drawn, logits[: len(drawn)], masks)
                 tokens[self._runner.index(drawn)] = chosen
                 if theirs is not None:
                     logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
@@ -122,15 +133,19 @@ class StepReader:
             return self._runner.best_tokens(forward.hidden, places)
         return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
 
-    def _draw(self, step: SchedulerOutput, samples: Ints, logits: Tensor) -> tuple[Tensor, RowLogprobs | None]:
+    def _draw(
+        self, step: SchedulerOutput, samples: Ints, logits: Tensor, masks: PendingMasks
+    ) -> tuple[Tensor, RowLogprobs | None]:
         """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
 
         `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
         """
-        states = [self._states[key] for key in step.reads.key[samples].tolist()]
+        keys = step.reads.key[samples].tolist()
+        states = [self._states[key] for key in keys]
         wanted = max((s.params.logprobs for s in states if s.params.logprobs is not None), default=None)
         raw = logits
-        rules = [(row, rule) for row, state in enumerate(states) if (rule := state.rules) is not None]
+        found = [state.rules(masks.of(key)) for key, state in zip(keys, states, strict=True)]
+        rules = [(row, rule) for row, rule in enumerate(found) if rule is not None]
         if rules:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
@@ -144,6 +159,8 @@ class StepReader:
     def _in_flight(self, input_ids: Ints) -> Tensor:
         """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
         known = self._runner.index(input_ids)
+        if not (input_ids < 0).any():
+            return torch.full_like(known, -1)
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
     def take(self, values: StepValues) -> dict[int, Sampled]:
@@ -232,7 +249,7 @@ class _HeadRows:
 
 
 def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it; -1 where the row is not finite."""
+    """(rows,): each row's token as its params ask for it, or what `greedy` has in its place."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
@@ -241,5 +258,5 @@ def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
     chosen = [states[row] for row in drawn]
     seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
-    best[rows] = torch.where(best[rows] < 0, -1, made)
+    best[rows] = torch.where(best[rows] < 0, best[rows], made)
     return best

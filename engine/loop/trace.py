@@ -12,6 +12,8 @@ from engine.errors import UserError
 class StepTrace:
     """One step. `running` sequences decode in it, `waiting` are all others submitted and not ended.
 
+    `prefill_tokens` are prompts', and those that grammars put into texts.
+
     `kv_bytes` are in use while the model runs. Milliseconds: `schedule_ms` chooses the step and takes in its tokens,
     `model_ms` computes hidden states, `sample_ms` logits, tokens and label scores. They are the host's: on a GPU the
     first launches, and the second launches and waits for what the device has yet to do of the step.

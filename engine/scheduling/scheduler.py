@@ -8,7 +8,7 @@ stands in `engine.scheduling.admission`, and a test holds one to the other.
 
 A step may be scheduled while the one before it still runs: the tokens that it samples are then pending, and are taken
 in by `update` one step late. A text whose length ends it takes no further step; one that a token ends takes one row
-more, which nobody reads.
+more, which nobody reads. A structured text sits such a step out: what it may go on with follows from the pending token.
 """
 
 import heapq
@@ -31,16 +31,17 @@ from engine.scheduling.live_nodes import LiveNodes
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
-from engine.scheduling.step import Chunk, Step, build_output
+from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for a sequence, and whether that ends it."""
+    """What the sampler chose for a sequence, whether that ends it, and the tokens that a grammar forces behind it."""
 
     token_id: int
     finished: bool
+    forced: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -105,8 +106,11 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
-        step = Step(decodes=list(self._running.values()))
-        budget = self.config.max_num_batched_tokens - len(step.decodes)
+        step = Step(decodes=[])
+        ready = [sequence for sequence in self._running.values() if sequence.can_decode]
+        budget = self.config.max_num_batched_tokens - len(ready)
+        for sequence in ready:
+            budget -= self._decode(step, sequence, budget)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
                 budget -= self._prefill(step, budget)
@@ -118,6 +122,15 @@ class Scheduler:
         output = self._output(step)
         self._expect(step, output)
         return output
+
+    def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
+        """A row of the sequence, and of what is forced behind it what `budget` allows; returns the rows beyond one."""
+        if sequence.num_uncomputed == 1:
+            step.decodes.append(sequence)
+            return 0
+        num_rows = min(sequence.num_uncomputed, 1 + max(budget, 0))
+        step.forced.append(ForcedChunk(sequence, num_rows))
+        return num_rows - 1
 
     def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
@@ -131,6 +144,8 @@ class Scheduler:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
             sequence.token_ids.append(sampled[key].token_id)
+            sequence.token_ids += sampled[key].forced
+            sequence.num_uncomputed += len(sampled[key].forced)
             if sampled[key].finished:
                 finished.append(sequence)
         for sequence in finished:
@@ -139,13 +154,14 @@ class Scheduler:
 
     def _output(self, step: Step) -> SchedulerOutput:
         """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
-        if step.chunks or not self._decode_ahead:
+        if step.chunks or step.forced or not self._decode_ahead:
             self._decodes = None
             return build_output(step, self._adapters)
+        decoding = {sequence.key: sequence for sequence in step.decodes}
         follows = self._decodes is not None and not self._adapters.changed
-        output = self._decodes.next(self._running) if self._decodes is not None and follows else None
+        output = self._decodes.next(decoding) if self._decodes is not None and follows else None
         if output is None:
-            self._decodes = DecodeRows(build_output(step, self._adapters), self._running, self._decode_ahead)
+            self._decodes = DecodeRows(build_output(step, self._adapters), decoding, self._decode_ahead)
             output = self._decodes.output
         return output
 
@@ -153,6 +169,9 @@ class Scheduler:
         """The step's tokens are pending; a text decodes on unless it is as long as it may become."""
         asked = [sequence for chunk in step.chunks for sequence in chunk.asked]
         self._in_flight.append([sequence for sequence in asked if sequence.label_tree is not None])
+        for chunk in step.forced:
+            # The last token has its row in this step too where it is read, and one of its own to come where it is not.
+            chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
         for index, key in enumerate(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
             sequence = self.sequences[key]
             sequence.num_pending += 1
@@ -266,7 +285,8 @@ class Scheduler:
                 self._prefilling.append(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._running[sequence.key] = sequence
-            step.decodes.append(sequence)
+            if sequence.can_decode:
+                self._decode(step, sequence, 0)
 
     def _evict_for_next(self) -> bool:
         """Frees nodes that the next sequence does not need.

@@ -44,7 +44,8 @@ class SchedulerOutput:
     `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
     rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
-    is None where all rows run with the model's own weights alone and no adapter comes or goes.
+    is None where all rows run with the model's own weights alone and no adapter comes or goes. `num_forced_tokens` are
+    rows of tokens that grammars forced and of those before them, several of a sequence.
     """
 
     input_ids: Ints
@@ -56,6 +57,7 @@ class SchedulerOutput:
     num_decode_tokens: int
     num_label_tokens: int
     ahead: int = 0
+    num_forced_tokens: int = 0
     adapters: StepAdapters | None = None
 
     @property

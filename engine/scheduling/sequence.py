@@ -132,7 +132,8 @@ class Sequence:
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
     can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is what
-    read `sample_index` of the step that makes it samples.
+    read `sample_index` of the step that makes it samples. `num_uncomputed` last tokens have no row in any step yet: the
+    last alone, or more where a grammar forced some behind it.
     """
 
     key: int
@@ -143,6 +144,7 @@ class Sequence:
     label_tree: LabelTree | None
     token_ids: list[int] = field(default_factory=list)
     num_pending: int = 0
+    num_uncomputed: int = 1
     sample_index: int = 0
     table: BlockTable | None = None
     num_cached_tokens: int = 0
@@ -158,6 +160,11 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Generated tokens, those in flight included."""
         return len(self.token_ids) + self.num_pending
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether its next rows may be scheduled: a structured text needs to know its last token for the next mask."""
+        return not self.num_pending or self.request.params.structured_outputs is None
 
     @property
     def last_token(self) -> int:

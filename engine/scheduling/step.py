@@ -21,7 +21,8 @@ row sees what is not behind it in its prompt, so that one rule makes the triangl
 
 Keys are slots of the cache; those of a leaf that nothing reads later are rows of this very step. A sequence that
 decodes is one row, with a segment of its own for what it has generated, below its node's. Label tokens are rows that
-keep nothing, each with segments for its ancestors among them.
+keep nothing, each with segments for its ancestors among them. Tokens that a grammar forces behind a text's last one are
+rows beside that one's, below each other in the sequence's own segment as a prompt's are in its node's.
 """
 
 from dataclasses import dataclass, field
@@ -56,14 +57,27 @@ class Chunk:
 
 
 @dataclass(slots=True, eq=False)
+class ForcedChunk:
+    """Rows for the first `num_rows` tokens that a text has no row for yet. The last of them all is read."""
+
+    sequence: Sequence
+    num_rows: int
+
+    @property
+    def node(self) -> NodeState:
+        return self.sequence.node
+
+
+@dataclass(slots=True, eq=False)
 class Step:
-    """What the scheduler chose: a token of each of `decodes`, and chunks of prompts."""
+    """What the scheduler chose: a token of each of `decodes`, several of each of `forced`, and chunks of prompts."""
 
     decodes: list[Sequence]
     chunks: list[Chunk] = field(default_factory=list)
+    forced: list[ForcedChunk] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.decodes or self.chunks)
+        return bool(self.decodes or self.forced or self.chunks)
 
 
 class _Builder:
@@ -158,7 +172,22 @@ class _Builder:
             self.reads.append(Read(row, sequence.key, ReadKind.LABEL, token, label))
 
     def decode(self, sequence: Sequence) -> None:
-        node, count = sequence.node, sequence.num_output_tokens
+        """The text's last token, off which the next is read."""
+        self._text_rows(sequence, sequence.num_output_tokens, [sequence.last_token])
+        self.reads.append(Read(self.row - 1, sequence.key))
+
+    def forced(self, chunk: ForcedChunk) -> None:
+        """The rows of a chunk see each other as those of a prompt do."""
+        sequence = chunk.sequence
+        first = sequence.num_output_tokens - sequence.num_uncomputed
+        count = first + chunk.num_rows
+        self._text_rows(sequence, count, sequence.token_ids[first:count])
+        if count == sequence.num_output_tokens:
+            self.reads.append(Read(self.row - 1, sequence.key))
+
+    def _text_rows(self, sequence: Sequence, count: int, tokens: list[int]) -> None:
+        """Rows of `tokens`, behind which a text's first `count` tokens have their KV."""
+        node = sequence.node
         if sequence.is_tail:
             assert node.table is not None
             self.below(node.chain[:-1])
@@ -167,25 +196,31 @@ class _Builder:
             assert sequence.table is not None
             self.below(node.chain)
             slots, position = sequence.table.slots(0, count), sequence.num_prompt_tokens
-        self.tokens.append(sequence.last_token)
-        self.positions.append(sequence.num_prompt_tokens + count - 1)
-        self.slots.append(slots[-1][1] - 1)
-        self._read_slots(self.row - 1, slots, position)
-        self.reads.append(Read(self.row - 1, sequence.key))
+        start = self.row
+        self.tokens += tokens
+        self.positions += range(sequence.num_prompt_tokens + count - len(tokens), sequence.num_prompt_tokens + count)
+        if len(tokens) == 1:
+            self.slots.append(slots[-1][1] - 1)
+        else:
+            self.slots += [slot for first, last in slots for slot in range(first, last)][-len(tokens) :]
+        self._read_slots(start, slots, position)
 
 
 def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerOutput:
     """The step's rows; what `adapters` bring in for it is in this step, and in no other. None: no row has one."""
     builder = _Builder()
     # A node's rows by position, and those that decode behind it last.
-    items: list[tuple[NodeKey, bool, int, Chunk | Sequence]] = []
+    items: list[tuple[NodeKey, bool, int, Chunk | Sequence | ForcedChunk]] = []
     items += [(chunk.node.key, False, chunk.first, chunk) for chunk in step.chunks]
     items += [(sequence.node.key, True, 0, sequence) for sequence in step.decodes]
+    items += [(chunk.node.key, True, 0, chunk) for chunk in step.forced]
     items.sort(key=lambda item: item[:3])
     for *_, item in items:
         before = builder.row
         if isinstance(item, Chunk):
             builder.chunk(item)
+        elif isinstance(item, ForcedChunk):
+            builder.forced(item)
         else:
             builder.decode(item)
         builder.adapters.append((item.node.adapter, builder.row - before))
@@ -199,6 +234,7 @@ def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerO
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
         num_decode_tokens=len(step.decodes),
         num_label_tokens=builder.num_label_tokens,
+        num_forced_tokens=sum(chunk.num_rows for chunk in step.forced),
         adapters=None if adapters is None else _adapters(builder.adapters, adapters),
     )
 

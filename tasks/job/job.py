@@ -12,13 +12,15 @@ from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Q
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
-from tasks.job.task import Task, keys_of
+from tasks.job.task import Task
+from tasks.job.task_keys import TaskKeys, keys_of
 
 RESULT_COLUMNS = (
     "custom_id",
     "status",
     "task",
     "generated_text",
+    "parsed",
     "finish_reason",
     "prompt_tokens",
     "completion_tokens",
@@ -26,11 +28,17 @@ RESULT_COLUMNS = (
     "cumulative_logprob",
     "logprobs",
     "outputs",
+    "prompt_logprobs",
     "label",
+    "label_norm",
     "label_probs",
     "label_logprobs",
+    "missing_mass",
+    "score",
+    "scores",
     "logprob",
     "is_greedy",
+    "perplexity",
     "error_type",
     "error_message",
     "attempts",
@@ -243,8 +251,12 @@ class ScoringJob(Part):
         kind = task.get("type") if isinstance(task, Mapping) else getattr(task, "type", None)
         keys = keys_of(kind)
         is_mixed = isinstance(task, Mapping) and task.get("column") is not None
-        if keys is not None and not keys.samples and not is_mixed and sampling is not None and _changes(sampling):
+        if keys is not None and not is_mixed and sampling is not None and _is_idle(sampling, keys):
             yield f"sampling has no effect on type: {kind}; remove it"
+        prompt = given.get("prompt")
+        has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
+        if has_items and isinstance(prompt, Mapping) and {"messages", "body"} & prompt.keys():
+            yield "task.items stand beside the text of prompt.column or prompt.template; give one of them"
 
     @property
     def columns(self) -> dict[str, str]:
@@ -265,8 +277,10 @@ class ScoringJob(Part):
         return EngineConfig(**precision, **self.engine.model_dump())
 
 
-def _changes(sampling: object) -> bool:
+def _is_idle(sampling: object, keys: TaskKeys) -> bool:
+    """Whether a part of it has no effect on a type with these keys; one that is not valid is said elsewhere."""
     try:
-        return Sampling.model_validate(sampling) != Sampling()
+        given = Sampling.model_validate(sampling)
     except ValidationError:
-        return True
+        return not keys.samples
+    return keys.heeded(given) != given

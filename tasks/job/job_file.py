@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from engine.errors import UserError
 from tasks.job.job import ScoringJob
 from tasks.job.job_yaml import read_yaml
+from tasks.job.structured_outputs import read_schema_file
 
 # pydantic's words are about Python.
 _EXPECTED = {
@@ -38,10 +39,11 @@ def load_job(path: str | Path, overrides: Mapping[str, object] | None = None) ->
     """
     content = _read_yaml(Path(path))
     for key, value in (overrides or {}).items():
-        _override(content, key, value)
+        override(content, key, value)
     source = content.get("source")
     if isinstance(source, dict):
         source.setdefault("folder", os.path.dirname(os.path.abspath(path)))
+    read_schema_file(content, str(path))
     return parse_job(content, str(path))
 
 
@@ -77,7 +79,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _override(content: dict[str, Any], dotted: str, value: object) -> None:
+def override(content: dict[str, Any], dotted: str, value: object) -> None:
+    """Sets a dotted key of a job; a text is what it says in YAML. Raises UserError where a key above it is a value."""
     *parents, last = dotted.split(".")
     for parent in parents:
         inner = content.setdefault(parent, {})
@@ -130,4 +133,4 @@ def _keys_at(loc: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
         model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -76,6 +76,12 @@ def _again(error: Any) -> InitErrorDetails:
     return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
 
+def at_most_one(given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
+    """A fault where more than one of the keys has a value."""
+    if sum(given.get(key) is not None for key in keys) > 1:
+        yield from exactly_one(given, keys)
+
+
 def exactly_one(given: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
     """A fault where not one of the keys has a value."""
     there = [key for key in keys if given.get(key) is not None]

@@ -49,6 +49,12 @@ def check_tools(tools: tuple[dict[str, JsonValue], ...] | None) -> tuple[dict[st
     return tools
 
 
+def _not_zero(tokens: int | None) -> int | None:
+    if tokens == 0:
+        raise ValueError("keeps no token; take -1 for as many as fit")
+    return tokens
+
+
 Tools = Annotated[tuple[dict[str, JsonValue], ...] | None, AfterValidator(check_tools)]
 
 
@@ -72,6 +78,12 @@ class Prompt(Part):
         default="text",
         description="What a row's own text, or a label, that reads like a special token is: text, or the token. Those "
         "that a template writes are tokens.",
+    )
+    truncate_prompt_tokens: Annotated[int | None, AfterValidator(_not_zero)] = Field(
+        default=None,
+        ge=-1,
+        description="Keep so many of a prompt's last tokens; -1: as many as fit with the answer. Without it a prompt "
+        "that is too long is its row's error.",
     )
     chat: bool = Field(default=False, description="Wrap the text as a user message with the model's chat template.")
     chat_template: FilePath | None = Field(

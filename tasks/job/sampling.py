@@ -8,12 +8,13 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 
 from engine.sampling_params import SamplingParams
 from tasks.job.job_part import Name, Part
+from tasks.job.structured_outputs import StructuredOutput
 
 # Keys that requests were named without.
 _CAME_LATER = (
     *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output"),
-    *("n", "best_of"),
+    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "prompt_logprobs"),
+    *("structured_outputs", "n", "best_of"),
 )
 # As many as vLLM allows (VLLM_MAX_N_SEQUENCES).
 _MOST_COPIES = 16_384
@@ -61,6 +62,18 @@ def _is_zero(number: object) -> bool:
         return False
 
 
+def _copy_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with how many texts are asked for."""
+    n, best_of = given.get("n", 1), given.get("best_of")
+    if isinstance(best_of, int) and isinstance(n, int) and best_of < n:
+        yield f"best_of {best_of} is less than n {n}"
+    # A row may give the temperature that the job does not.
+    is_greedy = _is_zero(given.get("temperature", 0.0)) and given.get("column") is None
+    copies = next((name for name in ("n", "best_of") if isinstance(given.get(name), int) and given[name] > 1), None)
+    if is_greedy and copies is not None:
+        yield f"{copies} {given[copies]} asks for copies of one greedy text; give a temperature, or leave it out"
+
+
 Stops = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple, json_schema_input_type=Name | list[Name])]
 
 
@@ -104,6 +117,9 @@ class Sampling(Part):
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="Log-probabilities of each token, and of so many others at its place."
     )
+    prompt_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="The same of each token of the prompt; `perplexity` takes it too."
+    )
 
     min_p: float = Field(default=0.0, ge=0, le=1, description="Draw among tokens of this share of the likeliest's.")
     presence_penalty: float = Field(
@@ -126,6 +142,7 @@ class Sampling(Part):
     )
     bad_words: Stops = Field(default=(), description="A text, or a list of them, that no answer may hold.")
     include_stop_str_in_output: bool = Field(default=False, description="Keep the text of `stop` that ended an answer.")
+    structured_outputs: StructuredOutput | None = None
     column: Name | None = Field(
         default=None,
         description="A column of JSON with these keys, which win over the job's in their row; NULL: the job's own.",
@@ -143,14 +160,9 @@ class Sampling(Part):
         most, least = given.get("max_tokens", cls.model_fields["max_tokens"].default), given.get("min_tokens")
         if isinstance(least, int) and isinstance(most, int) and least > most:
             yield f"min_tokens {least} is more than max_tokens {most}"
-        n, best_of = given.get("n", 1), given.get("best_of")
-        if isinstance(best_of, int) and isinstance(n, int) and best_of < n:
-            yield f"best_of {best_of} is less than n {n}"
-        # A row may give the temperature that the job does not.
-        is_greedy = _is_zero(given.get("temperature", 0.0)) and given.get("column") is None
-        copies = next((name for name in ("n", "best_of") if isinstance(given.get(name), int) and given[name] > 1), None)
-        if is_greedy and copies is not None:
-            yield f"{copies} {given[copies]} asks for copies of one greedy text; give a temperature, or leave it out"
+        if given.get("structured_outputs") is not None and given.get("stop"):
+            yield "stop would cut what structured_outputs asks for short of its end; leave it out"
+        yield from _copy_faults(given)
 
     def overlaid(self, row: Mapping[str, Any]) -> "Sampling":
         """The sampling of a row that gives these keys itself. Raises ValidationError, ValueError of two aliases."""
@@ -164,6 +176,10 @@ class Sampling(Part):
                 return f"{key}: {token} is no token of this model (0 to {vocab_size - 1})"
         return None
 
+    def bad_grammar(self) -> str | None:
+        """A line about what an answer cannot be asked to be, behind its key; None where it can."""
+        return None if self.structured_outputs is None else self.structured_outputs.fault()
+
     @property
     def _token_ids(self) -> Iterator[tuple[str, int]]:
         """The tokens that it names, each behind its key."""
@@ -173,7 +189,9 @@ class Sampling(Part):
 
     def decisive(self) -> dict[str, Any]:
         """What decides an answer, besides its length; a key that came later counts only where it is used."""
-        given = self.model_dump(mode="json", exclude={"max_tokens", "column"})
+        given = self.model_dump(mode="json", exclude={"max_tokens", "column", "structured_outputs"})
+        if self.structured_outputs is not None:
+            given["structured_outputs"] = self.structured_outputs.model_dump(mode="json", exclude_defaults=True)
         unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in given.items() if name not in unused}
 
@@ -184,6 +202,7 @@ class Sampling(Part):
 
     def params(self) -> SamplingParams:
         """The engine's parameters of one text."""
-        return SamplingParams(
-            **self.model_dump(exclude={"column", "n", "best_of"}) | {"logit_bias": tuple(self.logit_bias.items())}
-        )
+        given = self.model_dump(exclude={"column", "n", "best_of", "structured_outputs"})
+        given["logit_bias"] = tuple(self.logit_bias.items())
+        structured = None if self.structured_outputs is None else self.structured_outputs.asked()
+        return SamplingParams(**given, structured_outputs=structured)

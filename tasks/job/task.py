@@ -1,31 +1,17 @@
 """What a job asks of each row: a task type, and the keys that belong to it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from tasks.job.job_part import Name, Part, exactly_one
+from tasks.job.job_part import Name, Part
+from tasks.job.task_keys import key_faults, keys_of
+from tasks.job.variants import RULES, VariantRule, Variants, all_variants, parse_variants
 
-
-@dataclass(frozen=True, slots=True)
-class TaskKeys:
-    """What a job may say beside a task's type: exactly one of `keys`, and `sampling` where the type `samples`.
-
-    `belong` begins the line that refuses `keys` under another type.
-    """
-
-    keys: tuple[str, ...] = ()
-    belong: str = ""
-    samples: bool = False
-
-
-TASK_KEYS = {
-    "choice": TaskKeys(("labels", "labels_column"), "labels belong"),
-    "generate": TaskKeys(samples=True),
-    "loglikelihood": TaskKeys(("continuation_column",), "continuation_column belongs"),
-}
+TaskName = Literal["choice", "classify", "generate", "loglikelihood", "loglikelihood_rolling", "perplexity", "score"]
+# The labels of `score` where nothing else is said.
+YES_NO = ("yes", "no")
 
 
 def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -40,21 +26,93 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return labels
 
 
-class Task(Part):
-    """`choice` scores labels as continuations of the prompt, `loglikelihood` a given text; `generate` writes one."""
+def _token_ids(tokens: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if tokens is not None and (not tokens or len(set(tokens)) != len(tokens)):
+        raise ValueError("names no token, or one twice")
+    return tokens
 
-    type: Literal["choice", "generate", "loglikelihood"] = Field(
-        description="`choice`: which label is the likeliest continuation; `generate`: a text; "
-        "`loglikelihood`: how likely a given text is."
+
+def _items(items: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if items is not None and (not items or not all(item.strip() for item in items)):
+        raise ValueError("is empty, or holds an empty item")
+    return items
+
+
+def _lone_label(given: Mapping[str, Any]) -> Iterator[str]:
+    """A type that compares labels needs two."""
+    chosen = given.get("type")
+    named = given.get("labels") or given.get("label_token_ids")
+    if not isinstance(named, list | tuple) or len(named) != 1:
+        return
+    if chosen == "choice":
+        yield "one label is always the likeliest; score it as type: loglikelihood"
+    elif chosen == "classify":
+        yield "one label is always the likeliest; its probability is type: score with apply_softmax: false"
+    elif chosen == "score" and given.get("apply_softmax", True) is not False:
+        yield "one label has all of a softmax; take apply_softmax: false, or name another label"
+
+
+def _variant_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    """Labels that would be one, or that a mapping leaves out; what is none of either is said elsewhere."""
+    labels = given.get("labels")
+    if given.get("type") not in ("classify", "score") or not isinstance(labels, list | tuple):
+        return
+    if not all(isinstance(label, str) for label in labels):
+        return
+    try:
+        variants = parse_variants(given.get("variants", RULES))
+    except ValueError:
+        return
+    if isinstance(variants, dict) and (unknown := [label for label in variants if label not in labels]):
+        yield f"variants are of {unknown[0]!r:.60}, which is no label"
+    try:
+        all_variants(labels, variants)
+    except ValueError as problem:
+        yield str(problem)
+
+
+class Task(Part):
+    """What is asked of each row. `docs/tasks.md` has a section for each type."""
+
+    type: TaskName = Field(
+        description="`choice`: which label is the likeliest continuation; `classify`: how probable each label is, "
+        "however it is written; `score`: how probable a yes is, of a prompt or of items; `generate`: a text; "
+        "`loglikelihood`: how likely a given text is; `loglikelihood_rolling`, `perplexity`: how likely the prompt is."
     )
     labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
-        default=None, description="`choice`: the labels of all rows, white space included."
+        default=None,
+        description="`choice`, `classify`, `score`: the labels of all rows, for `choice` white space included; `score` "
+        "has `[yes, no]` where nothing is said.",
     )
     labels_column: Name | None = Field(
-        default=None, description="`choice`: a column with each row's labels, a list or its JSON."
+        default=None, description="The same: a column with each row's labels, a list or its JSON."
+    )
+    label_token_ids: Annotated[tuple[int, ...] | None, AfterValidator(_token_ids)] = Field(
+        default=None, description="`score`: tokens instead of labels."
+    )
+    variants: Annotated[
+        Variants,
+        BeforeValidator(parse_variants, json_schema_input_type=list[VariantRule] | dict[str, list[str]]),
+    ] = Field(
+        default=RULES,
+        description="`classify`, `score`: which texts are one label: with or without a space before it, in capitals or "
+        "not; `[]`: the label alone; or a mapping of each label to its texts.",
     )
     continuation_column: Name | None = Field(
         default=None, description="`loglikelihood`: a column with the text to score behind the prompt, its context."
+    )
+    context_len: int = Field(
+        default=1, ge=1, description="`loglikelihood_rolling`: tokens of context that every later window has at least."
+    )
+    items: Annotated[tuple[str, ...] | None, AfterValidator(_items)] = Field(
+        default=None, description="`score`: texts of which each is scored with the prompt, which is the query."
+    )
+    items_column: Name | None = Field(
+        default=None, description="The same: a column with each row's items, a list or its JSON."
+    )
+    item_first: bool = Field(default=False, description="`score`: an item stands before the query, not behind it.")
+    apply_softmax: bool = Field(
+        default=True, description="`score`: probabilities among the labels; false: among all that could follow."
     )
     column: Name | None = Field(
         default=None,
@@ -64,22 +122,26 @@ class Task(Part):
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        chosen, is_mixed = given.get("type"), given.get("column") is not None
-        for name, own in TASK_KEYS.items() if keys_of(chosen) else ():
-            there = [key for key in own.keys if given.get(key) is not None]
-            if len(there) > 1 or (name == chosen and own.keys and not is_mixed):
-                yield from exactly_one(given, own.keys)
-            elif name != chosen and there and not is_mixed:
-                yield f"{own.belong} to type: {name}"
-        labels = given.get("labels")
-        if chosen == "choice" and isinstance(labels, list | tuple) and len(labels) == 1:
-            yield "one label is always the likeliest; score it as type: loglikelihood"
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        yield from key_faults(given, defaults, is_mixed=given.get("column") is not None)
+        yield from _lone_label(given)
+        yield from _variant_faults(given)
 
     @property
     def columns(self) -> dict[str, str]:
         """The source's columns that it names, by the job's key."""
         named = self.model_dump(include={name for name in type(self).model_fields if name.endswith("column")})
         return {f"task.{key}": column for key, column in named.items() if column is not None}
+
+    @property
+    def has_items(self) -> bool:
+        return self.items is not None or self.items_column is not None
+
+    def unknown_token(self, vocab_size: int) -> str | None:
+        """A line about a token that a model of `vocab_size` does not have, behind its key; None where it has all."""
+        beyond = next((token for token in self.label_token_ids or () if not 0 <= token < vocab_size), None)
+        said = f"label_token_ids: {beyond} is no token of this model (0 to {vocab_size - 1})"
+        return None if beyond is None else said
 
     def overlaid(self, row: Mapping[str, Any]) -> "Task":
         """The task of a row that gives these keys itself: of its type's others, those that the job has.
@@ -88,10 +150,5 @@ class Task(Part):
         """
         kind = row.get("type", self.type)
         own = keys_of(kind)
-        kept = set() if own is None or any(key in row for key in own.keys) else set(own.keys)
+        kept = set() if own is None else own.beside(row)
         return Task.model_validate({**self.model_dump(include=kept, exclude_none=True), "type": kind, **row})
-
-
-def keys_of(task_type: object) -> TaskKeys | None:
-    """The keys of a type, which may be anything; None where there is no such type."""
-    return TASK_KEYS.get(task_type) if isinstance(task_type, str) else None

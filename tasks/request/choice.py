@@ -1,6 +1,5 @@
 """`choice`: which of a row's labels is the likeliest continuation of the prompt."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 from engine.request import RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import Ask
-from tasks.request.continuations import ContinuationTask, logprobs_of, scores_of
+from tasks.request.continuations import ContinuationTask, RowLabels, logprobs_of
+from tasks.request.label_masses import LabelMasses
 from tasks.request.labels import parse_labels
 from tasks.request.task_type import Moved, Shown
 from tasks.source.row_error import RowError
@@ -20,23 +20,28 @@ class Choice(ContinuationTask):
     name = "choice"
     shown = Shown("label_counts", ("label", "rows"))
 
-    def label_texts(self, task: Task, batch: SourceBatch) -> list[tuple[str, ...] | RowError]:
+    def labels(self, task: Task, batch: SourceBatch) -> list[RowLabels | RowError]:
         if task.labels_column is None:
-            return [task.labels or ()] * batch.num_rows
-        return [parse_labels(value) for value in batch.values(task.labels_column)]
+            return [RowLabels(task.labels or (), task.labels or ())] * batch.num_rows
+        found = map(parse_labels, batch.values(task.labels_column))
+        return [labels if isinstance(labels, RowError) else RowLabels(labels, labels) for labels in found]
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        """The likeliest label, the first of equals; probabilities are normalised over the labels."""
+        """The likeliest label, the first of equals; probabilities are normalised over the labels.
+
+        `label_norm` is the likeliest by log-likelihood a byte: lm-evaluation-harness has it for `acc_bytes`, and for
+        `acc_norm` where bytes are characters. White space before a label is no part of a choice there.
+        """
         del ask
         (output,) = outputs
-        logprobs = [score.logprob for score in scores_of(output)]
-        best = max(range(len(logprobs)), key=logprobs.__getitem__)
-        weights = [math.exp(logprob - logprobs[best]) for logprob in logprobs]
+        labels = LabelMasses.of(label_texts, logprobs_of(output))
+        sizes = [len(text.lstrip().encode()) for text in labels.names]
         return {
-            "label": label_texts[best],
-            "cumulative_logprob": logprobs[best],
-            "label_probs": [(text, weight / sum(weights)) for text, weight in zip(label_texts, weights, strict=True)],
-            "label_logprobs": list(zip(label_texts, logprobs, strict=True)),
+            "label": labels.names[labels.best],
+            "label_norm": labels.names[int(np.argmax(labels.logprobs / sizes))],
+            "cumulative_logprob": float(labels.logprobs[labels.best]),
+            "label_probs": labels.by_name(labels.shares),
+            "label_logprobs": labels.by_name(labels.logprobs),
         }
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:

@@ -19,11 +19,15 @@ _BATCH_CHARACTERS = 500_000
 
 
 class Encoder:
-    """A model's tokenizer, for prompts of at most `max_tokens`."""
+    """A model's tokenizer, for prompts of at most `max_tokens`.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> None:
+    `truncate` is a job's `truncate_prompt_tokens`: the last tokens of a prompt that are kept, -1 for all that fit.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int, *, truncate: int | None = None) -> None:
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._truncate = truncate
         # No token stands for more characters than its own text has, so a longer prompt need not be encoded.
         vocabulary = tokenizer.get_vocab()
         self._max_characters = max_tokens * max(map(len, vocabulary))
@@ -31,9 +35,16 @@ class Encoder:
         self.special_tokens = SpecialTokens(tokenizer)
         self._bos = tokenizer.bos_token_id
 
+    @property
+    def prefix_token_id(self) -> int | None:
+        """What a text is scored behind that has no context: BOS, or else EOS, as lm-evaluation-harness takes them."""
+        token: int | None = self._tokenizer.eos_token_id if self._bos is None else self._bos
+        return token
+
     def fits(self, text: str) -> bool:
         """False for a text that is too long for the context whatever its tokens are."""
-        return len(text) <= self._max_characters or num_characters(text) <= self._max_characters
+        most = self._max_characters
+        return self._truncate is not None or len(text) <= most or num_characters(text) <= most
 
     def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[TokenIds]:
         """Each text's tokens. `add_special_tokens` as in transformers; a text that begins with BOS gets no second."""
@@ -41,8 +52,17 @@ class Encoder:
         return list(chain.from_iterable(parts))
 
     def encode_prompts(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
-        """Token ids, or CONTEXT_OVERFLOW for a prompt of more than `max_tokens`; errors stay."""
-        encoded = [prompt if isinstance(prompt, RowError) else self._without_encoding(prompt) for prompt in prompts]
+        """Token ids, cut or CONTEXT_OVERFLOW where there are more than `max_tokens`; errors stay."""
+        return [ids if isinstance(ids, RowError) else self.cut(ids) for ids in self.encode_whole(prompts)]
+
+    def encode_whole(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
+        """Token ids of prompts that are still to be cut, with what comes behind them known."""
+        short = [self._unless_too_long(one) if isinstance(one, PromptText) else one for one in prompts]
+        return self.encode_texts(short)
+
+    def encode_texts(self, prompts: Sequence[RenderedPrompt]) -> list[TokenIds | RowError]:
+        """Token ids of texts of any length, and of prompts that are tokens; errors stay."""
+        encoded = [None if isinstance(one, PromptText) else self._without_encoding(one) for one in prompts]
         for special in (False, True):
             texts = {
                 row: prompt.text
@@ -50,24 +70,36 @@ class Encoder:
                 if encoded[row] is None and isinstance(prompt, PromptText) and prompt.add_special_tokens is special
             }
             for row, ids in zip(texts, self.encode(list(texts.values()), add_special_tokens=special), strict=True):
-                encoded[row] = self._check(ids)
+                encoded[row] = ids
         return [one for one in encoded if one is not None]
 
-    def _without_encoding(self, prompt: PromptText | TokenIds) -> TokenIds | RowError | None:
-        """What is known of a prompt whose text is not encoded: None, unless it is tokens or too long."""
-        if not isinstance(prompt, PromptText):
-            if (prompt > self.largest_id).any():
-                return RowError(UNKNOWN_TOKEN, f"the prompt has tokens beyond {self.largest_id}, the tokenizer's last")
-            return self._check(prompt)
+    def _without_encoding(self, prompt: TokenIds | RowError) -> TokenIds | RowError:
+        if isinstance(prompt, RowError) or not (prompt > self.largest_id).any():
+            return prompt
+        return RowError(UNKNOWN_TOKEN, f"the prompt has tokens beyond {self.largest_id}, the tokenizer's last")
+
+    def _unless_too_long(self, prompt: PromptText) -> PromptText | RowError:
         if self.fits(prompt.text):
-            return None
+            return prompt
         said = f"{num_characters(prompt.text)} characters cannot fit {self._max_tokens} tokens"
         return RowError(CONTEXT_OVERFLOW, said)
 
-    def _check(self, token_ids: TokenIds) -> TokenIds | RowError:
-        if len(token_ids) <= self._max_tokens:
-            return token_ids
-        return RowError(CONTEXT_OVERFLOW, f"{len(token_ids)} prompt tokens; at most {self._max_tokens} fit")
+    def cut(self, token_ids: TokenIds, behind: int = 0, what: str = "the prompt has") -> TokenIds | RowError:
+        """The prompt with room for `behind` tokens that are computed behind it: its last tokens, if the job truncates.
+
+        CONTEXT_OVERFLOW, which begins with `what`, where it is too long.
+        """
+        room = self._max_tokens - behind
+        last = room if self._truncate == -1 else self._truncate
+        kept = token_ids if last is None or last < 1 else token_ids[-last:]
+        if len(kept) <= room:
+            return kept
+        return RowError(CONTEXT_OVERFLOW, f"{what} {len(kept) + behind} tokens; at most {self._max_tokens} fit")
+
+    @property
+    def makes_room(self) -> bool:
+        """Whether a prompt gives way to what is asked behind it."""
+        return self._truncate == -1
 
     def _encode(self, texts: list[str], special: bool) -> list[TokenIds]:
         marked = {row: text for row, text in enumerate(texts) if has_marks(text)}

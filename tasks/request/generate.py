@@ -1,6 +1,5 @@
 """`generate`: a text that continues the prompt."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -12,6 +11,7 @@ from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType, nth_id
+from tasks.request.token_logprobs import logprobs_json, prompt_logprobs_json
 from tasks.source.row_error import CONTEXT_OVERFLOW, RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -24,10 +24,8 @@ class Generate(TaskType):
         self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
         del batch
-        encoded = reader.encoder.encode_prompts(prompts)
-        return [
-            _open_ended(ids, ask.sampling.max_tokens, reader.max_tokens) for ids, ask in zip(encoded, asks, strict=True)
-        ]
+        encoded = reader.encoder.encode_whole(prompts)
+        return [_open_ended(ids, ask.sampling.max_tokens, reader) for ids, ask in zip(encoded, asks, strict=True)]
 
     def decisive(self, ask: Ask) -> object:
         """The sampling parameters; `max_tokens` is each row's own."""
@@ -42,14 +40,22 @@ class Generate(TaskType):
         params = ask.params(asked.max_tokens)
         if ask.sampling.copies > 1 and params.logprobs is None:
             params = replace(params, logprobs=0)  # which says how likely the text is
-        return tuple(
-            Request(
-                nth_id(request_id, number),
-                asked.prompt_token_ids,
-                replace(params, seed=seed_of(params.seed, number)) if number else params,
-            )
-            for number in range(ask.sampling.copies)
+        first = Request(
+            request_id,
+            asked.prompt_token_ids,
+            params,
+            prompt_logprobs_from=None if params.prompt_logprobs is None else 1,
         )
+        others = (
+            replace(
+                first,
+                request_id=nth_id(request_id, number),
+                params=replace(params, seed=seed_of(params.seed, number), prompt_logprobs=None),
+                prompt_logprobs_from=None,
+            )
+            for number in range(1, ask.sampling.copies)
+        )
+        return (first, *others)
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         """The likeliest text, the first of equals; where several were drawn, the `n` likeliest as well."""
@@ -62,7 +68,8 @@ class Generate(TaskType):
             "token_ids": list(best.token_ids),
             "finish_reason": best.finish_reason,
             "cumulative_logprob": best.cumulative_logprob,
-            "logprobs": None if ask.sampling.logprobs is None else _logprobs(best),
+            "logprobs": None if ask.sampling.logprobs is None else logprobs_json(best),
+            "prompt_logprobs": prompt_logprobs_json(outputs[0]),
         }
         if ask.sampling.copies > 1:
             columns["outputs"] = [_completion(number, outputs[number]) for number in ranked[: ask.sampling.n]]
@@ -87,13 +94,16 @@ class Generate(TaskType):
         return Moved(np.array(differences, np.float64), same)
 
 
-def _open_ended(prompt: TokenIds | RowError, wanted: int, max_tokens: int) -> RowRequest | RowError:
-    """`wanted` tokens of text, or as many as a prompt with its text may have beside it."""
+def _open_ended(whole: TokenIds | RowError, wanted: int, reader: RowReader) -> RowRequest | RowError:
+    """`wanted` tokens of text, or as many as a prompt with its text may have beside it; some prompts give way."""
+    if isinstance(whole, RowError):
+        return whole
+    prompt = reader.encoder.cut(whole, min(wanted, reader.max_tokens - 1) if reader.encoder.makes_room else 0)
     if isinstance(prompt, RowError):
         return prompt
-    room = min(wanted, max_tokens - len(prompt))
+    room = min(wanted, reader.max_tokens - len(prompt))
     if room < 1:
-        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {max_tokens}")
+        return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {reader.max_tokens}")
     return RowRequest(prompt, room)
 
 
@@ -111,13 +121,6 @@ def _completion(number: int, output: RequestOutput) -> dict[str, Any]:
         "finish_reason": output.finish_reason,
         "cumulative_logprob": output.cumulative_logprob,
     }
-
-
-def _logprobs(output: RequestOutput) -> str | None:
-    if output.logprobs is None:
-        return None
-    tokens = [{"token_id": one.token_id, "logprob": one.logprob, "top": one.top} for one in output.logprobs]
-    return json.dumps(tokens)
 
 
 def _common_tokens(before: RequestOutput, after: RequestOutput) -> int:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from engine.request import TokenIds
 from tasks.request.encode import Encoder
 from tasks.request.prompt_text import PromptText
@@ -34,10 +36,10 @@ LabelIds = tuple[TokenIds, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """Texts to encode for one label set, and how many tokens of each are context."""
+    """Texts to encode for one label set, and the tokens of the context that each begins with."""
 
     texts: tuple[str, ...]
-    num_context: int
+    context_ids: TokenIds
     add_special_tokens: bool
 
 
@@ -49,14 +51,24 @@ class LabelEncoder:
     """
 
     def __init__(
-        self, encoder: Encoder, word: str = "label", error_type: str = BAD_LABELS, *, parses_special: bool = True
+        self,
+        encoder: Encoder,
+        word: str = "label",
+        error_type: str = BAD_LABELS,
+        *,
+        parses_special: bool = True,
+        drops: bool = False,
     ) -> None:
-        """Errors are of `error_type`, and call a label `word`; `parses_special` as a job's `special_tokens: parsed`."""
+        """Errors are of `error_type`, and call a label `word`; `parses_special` as a job's `special_tokens: parsed`.
+
+        With `drops` a label that would change the context's tokens has none of its own, and is no error.
+        """
         self._encoder = encoder
         special = encoder.special_tokens
         self._written = special.as_parsed if parses_special else special.as_text
         self._word = word
         self._error_type = error_type
+        self._drops = drops
         self._cache: dict[tuple[str, ...], LabelIds | RowError] = {}
 
     def encode(self, prompts: Sequence[LabelledPrompt]) -> list[LabelIds | RowError]:
@@ -68,6 +80,11 @@ class LabelEncoder:
         encoded = self._cache | self._encode_all(missing)
         self._cache |= {key: encoded[key] for key in missing if _is_worth_caching(key)}
         return [encoded[key] for key in keys]
+
+    def encode_alone(self, text: str) -> TokenIds:
+        """The tokens of a label that has no context."""
+        (ids,) = self._encoder.encode([self._written(text)], add_special_tokens=False)
+        return ids
 
     def _key(self, prompt: LabelledPrompt) -> tuple[str, ...]:
         text = prompt.context.text
@@ -95,19 +112,26 @@ class LabelEncoder:
             group = [(key, text) for key, p in pending.items() if p.add_special_tokens is special for text in p.texts]
             encoded = self._encoder.encode([text for _, text in group], add_special_tokens=special)
             for (key, _), token_ids in zip(group, encoded, strict=True):
-                ids[key].append(token_ids[pending[key].num_context :])
+                ids[key].append(self._behind(token_ids, pending[key].context_ids))
         return {key: self._checked(ids[key]) if key in ids else too_long for key in missing}
 
     def _pending(self, key: tuple[str, ...], prompt: LabelledPrompt) -> _Pending:
         end, moved, is_cut, _, *labels = key
         texts = tuple(end + moved + label for label in labels)
         if is_cut == "False":
-            return _Pending(texts, len(prompt.context_ids), prompt.context.add_special_tokens)
+            return _Pending(texts, prompt.context_ids, prompt.context.add_special_tokens)
         (end_ids,) = self._encoder.encode([end], add_special_tokens=False)
-        return _Pending(texts, len(end_ids), False)
+        return _Pending(texts, end_ids, False)
+
+    def _behind(self, token_ids: TokenIds, context_ids: TokenIds) -> TokenIds:
+        """What is a label's of the tokens of context and label."""
+        count = len(context_ids)
+        if self._drops and not np.array_equal(token_ids[:count], context_ids):
+            return token_ids[:0]
+        return token_ids[count:]
 
     def _checked(self, labels: list[TokenIds]) -> LabelIds | RowError:
-        if all(map(len, labels)):
+        if self._drops or all(map(len, labels)):
             return tuple(labels)
         said = f"a {self._word} melts into the prompt's last token; put white space before it"
         return RowError(self._error_type, said)

@@ -8,10 +8,11 @@ import numpy as np
 from engine.request import RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import Ask
-from tasks.request.continuations import ContinuationTask, logprobs_of, scores_of
-from tasks.request.task_type import Moved, Shown
+from tasks.request.continuations import ContinuationTask, RowLabels, logprobs_of, scores_of
+from tasks.request.prompt_text import BlankPrompt, RenderedPrompt
+from tasks.request.task_type import Moved, RowReader, RowRequest, Shown
 from tasks.source.cells import CellOrError, is_utf8, text_of
-from tasks.source.row_error import BAD_CONTINUATION, RowError
+from tasks.source.row_error import BAD_CONTINUATION, EMPTY_PROMPT, RowError
 from tasks.source.source_rows import SourceBatch
 
 
@@ -23,8 +24,33 @@ class Loglikelihood(ContinuationTask):
     label_word = "continuation"
     label_error = BAD_CONTINUATION
 
-    def label_texts(self, task: Task, batch: SourceBatch) -> list[tuple[str, ...] | RowError]:
-        return [parse_continuation(value) for value in batch.values(task.continuation_column or "")]
+    def labels(self, task: Task, batch: SourceBatch) -> list[RowLabels | RowError]:
+        found = map(parse_continuation, batch.values(task.continuation_column or ""))
+        return [text if isinstance(text, RowError) else RowLabels(text, text) for text in found]
+
+    def read_prompts(
+        self, reader: RowReader, prompts: Sequence[RenderedPrompt], labels: Sequence[RowLabels | RowError]
+    ) -> list[RowRequest | RowError]:
+        """Behind an empty context, as lm-evaluation-harness has it: one prefix token is read in its place."""
+        read = super().read_prompts(reader, prompts, labels)
+        return [
+            self._behind_prefix(reader, prompt, own)
+            if isinstance(prompt, BlankPrompt) and not isinstance(own, RowError)
+            else one
+            for one, prompt, own in zip(read, prompts, labels, strict=True)
+        ]
+
+    def _behind_prefix(self, reader: RowReader, prompt: BlankPrompt, labels: RowLabels) -> RowRequest | RowError:
+        """A continuation that begins with the prefix token itself gives it as its context."""
+        prefix = reader.encoder.prefix_token_id
+        if prefix is None:
+            return RowError(EMPTY_PROMPT, f"{prompt.message}, and the model has no BOS or EOS token to take its place")
+        ids = reader.label_encoder.encode_alone(prompt.text + labels.texts[0])
+        if len(ids) and ids[0] == prefix:
+            ids = ids[1:]
+        if not len(ids):
+            return RowError(BAD_CONTINUATION, "the continuation has no token of its own")
+        return self.labelled(reader, np.array([prefix], np.int32), labels, (ids,))
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         del ask, label_texts

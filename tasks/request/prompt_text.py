@@ -18,5 +18,12 @@ class PromptText:
     add_special_tokens: bool
 
 
+@dataclass(frozen=True, slots=True)
+class BlankPrompt(RowError):
+    """A prompt of white space alone, or of nothing: an error, unless a prefix token is read in its place."""
+
+    text: str = ""
+
+
 # A row may have its prompt in tokens.
 RenderedPrompt = PromptText | TokenIds | RowError

@@ -1,6 +1,6 @@
 """Rows to prompts: a column, a Jinja template over columns, chat messages, or an OpenAI request's body."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,7 +9,7 @@ from tasks.job.prompt import NO_CHAT_TEMPLATE, Prompt
 from tasks.request.body import adds_special_tokens, parse_body
 from tasks.request.chat import TEMPLATE_FAILURES, ChatRenderer
 from tasks.request.messages import Chat, Message, encoding_error, parse_arguments, parse_messages, parse_tools
-from tasks.request.prompt_text import PromptText, RenderedPrompt
+from tasks.request.prompt_text import BlankPrompt, PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
 from tasks.source.cells import Cell, CellOrError, text_of
@@ -62,11 +62,30 @@ class PromptRenderer:
 
     def render(self, batch: SourceBatch) -> list[RenderedPrompt]:
         """A prompt or an error for each row; a text is UTF-8 without NUL and holds more than white space."""
+        return [self._render_row(row) for row in self._rows(batch)]
+
+    def render_items(
+        self, batch: SourceBatch, items: Sequence[tuple[str, ...] | RowError], *, item_first: bool
+    ) -> list[list[RenderedPrompt] | RowError]:
+        """A prompt for each item of a row: the row's text with the item behind it, or before it. Errors stay."""
+        assert self.prompt.key in ("column", "template"), self.prompt.key
+
+        def beside(item: str) -> Callable[[str], str]:
+            written = self._own(item)
+            return lambda text: written + text if item_first else text + written
+
+        return [
+            own if isinstance(own, RowError) else [self._render_row(row, beside(item)) for item in own]
+            for row, own in zip(self._rows(batch), items, strict=True)
+        ]
+
+    def _rows(self, batch: SourceBatch) -> Iterator[dict[str, CellOrError]]:
         names = dict.fromkeys([*self.columns, *self.prompt.columns.values()])
         values = [batch.values(name) for name in names]
-        return [self._render_row(dict(zip(names, row, strict=True))) for row in zip(*values, strict=True)]
+        return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
-    def _render_row(self, row: Mapping[str, CellOrError]) -> RenderedPrompt:
+    def _render_row(self, row: Mapping[str, CellOrError], change: Callable[[str], str] = str) -> RenderedPrompt:
+        """`change` is made to the row's own text, before anything is written around it."""
         for column, value in row.items():
             if isinstance(value, RowError):
                 return RowError(value.type, f"column {column!r}: {value.message}")
@@ -83,12 +102,11 @@ class PromptRenderer:
             text = _check_text(value)
             text = text if isinstance(text, RowError) else self._own(text)
         if isinstance(text, RowError):
-            return text
-        return (
-            self._render_chat([{"role": "user", "content": text}], cells)
-            if self.prompt.chat
-            else PromptText(text, True)
-        )
+            return RowError(text.type, text.message) if self.prompt.chat else text
+        changed = change(text)
+        if not self.prompt.chat:
+            return PromptText(changed, True)
+        return self._render_chat([{"role": "user", "content": changed}], cells)
 
     def _render_body(self, value: Cell) -> RenderedPrompt:
         asked = parse_body(value)
@@ -162,5 +180,6 @@ def _check_text(value: Cell) -> str | RowError:
         return RowError(EMPTY_PROMPT, "the prompt is NULL")
     text = text_of(value)
     if not text.strip():
-        return RowError(EMPTY_PROMPT, "the prompt is empty" if not text else "the prompt is white space alone")
+        said = "the prompt is empty" if not text else "the prompt is white space alone"
+        return BlankPrompt(EMPTY_PROMPT, said, text)
     return encoding_error(text) or text

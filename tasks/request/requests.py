@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from engine.errors import UserError
+from engine.grammar.grammar import GrammarError
+from engine.grammar.vocabulary import Vocabulary
+from engine.model.model_shape import max_model_len
 from engine.request import Request
 from tasks.request.adapters import read_adapters
 from tasks.request.ask import Ask, parse_ask
@@ -44,16 +48,17 @@ class RequestBuilder:
 
     def __init__(self, run: Run, columns: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> None:
         self._vocab_size = run.shape.vocab_size
-        self._max_tokens = run.max_tokens
+        self._most_tokens = run.max_tokens, max_model_len(run.shape, run.config)
         self._prompt = run.job.prompt
         self._adapter_column = run.job.model.adapter_column
-        self._encoder = Encoder(tokenizer, run.max_tokens)
+        self._encoder = Encoder(tokenizer, run.max_tokens, truncate=run.job.prompt.truncate_prompt_tokens)
         self._renderer = PromptRenderer(
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
         )
         self._readers: dict[str, RowReader] = {}
         self._asks = AskReader(run.job, run.shape.vocab_size)
         self._hasher = RequestHasher(run)
+        _refuse_bad_grammar(run, tokenizer)
         self.quoting_rows = 0
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
@@ -87,8 +92,9 @@ class RequestBuilder:
                 task_type.label_word,
                 task_type.label_error,
                 parses_special=self._prompt.parses_special,
+                drops=task_type.drops_labels,
             )
-            self._readers[task_type.name] = RowReader(self._encoder, labels, self._max_tokens)
+            self._readers[task_type.name] = RowReader(self._encoder, labels, self._renderer, *self._most_tokens)
         return task_type.read(self._readers[task_type.name], batch, prompts, asks)
 
     def _named(self, read: RowRequest | RowError, ask: Ask, custom_id: str) -> NewRequest | RowError:
@@ -105,6 +111,17 @@ class RequestBuilder:
         if self._encoder.largest_id < self._vocab_size:
             return True
         return all((ids < self._vocab_size).all() for ids in (request.prompt_token_ids, *request.labels))
+
+
+def _refuse_bad_grammar(run: Run, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raises UserError where this model's tokens can write nothing of what the job asks its answers to be."""
+    structured = run.job.sampling.structured_outputs
+    if structured is None:
+        return
+    try:
+        Vocabulary(tokenizer, run.shape.vocab_size, run.shape.eos_token_ids).machine(structured.asked())
+    except GrammarError as problem:
+        raise UserError(f"sampling.structured_outputs: {problem}") from None
 
 
 def _by_task(asks: Sequence[Ask | RowError]) -> list[list[int]]:

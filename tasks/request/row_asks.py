@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from engine.grammar.grammar import BAD_GRAMMAR
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import faults_of
 from tasks.job.sampling import Sampling
-from tasks.job.task import TASK_KEYS, Task
+from tasks.job.task import Task
+from tasks.job.task_keys import TASK_KEYS
 from tasks.request.ask import Ask
 from tasks.source.cells import CellOrError
 from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, RowError
@@ -29,7 +31,7 @@ class AskReader:
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
     def read(self, batch: SourceBatch) -> list[Ask | RowError]:
-        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none."""
+        """What each row asks; BAD_TASK and BAD_SAMPLING where a cell is none, BAD_GRAMMAR where its grammar is none."""
         if len(self._asks) > _KEPT_ASKS:
             self._asks.clear()
             self._tasks.clear()
@@ -49,14 +51,19 @@ class AskReader:
         return self._asks[key]
 
     def _sampled(self, task: Task, cell: CellOrError) -> Ask | RowError:
-        samples = TASK_KEYS[task.type].samples
-        sampling = parse_sampling(cell, self._sampling if samples else Sampling())
+        keys = TASK_KEYS[task.type]
+        sampling = parse_sampling(cell, keys.heeded(self._sampling))
         if isinstance(sampling, RowError):
             return sampling
-        if not samples and sampling != Sampling():
+        if keys.heeded(sampling) != sampling:
             return RowError(BAD_SAMPLING, f"sampling has no effect on type: {task.type}; leave it out")
-        unknown = sampling.unknown_token(self._vocab_size)
-        return Ask(task, sampling) if unknown is None else RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        if (unknown := task.unknown_token(self._vocab_size)) is not None:
+            return RowError(BAD_TASK, f"task.{unknown}")
+        if (unknown := sampling.unknown_token(self._vocab_size)) is not None:
+            return RowError(BAD_SAMPLING, f"sampling.{unknown}")
+        if (no_grammar := sampling.bad_grammar()) is not None:
+            return RowError(BAD_GRAMMAR, f"sampling.{no_grammar}")
+        return Ask(task, sampling)
 
 
 def parse_task(cell: CellOrError, job: Task) -> Task | RowError:

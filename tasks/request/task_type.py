@@ -13,23 +13,29 @@ from tasks.request.ask import Ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelIds
 from tasks.request.prompt_text import RenderedPrompt
+from tasks.request.prompts import PromptRenderer
 from tasks.source.row_error import BAD_LABELS, RowError
 from tasks.source.source_rows import SourceBatch
 
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """What the rows of a type are read with. `max_tokens` are those of a prompt with its answer, at most."""
+    """What the rows of a type are read with. `max_tokens` are those of a prompt with its answer, at most; the context
+    alone would allow `max_model_len`.
+    """
 
     encoder: Encoder
     label_encoder: LabelEncoder
+    renderer: PromptRenderer
     max_tokens: int
+    max_model_len: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowRequest:
     """What a row asks of the model. `max_tokens` are those that may be generated; `labels` are continuations to score,
-    `label_texts` their texts. `adapter` names the weights to run with, None the model's own alone.
+    `label_texts` their names: one may be there several times, for each way to write it. `adapter` names the weights to
+    run with, None the model's own alone.
     """
 
     prompt_token_ids: TokenIds
@@ -65,13 +71,15 @@ class TaskType(ABC):
     """One task type. Its object is stateless; what belongs to a run comes as an argument.
 
     `name` is the job's `task.type`; `label_word` is what a person calls one of a request's labels,
-    and `label_error` the error of a row whose labels cannot be scored.
+    and `label_error` the error of a row whose labels cannot be scored. A type that `drops_labels` does without those
+    that would change the prompt's tokens.
     """
 
     name: ClassVar[str]
     shown: ClassVar[Shown]
     label_word: ClassVar[str] = "label"
     label_error: ClassVar[str] = BAD_LABELS
+    drops_labels: ClassVar[bool] = False
 
     @abstractmethod
     def read(

@@ -7,8 +7,12 @@ from engine.request import RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import parse_ask
 from tasks.request.choice import Choice
+from tasks.request.classify import Classify
 from tasks.request.generate import Generate
 from tasks.request.loglikelihood import Loglikelihood
+from tasks.request.loglikelihood_rolling import LoglikelihoodRolling
+from tasks.request.perplexity import Perplexity
+from tasks.request.score import Score
 from tasks.request.task_type import TaskType
 from tasks.storage.parts import StoredRequest
 
@@ -16,8 +20,12 @@ TASK_TYPES: dict[str, TaskType] = {
     one.name: one
     for one in (
         Choice(),
+        Classify(),
         Generate(),
         Loglikelihood(),
+        LoglikelihoodRolling(),
+        Perplexity(),
+        Score(),
     )
 }
 

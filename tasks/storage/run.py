@@ -15,7 +15,7 @@ from engine.errors import UserError
 from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
-from engine.model.model_shape import ModelShape, max_request_tokens
+from engine.model.model_shape import ModelShape, max_model_len, max_request_tokens
 from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
@@ -103,9 +103,13 @@ def make_run(
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config, chat_template)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")
-    unknown = job.sampling.unknown_token(shape.vocab_size)
-    if unknown is not None:
-        raise UserError(f"sampling.{unknown}")
+    if job.task.context_len > max_model_len(shape, config):
+        raise UserError(f"task.context_len: {job.task.context_len} is more than the context that the model has")
+    for key, part in (("task", job.task), ("sampling", job.sampling)):
+        if (unknown := part.unknown_token(shape.vocab_size)) is not None:
+            raise UserError(f"{key}.{unknown}")
+    if (no_grammar := job.sampling.bad_grammar()) is not None:
+        raise UserError(f"sampling.{no_grammar}")
     return run
 
 

@@ -48,6 +48,10 @@ class SymbolicModel:
     def next_token(self, tokens: Iterable[int]) -> int:
         return sum(map(int, tokens)) * 31 % self.vocab_size
 
+    def forced_behind(self, tokens: list[int]) -> tuple[int, ...]:
+        """What a grammar forces in a structured text behind all of these tokens: none to four."""
+        return tuple(1 + (sum(tokens) + place) % 3 for place in range(self.next_token([*tokens, 1]) % 5))
+
     def run(self, step: SchedulerOutput) -> list[int]:
         """Each row's entry. Raises AssertionError where a row sees too little, too much, or stale KV."""
         tokens, positions = step.input_ids.tolist(), step.position_ids.tolist()
@@ -155,8 +159,13 @@ def drain(
                 tokens.append(token)
                 last.append(token)
                 stops = token == 0 and not sequence.request.params.ignore_eos
+                forced: tuple[int, ...] = ()
+                if sequence.request.params.structured_outputs is not None and not stops:
+                    room = sequence.max_tokens - (len(tokens) - sequence.num_prompt_tokens)
+                    forced = model.forced_behind(tokens)[:room]
+                    tokens += forced
                 count = len(tokens) - sequence.num_prompt_tokens
-                sampled[read.key] = Sampled(token, finished=stops or count >= sequence.max_tokens)
+                sampled[read.key] = Sampled(token, stops or count >= sequence.max_tokens, forced)
             launched.append((step, sampled))
         while launched and (step is None or len(launched) > in_flight):
             step_taken, sampled_taken = launched.popleft()

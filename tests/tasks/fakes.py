@@ -47,6 +47,7 @@ class ByteTokenizer:
     all_special_tokens = _SPECIAL
     added_tokens_decoder = {256 + i: AddedToken(token, special=True) for i, token in enumerate(_SPECIAL)}  # noqa: RUF012
     bos_token_id: int | None = None
+    eos_token_id: int | None = None
     chat_template: str | None = "as apply_chat_template does"
 
     def get_vocab(self) -> dict[str, int]:

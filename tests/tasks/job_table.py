@@ -50,6 +50,8 @@ def _default(field: Schema) -> str:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(value)
     if isinstance(value, int) and value and value % 2**30 == 0:
         return f"{value // 2**30}GiB"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -64,6 +66,8 @@ def _type(field: Schema) -> str:
         return "anything"
     if field["type"] == "array":
         return f"list of {_type(field['items']).replace('number', 'numbers')}"
+    if field["type"] == "object" and field["additionalProperties"] is True:
+        return "mapping"
     if field["type"] == "object":
         return f"mapping of text to {_type(field['additionalProperties'])}"
     return WORDS[field["type"]] + _bounds(field)

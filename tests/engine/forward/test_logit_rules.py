@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from engine.forward.logit_rules import RowRules, apply_rules, needs_rules
-from engine.sampling_params import SamplingParams
+from engine.forward.logit_rules import RowRules, apply_rules, are_barred, needs_rules, unpacked
+from engine.sampling_params import SamplingParams, StructuredOutputs
 
 VOCABULARY = 12
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
@@ -100,3 +100,28 @@ def test_bad_words_are_transformers(text: list[int], words: list[list[int]]) -> 
 )
 def test_what_needs_rules(params: dict[str, Any], needed: bool) -> None:
     assert needs_rules(SamplingParams(**params)) == needed
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 63, 96])
+def test_a_grammars_mask_bars_what_has_no_bit(vocab_size: int) -> None:
+    """Of some rows alone; both ways to unpack it, the host's and a device's, are the definition."""
+    draw = np.random.default_rng(vocab_size)
+    masks = draw.integers(-(2**31), 2**31, (3, 3), dtype=np.int64).astype(np.int32)
+    expected = np.array([[mask[i // 32] >> i % 32 & 1 for i in range(vocab_size)] for mask in masks], dtype=np.bool_)
+    assert unpacked(torch.from_numpy(masks.view(np.uint8)), vocab_size).tolist() == expected.tolist()
+    assert are_barred(masks, vocab_size, torch.device("cpu")).tolist() == (~expected).tolist()
+    for rows in ([0, 1, 2], [3, 1, 4]):
+        logits = torch.randn(max(rows) + 1, vocab_size)
+        before = logits.clone()
+        params = SamplingParams(structured_outputs=StructuredOutputs(regex="x"))
+        apply_rules(
+            logits,
+            [(row, RowRules(params, mask=mask)) for row, mask in zip(rows, masks, strict=True)],
+            torch.full((len(logits),), -1),
+        )
+        for row in range(len(logits)):
+            if row in rows:
+                wanted = before[row].masked_fill(torch.from_numpy(~expected[rows.index(row)]), -torch.inf)
+                assert torch.equal(logits[row], wanted)
+            else:
+                assert torch.equal(logits[row], before[row])

@@ -53,10 +53,10 @@ def test_logits_take_what_is_planned(
     launch = engine._reader.launch
     peaks, rows = [], []
 
-    def profiled(step: Any, forward: Any) -> Any:
+    def profiled(step: Any, forward: Any, masks: Any) -> Any:
         rows.append(len(np.unique(step.reads.row[step.reads.kind != ReadKind.SAMPLE])))
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            values = launch(step, forward)
+            values = launch(step, forward, masks)
         peaks.append(peak_bytes(profiler))
         return values
 

@@ -31,7 +31,7 @@ def pairs(*bounds: tuple[int, int, int]) -> Pairs:
     return [begun, *(([*range(read, last - 1)], [*range(start, last)]) for read, start, last in bounds[1:])]
 
 
-# The lists of lm-eval's `tests/test_utils.py`, by number of tokens, `max_seq_len` and `context_len`.
+# The lists of lm-eval's own test-suite, by number of tokens, `max_seq_len` and `context_len`.
 LITERAL = {
     (34, 10, 1): pairs((-1, 0, 10), (9, 10, 20), (19, 20, 30), (23, 30, 34)),
     (34, 10, 8): pairs((-1, 0, 10), *((end - 11, end - 3, end) for end in (13, 16, 19, 22, 25, 28, 31, 34))),

@@ -1,0 +1,181 @@
+"""A batch file through all steps: every line comes out once, as OpenAI's own types read it."""
+
+import gzip
+import json
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai.types import Completion
+from openai.types.batch_error import BatchError
+from openai.types.chat import ChatCompletion
+
+from engine.errors import UserError
+from tasks.batch import line_file, request_table
+from tasks.batch.endpoint import TokenTexts
+from tasks.batch.export import Exported, to_lines
+from tests.tasks.batch.batch_steps import (
+    COMPLETIONS,
+    batch_of,
+    by_id,
+    lines_of,
+    request,
+    run_batch,
+)
+from tests.tasks.fakes import FakeWorkers, write_model
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def parse_chat(body: object) -> ChatCompletion:
+    """Strictly: the client itself takes anything."""
+    return ChatCompletion.model_validate(body, strict=True)
+
+
+def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Path) -> None:
+    batch = batch_of(
+        tmp_path,
+        [
+            request("greedy", temperature=0),
+            request("many", logprobs=True, top_logprobs=2, seed=5),
+            request("tools", tools=TOOLS, temperature=0),
+            request("text", COMPLETIONS, prompt="One two", max_tokens=3, temperature=0, logprobs=2),
+            request("two", COMPLETIONS, prompt=["One two", [5, 6, 7]], max_tokens=3, temperature=0, echo=True),
+            request(
+                "image", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]
+            ),
+            request("warm", temperature=-1),
+            request("long", messages=[{"role": "user", "content": "word " * 2000}]),
+            "not JSON",
+            request("greedy", temperature=0),
+        ],
+        tiny_model,
+    )
+    assert run_batch(batch) == Exported(5, 5)
+    responses = by_id(batch.out)
+    for name in ("greedy", "many", "tools"):
+        line = responses[name]
+        assert (line["response"]["status_code"], line["error"]) == (200, None)
+        chat = parse_chat(line["response"]["body"])
+        usage = chat.usage
+        assert usage is not None
+        assert usage.completion_tokens == 4
+        assert usage.total_tokens == usage.prompt_tokens + 4
+        assert usage.prompt_tokens_details is not None
+        assert chat.choices[0].finish_reason == "length"
+    logprobs = parse_chat(responses["many"]["response"]["body"]).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [len(token.top_logprobs) for token in logprobs.content] == [2] * 4
+    text = Completion.model_validate(responses["text"]["response"]["body"], strict=True).choices[0]
+    assert text.logprobs is not None
+    assert "".join(text.logprobs.tokens or []) == text.text
+    assert text.logprobs.text_offset == [sum(map(len, (text.logprobs.tokens or [])[:i])) for i in range(3)]
+    two = Completion.model_validate(responses["two"]["response"]["body"], strict=True)
+    assert [choice.index for choice in two.choices] == [0, 1]
+    assert two.choices[0].text == f"One two{text.text}"
+
+    errors = {line["error"]["line"]: line for line in lines_of(batch.errors)}
+    wanted = {
+        6: ("image", "bad_messages", None),
+        7: ("warm", "invalid_value", "temperature"),
+        8: ("long", "context_length_exceeded", None),
+        9: (None, "invalid_json_line", None),
+        10: ("greedy", "duplicate_custom_id", "custom_id"),
+    }
+    for number, (custom_id, code, param) in wanted.items():
+        line = errors[number]
+        error = BatchError.model_validate(line["error"], strict=True)
+        assert (line["custom_id"], error.code, error.param) == (custom_id, code, param)
+        assert line["response"]["body"]["error"]["message"] == error.message
+        assert line["response"]["status_code"] == 400
+    ids = [line["id"] for line in (*lines_of(batch.out), *lines_of(batch.errors))]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_same_command_again_scores_nothing_and_writes_the_same(tmp_path: Path, engine: FakeWorkers) -> None:
+    lines = [request(f"r{i}", COMPLETIONS, prompt=f"text {i % 3}", temperature=0, max_tokens=4) for i in range(6)]
+    batch = batch_of(tmp_path, lines, write_model(tmp_path / "model"))
+    assert run_batch(batch) == Exported(6, 0)
+    assert len(engine.scored) == 3
+    before = batch.out.read_bytes()
+    batch.out.unlink()
+    assert run_batch(batch) == Exported(6, 0)
+    assert len(engine.scored) == 3
+    assert batch.out.read_bytes() == before
+    batch_of(tmp_path, [*lines, request("new", COMPLETIONS, prompt="new", temperature=0)], tmp_path / "model")
+    assert run_batch(batch) == Exported(7, 0)
+    assert len(engine.scored) == 4
+    assert batch.out.read_bytes().startswith(before)
+
+
+def test_a_batch_of_faults_alone(tmp_path: Path, engine: FakeWorkers) -> None:
+    batch = batch_of(tmp_path, ["{", "", "[]"], write_model(tmp_path / "model"))
+    assert run_batch(batch) == Exported(0, 2)
+    assert [line["error"]["line"] for line in lines_of(batch.errors)] == [1, 3]
+    assert batch.out.read_bytes() == b""
+
+
+def test_files_that_cannot_be(tmp_path: Path, engine: FakeWorkers) -> None:
+    batch = batch_of(tmp_path, [], write_model(tmp_path / "model"))
+    with pytest.raises(UserError, match="has no line"):
+        run_batch(batch)
+    batch.source.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        batch.check()
+    batch = batch_of(tmp_path, [request("a")], tmp_path / "model")
+    with pytest.raises(UserError, match="are three files"):
+        type(batch)(batch.source, batch.source, batch.errors, batch.model).check()
+    with pytest.raises(UserError, match="--errors: no folder"):
+        type(batch)(batch.source, batch.out, tmp_path / "nowhere" / "e", batch.model).check()
+    with pytest.raises(UserError, match=r"--set source\.id: a batch takes keys of"), batch.prepared():
+        batch.job({"source.id": "x"})
+    with batch.prepared(), pytest.raises(UserError, match=r"\.run is in use by process \d+"), batch.prepared():
+        pass
+
+
+def test_a_line_is_never_read_further_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_file, "LONGEST_LINE", 1000)
+    path = tmp_path / "in.jsonl.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfa\n" + b"b" * 5000 + b"\n\n" + b"c" * 999 + b"\nd"))
+    assert list(line_file.read_lines(path)) == [(1, b"a\n"), (2, None), (4, b"c" * 999 + b"\n"), (5, b"d")]
+
+
+def test_lines_become_rows_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Python holds of them at once: as much for 4,000 lines as for 1,000."""
+    monkeypatch.setattr(request_table, "BATCH_ROWS", 100)
+    peaks = []
+    for count in (1_000, 4_000):
+        source = tmp_path / f"{count}.jsonl"
+        with source.open("w") as file:
+            for i in range(count):
+                line = request(f"r{i}", COMPLETIONS, prompt=f"{i} " + "x" * 500)
+                file.write(f"{json.dumps(line)}\n")
+        tracemalloc.start()
+        request_table.write_table(source, tmp_path / f"{count}.parquet", {"m"})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0], peaks
+
+
+def test_rows_become_lines_one_by_one() -> None:
+    taken = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal taken
+        for taken in range(1, 1001):
+            fault = {"code": "c", "message": "m", "param": None}
+            yield {"line": taken, "batch_id": None, "request_hash": None, "fault": json.dumps(fault)}
+
+    lines = to_lines(rows(), NoTokens(), "m", "fp")
+    for number in range(1, 11):
+        assert next(lines)["error"]["line"] == number
+        assert taken == number + 1  # the first of the next line, which ends this one
+    assert sum(1 for _ in lines) == 990
+
+
+class NoTokens(TokenTexts):
+    def text(self, token_ids: Sequence[int]) -> str:
+        raise AssertionError(token_ids)
