@@ -5,6 +5,7 @@ mean its own packages, wherever Python would look first.
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
@@ -14,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.errors import UserError as UserError
+    from flows.harness.model import TrunklineLM as TrunklineLM
     from flows.score import score as score
     from flows.workers import kept_engines as kept_engines
     from tasks.job.job_file import load_job as load_job
     from tasks.query import query as query
 
-__all__ = ["UserError", "kept_engines", "load_job", "query", "score"]
+__all__ = ["TrunklineLM", "UserError", "kept_engines", "load_job", "query", "score"]
 
 PACKAGES = ("flows", "tasks", "engine", "kernels")
 _HOME = Path(__file__).parent
 _WHERE = {
+    "TrunklineLM": "flows.harness.model",
     "UserError": "engine.errors",
     "kept_engines": "flows.workers",
     "load_job": "tasks.job.job_file",
@@ -53,6 +56,12 @@ def foreign_package() -> str | None:
     return None
 
 
+def _leave_hub_to_harness() -> None:
+    """lm-eval fetches its data sets from the hub, which our own packages switch off for what is imported after them."""
+    if importlib.util.find_spec("huggingface_hub") is not None:
+        importlib.import_module("huggingface_hub.constants")
+
+
 def __getattr__(name: str) -> Any:
     """What is public loads when it is first asked for: prefect and pyarrow take seconds."""
     if name not in _WHERE:
@@ -60,6 +69,8 @@ def __getattr__(name: str) -> Any:
     said = foreign_package()
     if said is not None:
         raise ImportError(said)
+    if name == "TrunklineLM":
+        _leave_hub_to_harness()
     return getattr(importlib.import_module(_WHERE[name]), name)
 
 
@@ -69,6 +80,8 @@ def main() -> None:
     if said is not None:
         sys.stderr.write(f"trunkline: {said}\n")
         sys.exit(2)
+    if sys.argv[1:2] == ["lm-eval"]:
+        _leave_hub_to_harness()
     from flows.cli import main as run_command
 
     run_command()

@@ -9,6 +9,7 @@ Admission = Literal["memory", "count"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8", "int4", "fp8"]
 KVCacheDtype = Literal["auto", "fp8"]
+Speculation = Literal["ngram", "none"]
 
 SHARING: tuple[str, ...] = get_args(Sharing)
 ORDER: tuple[str, ...] = get_args(Order)
@@ -29,7 +30,8 @@ class EngineConfig:
     `kv_cache_memory` is in bytes; 0 is resolved by `engine.machine.memory`: on a GPU it is what is left of
     `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
     are resolved by `engine.machine.device`. `max_num_batched_tokens` 0 is resolved by `engine.loop.step_budget`, before
-    anything is planned or scheduled. `max_num_seqs` bounds `admission="count"` alone.
+    anything is planned or scheduled. `max_num_seqs` bounds `admission="count"` alone. `speculation` lets steps that
+    wait for memory verify tokens that prompts foretell (`engine.scheduling.drafts`).
     """
 
     device: str = "auto"
@@ -45,3 +47,4 @@ class EngineConfig:
     order: Order = "ratio"
     admission: Admission = "memory"
     max_num_seqs: int = 256
+    speculation: Speculation = "ngram"

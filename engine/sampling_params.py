@@ -62,3 +62,14 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on which tokens are there already."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether logits are changed before a token is chosen, besides barring ends from short texts."""
+        bars = self.bad_words or self.allowed_token_ids is not None or self.structured_outputs is not None
+        return bool(bars or self.logit_bias or self.penalises)

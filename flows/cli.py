@@ -13,8 +13,9 @@ from flows.sql_format import Format
 
 # The bar says it on the terminal, and Prefect keeps the log of a run either way.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-# ... and other libraries' bars would write over ours.
-os.environ.setdefault("TQDM_DISABLE", "1")
+# ... and other libraries' bars would write over ours; lm-eval's command has none but them.
+if sys.argv[1:2] != ["lm-eval"]:
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Whatever reaches prefect, torch or pyarrow is imported inside the command, so that --help is instant.
 if TYPE_CHECKING:
@@ -183,6 +184,19 @@ def batch(
     beside = output.with_name(f"{output.stem}.errors{output.suffix}")
     given = dict(map(_setting, settings or ()))
     run_batch(BatchRun(source, output, errors or beside, model), given, retry_failed=retry_failed)
+
+
+@app.command(
+    "lm-eval",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: [bold]trunkline lm-eval --model_args pretrained=embedded --tasks hellaswag[/bold]",
+)
+def lm_eval(context: typer.Context) -> None:
+    """Run lm-evaluation-harness with all of its options, on its model [bold]trunkline[/bold]."""
+    from flows.harness.command import run_lm_eval
+
+    run_lm_eval(context.args)
 
 
 @app.command()

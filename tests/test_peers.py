@@ -10,8 +10,10 @@ import pytest
 import typer
 
 from engine.errors import UserError
+from engine.model.checkpoint import resolve_model
+from engine.model.tokenizer import load_tokenizer
 from examples.peers import __main__ as peers
-from examples.peers import environments
+from examples.peers import environments, few_shot
 from examples.peers.journal import Journal
 from examples.peers.process import PeerProcess
 from examples.peers.shapes import SHAPES
@@ -165,7 +167,7 @@ def test_an_unknown_workload_is_named(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_every_shape_has_a_name_of_its_own() -> None:
-    assert len({shape.name for shape in SHAPES}) == len({shape.label for shape in SHAPES}) == 6
+    assert len({shape.name for shape in SHAPES}) == len({shape.label for shape in SHAPES}) == 7
 
 
 FAKE_VLLM = """
@@ -260,3 +262,26 @@ def test_lm_eval_scores_every_label_behind_its_prompt(tmp_path: Path) -> None:
     assert log[0]["dtype"] == "float32"
     assert [len(batch) for batch in log[1:]] == [1, 4]
     assert [request[1:] for request in log[2]] == [[[0], [5]], [[0], [6, 7]], [[1], [5]], [[1], [6, 7]]]
+
+
+@pytest.mark.parametrize("kind", ["letters", "answers"])
+def test_the_few_shot_set_is_mmlus(kind: str) -> None:
+    """Each subject's examples before questions of other subjects, with what is asked behind each."""
+    tokenizer = load_tokenizer(resolve_model("embedded"))
+    (subject, prompt), *_ = few_shot.read_prompts().items()
+    lines = few_shot.rows(kind, 2, 3)
+    assert [line["id"] for line in lines] == [str(number) for number in range(6)]
+    own = [question.text for question in few_shot.questions_of({subject: prompt})]
+    for line in lines[:3]:
+        text = tokenizer.decode(line["prompt_token_ids"])
+        assert text.startswith(f"{prompt.strip()}\n\nQ: ")
+        assert not any(text.endswith(f"{question}\nA:") for question in own)
+        ends = [tokenizer.decode(ids) for ids in line["continuations"]]
+        assert len(ends) == 4
+        if kind == "letters":
+            assert ends == list(few_shot.LETTERS)
+            assert text.endswith("\nAnswer:")
+        else:
+            asked = text.rpartition("\n\nQ: ")[2].removesuffix("\nA:")
+            [answers] = {q.answers for q in few_shot.questions_of(few_shot.read_prompts()) if q.text == asked}
+            assert ends == [f" {answer}" for answer in answers]

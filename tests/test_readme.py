@@ -46,6 +46,8 @@ WORKLOADS = (
 )
 BATCH = "trunkline batch examples/batch.jsonl --output out.jsonl --errors errors.jsonl"
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
+LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
+LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
 HERE = (
     "make demo",
     "make summaries",
@@ -73,6 +75,7 @@ HERE = (
     "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl",
     "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
     TRACE,
+    LM_EVAL,
     "python -m engine.bench.plot_trace trace.jsonl trace.svg",
     "python -m engine.bench.ablation --rounds 3 --precision bfloat16",
 )
@@ -134,6 +137,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
             (folder / "examples" / file.name).write_text(yaml.safe_dump(job))
         elif file.is_file():
             (folder / "examples" / file.name).write_text(file.read_text())
+    shutil.copytree(ROOT / "examples" / "lm_eval", folder / "examples" / "lm_eval")
     # `make` finds the environment of this test set up already.
     (folder / ".venv").symlink_to(BIN.parent)
     for lock in ("requirements.lock", "requirements-weights.lock", "pyproject.toml"):
@@ -171,6 +175,8 @@ def run(folder: Path, command: str) -> str:
         command += " --model embedded --kv-gib 4"
     if command.startswith("trunkline batch"):
         command = command.replace(" --model embedded", "") + " --model tiny-model"
+    if command.startswith("trunkline lm-eval"):
+        command = command.replace("pretrained=embedded", "pretrained=tiny-model")
     if command.startswith("python -m engine."):
         for option, value in SMALL.items():
             command = re.sub(rf"--{option} [0-9]+", f"--{option} {value}", command)
@@ -196,6 +202,19 @@ def test_the_notebook_reads_the_results(project: Path) -> None:
     )
     assert shown.returncode == 0, shown.stderr
     assert "label" in shown.stdout
+
+
+def test_the_harness_runs_from_python(project: Path) -> None:
+    [program] = blocks(ROOT / "docs" / "lm-eval.md", "python")
+    program = program.replace('"embedded"', '"tiny-model"')
+    # The harness's own tasks take ten seconds to list.
+    program = program.replace('"examples/lm_eval")', '"examples/lm_eval", include_defaults=False)')
+    program += "\nprint('acc_norm', results['results']['package_topics']['acc_norm,none'])"
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "acc_norm 0." in shown.stdout
 
 
 @pytest.mark.parametrize("view", ["results", "runs", "shards", "prefix_savings"])

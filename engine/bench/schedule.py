@@ -23,7 +23,8 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from kernels.kv_format import FLOAT32
 
 RATES = DeviceRates(600e9, 600e9)

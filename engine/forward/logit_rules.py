@@ -34,12 +34,6 @@ class RowRules:
     mask: NDArray[np.int32] | None = None
 
 
-def needs_rules(params: SamplingParams) -> bool:
-    """Whether parameters change logits, besides barring ends from short texts."""
-    bars = params.bad_words or params.allowed_token_ids is not None or params.structured_outputs is not None
-    return bool(bars or params.logit_bias or _penalises(params))
-
-
 def apply_rules(logits: Tensor, rules: Sequence[tuple[int, RowRules]], in_flight: Tensor) -> None:
     """Changes `logits` (rows, vocab_size) in place, for the rows that `rules` name, each once.
 
@@ -53,13 +47,9 @@ def apply_rules(logits: Tensor, rules: Sequence[tuple[int, RowRules]], in_flight
     _keep_allowed(logits, rules)
     _bar(logits, rules, in_flight)
     _bias(logits, rules)
-    penalised = [(row, rule) for row, rule in rules if _penalises(rule.params)]
+    penalised = [(row, rule) for row, rule in rules if rule.params.penalises]
     if penalised:
         _penalise(logits, penalised, in_flight)
-
-
-def _penalises(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
 
 
 def _keep_grammatical(logits: Tensor, rules: Sequence[tuple[int, RowRules]]) -> None:

@@ -75,7 +75,8 @@ def start_engine(
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
     tokenizer = load_tokenizer(model) if detokenize else None
-    return Engine(load, config, tokenizer, on_step, turn, limit=lambda step: cost().step_limit(step))
+    limit, free_rows = (lambda step: cost().step_limit(step)), (lambda: cost().free_rows())
+    return Engine(load, config, tokenizer, on_step, turn, limit=limit, free_rows=free_rows)
 
 
 def _keep_freed_memory() -> None:

@@ -23,7 +23,8 @@ from engine.model.model_shape import max_model_len
 from engine.plan import ShardWork
 from engine.request import RequestOutput
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.stages import abandonable, checkpoint
 
@@ -43,13 +44,16 @@ DECODE_AHEAD = 32
 class EngineCounters:
     """Totals since the engine was made; `kv_bytes` is what is in use now.
 
-    `busy_seconds` were spent in steps, which at the device's limit take `limit_seconds`.
+    Of `draft_tokens`, which were guessed, `accepted_tokens` were right. `busy_seconds` were spent in steps, which take
+    `limit_seconds` at the device's limit.
     """
 
     finished_requests: int = 0
     computed_prompt_tokens: int = 0
     label_tokens: int = 0
     generated_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     kv_bytes: int = 0
     peak_kv_bytes: int = 0
@@ -86,15 +90,18 @@ class Engine:
         on_step: OnStep | None = None,
         turn: DeviceTurn | None = None,
         limit: "Callable[[SchedulerOutput], float] | None" = None,
+        free_rows: Callable[[], int] = lambda: 0,
     ) -> None:
         """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
 
-        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best.
+        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best,
+        `free_rows` how many rows of a step cost no more than one: drafts take what others leave of them.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.on_step = on_step
         self._limit = limit
+        self._free_rows = free_rows
         self._turn = turn or DeviceTurn()
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
@@ -173,7 +180,8 @@ class Engine:
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
             limit = max_model_len(self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
-            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead)
+            drafts = 0 if ahead or self.config.speculation == "none" else self._free_rows()
+            self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead, draft_rows=drafts)
             shape = self.runner.model.shape
             self._grammars = Grammars(self.tokenizer, shape.vocab_size, shape.eos_token_ids)
             self._reader = StepReader(self.runner, self._states, self.scheduler.wanted, self._grammars)
@@ -259,7 +267,8 @@ class Engine:
 
     def _launch(self, step: SchedulerOutput, started: float) -> None:
         scheduled = perf_counter()
-        held = step.num_decode_tokens, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
+        running = step.num_decode_tokens - step.num_draft_tokens
+        held = running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
         launched = self._launcher.launch(step)
         self.runner.last_tokens = launched.tokens
         self._in_flight.append(StepInFlight(launched, held, (started, scheduled, perf_counter())))
@@ -267,10 +276,10 @@ class Engine:
     def _take(self, flown: StepInFlight) -> None:
         step, before = flown.launched.step, perf_counter()
         sampled: dict[int, Sampled] = {}
-        for values in flown.launched.values:
-            sampled |= self._reader.take(values)
         for key in flown.launched.out_of_memory & self._states.keys():
             sampled[key] = self._states[key].fail(*NO_MEMORY)
+        for values in flown.launched.values:
+            self._reader.take(values, sampled)
         for key in flown.launched.out_of_memory:
             self.scheduler.wanted.out_of_memory(key)
         taken = perf_counter()
@@ -283,7 +292,9 @@ class Engine:
             finished_requests=counters.finished_requests + len(finished),
             computed_prompt_tokens=counters.computed_prompt_tokens + step.num_prefill_tokens,
             label_tokens=counters.label_tokens + step.num_label_tokens,
-            generated_tokens=counters.generated_tokens + sum(1 + len(token.forced) for token in sampled.values()),
+            generated_tokens=counters.generated_tokens + sum(len(one.token_ids) for one in sampled.values()),
+            draft_tokens=counters.draft_tokens + step.num_draft_tokens,
+            accepted_tokens=counters.accepted_tokens + sum(len(one.accepted) for one in sampled.values()),
             steps=counters.steps + 1,
             limit_seconds=counters.limit_seconds + (self._limit(step) if self._limit is not None else 0.0),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 
 from engine.forward import sampler
-from engine.forward.logit_rules import NONE, RowRules, needs_rules
+from engine.forward.logit_rules import NONE, RowRules
 from engine.grammar.grammar import BAD_GRAMMAR, GrammarError
 from engine.grammar.grammars import Grammars
 from engine.grammar.matcher import Matcher
 from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, RequestOutput, TokenLogprobs
 from engine.scheduling.node_reads import NodeReads
-from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class OutputState:
         self.error: tuple[str, str] | None = None
         self.text_end: int | None = None
         self.logprobs: list[TokenLogprobs] = []
+        self._num_taken = 0
         self.label_logprobs = [0.0] * len(sequence.request.labels or ())
         self.label_greedy = [True] * len(sequence.request.labels or ())
         self._special_stops = special_stops(tokenizer, self.params.stop) if self.params.stop and tokenizer else {}
@@ -62,7 +63,6 @@ class OutputState:
         seed = self.params.seed
         self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
         self._random_stream = sampler.stream_of(sequence.request.prompt_token_ids)
-        self._changes_logits = needs_rules(self.params)
         penalised = self.params.repetition_penalty != 1
         self._prompt = np.unique(sequence.request.prompt_token_ids).astype(np.int64) if penalised else NONE
         self._bad_words = bad_word_ids(tokenizer, self.params.bad_words) if tokenizer else ()
@@ -103,14 +103,19 @@ class OutputState:
         generated = np.array(self.sequence.token_ids, dtype=np.int64)
         return RowRules(self.params, self._prompt, generated, barred, self._bad_words, mask)
 
-    @property
-    def draw_key(self) -> tuple[int, int, int]:
-        """Seed, stream and place: what the token in flight is drawn by, and nothing else."""
-        return self._seed & (2**64 - 1), self._random_stream, self._place
+    def goes_on_behind(self, position: int) -> bool:
+        """Whether the row at `position` is that of the last token taken, and the text has not ended with it."""
+        ended = self.finish_reason is not None or self.error is not None
+        return not ended and position + 1 - self.sequence.num_prompt_tokens == self._num_taken
+
+    def draw_key(self, position: int) -> tuple[int, int, int]:
+        """Seed, stream and place: what the token behind the row at `position` is drawn by, and nothing else."""
+        place = position + 1 - self.sequence.num_prompt_tokens
+        return self._seed & (2**64 - 1), self._random_stream, place
 
     @property
     def _has_rules(self) -> bool:
-        return self._changes_logits or self._is_too_short
+        return self.params.changes_logits or self._is_too_short
 
     @property
     def _is_too_short(self) -> bool:
@@ -130,7 +135,7 @@ class OutputState:
             return self.fail(*(_ALL_BARRED if barred else _NOT_FINITE))
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        count = len(self.sequence.token_ids) + 1
+        count = self._num_taken = self._num_taken + 1
         if self.matcher is not None:
             return self._take_structured(self.matcher, token, count)
         self._end_at(token in self.end_token_ids or self._at_stop_string(token, count), count)
@@ -145,6 +150,7 @@ class OutputState:
         if matcher.fault is not None:
             return self.fail(BAD_GRAMMAR, matcher.fault)
         forced = matcher.take_forced(self.sequence.max_tokens - count) if self.params.logprobs is None else ()
+        self._num_taken += len(forced)
         self._end_at(matcher.ended or self._at_stop_string(token, count), count + len(forced))
         return Sampled(token, finished=self.finish_reason is not None, forced=forced)
 

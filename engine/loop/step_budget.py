@@ -1,8 +1,8 @@
 """How many tokens a step takes where the job does not say: measured once on this machine, then read from the cache.
 
 A step's matmuls read all weights, so few rows waste memory's bandwidth; past some size more rows gain nothing, but hold
-more activations. The default is left only for a size that is faster by `GAIN`: what a step costs beside its forward is
-not measured, and rates that differ by less are the machine's noise.
+more activations. The default is left only for a size that is faster by `GAIN` in every round: what a step costs beside
+its forward is not measured, and what one round alone says is the machine's noise.
 """
 
 import time
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 # By backend.
 SIZES = {"torch": (128, 256, 512, 1024, 2048), "triton": (1024, 2048, 4096, 8192, 16384)}
-GAIN = 0.05
-ROUNDS = 2
+GAIN = 0.1
+ROUNDS = 3
 # No size is begun after this time.
-LIMIT_SECONDS = 1.0
+LIMIT_SECONDS = 3.0
 # Layers are alike, so a few of them stand for all; too few would stay in a core's cache and make few rows look good.
 LAYERS = 4
 # Rows attend to those of their own piece alone, so that attention costs each row the same whatever the step's size.
 PIECE = 128
+
+
+# Tokens a second by step size.
+Rates = dict[int, float]
 
 
 def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -> int | None:
@@ -38,31 +42,39 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     if config.max_num_batched_tokens:
         return config.max_num_batched_tokens
     measured = read_measured(model, config, device)
-    return None if measured is None else choose(measured.tokens_per_second, device)
+    return None if measured is None else choose(measured.rounds, device)
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Tokens a second by step size, through `num_layers` layers, and what a row through all of them takes.
+    """Tokens a second by step size in each round, through `num_layers` layers; seconds of a row through all of them.
 
-    0 is what an older note does not say.
+    0 is what an older note does not say; it has one round.
     """
 
-    tokens_per_second: dict[int, float]
+    rounds: tuple[Rates, ...]
     num_layers: int = 0
     one_row_seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> Rates:
+        """The best of all rounds by step size."""
+        sizes = dict.fromkeys(size for rates in self.rounds for size in rates)
+        return {size: max(rates.get(size, 0.0) for rates in self.rounds) for size in sizes}
 
 
 def read_measured(model: ModelFiles, config: EngineConfig, device: Device) -> Measured | None:
     """What a load on this machine kept; None where there is nothing that makes sense."""
     note = read_note("step-tokens", *model_identity(model, config, device))
     try:
-        rates = {int(size): float(rate) for size, rate in note["tokens_per_second"].items()}
-        measured = Measured(rates, int(note.get("num_layers", 0)), float(note.get("one_row_seconds", 0.0)))
+        noted = note["rounds"] if "rounds" in note else [note["tokens_per_second"]]
+        rounds = tuple({int(size): float(rate) for size, rate in rates.items()} for rates in noted)
+        measured = Measured(rounds, int(note.get("num_layers", 0)), float(note.get("one_row_seconds", 0.0)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    makes_sense = min(rates.values(), default=0.0) > 0 and measured.num_layers >= 0 and measured.one_row_seconds >= 0
-    return measured if makes_sense and isfinite(sum(rates.values()) + measured.one_row_seconds) else None
+    rates = [rate for one in rounds for rate in one.values()]
+    makes_sense = min(rates, default=0.0) > 0 and measured.num_layers >= 0 and measured.one_row_seconds >= 0
+    return measured if makes_sense and isfinite(sum(rates) + measured.one_row_seconds) else None
 
 
 def planning_config(model: ModelFiles, config: EngineConfig, device: Device) -> EngineConfig:
@@ -77,10 +89,9 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     if tokens is None:
         enter("measuring a step's size, once")
         measured = measure(runner)
-        rates = measured.tokens_per_second
-        tokens = choose(rates, runner.device)
+        tokens = choose(measured.rounds, runner.device)
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
-        if len(rates) == len(SIZES[runner.device.backend]):
+        if _is_whole(measured.rounds, runner.device):
             write_note("step-tokens", asdict(measured), *model_identity(model, config, runner.device))
     return replace(config, max_num_batched_tokens=tokens)
 
@@ -100,34 +111,44 @@ def measure(runner: "ModelRunner") -> Measured:
     sizes = SIZES[runner.device.backend]
     with _few_layers(runner.model.body, runner.model.shape.num_layers) as num_layers:
         seconds(sizes[0])  # pays for what is built once
-        rates = best_rates(seconds, sizes)
+        rounds = rates_by_round(seconds, sizes)
     # All layers now: the weights of a few may stay in a cache.
-    return Measured(rates, num_layers, min(seconds(1) for _ in range(1 + ROUNDS)))
+    return Measured(rounds, num_layers, min(seconds(1) for _ in range(1 + ROUNDS)))
 
 
-def best_rates(seconds: Callable[[int], float], sizes: Sequence[int]) -> dict[int, float]:
-    """The best of `ROUNDS` at each size; rounds go over all sizes in turn, so that a slow moment hits no size alone."""
-    best: dict[int, float] = {}
+def rates_by_round(seconds: Callable[[int], float], sizes: Sequence[int]) -> tuple[Rates, ...]:
+    """Each round goes over all sizes in turn, so that a slow moment hits no size alone; the last may be cut short."""
+    rounds: list[Rates] = []
     spent = 0.0
     for _ in range(ROUNDS):
+        rates: Rates = {}
         for size in sizes:
             if spent > LIMIT_SECONDS:
-                return best
+                break
             took = seconds(size)
             spent += took
-            best[size] = max(best.get(size, 0.0), size / took)
-    return best
+            rates[size] = size / took
+        if rates:
+            rounds.append(rates)
+    return tuple(rounds)
 
 
-def choose(rates: dict[int, float], device: Device) -> int:
-    """The default, but for the smallest size that is faster by `GAIN` and within as much of the best.
-
-    The default too where not all sizes were tried.
+def choose(rounds: Sequence[Rates], device: Device) -> int:
+    """The default, but for a size that is faster by `GAIN` in every whole round: of those the largest that comes within
+    as much of the best. The default too where not all sizes were tried.
     """
     default = device.step_tokens
-    if len(rates) < len(SIZES[device.backend]) or max(rates.values()) < (1 + GAIN) * rates[default]:
+    whole = [rates for rates in rounds if len(rates) == len(SIZES[device.backend])]
+    if not whole:
         return default
-    return min(size for size, rate in rates.items() if (1 + GAIN) * rate >= max(rates.values()))
+    faster = [size for size in whole[0] if all(rates[size] >= (1 + GAIN) * rates[default] for rates in whole)]
+    best = {size: max(rates[size] for rates in whole) for size in faster}
+    return max((size for size in faster if (1 + GAIN) * best[size] >= max(best.values())), default=default)
+
+
+def _is_whole(rounds: Sequence[Rates], device: Device) -> bool:
+    """Whether all sizes were tried."""
+    return any(len(rates) == len(SIZES[device.backend]) for rates in rounds)
 
 
 @contextmanager

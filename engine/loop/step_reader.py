@@ -25,7 +25,7 @@ from engine.grammar.grammars import Grammars
 from engine.grammar.masks import NO_MASKS, PendingMasks
 from engine.loop.output_processor import OutputState
 from engine.scheduling.reads import ReadKind, Reads
-from engine.scheduling.scheduler import Sampled
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints
@@ -150,7 +150,7 @@ class StepReader:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
             apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
-        tokens = _choose(logits, states)
+        tokens = _choose(logits, states, step.position_ids[step.reads.row[samples]])
         if wanted is None:
             return tokens, None
         made = sampler.token_logprobs(raw, tokens, wanted)
@@ -163,27 +163,40 @@ class StepReader:
             return torch.full_like(known, -1)
         return torch.where(known < 0, resolved(known, self._runner.last_tokens), -1)
 
-    def take(self, values: StepValues) -> dict[int, Sampled]:
-        """Waits for the step, and gives each live sequence and node what it made for it."""
+    def take(self, values: StepValues, sampled: dict[int, Sampled]) -> None:
+        """Waits for the step or a part of it, and gives each live sequence and node what it made for it.
+
+        Of a sequence's rows, one behind the other, the first that is not as the row before it sampled was a wrong
+        draft, and ends what is added to `sampled`; so does a token that ends the text.
+        """
         values.wait()
-        sampled = {}
-        keys = values.step.reads.of_kind(ReadKind.SAMPLE).key.tolist()
-        for index, (key, token) in enumerate(zip(keys, values.host_tokens.tolist(), strict=True)):
+        samples = values.step.reads.of_kind(ReadKind.SAMPLE)
+        rows = zip(
+            samples.key.tolist(),
+            values.step.input_ids[samples.row].tolist(),
+            values.step.position_ids[samples.row].tolist(),
+            values.host_tokens.tolist(),
+            strict=True,
+        )
+        for index, (key, given, position, token) in enumerate(rows):
             state = self._states.get(key)
             if state is None:
                 continue  # it ended while this step ran
+            before = sampled.get(key)
+            if before is not None and not (before.token_ids[-1] == given and state.goes_on_behind(position)):
+                continue
             count = state.params.logprobs
             logprobs = None
             if count is not None and token >= 0:
                 row, made = values.logprobs[index]
                 logprobs = made.of(row, token, count)
-            sampled[key] = state.take(token, logprobs)
+            taken = state.take(token, logprobs)
+            sampled[key] = taken if before is None else before.then(taken)
         self._take_targets(values)
         for pooled in values.pooled:
             for key, part in zip(pooled.keys.tolist(), pooled.sums.numpy(), strict=True):
                 if (reads := self._wanted.hidden.get(key)) is not None:  # else all below the node ended meanwhile
                     reads.take(part)
-        return sampled
 
     def _take_targets(self, values: StepValues) -> None:
         if not values.target_values:
@@ -248,15 +261,16 @@ class _HeadRows:
         return self.reads[first:last], self.rows[first:last] - part.start
 
 
-def _choose(logits: Tensor, states: Sequence[OutputState]) -> Tensor:
-    """(rows,): each row's token as its params ask for it, or what `greedy` has in its place."""
+def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> Tensor:
+    """(rows,): the token behind each row as its params ask for it, or what `greedy` has in its place."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
     rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
     chosen = [states[row] for row in drawn]
-    seeds, streams, places = np.array([state.draw_key for state in chosen], dtype=np.uint64).T
+    keys = [states[row].draw_key(int(positions[row])) for row in drawn]
+    seeds, streams, places = np.array(keys, dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
     best[rows] = torch.where(best[rows] < 0, best[rows], made)
     return best

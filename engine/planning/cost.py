@@ -155,6 +155,11 @@ class CostModel:
         kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
         return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
 
+    def free_rows(self) -> int:
+        """Rows of a step whose matmuls are done when the weights have been read; 0 where reading is not measured."""
+        matmul, head, _ = self._flops()
+        return int(self.weight_bytes / self.rates.memory_bytes * self.rates.matmul_flops / (matmul + head))
+
     def decode_rows(self, work: Work, config: EngineConfig) -> float:
         """Rows that decode together: as many requests as the KV budget holds of those that decode, at least one.
 

@@ -14,7 +14,6 @@ more, which nobody reads. A structured text sits such a step out: what it may go
 import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
 
@@ -26,29 +25,27 @@ from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
-from engine.scheduling.reads import ReadKind
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """What the sampler chose for a sequence, whether that ends it, and the tokens that a grammar forces behind it."""
-
-    token_id: int
-    finished: bool
-    forced: tuple[int, ...] = ()
-
-
 class Scheduler:
     """Holds every submitted request from `add` until `update` returns it as finished, each once."""
 
-    def __init__(self, config: EngineConfig, pool: BlockPool, max_model_len: int, *, decode_ahead: int = 0) -> None:
-        """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0."""
+    def __init__(
+        self, config: EngineConfig, pool: BlockPool, max_model_len: int, *, decode_ahead: int = 0, draft_rows: int = 0
+    ) -> None:
+        """Steps that only decode follow from the one before, their segments covering `decode_ahead` more, if not 0.
+
+        Steps of fewer rows than `draft_rows` are filled with drafts.
+        """
+        assert not (decode_ahead and draft_rows), "a draft follows tokens that the host has seen"
         self._rule = AdmissionRule.of(config, pool.num_blocks)
         self.config = config
         self.pool = pool
@@ -66,6 +63,7 @@ class Scheduler:
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._decodes: DecodeRows | None = None
         self._decode_ahead = decode_ahead
+        self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
         self._keys = count()
         self.wanted = WantedReads(self._keys)
 
@@ -119,6 +117,7 @@ class Scheduler:
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
+        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
         output = self._output(step)
         self._expect(step, output)
         return output
@@ -138,13 +137,12 @@ class Scheduler:
         `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
         """
         finished = self._in_flight.popleft()
-        for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist():
+        for key in output.sampling:
             sequence = self.sequences.get(key)
             if sequence is None:
                 continue  # it ended while this step ran
             sequence.num_pending -= 1
-            sequence.token_ids.append(sampled[key].token_id)
-            sequence.token_ids += sampled[key].forced
+            sequence.token_ids += sampled[key].token_ids
             sequence.num_uncomputed += len(sampled[key].forced)
             if sampled[key].finished:
                 finished.append(sequence)
@@ -172,7 +170,7 @@ class Scheduler:
         for chunk in step.forced:
             # The last token has its row in this step too where it is read, and one of its own to come where it is not.
             chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
-        for index, key in enumerate(output.reads.of_kind(ReadKind.SAMPLE).key.tolist()):
+        for index, key in enumerate(output.sampling):
             sequence = self.sequences[key]
             sequence.num_pending += 1
             sequence.sample_index = index
@@ -197,6 +195,7 @@ class Scheduler:
             self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
         self._running.pop(sequence.key, None)
+        self._drafter.forget(sequence.key)
         if sequence.table is not None:
             self.pool.free(sequence.table)
             sequence.table = None

@@ -42,6 +42,7 @@ class SchedulerOutput:
     """The segments that a row is in hold each token of its context, and itself, once.
 
     `input_ids` below 0: -1 - i is the token that the step before sampled i-th, which is still in flight.
+    `num_decode_tokens` are of texts that go on, the `num_draft_tokens` among them guesses: see `drafts.py`.
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
     rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
     is None where all rows run with the model's own weights alone and no adapter comes or goes. `num_forced_tokens` are
@@ -56,6 +57,7 @@ class SchedulerOutput:
     num_prefill_tokens: int
     num_decode_tokens: int
     num_label_tokens: int
+    num_draft_tokens: int = 0
     ahead: int = 0
     num_forced_tokens: int = 0
     adapters: StepAdapters | None = None
@@ -63,6 +65,11 @@ class SchedulerOutput:
     @property
     def num_scheduled_tokens(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def sampling(self) -> list[int]:
+        """The sequences that rows are sampled for, each once: a text's drafts are sampled with it."""
+        return list(dict.fromkeys(self.reads.of_kind(ReadKind.SAMPLE).key.tolist()))
 
     @property
     def asked_rows(self) -> Ints:

@@ -22,7 +22,7 @@ row sees what is not behind it in its prompt, so that one rule makes the triangl
 Keys are slots of the cache; those of a leaf that nothing reads later are rows of this very step. A sequence that
 decodes is one row, with a segment of its own for what it has generated, below its node's. Label tokens are rows that
 keep nothing, each with segments for its ancestors among them. Tokens that a grammar forces behind a text's last one are
-rows beside that one's, below each other in the sequence's own segment as a prompt's are in its node's.
+rows beside that one's, below each other in the sequence's own segment as a prompt's are in its node's; so are drafts.
 """
 
 from dataclasses import dataclass, field
@@ -70,11 +70,14 @@ class ForcedChunk:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """What the scheduler chose: a token of each of `decodes`, several of each of `forced`, and chunks of prompts."""
+    """What the scheduler chose: a token of each of `decodes` and, by key, drafts behind it; several tokens of each of
+    `forced`; and chunks of prompts.
+    """
 
     decodes: list[Sequence]
     chunks: list[Chunk] = field(default_factory=list)
     forced: list[ForcedChunk] = field(default_factory=list)
+    drafts: dict[int, list[int]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.decodes or self.forced or self.chunks)
@@ -171,10 +174,11 @@ class _Builder:
             row = start + parent if parent >= 0 else prompt_row
             self.reads.append(Read(row, sequence.key, ReadKind.LABEL, token, label))
 
-    def decode(self, sequence: Sequence) -> None:
-        """The text's last token, off which the next is read."""
-        self._text_rows(sequence, sequence.num_output_tokens, [sequence.last_token])
-        self.reads.append(Read(self.row - 1, sequence.key))
+    def decode(self, sequence: Sequence, drafts: list[int]) -> None:
+        """The text's last token, off which the next is read, and its drafts, off which more are if those are right."""
+        first = self.row
+        self._text_rows(sequence, sequence.num_output_tokens + len(drafts), [sequence.last_token, *drafts])
+        self.reads += [Read(row, sequence.key) for row in range(first, self.row)]
 
     def forced(self, chunk: ForcedChunk) -> None:
         """The rows of a chunk see each other as those of a prompt do."""
@@ -222,9 +226,10 @@ def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerO
         elif isinstance(item, ForcedChunk):
             builder.forced(item)
         else:
-            builder.decode(item)
+            builder.decode(item, step.drafts.get(item.key, []))
         builder.adapters.append((item.node.adapter, builder.row - before))
     builder.below(())
+    num_drafts = sum(map(len, step.drafts.values()))
     return SchedulerOutput(
         input_ids=np.array(builder.tokens, dtype=np.int64),
         position_ids=np.array(builder.positions, dtype=np.int64),
@@ -232,8 +237,9 @@ def build_output(step: Step, adapters: LiveAdapters | None = None) -> SchedulerO
         segments=Segments.of(builder.segments),
         reads=Reads.of(builder.reads, *builder.prompt_reads),
         num_prefill_tokens=sum(chunk.last - chunk.first for chunk in step.chunks),
-        num_decode_tokens=len(step.decodes),
+        num_decode_tokens=len(step.decodes) + num_drafts,
         num_label_tokens=builder.num_label_tokens,
+        num_draft_tokens=num_drafts,
         num_forced_tokens=sum(chunk.num_rows for chunk in step.forced),
         adapters=None if adapters is None else _adapters(builder.adapters, adapters),
     )

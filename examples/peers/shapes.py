@@ -8,12 +8,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`arguments` are `engine.bench.workload`'s; both sides get `kv_gib` of KV; `peers` are those that can run it."""
+    """`arguments` are the `writer`'s; both sides get `kv_gib` of KV; `peers` are those that can run it."""
 
     name: str
     arguments: str
     kv_gib: float = 4.0
     peers: tuple[str, ...] = ("vllm",)
+    writer: str = "engine.bench.workload"
 
     @property
     def label(self) -> str:
@@ -31,6 +32,7 @@ SHAPES = (
         "choice --groups 2 --degree 8 --prefix 1000 --distinct 80 --labels 4 --label-tokens 3",
         peers=("vllm", "lm-eval"),
     ),
+    Shape("few-shot", "letters --subjects 57 --rows 20", peers=("lm-eval",), writer="examples.peers.few_shot"),
     Shape("unshared", "generate --groups 64 --degree 1 --prefix 512 --distinct 8 --output 64"),
 )
 
@@ -42,8 +44,6 @@ def write_workload(shape: Shape, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         staged = file.with_suffix(".staged")
         with staged.open("w") as sink:
-            subprocess.run(
-                [sys.executable, "-m", "engine.bench.workload", *shape.arguments.split()], stdout=sink, check=True
-            )
+            subprocess.run([sys.executable, "-m", shape.writer, *shape.arguments.split()], stdout=sink, check=True)
         staged.rename(file)
     return file

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
-from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing
+from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing, Speculation
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
@@ -222,6 +222,10 @@ class EngineLimits(Part):
     admission: Admission = Field(
         default=EngineConfig().admission,
         description="Rows begin while their KV fits (memory), or up to a number (count).",
+    )
+    speculation: Speculation = Field(
+        default=EngineConfig().speculation,
+        description="ngram: steps that wait for memory verify tokens that the prompt foretells; none: they do not.",
     )
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."

@@ -99,7 +99,7 @@ class RequestBuilder:
 
     def _named(self, read: RowRequest | RowError, ask: Ask, custom_id: str) -> NewRequest | RowError:
         if isinstance(read, RowError):
-            return read
+            return RowError(read.type, read.message)  # and no more, whatever else was known of the row
         if not self._is_known(read):
             word = task_type_of(ask.task).label_word
             said = f"the prompt or a {word} holds a special token that the model has no embedding of"

@@ -123,6 +123,14 @@ class TaskType(ABC):
         """Holds outputs of the second precision to those of the first, request by request. None is an error."""
 
 
+def tokens_of(outputs: Sequence[RequestOutput]) -> dict[str, int]:
+    """The columns that count the prompts of a row that has several."""
+    return {
+        "prompt_tokens": sum(output.prompt_tokens for output in outputs),
+        "cached_tokens": sum(output.num_cached_tokens for output in outputs),
+    }
+
+
 def nth_id(request_id: str, number: int) -> str:
     """The id of a row's request by its number, from 0: the first has the row's own."""
     return f"{request_id}.{number}" if number else request_id

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from engine.scheduling.hidden_reads import HiddenReads
 from engine.scheduling.prompt_reads import PromptReads
 from engine.scheduling.reads import Read, ReadKind
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
 
@@ -136,8 +137,8 @@ def drain(
             sampled, last = {}, []
             prompts.append([])
             hidden.append([])
-            parts = [(model.run(part), part.reads) for part in parts_of(step)]
-            for rows, read in [(rows, read) for rows, reads in parts for read in reads]:
+            computed = [(part, model.run(part)) for part in parts_of(step)]
+            for part, rows, read in [(p, rows, read) for p, rows in computed for read in p.reads]:
                 if read.kind is ReadKind.PROMPT:
                     prompts[-1].append(prompt_read(scheduler, model, read, rows))
                     count = int(prompts[-1][-1][0].read_with[read.place])
@@ -154,6 +155,10 @@ def drain(
                     assert rows[read.row] == model.chain_of([*tokens, *found]), "not where the label goes on"
                     found.append(read.target)
                     continue
+                before = sampled.get(read.key)
+                is_right = part.input_ids[read.row] == tokens[-1] and part.position_ids[read.row] == len(tokens) - 1
+                if before is not None and (before.finished or not is_right):
+                    continue  # behind the text's end, or behind a draft that is wrong
                 assert rows[read.row] == model.chain_of(tokens)
                 token = model.next_token(tokens)
                 tokens.append(token)
@@ -165,7 +170,8 @@ def drain(
                     forced = model.forced_behind(tokens)[:room]
                     tokens += forced
                 count = len(tokens) - sequence.num_prompt_tokens
-                sampled[read.key] = Sampled(token, stops or count >= sequence.max_tokens, forced)
+                now = Sampled(token, stops or count >= sequence.max_tokens, forced=forced)
+                sampled[read.key] = now if before is None else before.then(now)
             launched.append((step, sampled))
         while launched and (step is None or len(launched) > in_flight):
             step_taken, sampled_taken = launched.popleft()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation.logits_process import NoBadWordsLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from engine.forward.logit_rules import RowRules, apply_rules, are_barred, needs_rules, unpacked
+from engine.forward.logit_rules import RowRules, apply_rules, are_barred, unpacked
 from engine.sampling_params import SamplingParams, StructuredOutputs
 
 VOCABULARY = 12
@@ -99,7 +99,7 @@ def test_bad_words_are_transformers(text: list[int], words: list[list[int]]) -> 
     ],
 )
 def test_what_needs_rules(params: dict[str, Any], needed: bool) -> None:
-    assert needs_rules(SamplingParams(**params)) == needed
+    assert SamplingParams(**params).changes_logits == needed
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 63, 96])

@@ -1,111 +1,107 @@
-"""Rows of several requests: one place in the plan, by the first; what the others share, and what each step runs."""
+"""Rows of several requests: what each computes, on the scheduler itself, and what a row shares within it."""
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import EngineConfig
+from engine.config import SHARING, EngineConfig
+from engine.device_rates import DeviceRates
 from engine.plan import Plan
-from engine.planning.planner import shard_work
-from engine.planning.rows import row_starts
+from engine.planning.cost import CostModel
+from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
-from tests.engine.planning.test_simulator import (
-    config_of,
-    configs,
-    label_sets,
-    plan_of,
-    prompts,
-    request_of,
-    scheduled,
-    steps_of,
-)
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.scheduler import Scheduler
+from kernels.kv_format import FLOAT32
+from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, request
+from tests.engine.symbolic_model import SymbolicModel, drain
 
 Rows = list[list[Request]]
 
 
-def flat(rows: Rows) -> tuple[list[Request], list[int]]:
-    return [request for row in rows for request in row], [len(row) for row in rows]
-
-
-def planned(rows: Rows, config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    requests, sizes = flat(rows)
-    return plan_of(requests, config, shard_seconds, sizes)
-
-
-def test_copies_share_their_prompt_and_other_prompts_share_nothing() -> None:
-    """Two rows below `1 2`: one of three texts, one with a window of other tokens, and one that is alone."""
-    rows = [
-        [request_of([1, 2, 3], 4, name=name) for name in "abc"],
-        [request_of([1, 2, 0], name="first"), request_of([1, 2, 3, 3], name="window")],
-        [request_of([2], name="alone")],
-    ]
-    plan = planned(rows, config_of(40))
-    nodes = [(node.parent, node.start, node.end, node.num_requests) for node in plan.nodes]
-    assert nodes == [(-1, 0, 2, 4), (0, 2, 3, 3), (0, 2, 3, 1), (-1, 0, 4, 1), (-1, 0, 1, 1)]
-    assert plan.order.tolist() == [0, 1, 2, 3, 4, 5]
-    assert plan.node_of.tolist() == [1, 1, 1, 2, 3, 4]
-    summary = plan.summary
-    assert (summary.requests, summary.prompt_tokens, summary.computed_tokens, summary.ideal_tokens) == (6, 11, 9, 9)
-
-
-def test_a_row_alone_is_as_before() -> None:
-    requests = [request_of([1, 2, row], 3) for row in range(3)]
-    before, after = plan_of(requests, config_of(40)), planned([[request] for request in requests], config_of(40))
-    assert (before.layout_id, before.shards, before.nodes) == (after.layout_id, after.shards, after.nodes)
-
-
-def test_sizes_are_of_all_requests() -> None:
-    assert row_starts([2, 1, 3], 6).tolist() == [0, 2, 3]
-    assert row_starts(None, 3).tolist() == [0, 1, 2]
-    with pytest.raises(AssertionError):
-        row_starts([2, 1], 4)
-    with pytest.raises(AssertionError):
-        row_starts([2, 0, 1], 3)
-
-
 @st.composite
 def tables(draw: st.DrawFn) -> Rows:
-    """Rows of copies, of other prompts, of both and of one request, some of whose first prompts are equal."""
-    own = st.tuples(prompts, st.integers(1, 5), st.none() | label_sets)
-    heads = draw(st.lists(own, min_size=1, max_size=8))
-    heads += draw(st.lists(st.sampled_from(heads), max_size=4))
+    """Rows whose prompts are a row's first again, begin as it does, or have nothing in common with it."""
+    stems = draw(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=8), min_size=1, max_size=3))
+    tails = st.lists(st.integers(1, 3), max_size=5)
+    kinds = st.sampled_from([None, [[1], [2, 3]]])
     rows = []
-    for row, head in enumerate(heads):
-        others = draw(st.lists(st.one_of(st.just(head), own), max_size=3))
-        rows.append([request_of(*one, f"{row}.{place}") for place, one in enumerate([head, *others])])
+    for row in range(draw(st.integers(1, 6))):
+        stem, kind = draw(st.sampled_from(stems)), draw(kinds)
+        prompts = [draw(st.sampled_from(stems + [stem] * 2)) + draw(tails) for _ in range(draw(st.integers(1, 4)))]
+        prompts += prompts[: draw(st.integers(0, 1))]
+        rows.append([request(f"{row}.{i}", one, draw(st.integers(1, 3)), kind) for i, one in enumerate(prompts)])
     return rows
 
 
-@settings(max_examples=50, deadline=None)
-@given(tables(), configs(), st.sampled_from([1e9, 100.0]))
-def test_every_row_lies_whole_in_one_shard(rows: Rows, config: EngineConfig, shard_seconds: float) -> None:
-    requests, sizes = flat(rows)
-    plan = planned(rows, config, shard_seconds)
-    assert sorted(plan.order.tolist()) == list(range(len(requests)))
-    row_of = np.repeat(np.arange(len(rows)), sizes)
-    seen: list[int] = []
-    for shard in plan.shards:
-        chosen = plan.order[shard.first : shard.last]
-        own = list(dict.fromkeys(row_of[chosen].tolist()))
-        assert [request for row in own for request in np.flatnonzero(row_of == row).tolist()] == chosen.tolist()
-        seen += own
-        work = shard_work(plan, shard, requests)
-        nodes = {node.node_id: node for node in work.nodes}
-        for request, node_id in zip(work.requests, work.node_of, strict=True):
-            assert nodes[node_id].end == len(request.prompt_token_ids)
-    assert sorted(seen) == list(range(len(rows)))
-    assert sum(shard.prefill_tokens for shard in plan.shards) == plan.summary.computed_tokens
-    assert plan.summary.computed_tokens == sum(node.end - node.start for node in plan.nodes)
-    assert plan.summary.ideal_tokens <= plan.summary.computed_tokens <= plan.summary.prompt_tokens
+def plan_of(rows: Rows, limits: EngineConfig, shard_seconds: float = 1e9) -> tuple[Plan, list[Request]]:
+    requests = [one for row in rows for one in row]
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4))
+    sizes = [len(row) for row in rows]
+    return make_plan(requests, limits, cost, shard_seconds=shard_seconds, row_sizes=sizes), requests
 
 
-@settings(max_examples=50, deadline=None)
-@given(tables(), configs(), st.sampled_from([1e9, 100.0]))
-def test_simulated_steps_are_the_schedulers(rows: Rows, config: EngineConfig, shard_seconds: float) -> None:
-    requests, sizes = flat(rows)
-    run = scheduled(requests, config, shard_seconds, row_sizes=sizes)
-    assume(not run.refused and not run.evictions)
-    trajectory = planned(rows, config, shard_seconds).trajectory
-    assert steps_of(trajectory) == run.steps
-    assert trajectory.peak_blocks == run.peak_blocks
+@settings(max_examples=150, deadline=None)
+@given(tables(), st.sampled_from(SHARING), st.integers(1, 20), st.sampled_from([1e9, 0.3, 0.05]), st.integers(24, 60))
+def test_every_request_of_a_row_reads_its_own_prompt(
+    rows: Rows, sharing: str, budget: int, shard_seconds: float, blocks: int
+) -> None:
+    limits = config(blocks, sharing=sharing, max_num_batched_tokens=budget)
+    plan, requests = plan_of(rows, limits, shard_seconds)
+    scheduler = Scheduler(limits, BlockPool(blocks, BLOCK), SHAPE.max_model_len)
+    model = SymbolicModel(blocks * BLOCK)
+    sequences = [one for shard in plan.shards for one in scheduler.add(shard_work(plan, shard, requests))]
+    prefill = 0
+    schedule = scheduler.schedule
+
+    def counting() -> object:
+        nonlocal prefill
+        step = schedule()
+        prefill += step.num_prefill_tokens if step is not None else 0
+        return step
+
+    scheduler.schedule = counting  # type: ignore[method-assign, assignment]
+    assert looked_up(drain(scheduler, model, sequences)) == expected(requests)
+    scheduler.check_integrity()
+    assert scheduler.evictions or prefill == plan.summary.computed_tokens
+    assert prefill >= plan.summary.computed_tokens
+    # A row lies in one shard, and its requests follow each other.
+    bounds = [set(plan.order[shard.first : shard.last].tolist()) for shard in plan.shards]
+    first = 0
+    for row in rows:
+        own = set(range(first, first + len(row)))
+        assert any(own <= held for held in bounds)
+        first += len(row)
+
+
+def test_items_share_their_query() -> None:
+    """Two rows with one query of six tokens, and another that begins with two of them: a query is computed once."""
+    query = [1, 2, 3, 1, 2, 3]
+    rows = [
+        [request("a", [*query, 4]), request("a.1", [*query, 5, 5]), request("a.2", [*query, 5, 6])],
+        [request("b", [*query, 7]), request("b.1", [*query, 4])],
+        [request("c", [1, 2, 9])],
+    ]
+    plan, requests = plan_of(rows, config(40))
+    spans = [(plan.nodes[node].start, plan.nodes[node].end) for node in plan.node_of.tolist()]
+    assert spans == [(6, 7), (6, 8), (6, 8), (6, 7), (6, 7), (2, 3)]
+    parents = {plan.nodes[node].parent for node in plan.node_of.tolist()[:5]}
+    assert len(parents) == 1
+    assert plan.summary.prompt_tokens == sum(len(one.prompt_token_ids) for one in requests)
+    # The stem of two, the rest of the query, and each prompt's end; `b.1` is not `a`, though it has its prompt.
+    assert plan.summary.computed_tokens == 2 + 4 + (1 + 2 + 2) + (1 + 1) + 1
+    alone, _ = plan_of(rows, config(40, sharing="none"))
+    assert alone.summary.computed_tokens == alone.summary.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    "second", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5], [7, 8]], ids=["begun", "equal", "longer", "other"]
+)
+def test_a_prompt_beside_its_rows_first(second: list[int]) -> None:
+    rows = [[request("a", [1, 2, 3, 4]), request("b", second, labels=[[1]])]]
+    plan, _ = plan_of(rows, config(40))
+    own = {"begun": 1, "equal": 0, "longer": 1, "other": 2}
+    name = {2: "begun" if second[0] == 1 else "other", 4: "equal", 5: "longer"}[len(second)]
+    assert plan.summary.computed_tokens == 4 + own[name]
+    assert np.array_equal(plan.order, [0, 1])

@@ -17,7 +17,8 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.reads import ReadKind
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from kernels.kv_format import FLOAT32
 
 SHAPE = ModelShape(

@@ -12,7 +12,8 @@ from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.segments import Segment
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, plan_of, request, shard_work

@@ -13,7 +13,8 @@ from engine.planning.planner import shard_work
 from engine.request import Request
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.reads import ReadKind
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, plan_of, prompts, request
 from tests.engine.symbolic_model import SymbolicModel, drain, prompt_read

@@ -16,7 +16,8 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.halves import halves
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
 from tests.engine.symbolic_model import SymbolicModel, drain

@@ -1,0 +1,1 @@
+"""A task of lm-evaluation-harness over the example's table."""
