@@ -23,6 +23,7 @@ SELECT
     NULL::DOUBLE AS logprob,
     NULL::BOOLEAN AS is_greedy,
     NULL::DOUBLE AS perplexity,
+    NULL::FLOAT[] AS embedding,
     NULL::VARCHAR AS error_type,
     NULL::VARCHAR AS error_message,
     NULL::INTEGER AS attempts,

@@ -25,6 +25,7 @@ SELECT
     part.logprob,
     part.is_greedy,
     part.perplexity,
+    part.embedding,
     coalesce(row.error_type, part.error_type) AS error_type,
     coalesce(row.error_message, part.error_message) AS error_message,
     coalesce(part.attempts, 0) AS attempts,

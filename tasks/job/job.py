@@ -39,6 +39,7 @@ RESULT_COLUMNS = (
     "logprob",
     "is_greedy",
     "perplexity",
+    "embedding",
     "error_type",
     "error_message",
     "attempts",

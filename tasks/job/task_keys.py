@@ -42,6 +42,7 @@ class TaskKeys:
 TASK_KEYS = {
     "choice": TaskKeys(("labels", "labels_column")),
     "classify": TaskKeys(("labels", "labels_column"), ("variants",)),
+    "embed": TaskKeys(more=("pooling", "normalize", "dimensions")),
     "generate": TaskKeys(samples=True),
     "loglikelihood": TaskKeys(("continuation_column",)),
     "loglikelihood_rolling": TaskKeys(more=("context_len",)),

@@ -56,7 +56,7 @@ class RequestBuilder:
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
         )
         self._readers: dict[str, RowReader] = {}
-        self._asks = AskReader(run.job, run.shape.vocab_size)
+        self._asks = AskReader(run.job, run.shape.vocab_size, run.shape.hidden_size)
         self._hasher = RequestHasher(run)
         _refuse_bad_grammar(run, tokenizer)
         self.quoting_rows = 0
