@@ -4,6 +4,7 @@ SELECT
     NULL::VARCHAR AS status,
     NULL::VARCHAR AS task,
     NULL::VARCHAR AS generated_text,
+    NULL::VARCHAR AS reasoning,
     NULL::INTEGER[] AS token_ids,
     NULL::VARCHAR AS finish_reason,
     NULL::INTEGER AS prompt_tokens,

@@ -6,6 +6,7 @@ SELECT
     coalesce(part.status, 'error') AS status,
     part.task,
     part.generated_text,
+    part.reasoning,
     CASE WHEN part.finish_reason = 'stop' THEN try_cast(part.generated_text AS JSON) END AS parsed,
     part.finish_reason,
     coalesce(part.prompt_tokens, row.prompt_tokens) AS prompt_tokens,

@@ -28,8 +28,10 @@ class Generate(TaskType):
         return [_open_ended(ids, ask.sampling.max_tokens, reader) for ids, ask in zip(encoded, asks, strict=True)]
 
     def decisive(self, ask: Ask) -> object:
-        """The sampling parameters; `max_tokens` is each row's own."""
-        return ask.sampling.decisive()
+        """The sampling parameters, and where the text reasons; `max_tokens` is each row's own."""
+        reasoning = ask.task.reasoning
+        found = {"reasoning": reasoning.model_dump()} if reasoning.is_known else {}
+        return ask.sampling.decisive() | found
 
     def is_drawn_afresh(self, ask: Ask) -> bool:
         return ask.sampling.temperature > 0 and ask.sampling.seed is None
@@ -63,8 +65,10 @@ class Generate(TaskType):
         numbers = range(len(outputs))
         ranked = sorted(numbers, key=lambda number: -(outputs[number].cumulative_logprob or 0.0))
         best = outputs[ranked[0]]
+        reasoning, text = split_reasoning(best.text, ask)
         columns: dict[str, Any] = {
-            "generated_text": best.text,
+            "generated_text": text,
+            "reasoning": reasoning,
             "token_ids": list(best.token_ids),
             "finish_reason": best.finish_reason,
             "cumulative_logprob": best.cumulative_logprob,
@@ -72,7 +76,7 @@ class Generate(TaskType):
             "prompt_logprobs": prompt_logprobs_json(outputs[0]),
         }
         if ask.sampling.copies > 1:
-            columns["outputs"] = [_completion(number, outputs[number]) for number in ranked[: ask.sampling.n]]
+            columns["outputs"] = [_completion(number, outputs[number], ask) for number in ranked[: ask.sampling.n]]
         return columns
 
     def ask_to_compare(self, ask: Ask) -> Ask:
@@ -114,13 +118,19 @@ def seed_of(seed: int | None, number: int) -> int | None:
     return int.from_bytes(blake2b(f"{seed}.{number}".encode(), digest_size=8).digest(), "little") >> 1
 
 
-def _completion(number: int, output: RequestOutput) -> dict[str, Any]:
+def _completion(number: int, output: RequestOutput, ask: Ask) -> dict[str, Any]:
     return {
         "index": number,
-        "text": output.text,
+        "text": split_reasoning(output.text, ask)[1],
         "finish_reason": output.finish_reason,
         "cumulative_logprob": output.cumulative_logprob,
     }
+
+
+def split_reasoning(text: str | None, ask: Ask) -> tuple[str | None, str | None]:
+    """The reasoning in a text and the rest of it; None where there is none."""
+    reasoning = ask.task.reasoning
+    return reasoning.divide(text) if text is not None and reasoning.is_known else (None, text)
 
 
 def _common_tokens(before: RequestOutput, after: RequestOutput) -> int:

@@ -28,6 +28,7 @@ PART_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("task", pa.string()),
         ("generated_text", pa.string()),
+        ("reasoning", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int32()),
