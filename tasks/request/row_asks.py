@@ -24,11 +24,11 @@ Keys = Mapping[str, Any]
 class AskReader:
     """Equal cells give one `Ask`, and asks of equal task cells one `Task`, so that each is checked and stored once."""
 
-    def __init__(self, job: ScoringJob, vocab_size: int) -> None:
-        self._columns = (job.task.column, job.sampling.column)
-        self._task = job.task.model_copy(update={"column": None})
-        self._sampling = job.sampling.model_copy(update={"column": None})
+    def __init__(self, job: ScoringJob, vocab_size: int, hidden_size: int) -> None:
+        """The sizes are the model's: a row may name a token, or dimensions, that it does not have."""
+        self._task, self._sampling = job.task, job.sampling
         self._vocab_size = vocab_size
+        self._hidden_size = hidden_size
         self._tasks: dict[str, Task | RowError] = {}
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
@@ -37,10 +37,8 @@ class AskReader:
         if len(self._asks) > _KEPT_ASKS:
             self._asks.clear()
             self._tasks.clear()
-        names = [name for name in self._columns if name is not None]
-        for name in names:
-            assert name in batch.data.schema.names, name
-        tasks, samplings = ([None] * batch.num_rows if name is None else batch.values(name) for name in self._columns)
+        columns = (self._task.column, self._sampling.column)
+        tasks, samplings = ([None] * batch.num_rows if name is None else batch.values(name) for name in columns)
         return [self._ask(task, sampling) for task, sampling in zip(tasks, samplings, strict=True)]
 
     def _ask(self, task_cell: CellOrError, sampling_cell: CellOrError) -> Ask | RowError:
@@ -63,6 +61,8 @@ class AskReader:
             return RowError(BAD_SAMPLING, f"sampling has no effect on type: {task.type}; leave it out")
         if (unknown := task.unknown_token(self._vocab_size)) is not None:
             return RowError(BAD_TASK, f"task.{unknown}")
+        if (too_many := task.too_many_dimensions(self._hidden_size)) is not None:
+            return RowError(BAD_TASK, f"task.{too_many}")
         if (unknown := sampling.unknown_token(self._vocab_size)) is not None:
             return RowError(BAD_SAMPLING, f"sampling.{unknown}")
         if (no_grammar := sampling.bad_grammar()) is not None:
@@ -86,7 +86,7 @@ def _overlaid(cell: CellOrError, job: T, overlay: Callable[[Keys], T], name: str
     keys = _keys(cell, name, error_type)
     if isinstance(keys, RowError):
         return keys
-    if not keys:
+    if not keys and job.column is None:
         return job
     named = next((key for key in keys if key == "column" or key.endswith("_column")), None)
     if named is not None:
