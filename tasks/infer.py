@@ -52,8 +52,10 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_outpu
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
     outputs = outputs_by_row(rows, workers.submit(work, on_output).result())
     failpoint("infer.scored")
-    part = _commit_part(run, shard, to_part(stored_requests(rows), outputs, answer_of, run.run_id, shard.shard_id))
-    manifest = _describe(run, plan_id, shard, rows, outputs, part, time.monotonic() - started)
+    results = to_part(stored_requests(rows), outputs, answer_of, run.run_id, shard.shard_id)
+    part = _commit_part(run, shard, results)
+    lengths = pc.cast(results.column("prompt_tokens"), pa.int64())
+    manifest = _describe(run, plan_id, shard, rows, lengths, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")
     return _to_done(manifest, skipped=False)
@@ -77,12 +79,13 @@ def _describe(
     plan_id: str,
     shard: Shard,
     rows: pa.RecordBatch,
+    lengths: pa.ChunkedArray,
     outputs: Sequence[Sequence[RequestOutput]],
     part: PartFile,
     seconds: float,
 ) -> ShardManifest:
+    """`lengths` are the tokens of each row's prompts."""
     num_rows = rows.column("num_rows")
-    lengths = pc.list_value_length(rows.column("prompt_token_ids"))
     # Several shards run in one engine at once, so what one of them computed is known from its outputs alone.
     every = list(chain.from_iterable(outputs))
     computed = sum(one.prompt_tokens - one.num_cached_tokens for one in every if one.finish_reason != "error")
@@ -98,7 +101,7 @@ def _describe(
         errors=sum(any(one.finish_reason == "error" for one in row) for row in outputs),
         seconds=round(seconds, 3),
         prompt_tokens=pc.sum(lengths).as_py(),
-        row_prompt_tokens=pc.sum(pc.multiply(pc.cast(lengths, pa.int64()), num_rows)).as_py(),
+        row_prompt_tokens=pc.sum(pc.multiply(lengths, num_rows)).as_py(),
         planned_tokens=shard.prefill_tokens,
         computed_prompt_tokens=computed,
         generated_tokens=sum(len(one.token_ids) for one in every),

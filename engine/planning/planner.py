@@ -38,8 +38,8 @@ def make_plan(
 
     `cost` says what they take on a device, and so where shards of about `shard_seconds` end. `row_sizes` says how many
     of the requests, which follow each other, each row has (None: one): a row is placed by its first request, and lies
-    in one shard. The others share that one's prompt where theirs is equal, and nothing where it is not. `adapters` has
-    what each of the requests' takes; one that it lacks takes nothing.
+    in one shard. The others share with it what their prompts begin with alike, and nothing with other rows. `adapters`
+    has what each of the requests' takes; one that it lacks takes nothing.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
@@ -52,7 +52,7 @@ def make_plan(
     tree = build_prefix_tree([request.prompt_token_ids for request in firsts], numbers)
     decode_tokens = _by_row(np.array([request.max_tokens for request in requests], dtype=np.int64), starts)
     rows = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, numbers)
-    forest = spread(rows, requests, starts)
+    forest = spread(rows, requests, starts, shares=config.sharing == "multi_level")
     others = int(forest.num_tokens.sum() - rows.num_tokens.sum())
     work = count_work(forest, requests, adapters)
     seconds = cost.seconds(work, config)
@@ -68,7 +68,7 @@ def make_plan(
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
-        prompt_tokens=sum(len(request.prompt_token_ids) for request in firsts) + others,
+        prompt_tokens=sum(len(request.prompt_token_ids) for request in [*firsts, *_others(requests, forest)]),
         computed_tokens=int(work.prefill_tokens.sum()),
         ideal_tokens=int((tree.end - tree.start).sum()) + others,
         label_tokens=int(work.label_tokens.sum()),
@@ -86,6 +86,13 @@ def make_plan(
         summary=summary,
         trajectory=trajectory,
     )
+
+
+def _others(requests: Sequence[Request], forest: Forest) -> list[Request]:
+    """Those whose prompts are not their row's first."""
+    if forest.row_node is None:
+        return []
+    return [requests[r] for r in np.flatnonzero(forest.node_of != forest.row_node).tolist()]
 
 
 def _planned(adapters: AdapterSizes, requests: Sequence[Request], forest: Forest) -> PlannedAdapters:

@@ -19,18 +19,23 @@ def row_starts(row_sizes: Sequence[int] | None, num_requests: int) -> Ints:
     return np.cumsum(sizes) - sizes
 
 
-def spread(forest: Forest, requests: Sequence[Request], starts: Ints) -> Forest:
+def spread(forest: Forest, requests: Sequence[Request], starts: Ints, *, shares: bool = True) -> Forest:
     """The forest over all requests, out of the arranged one over the first request of each row.
 
-    A request with the prompt of its row's first ends at the same node; another prompt is a root of its own, behind
-    that node. Ids stay in the order in which nodes are needed: a row's requests run one after the other.
+    A request with the prompt of its row's first ends at the same node. Another prompt is a node of its own, behind that
+    node: below what it has in common with the first, where a row's requests `shares` that, or else a root. Ids stay in
+    the order in which nodes are needed: a row's requests run one after the other.
     """
     if len(starts) == len(requests):
         return forest
     row_of = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(requests))))
     first: list[int] = starts[row_of].tolist()
-    apart = [not _same_prompt(requests[r], requests[lead]) for r, lead in enumerate(first)]
-    own = np.flatnonzero(apart)
+    common = [_common_tokens(requests[r], requests[lead]) for r, lead in enumerate(first)]
+    lengths = np.array([len(request.prompt_token_ids) for request in requests], dtype=np.int64)
+    own = np.flatnonzero((np.array(common) < lengths) | (lengths[first] != lengths))
+    # At least its last token is a node of its own, so that no request ends at a node that is needed before its row's.
+    begins = np.minimum(np.array(common)[own], lengths[own] - 1) if shares else np.zeros_like(own)
+    forest, above = _cut(forest, forest.node_of[row_of[own]].tolist(), begins.tolist())
     row_node = forest.node_of[row_of]
     place = np.empty_like(row_node)
     place[np.argsort(row_node, kind="stable")] = np.arange(len(requests))
@@ -40,16 +45,52 @@ def spread(forest: Forest, requests: Sequence[Request], starts: Ints) -> Forest:
     new_id = renumber(ids)
     node_of = row_node.copy()
     node_of[own] = num_nodes + np.arange(len(own))
-    lengths = np.array([len(requests[r].prompt_token_ids) for r in own.tolist()], dtype=np.int64)
     return Forest(
-        parent=new_id[np.append(forest.parent, np.full(len(own), -1))[ids]],
-        start=np.append(forest.start, np.zeros_like(lengths))[ids],
-        end=np.append(forest.end, lengths)[ids],
+        parent=new_id[np.append(forest.parent, above)[ids]],
+        start=np.append(forest.start, begins)[ids],
+        end=np.append(forest.end, lengths[own])[ids],
         node_of=new_id[node_of],
         row_node=new_id[row_node],
     )
 
 
-def _same_prompt(request: Request, first: Request) -> bool:
+def _common_tokens(request: Request, first: Request) -> int:
+    """How many tokens a prompt begins with of its row's first."""
     assert request.adapter == first.adapter, (request.request_id, request.adapter, first.adapter)
-    return request is first or np.array_equal(request.prompt_token_ids, first.prompt_token_ids)
+    if request is first:
+        return len(first.prompt_token_ids)
+    shortest = min(len(request.prompt_token_ids), len(first.prompt_token_ids))
+    differ = request.prompt_token_ids[:shortest] != first.prompt_token_ids[:shortest]
+    return int(differ.argmax()) if differ.any() else shortest
+
+
+def _cut(forest: Forest, nodes: Sequence[int], depths: Sequence[int]) -> tuple[Forest, Ints]:
+    """The forest with nodes that end at `depths[i]` tokens on the way to `nodes[i]`, and these nodes; -1 for no token.
+
+    A node that is cut keeps what ends at it and below it in its last piece; pieces follow each other.
+    """
+    parent: list[int] = forest.parent.tolist()
+    start: list[int] = forest.start.tolist()
+    end: list[int] = forest.end.tolist()
+    holder: list[int] = []
+    cuts: dict[int, set[int]] = {}
+    for node, depth in zip(nodes, depths, strict=True):
+        while depth and start[node] >= depth:
+            node = parent[node]
+        holder.append(node if depth else -1)
+        if depth and depth < end[node]:
+            cuts.setdefault(node, set()).add(depth)
+    pieces = np.array([1 + len(cuts.get(node, ())) for node in range(len(parent))], dtype=np.int64)
+    new_id = np.append(np.cumsum(pieces) - 1, -1)
+    old = np.repeat(np.arange(len(parent)), pieces)
+    made = Forest(new_id[forest.parent][old], forest.start[old], forest.end[old], new_id[forest.node_of])
+    ending: dict[tuple[int, int], int] = {}
+    for node, depths_of in cuts.items():
+        for piece, depth in enumerate(sorted(depths_of), int(new_id[node]) - len(depths_of)):
+            ending[node, depth] = piece
+            made.end[piece] = made.start[piece + 1] = depth
+            made.parent[piece + 1] = piece
+    return made, np.array(
+        [ending.get((node, depth), int(new_id[node])) for node, depth in zip(holder, depths, strict=True)],
+        dtype=np.int64,
+    )

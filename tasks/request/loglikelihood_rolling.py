@@ -11,7 +11,7 @@ from engine.request import Request, RequestOutput, TokenIds
 from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.rolling_windows import rolling_windows
-from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType, nth_id
+from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType, nth_id, tokens_of
 from tasks.source.row_error import EMPTY_PROMPT, RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -61,7 +61,7 @@ class LoglikelihoodRolling(TaskType):
         """`logprob` is lm-eval's number; `perplexity` is a token's."""
         del ask, label_texts
         logprobs = np.concatenate([_logprobs(output) for output in outputs])
-        return {"logprob": float(logprobs.sum()), "perplexity": math.exp(-logprobs.mean())}
+        return {"logprob": float(logprobs.sum()), "perplexity": math.exp(-logprobs.mean())} | tokens_of(outputs)
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Token by token."""

@@ -13,7 +13,7 @@ from tasks.request.continuations import RowLabels, logprobs_of
 from tasks.request.items import join_items, parse_items, split_items, split_names
 from tasks.request.label_masses import LabelMasses
 from tasks.request.prompt_text import RenderedPrompt
-from tasks.request.task_type import RowReader, RowRequest, Shown, nth_id
+from tasks.request.task_type import RowReader, RowRequest, Shown, nth_id, tokens_of
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -81,7 +81,7 @@ class Score(Classify):
         probs = [one.shares if ask.task.apply_softmax else one.probs for one in found]
         scores = [float(one[0]) for one in probs]
         if ask.task.has_items:
-            return {"scores": scores}
+            return {"scores": scores} | tokens_of(outputs)
         (labels,), (own,) = found, probs
         return super().result(ask, label_texts, outputs) | {"score": scores[0], "label_probs": labels.by_name(own)}
 

@@ -59,12 +59,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moved:
-    """How far answers of one precision are from another's: absolute differences of log-probabilities, and parts of the
+    """How far answers of one precision are from another's: absolute differences of what is measured, and parts of the
     rows (or tokens) that stayed the same, by name.
     """
 
     differences: NDArray[np.float64]
     same: Mapping[str, float]
+    measure: str = "log-probability difference"
 
 
 class TaskType(ABC):
@@ -121,6 +122,14 @@ class TaskType(ABC):
     @abstractmethod
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Holds outputs of the second precision to those of the first, request by request. None is an error."""
+
+
+def tokens_of(outputs: Sequence[RequestOutput]) -> dict[str, int]:
+    """The columns that count the prompts of a row that has several."""
+    return {
+        "prompt_tokens": sum(output.prompt_tokens for output in outputs),
+        "cached_tokens": sum(output.num_cached_tokens for output in outputs),
+    }
 
 
 def nth_id(request_id: str, number: int) -> str:

@@ -39,16 +39,26 @@ def test_items_have_the_scores_of_label_tokens(
     ]
     task = {"type": "score", "items_column": "items", "label_token_ids": TOKENS, "item_first": item_first}
     job = job_on(tmp_path, tiny_model, rows, task | {"apply_softmax": softmax})
-    _, published = run_steps(job)
-    got = ask(job.output_folder, "select scores, score, label from results order by custom_id")
+    planned, published = run_steps(job)
+    got = ask(job.output_folder, "select scores, score, label, prompt_tokens from results order by custom_id")
+    written = 0
     for row, given in zip(got, rows, strict=True):
         wanted = []
         for item in given["items"]:
-            probs = next_probs(plain, item + given["context"] if item_first else given["context"] + item)
+            prompt = item + given["context"] if item_first else given["context"] + item
+            written += len(plain.tokenizer(prompt)["input_ids"])
+            probs = next_probs(plain, prompt)
             first, second = float(probs[TOKENS[0]]), float(probs[TOKENS[1]])
             wanted.append(first / (first + second) if softmax else first)
         assert row["scores"] == pytest.approx(wanted, rel=1e-4)
         assert row["score"] is row["label"] is None
+    # A query is computed once for all of its items.
+    assert written == sum(row["prompt_tokens"] for row in got)
+    [savings] = ask(job.output_folder, "select prompt_tokens, computed_prompt_tokens from prefix_savings")
+    assert savings == {"prompt_tokens": written, "computed_prompt_tokens": planned.summary.computed_tokens}
+    if not item_first:
+        query = len(plain.tokenizer(QUERY)["input_ids"])
+        assert planned.summary.computed_tokens <= written - 2 * query
     assert [name for name, _ in published.answers[0].rows] == ["lowest", "median", "highest"]
     assert published.answers[0].rows[2][1] == f"{max(score for row in got for score in row['scores']):.4f}"
 
