@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from flows.harness.model import TrunklineLM as TrunklineLM
     from flows.score import score as score
     from flows.workers import kept_engines as kept_engines
+    from tasks.functions.sql_functions import sql_functions as sql_functions
     from tasks.job.job_file import load_job as load_job
     from tasks.query import query as query
 
-__all__ = ["TrunklineLM", "UserError", "kept_engines", "load_job", "query", "score"]
+__all__ = ["TrunklineLM", "UserError", "kept_engines", "load_job", "query", "score", "sql_functions"]
 
 PACKAGES = ("flows", "tasks", "engine", "kernels")
 _HOME = Path(__file__).parent
@@ -32,6 +33,7 @@ _WHERE = {
     "load_job": "tasks.job.job_file",
     "query": "tasks.query",
     "score": "flows.score",
+    "sql_functions": "tasks.functions.sql_functions",
 }
 
 

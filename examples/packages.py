@@ -1,7 +1,8 @@
 """Makes the example's tables out of what every installation holds: the descriptions of its own packages.
 
 `questions.parquet` has several questions about each package, and what the package's classifiers answer;
-`packages.parquet` has one row a package, `searches.parquet` a row for what is looked for among them. All come from the metadata of the installed distributions.
+`packages.parquet` has one row a package, `searches.parquet` a row for what is looked for among them. All come from
+the metadata of the installed distributions.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def write_tables(folder: Path, packages: list[Package]) -> None:
-    """`questions.parquet`, a row a question about a package; `packages.parquet`, a row a package; `searches.parquet`."""
+    """`questions.parquet`, a row a question about a package; `packages.parquet`, a row a package; the searches."""
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         "questions": question_rows(packages),

@@ -39,5 +39,5 @@ def drift_facts(drift: Drift) -> list[tuple[str, str]]:
     facts = [("precision", f"{drift.chosen}, held against {drift.full}")]
     facts.append(("rows", f"{drift.requests:,}" + (f" ({drift.failed:,} more failed)" if drift.failed else "")))
     facts += [(name, f"{share:.1%}") for name, share in drift.same.items()]
-    facts.append(("log-probability difference", f"{drift.mean_difference:.4f} mean, {drift.max_difference:.4f} max"))
+    facts += [(measure, f"{found.mean:.4f} mean, {found.most:.4f} max") for measure, found in drift.moved.items()]
     return facts

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from engine.config import EngineConfig
 from engine.errors import UserError
@@ -30,19 +31,30 @@ from tasks.storage.run import Run, make_run
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Of absolute differences the mean and the most; NaN where nothing was left to compare."""
+
+    mean: float
+    most: float
+
+    @classmethod
+    def of(cls, found: NDArray[np.float64]) -> "Difference":
+        return cls(float(found.mean()), float(found.max())) if len(found) else cls(math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True)
 class Drift:
     """`requests` were scored in both precisions, `failed` ended as an error in at least one and are not compared.
 
-    The differences are of log-probabilities, absolute, and NaN where nothing was left to compare; `same` has the parts
-    of the rows, or tokens, that stayed the same, by name, as the task type compares answers.
+    `moved` has the differences by what they are of, as the task types compare answers; `same` the parts of the rows,
+    or tokens, that stayed the same, by name.
     """
 
     full: str
     chosen: str
     requests: int
     failed: int
-    mean_difference: float
-    max_difference: float
+    moved: Mapping[str, Difference]
     same: Mapping[str, float]
 
 
@@ -105,10 +117,10 @@ def compare(
     for pair in good:
         by_type[types[pair[0].request_id]].append(pair)
     moved = [task_type.compare(own) for task_type, own in by_type.items()]
-    found = np.concatenate([one.differences for one in moved])
+    measures = {one.measure: [other.differences for other in moved if other.measure == one.measure] for one in moved}
     same = {name: share for one in moved for name, share in one.same.items()}
-    mean, most = (float(found.mean()), float(found.max())) if len(found) else (math.nan, math.nan)
-    return Drift(full, chosen, len(good), len(pairs) - len(good), mean, most, same)
+    differences = {measure: Difference.of(np.concatenate(found)) for measure, found in measures.items()}
+    return Drift(full, chosen, len(good), len(pairs) - len(good), differences, same)
 
 
 def _sample(run: Run, rows: int) -> list[tuple[Request, TaskType]]:

@@ -56,6 +56,8 @@ LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
 HERE = (
     "make demo",
     "make summaries",
+    "trunkline score examples/embed.yaml",
+    "trunkline sql - --output runs/package-embeddings < examples/similar.sql",
     "make bench",
     "trunkline preview examples/classify.yaml --rows 1",
     "trunkline plan examples/classify.yaml",
@@ -154,7 +156,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
     shutil.copytree(tiny_model, folder / "tiny-model")
     config = json.loads((tiny_model / "config.json").read_text())
     (folder / "tiny-model" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 8192}))
-    for command in ("make demo", "trunkline score examples/extract.yaml", BATCH, *WORKLOADS, TRACE):
+    for command in (
+        "trunkline score examples/embed.yaml",
+        "make demo",
+        "trunkline score examples/extract.yaml",
+        BATCH,
+        *WORKLOADS,
+        TRACE,
+    ):
         run(folder, command)
     return folder
 
@@ -200,13 +209,29 @@ def test_the_command_works_as_it_stands(project: Path, command: str) -> None:
 
 
 def test_the_notebook_reads_the_results(project: Path) -> None:
-    [notebook] = blocks(QUERY, "python")
+    notebook, _ = blocks(QUERY, "python")
     program = f"{notebook}\nassert topics.sql('select count(*) from results').fetchall()[0][0] > 10"
     shown = subprocess.run(
         [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
     assert "label" in shown.stdout
+
+
+def test_the_functions_answer(project: Path) -> None:
+    _, program = blocks(QUERY, "python")
+    program = program.replace('"embedded"', '"tiny-model"')
+    shown = subprocess.run(
+        [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "topic" in shown.stdout
+
+
+def test_arrays_are_compared_as_the_page_says(project: Path) -> None:
+    [statement] = [block for block in blocks(ROOT / "docs" / "tasks.md", "sql") if "array_cosine_similarity" in block]
+    with query(project / "runs" / "package-embeddings", statement.replace("[576]", "[64]")) as result:
+        assert result.table().num_rows == 9
 
 
 def test_the_harness_runs_from_python(project: Path) -> None:

@@ -46,15 +46,19 @@ class MemoryNeed:
 
 
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
-    """For a model on `device`; activations are those of one layer, which the next one's replace."""
+    """For a model on `device`; activations are those of one layer, which the next one's replace, or what embeddings
+    are made of behind the last.
+    """
     quantized = shape.matmul_params * linear_scheme(config.quantization, device.backend).weight_bits // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = 4 * shape.hidden_size + heads + 3 * shape.intermediate_size * shape.experts_per_token
+    # The hidden state, a copy in float32, and a sum: of each row, where every node has one.
+    pooled = shape.hidden_size * (device.dtype_bytes + 4 + 4)
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
     return MemoryNeed(
         weights=_weights(files, shape, device) + quantized,
         kv_cache=config.kv_cache_memory,
-        activations=step_tokens * row * device.dtype_bytes,
+        activations=step_tokens * max(row * device.dtype_bytes, pooled),
         logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
     )
 

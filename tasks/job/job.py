@@ -20,6 +20,7 @@ RESULT_COLUMNS = (
     "status",
     "task",
     "generated_text",
+    "reasoning",
     "parsed",
     "finish_reason",
     "prompt_tokens",
@@ -38,6 +39,7 @@ RESULT_COLUMNS = (
     "logprob",
     "is_greedy",
     "perplexity",
+    "embedding",
     "error_type",
     "error_message",
     "attempts",
@@ -258,7 +260,7 @@ class ScoringJob(Part):
             yield f"sampling has no effect on type: {kind}; remove it"
         prompt = given.get("prompt")
         has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
-        if has_items and isinstance(prompt, Mapping) and {"messages", "body"} & prompt.keys():
+        if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
             yield "task.items stand beside the text of prompt.column or prompt.template; give one of them"
 
     @property

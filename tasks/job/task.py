@@ -5,11 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from engine.pooling_params import Pooling, PoolingParams
 from tasks.job.job_part import Name, Part
+from tasks.job.reasoning import Reasoning
 from tasks.job.task_keys import key_faults, keys_of
 from tasks.job.variants import RULES, VariantRule, Variants, all_variants, parse_variants
 
-TaskName = Literal["choice", "classify", "generate", "loglikelihood", "loglikelihood_rolling", "perplexity", "score"]
+TaskName = Literal[
+    "choice", "classify", "embed", "generate", "loglikelihood", "loglikelihood_rolling", "perplexity", "score"
+]
 # The labels of `score` where nothing else is said.
 YES_NO = ("yes", "no")
 
@@ -76,7 +80,8 @@ class Task(Part):
 
     type: TaskName = Field(
         description="`choice`: which label is the likeliest continuation; `classify`: how probable each label is, "
-        "however it is written; `score`: how probable a yes is, of a prompt or of items; `generate`: a text; "
+        "however it is written; `score`: how probable a yes is, of a prompt or of items; `embed`: the "
+        "prompt as a vector; `generate`: a text; "
         "`loglikelihood`: how likely a given text is; `loglikelihood_rolling`, `perplexity`: how likely the prompt is."
     )
     labels: Annotated[tuple[str, ...] | None, AfterValidator(_labels)] = Field(
@@ -101,6 +106,14 @@ class Task(Part):
     continuation_column: Name | None = Field(
         default=None, description="`loglikelihood`: a column with the text to score behind the prompt, its context."
     )
+    pooling: Pooling = Field(
+        default=PoolingParams().pooling,
+        description="`embed`: the `last` token's hidden state, the `mean` of all, or a mean `weighted` by position.",
+    )
+    normalize: bool = Field(default=PoolingParams().normalize, description="`embed`: vectors of length 1.")
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="`embed`: the first dimensions of a vector, so many; all where it is not said."
+    )
     context_len: int = Field(
         default=1, ge=1, description="`loglikelihood_rolling`: tokens of context that every later window has at least."
     )
@@ -114,6 +127,7 @@ class Task(Part):
     apply_softmax: bool = Field(
         default=True, description="`score`: probabilities among the labels; false: among all that could follow."
     )
+    reasoning: Reasoning = Reasoning()
     column: Name | None = Field(
         default=None,
         description="A column that says what each row asks: a type's name, or these keys as JSON, which win over the "
@@ -152,3 +166,9 @@ class Task(Part):
         own = keys_of(kind)
         kept = set() if own is None else own.beside(row)
         return Task.model_validate({**self.model_dump(include=kept, exclude_none=True), "type": kind, **row})
+
+    def too_many_dimensions(self, hidden_size: int) -> str | None:
+        """What is wrong with `dimensions` for a model whose hidden states have so many."""
+        if self.dimensions is None or self.dimensions <= hidden_size:
+            return None
+        return f"dimensions: {self.dimensions} are more than the {hidden_size} of this model's hidden states"

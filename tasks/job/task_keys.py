@@ -42,7 +42,8 @@ class TaskKeys:
 TASK_KEYS = {
     "choice": TaskKeys(("labels", "labels_column")),
     "classify": TaskKeys(("labels", "labels_column"), ("variants",)),
-    "generate": TaskKeys(samples=True),
+    "embed": TaskKeys(more=("pooling", "normalize", "dimensions")),
+    "generate": TaskKeys(more=("reasoning",), samples=True),
     "loglikelihood": TaskKeys(("continuation_column",)),
     "loglikelihood_rolling": TaskKeys(more=("context_len",)),
     "perplexity": TaskKeys(reads_prompt=True),

@@ -27,8 +27,10 @@ class Generate(TaskType):
         return [_open_ended(ids, ask.sampling.max_tokens, reader) for ids, ask in zip(encoded, asks, strict=True)]
 
     def decisive(self, ask: Ask) -> object:
-        """The sampling parameters; `max_tokens` is each row's own."""
-        return ask.sampling.decisive()
+        """The sampling parameters, and where the text reasons; `max_tokens` is each row's own."""
+        reasoning = ask.task.reasoning
+        found = {"reasoning": reasoning.model_dump()} if reasoning.is_known else {}
+        return ask.sampling.decisive() | found
 
     def is_drawn_afresh(self, ask: Ask) -> bool:
         return ask.sampling.temperature > 0 and ask.sampling.seed is None
@@ -40,10 +42,12 @@ class Generate(TaskType):
         return (Request(request_id, asked.prompt_token_ids, params, prompt_logprobs_from=first),)
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        del ask, label_texts
+        del label_texts
         (output,) = outputs
+        reasoning, text = split_reasoning(output.text, ask)
         return {
-            "generated_text": output.text,
+            "generated_text": text,
+            "reasoning": reasoning,
             "token_ids": list(output.token_ids),
             "cumulative_logprob": output.cumulative_logprob,
             "logprobs": logprobs_json(output),
@@ -79,6 +83,12 @@ def _open_ended(whole: TokenIds | RowError, wanted: int, reader: RowReader) -> R
     if room < 1:
         return RowError(CONTEXT_OVERFLOW, f"{len(prompt)} prompt tokens leave no room in {reader.max_tokens}")
     return RowRequest(prompt, room)
+
+
+def split_reasoning(text: str | None, ask: Ask) -> tuple[str | None, str | None]:
+    """The reasoning in a text and the rest of it; None where there is none."""
+    reasoning = ask.task.reasoning
+    return reasoning.divide(text) if text is not None and reasoning.is_known else (None, text)
 
 
 def _common_tokens(before: RequestOutput, after: RequestOutput) -> int:

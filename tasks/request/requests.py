@@ -17,6 +17,7 @@ from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.prompts import PromptRenderer
+from tasks.request.reasoning import ReasoningFinder
 from tasks.request.request_hash import RequestHasher
 from tasks.request.row_asks import AskReader
 from tasks.request.special_tokens import has_marks
@@ -55,8 +56,9 @@ class RequestBuilder:
         self._renderer = PromptRenderer(
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
         )
+        self._reasoning = ReasoningFinder(tokenizer, self._encoder.special_tokens, run.chat_template)
         self._readers: dict[str, RowReader] = {}
-        self._asks = AskReader(run.job, run.shape.vocab_size)
+        self._asks = AskReader(run.job, run.shape.vocab_size, run.shape.hidden_size)
         self._hasher = RequestHasher(run)
         _refuse_bad_grammar(run, tokenizer)
         self.quoting_rows = 0
@@ -78,7 +80,7 @@ class RequestBuilder:
                 adapter = adapters[row]
                 if not isinstance(one, RowError) and not isinstance(adapter, RowError):
                     one = replace(one, adapter=adapter)
-                built[row] = self._named(one, ask, custom_ids[row])
+                built[row] = self._named(one, self._reasoning.resolved(ask, prompts[row]), custom_ids[row])
         return [one for one in built if one is not None]
 
     def _read(

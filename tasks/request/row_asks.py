@@ -24,11 +24,13 @@ Keys = Mapping[str, Any]
 class AskReader:
     """Equal cells give one `Ask`, and asks of equal task cells one `Task`, so that each is checked and stored once."""
 
-    def __init__(self, job: ScoringJob, vocab_size: int) -> None:
+    def __init__(self, job: ScoringJob, vocab_size: int, hidden_size: int) -> None:
+        """The sizes are the model's: a row may name a token, or dimensions, that it does not have."""
         self._columns = (job.task.column, job.sampling.column)
         self._task = job.task.model_copy(update={"column": None})
         self._sampling = job.sampling.model_copy(update={"column": None})
         self._vocab_size = vocab_size
+        self._hidden_size = hidden_size
         self._tasks: dict[str, Task | RowError] = {}
         self._asks: dict[tuple[str, str], Ask | RowError] = {}
 
@@ -63,6 +65,8 @@ class AskReader:
             return RowError(BAD_SAMPLING, f"sampling has no effect on type: {task.type}; leave it out")
         if (unknown := task.unknown_token(self._vocab_size)) is not None:
             return RowError(BAD_TASK, f"task.{unknown}")
+        if (too_many := task.too_many_dimensions(self._hidden_size)) is not None:
+            return RowError(BAD_TASK, f"task.{too_many}")
         if (unknown := sampling.unknown_token(self._vocab_size)) is not None:
             return RowError(BAD_SAMPLING, f"sampling.{unknown}")
         if (no_grammar := sampling.bad_grammar()) is not None:

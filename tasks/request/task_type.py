@@ -59,12 +59,13 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Moved:
-    """How far answers of one precision are from another's: absolute differences of log-probabilities, and parts of the
+    """How far answers of one precision are from another's: absolute differences of what is measured, and parts of the
     rows (or tokens) that stayed the same, by name.
     """
 
     differences: NDArray[np.float64]
     same: Mapping[str, float]
+    measure: str = "log-probability difference"
 
 
 class TaskType(ABC):

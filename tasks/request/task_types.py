@@ -8,6 +8,7 @@ from tasks.job.task import Task
 from tasks.request.ask import parse_ask
 from tasks.request.choice import Choice
 from tasks.request.classify import Classify
+from tasks.request.embed import Embed
 from tasks.request.generate import Generate
 from tasks.request.loglikelihood import Loglikelihood
 from tasks.request.loglikelihood_rolling import LoglikelihoodRolling
@@ -21,6 +22,7 @@ TASK_TYPES: dict[str, TaskType] = {
     for one in (
         Choice(),
         Classify(),
+        Embed(),
         Generate(),
         Loglikelihood(),
         LoglikelihoodRolling(),

@@ -108,6 +108,8 @@ def make_run(
     for key, part in (("task", job.task), ("sampling", job.sampling)):
         if (unknown := part.unknown_token(shape.vocab_size)) is not None:
             raise UserError(f"{key}.{unknown}")
+    if (too_many := job.task.too_many_dimensions(shape.hidden_size)) is not None:
+        raise UserError(f"task.{too_many}")
     if (no_grammar := job.sampling.bad_grammar()) is not None:
         raise UserError(f"sampling.{no_grammar}")
     return run

@@ -120,8 +120,8 @@ def test_how_far_labels_move_in_8_bits(tmp_path: Path, gguf: Path) -> None:
     assert (found.requests, found.failed) == (8, 0)
     # 8 of 8, 0.14 and 0.28 where it was first measured.
     assert found.same["label agreement"] >= 7 / 8
-    assert found.mean_difference < 0.3
-    assert found.max_difference < 0.6
+    assert found.moved["log-probability difference"].mean < 0.3
+    assert found.moved["log-probability difference"].most < 0.6
 
 
 def test_how_far_texts_move_in_8_bits(tmp_path: Path, gguf: Path) -> None:
@@ -129,7 +129,7 @@ def test_how_far_texts_move_in_8_bits(tmp_path: Path, gguf: Path) -> None:
     assert (found.requests, found.failed) == (8, 0)
     # 78 % of the tokens before a difference, 0.017 where it was first measured.
     assert found.same["tokens before a difference"] > 0.6
-    assert found.mean_difference < 0.05
+    assert found.moved["log-probability difference"].mean < 0.05
 
 
 def test_chat_is_refused_by_the_files_header(tmp_path: Path, gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
     views = ask(finished.output_folder, "show tables")
     assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
     columns = (
-        "custom_id status task generated_text parsed finish_reason prompt_tokens completion_tokens "
+        "custom_id status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
         "cached_tokens cumulative_logprob logprobs prompt_logprobs label label_norm label_probs label_logprobs "
-        "missing_mass score scores logprob is_greedy perplexity error_type error_message "
+        "missing_mass score scores logprob is_greedy perplexity embedding error_type error_message "
         "attempts run_id request_hash topic"
     )
     for view in ("results", "errors"):

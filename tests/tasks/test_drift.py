@@ -14,6 +14,7 @@ from tasks.drift import compare, measure_drift
 from tasks.job.job_file import parse_job
 from tasks.request.task_types import TASK_TYPES
 
+LOGPROB = "log-probability difference"
 CHOICE, GENERATE = TASK_TYPES["choice"], TASK_TYPES["generate"]
 
 
@@ -35,7 +36,7 @@ def test_labels_agree_where_the_best_is_the_same() -> None:
     after = [failed("c"), labelled("b", -2.0, -1.5), labelled("a", -1.0, -2.5)]
     drift = compare(dict.fromkeys("abc", CHOICE), "float32", "int8", before, after)
     assert (drift.requests, drift.failed, drift.same) == (2, 1, {"label agreement": 0.5})
-    assert (drift.mean_difference, drift.max_difference) == pytest.approx((1.5 / 4, 1.0))
+    assert (drift.moved[LOGPROB].mean, drift.moved[LOGPROB].most) == pytest.approx((1.5 / 4, 1.0))
     facts = dict(drift_facts(drift))
     assert facts["label agreement"] == "50.0%"
     assert facts["rows"] == "2 (1 more failed)"
@@ -47,7 +48,7 @@ def test_tokens_are_compared_up_to_the_first_difference() -> None:
     after = [text("a", (1, -0.25), (2, -0.5), (4, -1.0)), text("b", (7, -1.0))]
     drift = compare(dict.fromkeys("ab", GENERATE), "float32", "bfloat16", before, after)
     assert drift.same == {"rows with the same tokens": 0.5, "tokens before a difference": 0.75}
-    assert (drift.mean_difference, drift.max_difference) == pytest.approx((0.25 / 3, 0.25))
+    assert (drift.moved[LOGPROB].mean, drift.moved[LOGPROB].most) == pytest.approx((0.25 / 3, 0.25))
 
 
 def test_nothing_in_both_precisions_is_an_error() -> None:
@@ -75,7 +76,7 @@ def test_a_choice_job_moves_a_little_and_nothing_is_written(content: dict[str, A
     assert (drift.full, drift.chosen) == ("float32", "int8 over float32")
     assert (drift.requests, drift.failed) == (12, 0)
     assert drift.same["label agreement"] >= 0.5
-    assert 0 < drift.mean_difference < drift.max_difference < 5
+    assert 0 < drift.moved[LOGPROB].mean < drift.moved[LOGPROB].most < 5
     assert measure_drift(parse_job(content, "test"), rows=12) == drift
     assert not (tmp_path / "out").exists()
 
@@ -89,7 +90,7 @@ def test_a_generating_job_is_held_to_its_greedy_tokens(content: dict[str, Any]) 
     same_rows, same_tokens = drift.same.values()
     assert 0 <= same_rows <= same_tokens <= 1
     assert same_tokens > 0.2
-    assert 0 < drift.mean_difference < drift.max_difference
+    assert 0 < drift.moved[LOGPROB].mean < drift.moved[LOGPROB].most
 
 
 def test_full_precision_has_nothing_to_be_held_to(content: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from engine.loop.engine import Engine
 from engine.machine.device import resolve_device
 from engine.machine.memory import HEAD_ROWS, memory_need
 from engine.model.checkpoint import resolve_model
+from engine.pooling_params import PoolingParams
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.reads import ReadKind
@@ -39,6 +40,9 @@ def peak_bytes(profiled: Any) -> int:
 
 PROMPT_TOKENS = Request("prompt", PROMPT, SamplingParams(prompt_logprobs=20), labels=(), prompt_logprobs_from=1)
 LABELS = Request("labels", PROMPT[:9], labels=tuple(np.array([i, 7, 8], np.int32) for i in range(400)))
+SUMS = [
+    Request(str(i), np.append(PROMPT[:9], np.int32(i)), labels=(), pooling=PoolingParams("mean")) for i in range(900)
+]
 ENDS = [Request(str(i), np.append(PROMPT[:9], np.int32(i)), labels=(PROMPT[:1],)) for i in range(900)]
 
 
@@ -69,3 +73,23 @@ def test_logits_take_what_is_planned(
     one_piece = HEAD_ROWS * shape.vocab_size * 4
     assert num_rows > 3 * HEAD_ROWS, "more than what is planned, if it were not in pieces"
     assert one_piece < max(peaks) <= planned
+
+
+def test_sums_of_hidden_states_take_what_is_planned(
+    engine: Engine, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum for each of 900 leaves, in one step."""
+    launch, peaks = engine._reader.launch, []
+
+    def profiled(step: Any, forward: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            values = launch(step, forward)
+        peaks.append(peak_bytes(profiler) + forward.hidden.nbytes)
+        return values
+
+    monkeypatch.setattr(engine._reader, "launch", profiled)
+    outputs = run_plan(engine, plan_requests(engine, SUMS), SUMS)
+    assert {output.error_type for output in outputs} == {None}
+    shape = engine.runner.model.shape
+    planned = memory_need(resolve_model(str(tiny_model)), shape, engine.config, resolve_device(engine.config))
+    assert 900 * shape.hidden_size * 4 < max(peaks) <= planned.activations

@@ -1,0 +1,1 @@
+"""SQL functions over a loaded engine, for a DuckDB connection."""
