@@ -28,6 +28,7 @@ RESULT_COLUMNS = (
     "cached_tokens",
     "cumulative_logprob",
     "logprobs",
+    "outputs",
     "prompt_logprobs",
     "label",
     "label_norm",
