@@ -14,6 +14,7 @@ SELECT
     part.cached_tokens,
     part.cumulative_logprob,
     part.logprobs,
+    part.outputs,
     part.prompt_logprobs,
     part.label,
     part.label_norm,
