@@ -28,6 +28,11 @@ ELSEWHERE = {
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
+    "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/rolling.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/perplexity.yaml": "tests/tasks/test_examples.py",
 }
 # Not run by a test, but what each is made of; CONTRIBUTING says so.
 IN_PART = {

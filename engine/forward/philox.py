@@ -15,8 +15,8 @@ WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _LOW, _HALF = np.uint64(2**32 - 1), np.uint64(32)
 
 
-def uniforms(seeds: Words, streams: Words, counters: Words) -> NDArray[np.float64]:
-    """(rows,) numbers in [0, 1): the first of each row's generator, `seeds` and `streams` its key."""
+def words(seeds: Words, streams: Words, counters: Words) -> Words:
+    """(rows,): the first 64 bits of each row's generator, `seeds` and `streams` its key."""
     with np.errstate(over="ignore"):
         # numpy counts before it makes a block.
         block = [counters + np.uint64(1), *(np.zeros_like(counters) for _ in range(3))]
@@ -25,7 +25,7 @@ def uniforms(seeds: Words, streams: Words, counters: Words) -> NDArray[np.float6
             if number:
                 key = [word + np.uint64(step) for word, step in zip(key, WEYL, strict=True)]
             block = _round(block, key)
-    return (block[0] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return block[0]
 
 
 def _round(block: list[Words], key: list[Words]) -> list[Words]:

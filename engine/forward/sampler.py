@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from engine.forward.philox import Words
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
+# Lower ones could make scaled logits infinite, and choose no other token than this does.
+_LOWEST_TEMPERATURE = 1e-30
+# SplitMix64's constants, as signed numbers.
+_GOLDEN_GAMMA, _MIX_FIRST, _MIX_SECOND = (
+    word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 # What a row has in place of a token.
 NOT_FINITE, ALL_BARRED = -1, -2
 
@@ -24,30 +32,56 @@ def greedy(logits: Tensor) -> Tensor:
     return chosen.masked_fill_(best.values == -torch.inf, ALL_BARRED)
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
-    """(rows, vocab_size) to (rows,): a token of each by inverse CDF; a row's uniform gives its token in any batch.
+def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Tensor:
+    """(rows, vocab_size) to (rows,): a token of each, the one of the greatest logit with noise of Gumbel's added.
 
-    Temperature first, then min_p, then top_k, then top_p over what is left, as vLLM orders them. A row that is not
-    finite gives any token.
+    That is a draw from the softmax (Gumbel 1954; Maddison et al., A* sampling, NIPS 2014, section 2). A token's noise
+    is its row's key's alone, so that the row gives the same token in any batch, and what a batch changes in the last
+    bits of logits moves it only where two tokens are that close. Temperature first, then min_p, then top_k, then top_p
+    over what is left, as vLLM orders them. A row that is not finite gives any token.
     """
-    temperature, top_p = (_on(logits, [[v] for v in c], torch.float64) for c in zip(*_scales(params), strict=True))
-    top_k = _on(logits, [[p.top_k or logits.shape[-1]] for p in params], torch.int64)
-    ordered, ids = (logits.double() / temperature).sort(descending=True, stable=True)
+    temperature = _on(logits, [[max(p.temperature, _LOWEST_TEMPERATURE)] for p in params], torch.float64)
+    scaled = logits.double().div_(temperature)
     if any(p.min_p for p in params):
-        shares = (ordered - ordered[:, :1]).exp_()
-        ordered.masked_fill_(shares < _on(logits, [[p.min_p] for p in params], torch.float64), -torch.inf)
-    place = torch.arange(logits.shape[-1], device=logits.device)
-    probs = ordered.masked_fill_(place >= top_k, -torch.inf).softmax(-1)
-    keep = (probs.cumsum(-1) - probs < top_p) & (probs > 0)
-    keep[:, 0] = True
-    cdf = probs.mul_(keep).cumsum(-1)
-    index = torch.searchsorted(cdf, _on(logits, [[u] for u in uniforms], torch.float64) * cdf[:, -1:], right=True)
-    return ids.gather(-1, index.clamp_(max=keep.sum(-1, keepdim=True) - 1))[:, 0]
+        shares = (scaled - scaled.amax(-1, keepdim=True)).exp_()
+        scaled.masked_fill_(shares < _on(logits, [[p.min_p] for p in params], torch.float64), -torch.inf)
+    if any(p.top_k or p.top_p < 1 for p in params):
+        _keep_top(scaled, params)
+    return scaled.add_(_gumbel_noise(keys, scaled)).argmax(-1)
 
 
-def _scales(params: Sequence[SamplingParams]) -> list[tuple[float, float]]:
-    """Temperature and top_p; of 1 or more, top_p keeps everything, whatever a sum rounds to."""
-    return [(p.temperature, p.top_p if p.top_p < 1 else 2.0) for p in params]
+def _keep_top(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
+    """Bars what is behind each row's top_k, and behind top_p of what is left, in place; the best always stays."""
+    top_k = _on(scaled, [[p.top_k or scaled.shape[-1]] for p in params], torch.int64)
+    # Of 1 or more, top_p keeps everything, whatever a sum rounds to.
+    top_p = _on(scaled, [[p.top_p if p.top_p < 1 else 2.0] for p in params], torch.float64)
+    ordered, ids = scaled.sort(descending=True, stable=True)
+    place = torch.arange(scaled.shape[-1], device=scaled.device)
+    ordered.masked_fill_(place >= top_k, -torch.inf)
+    probs = ordered.softmax(-1)
+    barred = probs.cumsum(-1).sub_(probs) >= top_p
+    barred[:, 0] = False
+    scaled.scatter_(-1, ids, ordered.masked_fill_(barred, -torch.inf))
+
+
+def _gumbel_noise(keys: Words, like: Tensor) -> Tensor:
+    """(rows, vocab_size) float64: of each row's SplitMix64, which begins at its key, a number a token.
+
+    Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014, section 4.
+    """
+    start = _on(like, keys.view(np.int64)[:, None].tolist(), torch.int64)
+    words = torch.arange(1, like.shape[-1] + 1, device=like.device) * _GOLDEN_GAMMA + start
+    for shift, factor in ((30, _MIX_FIRST), (27, _MIX_SECOND)):
+        words.bitwise_xor_(_shifted(words, shift)).mul_(factor)
+    words.bitwise_xor_(_shifted(words, 31))
+    # 52 bits and a half: neither 0 nor 1.
+    uniforms = _shifted(words, 12).double().add_(0.5).mul_(2.0**-52)
+    return uniforms.log_().neg_().log_().neg_()
+
+
+def _shifted(words: Tensor, by: int) -> Tensor:
+    """To the right, zeros behind."""
+    return words.bitwise_right_shift(by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _on(made: Tensor, numbers: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:

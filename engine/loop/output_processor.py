@@ -166,15 +166,22 @@ class OutputState:
         return Sampled(0, finished=True)
 
     def _at_stop_string(self, token: int, count: int) -> bool:
-        """Whether the text now holds a stop string; a string may span tokens."""
+        """Whether the text now holds a stop string; a string may span tokens.
+
+        It ends behind the first `min_tokens` tokens: one that they hold whole is text as any other.
+        """
         if self._stream is None or self.tokenizer is None:
             return False
         piece = self._stream.step(self.tokenizer.backend_tokenizer, token) or ""
-        start = max(len(self._streamed) - max(map(len, self._stops)), 0)
+        before = len(self._streamed)
         self._streamed += piece
-        if not piece or count < self.params.min_tokens:
+        if not piece or count <= self.params.min_tokens:
             return False
-        found = [(at, len(stop)) for stop in self._stops if (at := self._streamed.find(stop, start)) >= 0]
+        found = [
+            (at, len(stop))
+            for stop in self._stops
+            if (at := self._streamed.find(stop, max(before - len(stop) + 1, 0))) >= 0
+        ]
         if found:
             at, length = min(found)
             self.text_end = at + length if self.params.include_stop_str_in_output else at

@@ -17,7 +17,7 @@ from engine.forward import sampler
 from engine.forward.forward_output import Forward
 from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
-from engine.forward.philox import uniforms
+from engine.forward.philox import words
 from engine.forward.pooler import PooledRows, launch_sums
 from engine.forward.sampler import RowLogprobs
 from engine.forward.step_inputs import resolved, to_host
@@ -271,6 +271,6 @@ def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> T
     chosen = [states[row] for row in drawn]
     keys = [states[row].draw_key(int(positions[row])) for row in drawn]
     seeds, streams, places = np.array(keys, dtype=np.uint64).T
-    made = sampler.draw(logits[rows], [state.params for state in chosen], uniforms(seeds, streams, places).tolist())
+    made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
     best[rows] = torch.where(best[rows] < 0, best[rows], made)
     return best

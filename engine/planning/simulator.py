@@ -34,7 +34,9 @@ def simulate(
 
     Exactly the scheduler's, where each step is taken in before the next is scheduled and every request fits the pool
     alone. Texts that end early change what runs beside what, so that the real peak may be lower or higher than the
-    simulated one; it is `num_blocks` at most. Blocks of `adapters` count among those in use.
+    simulated one; it is `num_blocks` at most. Blocks of `adapters` count among those in use. Where rows have other
+    prompts besides their first, one of those may find no room beside the prefixes that are held for later rows: the
+    scheduler then forgets one, which this does not.
     """
     adapters = adapters or PlannedAdapters([None] * len(forest.node_of), {})
     simulator = _Simulator(forest, work, AdmissionRule.of(config, num_blocks), adapters)

@@ -68,17 +68,15 @@ class Completions(Endpoint):
 def _choices(row: Mapping[str, Any], prompt: str | list[int] | None, wanted: bool, tokens: TokenTexts) -> list[Json]:
     """A choice for each text that was drawn; `prompt` is None where it is not to be said again."""
     echoed = "" if prompt is None else prompt if isinstance(prompt, str) else tokens.text(prompt)
-    before = json.loads(row["prompt_logprobs"] or "null") if wanted and prompt is not None else None
+    read = json.loads(row["prompt_logprobs"] or "null") if wanted and prompt is not None else None
     scored_alone = row["finish_reason"] == "scored"
-    outputs = [{"text": "", "logprobs": None, "finish_reason": "length"}] if scored_alone else outputs_of(row)
-    choices = []
-    for output in outputs:
-        logprobs = [*(before or ()), *(output["logprobs"] or ())] if wanted else None
-        choices.append(
-            {
-                "text": f"{echoed}{output['text']}",
-                "logprobs": completion_logprobs(logprobs, tokens),
-                "finish_reason": output["finish_reason"],
-            }
-        )
-    return choices
+    nothing: Json = {"text": "", "logprobs": None, "finish_reason": "length"}
+    outputs = [nothing] if scored_alone else outputs_of(row)
+    return [
+        {
+            "text": f"{echoed}{output['text']}",
+            "logprobs": completion_logprobs(output["logprobs"] or [], tokens, (echoed, read)) if wanted else None,
+            "finish_reason": output["finish_reason"],
+        }
+        for output in outputs
+    ]

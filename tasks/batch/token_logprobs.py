@@ -20,23 +20,27 @@ def chat_logprobs(logprobs: Sequence[Json] | None, tokens: TokenTexts) -> Json |
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(logprobs: Sequence[Json] | None, tokens: TokenTexts, offset: int = 0) -> Json | None:
-    """`offset` is where the first token begins in the text. The first of a prompt follows nothing, and has none."""
-    if logprobs is None:
-        return None
-    texts = [tokens.text([one["token_id"]]) for one in logprobs]
-    starts = [offset]
+def completion_logprobs(
+    logprobs: Sequence[Json], tokens: TokenTexts, before: tuple[str, Sequence[Json | None] | None] = ("", None)
+) -> Json:
+    """Of a text's tokens, behind those of the prompt, which is `before`: its text, and its tokens where it is echoed.
+
+    The prompt's first token follows nothing, and has no log-probability; it says what the others leave of the text.
+    """
+    echoed, read = before
+    entries = [one for one in (*(read or ()), *logprobs) if one is not None]
+    texts = [tokens.text([one["token_id"]]) for one in entries]
+    scores: list[float | None] = [_finite(one["logprob"]) for one in entries]
+    tops: list[dict[str, float] | None] = [_top(one, text, tokens) for one, text in zip(entries, texts, strict=True)]
+    if read is not None:
+        said = "".join(texts[: len(read) - 1])
+        texts.insert(0, echoed.removesuffix(said) if echoed.endswith(said) else "")
+        scores.insert(0, None)
+        tops.insert(0, None)
+    starts = [0 if read is not None else len(echoed)]
     for text in texts:
         starts.append(starts[-1] + len(text))
-    return {
-        "tokens": texts,
-        "token_logprobs": [None if one["logprob"] is None else _finite(one["logprob"]) for one in logprobs],
-        "top_logprobs": [
-            _top(one, text, tokens) if one["logprob"] is not None else None
-            for one, text in zip(logprobs, texts, strict=True)
-        ],
-        "text_offset": starts[:-1],
-    }
+    return {"tokens": texts, "token_logprobs": scores, "top_logprobs": tops, "text_offset": starts[:-1]}
 
 
 def _top(one: Json, text: str, tokens: TokenTexts) -> dict[str, float]:

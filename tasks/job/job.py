@@ -20,6 +20,7 @@ RESULT_COLUMNS = (
     "status",
     "task",
     "generated_text",
+    "reasoning",
     "parsed",
     "finish_reason",
     "prompt_tokens",
@@ -27,6 +28,7 @@ RESULT_COLUMNS = (
     "cached_tokens",
     "cumulative_logprob",
     "logprobs",
+    "outputs",
     "prompt_logprobs",
     "label",
     "label_norm",
@@ -182,8 +184,15 @@ class Model(Part):
         default="auto",
         description="auto: as the model computes; fp8: keys and values in 8-bit floats, on a GPU with FP8 units.",
     )
+    adapters: dict[Name, FilePath] = Field(
+        default={}, description="LoRA adapters that rows may name: a mapping from a name to a folder that PEFT saved."
+    )
+    adapter: FilePath | None = Field(
+        default=None, description="The adapter of all rows: a name of `adapters`, or a folder."
+    )
     adapter_column: Name | None = Field(
-        default=None, description="A column that names the adapter of each row; NULL or empty: the model's own weights."
+        default=None,
+        description="A column with each row's adapter, a name or a folder; NULL or empty: `adapter`, or none.",
     )
 
 
@@ -259,7 +268,7 @@ class ScoringJob(Part):
             yield f"sampling has no effect on type: {kind}; remove it"
         prompt = given.get("prompt")
         has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
-        if has_items and isinstance(prompt, Mapping) and {"messages", "body"} & prompt.keys():
+        if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
             yield "task.items stand beside the text of prompt.column or prompt.template; give one of them"
 
     @property

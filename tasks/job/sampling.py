@@ -1,6 +1,7 @@
 """A job's sampling parameters."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -13,8 +14,10 @@ from tasks.job.structured_outputs import StructuredOutput
 _CAME_LATER = (
     *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "prompt_logprobs"),
-    "structured_outputs",
+    *("structured_outputs", "n", "best_of"),
 )
+# As many as vLLM allows (VLLM_MAX_N_SEQUENCES).
+_MOST_COPIES = 16_384
 _ALIASES = {"max_gen_toks": "max_tokens", "max_new_tokens": "max_tokens", "until": "stop"}
 
 
@@ -28,13 +31,18 @@ def _add_aliases(schema: dict[str, Any]) -> None:
 
 
 def _resolve_aliases(given: dict[str, Any], temperature: float = 0.0) -> dict[str, Any]:
-    """The same in vLLM's names. `do_sample` draws at `temperature`, or at 1 where that is 0."""
+    """The same in vLLM's names. `do_sample` draws at `temperature`, or at 1 where that is 0.
+
+    Raises ValueError where two names of one parameter are given.
+    """
     for alias, name in _ALIASES.items():
         if alias in given:
             if name in given:
                 raise ValueError(f"{alias} and {name} say the same; give one")
             given[name] = given.pop(alias)
     if "do_sample" in given:
+        if not isinstance(given["do_sample"], bool):
+            raise ValueError(f"do_sample must be true or false, not {given['do_sample']!r:.60}")
         if given.pop("do_sample"):
             given.setdefault("temperature", temperature or 1.0)
         else:
@@ -44,6 +52,26 @@ def _resolve_aliases(given: dict[str, Any], temperature: float = 0.0) -> dict[st
 
 def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, str) else value
+
+
+def _is_zero(number: object) -> bool:
+    """Whether a value that nobody has looked at stands for 0."""
+    try:
+        return float(number) == 0  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _copy_faults(given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with how many texts are asked for."""
+    n, best_of = given.get("n", 1), given.get("best_of")
+    if isinstance(best_of, int) and isinstance(n, int) and best_of < n:
+        yield f"best_of {best_of} is less than n {n}"
+    # A row may give the temperature that the job does not.
+    is_greedy = _is_zero(given.get("temperature", 0.0)) and given.get("column") is None
+    copies = next((name for name in ("n", "best_of") if isinstance(given.get(name), int) and given[name] > 1), None)
+    if is_greedy and copies is not None:
+        yield f"{copies} {given[copies]} asks for copies of one greedy text; give a temperature, or leave it out"
 
 
 Stops = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple, json_schema_input_type=Name | list[Name])]
@@ -61,7 +89,16 @@ class Sampling(Part):
     model_config = ConfigDict(json_schema_extra=_add_aliases)
 
     temperature: float = Field(
-        default=0.0, ge=0, le=100, allow_inf_nan=False, description="0: the likeliest token; else tokens are drawn."
+        default=0.0, ge=0, allow_inf_nan=False, description="0: the likeliest token; else tokens are drawn."
+    )
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=_MOST_COPIES,
+        description="Answers to each prompt, drawn apart; the prompt is computed once.",
+    )
+    best_of: Annotated[int, Field(ge=1, le=_MOST_COPIES)] | None = Field(
+        default=None, description="Draw so many answers, and keep the `n` likeliest of them; `n` where it is not said."
     )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Draw among the likeliest tokens of this much probability."
@@ -69,7 +106,9 @@ class Sampling(Part):
     top_k: Annotated[int, AfterValidator(lambda k: max(k, 0))] = Field(
         default=0, ge=-1, description="Draw among so many tokens; 0 or -1: all."
     )
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="Draws repeat with it; without it no two do.")
+    seed: Annotated[int | None, AfterValidator(lambda seed: None if seed == -1 else seed)] = Field(
+        default=None, ge=-1, lt=2**63, description="Draws repeat with it; without it, or with -1, no two do."
+    )
     stop: Stops = Field(default=(), description="A text, or a list of them, before which an answer ends.")
     stop_token_ids: tuple[int, ...] = Field(default=(), description="Tokens that end an answer.")
     ignore_eos: bool = Field(default=False, description="Write on past the model's own end.")
@@ -90,7 +129,10 @@ class Sampling(Part):
         default=0.0, ge=-2, le=2, description="Taken for each time that the answer has the token already."
     )
     repetition_penalty: float = Field(
-        default=1.0, gt=0, le=10, description="Divides the logits of tokens that prompt or answer have; 1: none."
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Divides the logits of tokens that prompt or answer have; 1: none.",
     )
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] = Field(
         default={}, description="Added to the logits of tokens: `{42: -100}`."
@@ -113,18 +155,19 @@ class Sampling(Part):
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
-        names = ("max_tokens", *(alias for alias, name in _ALIASES.items() if name == "max_tokens"))
-        most = next((given[name] for name in names if name in given), cls.model_fields["max_tokens"].default)
-        least = given.get("min_tokens")
+        with suppress(ValueError):
+            given = _resolve_aliases(dict(given))
+        most, least = given.get("max_tokens", cls.model_fields["max_tokens"].default), given.get("min_tokens")
         if isinstance(least, int) and isinstance(most, int) and least > most:
             yield f"min_tokens {least} is more than max_tokens {most}"
-        if given.get("structured_outputs") is not None and (given.get("stop") or given.get("until")):
+        if given.get("structured_outputs") is not None and given.get("stop"):
             yield "stop would cut what structured_outputs asks for short of its end; leave it out"
+        yield from _copy_faults(given)
 
     def overlaid(self, row: Mapping[str, Any]) -> "Sampling":
         """The sampling of a row that gives these keys itself. Raises ValidationError, ValueError of two aliases."""
         own = _resolve_aliases(dict(row), self.temperature)
-        return Sampling.model_validate(self.model_dump(exclude_defaults=True) | own)
+        return Sampling.model_validate(self.model_dump(exclude_defaults=True, exclude={"column"}) | own)
 
     def unknown_token(self, vocab_size: int) -> str | None:
         """A line about a token that a model of `vocab_size` does not have, behind its key; None where it has all."""
@@ -152,8 +195,14 @@ class Sampling(Part):
         unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in given.items() if name not in unused}
 
+    @property
+    def copies(self) -> int:
+        """How many texts are drawn for a prompt."""
+        return self.n if self.best_of is None else self.best_of
+
     def params(self) -> SamplingParams:
-        given = self.model_dump(exclude={"column", "structured_outputs"})
+        """The engine's parameters of one text."""
+        given = self.model_dump(exclude={"column", "n", "best_of", "structured_outputs"})
         given["logit_bias"] = tuple(self.logit_bias.items())
         structured = None if self.structured_outputs is None else self.structured_outputs.asked()
         return SamplingParams(**given, structured_outputs=structured)

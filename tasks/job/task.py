@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from engine.pooling_params import Pooling, PoolingParams
 from tasks.job.job_part import Name, Part
+from tasks.job.reasoning import Reasoning
 from tasks.job.task_keys import key_faults, keys_of
 from tasks.job.variants import RULES, VariantRule, Variants, all_variants, parse_variants
 
@@ -126,6 +127,7 @@ class Task(Part):
     apply_softmax: bool = Field(
         default=True, description="`score`: probabilities among the labels; false: among all that could follow."
     )
+    reasoning: Reasoning = Reasoning()
     column: Name | None = Field(
         default=None,
         description="A column that says what each row asks: a type's name, or these keys as JSON, which win over the "

@@ -43,7 +43,7 @@ TASK_KEYS = {
     "choice": TaskKeys(("labels", "labels_column")),
     "classify": TaskKeys(("labels", "labels_column"), ("variants",)),
     "embed": TaskKeys(more=("pooling", "normalize", "dimensions")),
-    "generate": TaskKeys(samples=True),
+    "generate": TaskKeys(more=("reasoning",), samples=True),
     "loglikelihood": TaskKeys(("continuation_column",)),
     "loglikelihood_rolling": TaskKeys(more=("context_len",)),
     "perplexity": TaskKeys(reads_prompt=True),

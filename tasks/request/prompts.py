@@ -13,7 +13,7 @@ from tasks.request.prompt_text import BlankPrompt, PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
 from tasks.source.cells import Cell, CellOrError, text_of
-from tasks.source.row_error import BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
+from tasks.source.row_error import BAD_ITEMS, BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
 from tasks.source.source_rows import SourceBatch
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ class PromptRenderer:
         self, batch: SourceBatch, items: Sequence[tuple[str, ...] | RowError], *, item_first: bool
     ) -> list[list[RenderedPrompt] | RowError]:
         """A prompt for each item of a row: the row's text with the item behind it, or before it. Errors stay."""
-        assert self.prompt.key in ("column", "template"), self.prompt.key
 
         def beside(item: str) -> Callable[[str], str]:
             written = self._own(item)
@@ -92,8 +91,10 @@ class PromptRenderer:
         cells = {column: value for column, value in row.items() if not isinstance(value, RowError)}
         value = cells[self.columns[0]]
         if self.prompt.body is not None:
-            return self._render_body(value)
+            return self._render_body(value, change)
         if self.prompt.messages is not None:
+            if change is not str:
+                return RowError(BAD_ITEMS, "items stand beside a text; the prompt is a chat")
             messages = parse_messages(value)
             return messages if isinstance(messages, RowError) else self._render_chat(self._own(messages), cells)
         if self._template is not None:
@@ -108,10 +109,12 @@ class PromptRenderer:
             return PromptText(changed, True)
         return self._render_chat([{"role": "user", "content": changed}], cells)
 
-    def _render_body(self, value: Cell) -> RenderedPrompt:
+    def _render_body(self, value: Cell, change: Callable[[str], str]) -> RenderedPrompt:
         asked = parse_body(value)
         if isinstance(asked, str):
-            return PromptText(self._own(asked), adds_special_tokens(value))
+            return PromptText(change(self._own(asked)), adds_special_tokens(value))
+        if not isinstance(asked, RowError) and change is not str:
+            return RowError(BAD_ITEMS, "items stand beside a text; the body's prompt is a chat or tokens")
         if not isinstance(asked, Chat):
             return asked
         if self._chat is None:

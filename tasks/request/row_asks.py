@@ -26,9 +26,7 @@ class AskReader:
 
     def __init__(self, job: ScoringJob, vocab_size: int, hidden_size: int) -> None:
         """The sizes are the model's: a row may name a token, or dimensions, that it does not have."""
-        self._columns = (job.task.column, job.sampling.column)
-        self._task = job.task.model_copy(update={"column": None})
-        self._sampling = job.sampling.model_copy(update={"column": None})
+        self._task, self._sampling = job.task, job.sampling
         self._vocab_size = vocab_size
         self._hidden_size = hidden_size
         self._tasks: dict[str, Task | RowError] = {}
@@ -39,10 +37,8 @@ class AskReader:
         if len(self._asks) > _KEPT_ASKS:
             self._asks.clear()
             self._tasks.clear()
-        names = [name for name in self._columns if name is not None]
-        for name in names:
-            assert name in batch.data.schema.names, name
-        tasks, samplings = ([None] * batch.num_rows if name is None else batch.values(name) for name in self._columns)
+        columns = (self._task.column, self._sampling.column)
+        tasks, samplings = ([None] * batch.num_rows if name is None else batch.values(name) for name in columns)
         return [self._ask(task, sampling) for task, sampling in zip(tasks, samplings, strict=True)]
 
     def _ask(self, task_cell: CellOrError, sampling_cell: CellOrError) -> Ask | RowError:
@@ -90,7 +86,7 @@ def _overlaid(cell: CellOrError, job: T, overlay: Callable[[Keys], T], name: str
     keys = _keys(cell, name, error_type)
     if isinstance(keys, RowError):
         return keys
-    if not keys:
+    if not keys and job.column is None:
         return job
     named = next((key for key in keys if key == "column" or key.endswith("_column")), None)
     if named is not None:

@@ -62,6 +62,11 @@ class SpecialTokens:
 
         return self._quoted.sub(exchange, text)
 
+    def last_parsed(self, text: str) -> int:
+        """Where the last special token that is parsed begins; -1 where there is none."""
+        found = (found for found in self._quoted.finditer(text) if found[2] is not None)
+        return max((one.start() for one in found), default=-1)
+
     def shown(self, text: str) -> str:
         """The text as a person reads it, without marks."""
         return self._quoted.sub(lambda found: found[1] or found[2] or "", text) if has_marks(text) else text

@@ -9,6 +9,17 @@ import pyarrow as pa
 from engine.request import RequestOutput
 from tasks.storage.statements import literals, statement
 
+# Texts of one prompt, likeliest first; `index` counts them as they were drawn.
+OUTPUTS = pa.list_(
+    pa.struct(
+        [
+            ("index", pa.int32()),
+            ("text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("cumulative_logprob", pa.float64()),
+        ]
+    )
+)
 LABEL_MAP = pa.map_(pa.string(), pa.float64())
 
 PART_SCHEMA = pa.schema(
@@ -17,6 +28,7 @@ PART_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("task", pa.string()),
         ("generated_text", pa.string()),
+        ("reasoning", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("finish_reason", pa.string()),
         ("prompt_tokens", pa.int32()),
@@ -24,6 +36,7 @@ PART_SCHEMA = pa.schema(
         ("cached_tokens", pa.int32()),
         ("cumulative_logprob", pa.float64()),
         ("logprobs", pa.string()),
+        ("outputs", OUTPUTS),
         ("prompt_logprobs", pa.string()),
         ("label", pa.string()),
         ("label_norm", pa.string()),

@@ -1,22 +1,28 @@
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from engine.forward import sampler
+from engine.forward.philox import words
 from engine.sampling_params import SamplingParams
 
+DRAWS = 100_000
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -30.0])
 
 
 def probabilities(params: SamplingParams) -> list[float]:
-    """The distribution that `draw` samples from, read off a fine grid of uniforms."""
-    count = 4000
-    uniforms = [(i + 0.5) / count for i in range(count)]
-    tally = Counter(sampler.draw(LOGITS.expand(count, -1), [params] * count, uniforms).tolist())
-    return [tally[token] / count for token in range(len(LOGITS))]
+    """The distribution that `draw` samples from, of many draws."""
+    tally = torch.bincount(drawn(LOGITS, params, DRAWS), minlength=len(LOGITS))
+    return (tally / DRAWS).tolist()
+
+
+def drawn(logits: torch.Tensor, params: SamplingParams, count: int) -> torch.Tensor:
+    """(count,) tokens of one row's logits, or of (count, vocab_size), each with a key of its own."""
+    zeros = np.zeros(count, dtype=np.uint64)
+    keys = words(zeros, zeros, np.arange(count, dtype=np.uint64))
+    return sampler.draw(logits.expand(count, -1), [params] * count, keys)
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -43,7 +49,57 @@ def softmax(values: list[float]) -> list[float]:
     ids=["plain", "cold", "top_k", "top_p", "tiny top_p", "all", "min_p", "min_p, cold", "min_p, then top_p"],
 )
 def test_draw_follows_the_distribution(params: SamplingParams, wanted: list[float]) -> None:
-    assert probabilities(params) == pytest.approx(wanted, abs=1e-3)
+    assert probabilities(params) == pytest.approx(wanted, abs=4 * math.sqrt(0.25 / DRAWS))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0.7, "top_k": 9},
+        {"temperature": 1.3, "top_p": 0.6},
+        {"temperature": 1.0, "min_p": 0.1},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.8},
+        {"temperature": 1.5, "min_p": 0.05, "top_k": 12},
+    ],
+    ids=str,
+)
+def test_draws_are_of_transformers_distribution(params: dict[str, float]) -> None:
+    """Its warpers, of 60 drawn logits: which tokens there are to draw, and how often each comes."""
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 2 * torch.randn(60, generator=torch.Generator().manual_seed(3))
+    warpers = {
+        "temperature": TemperatureLogitsWarper,
+        "min_p": MinPLogitsWarper,
+        "top_k": TopKLogitsWarper,
+        "top_p": TopPLogitsWarper,
+    }
+    scores = logits[None].clone()
+    for name, warper in warpers.items():
+        if name in params:
+            scores = warper(params[name])(torch.empty(1, 0, dtype=torch.int64), scores)
+    wanted = scores.softmax(-1)[0]
+    tally = torch.bincount(drawn(logits, SamplingParams(**params), DRAWS), minlength=60)  # type: ignore[arg-type]
+    assert ((tally > 0) == (wanted > 0)).all()
+    assert (tally / DRAWS).tolist() == pytest.approx(wanted.tolist(), abs=4 * math.sqrt(0.25 / DRAWS))
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 200}, {"top_p": 0.9}, {"min_p": 0.05}], ids=str)
+def test_the_last_bits_of_logits_move_few_draws(params: dict[str, float]) -> None:
+    """What another batch changes in them: of 500 draws over 2,000 tokens of much the same probability, one at most.
+
+    By the inverse of the distribution's sum it would be dozens, for all that is before a token moves its place.
+    """
+    logits = torch.randn(500, 2000, generator=torch.Generator().manual_seed(0))
+    moved = logits + 1e-5 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    how = SamplingParams(temperature=1, **params)  # type: ignore[arg-type]
+    before, after = drawn(logits, how, len(logits)), drawn(moved, how, len(logits))
+    assert int((before != after).sum()) <= 1
+    assert len(set(before.tolist())) > 200
+
+
+def test_a_temperature_that_is_hardly_one_is_greedy() -> None:
+    assert set(drawn(LOGITS, SamplingParams(temperature=1e-308), 50).tolist()) == {0}
 
 
 def test_prompts_have_streams_of_their_own() -> None:

@@ -90,6 +90,25 @@ def test_a_stop_string_ends_the_text_before_it_wherever_tokens_begin(engine: Eng
     assert (late.finish_reason, late.text) == ("length", whole)
 
 
+def test_a_stop_string_ends_no_text_that_is_too_short(engine: Engine) -> None:
+    """As in vLLM: what the first `min_tokens` tokens hold whole is text, and one that ends behind them is a stop."""
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
+    whole = one(engine, ignore_eos=True)
+    heads = [tokenizer.decode(whole.token_ids[:count], skip_special_tokens=True) for count in range(25)]
+    assert whole.text is not None
+    early, across = heads[3][-3:], heads[4][len(heads[3]) - 2 :]
+    assert whole.text.count(early) == whole.text.count(across) == 1
+    for least, ended in [(0, True), (2, True), (3, False), (4, False)]:
+        output = one(
+            engine, stop=(early, "a stop that is far longer than any other"), min_tokens=least, ignore_eos=True
+        )
+        assert (output.finish_reason == "stop") is ended, least
+    for least, ended in [(3, True), (4, False)]:
+        output = one(engine, stop=(across,), min_tokens=least, ignore_eos=True)
+        assert output.text == (whole.text[: whole.text.index(across)] if ended else whole.text)
+
+
 def test_a_stop_string_may_stay_in_the_text(engine: Engine) -> None:
     whole = one(engine).text
     assert whole is not None

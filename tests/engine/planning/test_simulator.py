@@ -54,8 +54,11 @@ def request_of(
     )
 
 
-def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0)), shard_seconds=shard_seconds)
+def plan_of(
+    requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9, row_sizes: list[int] | None = None
+) -> Plan:
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0))
+    return make_plan(requests, config, cost, shard_seconds=shard_seconds, row_sizes=row_sizes)
 
 
 def predicted_blocks(requests: list[Request], config: EngineConfig) -> int:
@@ -73,6 +76,7 @@ class Run:
     steps: Steps
     peak_blocks: int
     refused: int
+    evictions: int
 
 
 def scheduled(
@@ -80,9 +84,10 @@ def scheduled(
     config: EngineConfig,
     shard_seconds: float = 1e9,
     lengths: dict[str, int] | None = None,
+    row_sizes: list[int] | None = None,
 ) -> Run:
     """The scheduler's own steps; a text ends at its `max_tokens`, or at its length in `lengths` if that is less."""
-    plan = plan_of(requests, config, shard_seconds)
+    plan = plan_of(requests, config, shard_seconds, row_sizes)
     pool = BlockPool(num_kv_blocks(SHAPE, config, FLOAT32), config.block_size)
     scheduler = Scheduler(config, pool, SHAPE.max_model_len)
     added = [s for shard in plan.shards for s in scheduler.add(shard_work(plan, shard, requests))]
@@ -95,8 +100,8 @@ def scheduled(
         live = [scheduler.sequences[key] for key in output.reads.of_kind(ReadKind.SAMPLE).key.tolist()]
         scheduler.update(output, {s.key: Sampled(1, len(s.token_ids) + 1 >= length_of[s.key]) for s in live})
     scheduler.check_integrity()
-    assert scheduler.evictions == 0
-    return Run(steps, pool.peak_used, sum(s.finished and not s.admitted and not s.asked for s in added))
+    refused = sum(s.finished and not s.admitted and not s.asked for s in added)
+    return Run(steps, pool.peak_used, refused, scheduler.evictions)
 
 
 def test_drawn_trajectory() -> None:
@@ -207,6 +212,7 @@ def configs(draw: st.DrawFn) -> EngineConfig:
 @given(tables(), configs(), st.sampled_from([1e9, 100.0]))
 def test_equals_the_schedulers_steps(requests: list[Request], config: EngineConfig, shard_seconds: float) -> None:
     run = scheduled(requests, config, shard_seconds)
+    assert run.evictions == 0
     assume(not run.refused)
     trajectory = plan_of(requests, config, shard_seconds).trajectory
     assert steps_of(trajectory) == run.steps
@@ -218,5 +224,6 @@ def test_equals_the_schedulers_steps(requests: list[Request], config: EngineConf
 def test_early_ends_stay_in_the_pool(requests: list[Request], config: EngineConfig, data: st.DataObject) -> None:
     lengths = {request.request_id: data.draw(st.integers(1, 6)) for request in requests}
     run = scheduled(requests, config, lengths=lengths)
+    assert run.evictions == 0
     assert run.peak_blocks <= num_kv_blocks(SHAPE, config, FLOAT32)
     assert sum(step[1] for step in run.steps) <= plan_of(requests, config).trajectory.decode_tokens.sum()
