@@ -65,7 +65,8 @@ class PlanSummary:
     """What sharing saves and what the run will need, before anything runs.
 
     Tokens are prompt tokens. `computed_tokens` runs under the plan's policy; `ideal_tokens` is the
-    compact trie over all prompts, the least that any policy can reach.
+    compact trie over all prompts, the least that any policy can reach. Weights of `adapters`, `adapter_bytes` in all,
+    lie where KV does, and count in its peak as long as they are in.
     """
 
     requests: int
@@ -78,6 +79,8 @@ class PlanSummary:
     peak_kv_bytes: int
     kv_cache_memory: int
     expected_seconds: float
+    adapters: int = 0
+    adapter_bytes: int = 0
 
     @property
     def saved_fraction(self) -> float:
@@ -110,6 +113,9 @@ class PlanOutline:
             lines.append(f"  label tokens    {s.label_tokens:>14,}")
         if s.max_decode_tokens:
             lines.append(f"  decode tokens   {s.max_decode_tokens:>14,}   at most")
+        if s.adapters:
+            each = figure(s.adapter_bytes / s.adapters / 2**20)
+            lines.append(f"  adapters        {s.adapters:>14,}   {each} MiB of the KV's memory each while they are in")
         lines += [
             f"  KV peak         {peak:>10} MiB   of {s.kv_cache_memory / 2**20:,.0f} MiB",
             f"  computing       {figure(s.expected_seconds):>12} s",

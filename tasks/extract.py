@@ -20,7 +20,8 @@ from tasks.step import as_task
 from tasks.storage.failpoint import failpoint
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
-from tasks.storage.stored_plan import ROWS, find_open_plan, load_plan
+from tasks.storage.run_adapters import are_unchanged
+from tasks.storage.stored_plan import REQUESTS, ROWS, find_open_plan, load_plan, plan_folder
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ def extract_rows(run: Run) -> Extracted:
 
 
 def _open_plan(run: Run, digest: str) -> str | None:
-    return find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed)
+    """One whose adapters are what they were."""
+    found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed)
+    return found if found and are_unchanged(plan_folder(run.folder, found) / REQUESTS) else None
 
 
 def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:

@@ -22,6 +22,7 @@ from tasks.step import as_task
 from tasks.storage.commit import open_private
 from tasks.storage.failpoint import failpoint
 from tasks.storage.run import Run
+from tasks.storage.run_adapters import adapter_sizes
 from tasks.storage.run_record import update_record
 from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
 from tasks.storage.stored_plan import StoredPlan as StoredPlan
@@ -101,7 +102,15 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
         rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
         sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
         requests = list(chain.from_iterable(rows))
-        plan = make_plan(requests, config, cost, shard_seconds=run.job.shard_seconds, row_sizes=sizes.tolist())
+        names = {request.adapter for request in requests if request.adapter is not None}
+        plan = make_plan(
+            requests,
+            config,
+            cost,
+            shard_seconds=run.job.shard_seconds,
+            row_sizes=sizes.tolist(),
+            adapters=adapter_sizes(names, run.shape, run.config, run.device),
+        )
         yield PlannedSection(plan, section, sizes)
 
 

@@ -76,6 +76,11 @@ def named_adapter(name: str) -> AdapterFiles:
     return found
 
 
+def fingerprint_in(name: str) -> str:
+    """The part of an `AdapterFiles.name` that stays when its folder moves."""
+    return name.rpartition("#")[2]
+
+
 def weight_names(target: AdapterTarget) -> tuple[str, str]:
     """A's and B's, in the file."""
     return f"{PREFIX}{target.path}.lora_A.weight", f"{PREFIX}{target.path}.lora_B.weight"

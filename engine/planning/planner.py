@@ -44,8 +44,7 @@ def make_plan(
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
-    ids = [request.request_id for request in requests]
-    assert len(set(ids)) == len(ids), (len(set(ids)), len(ids))
+    assert len({request.request_id for request in requests}) == len(requests), "ids differ"
     starts = row_starts(row_sizes, len(requests))
     firsts = [requests[r] for r in starts.tolist()]
     numbers = _adapter_numbers(firsts)
@@ -59,12 +58,11 @@ def make_plan(
     names = [_name(requests[r]) for r in forest.order]
     num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
     sizes = np.diff(np.append(starts, len(requests)))[rows.order]
-    row_ends = np.cumsum(sizes)
-    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
-    shards = _shards(names, work, seconds, [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()])
+    shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, shard_seconds))
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
-    trajectory = simulate(forest, work, config, num_blocks, _planned(adapters, requests, forest))
+    planned = _planned(adapters, requests, forest)
+    trajectory = simulate(forest, work, config, num_blocks, planned)
     summary = PlanSummary(
         requests=len(requests),
         groups=int(np.count_nonzero(num_requests > 1)),
@@ -76,6 +74,8 @@ def make_plan(
         peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
+        adapters=len(planned.blocks),
+        adapter_bytes=block_bytes * sum(planned.blocks.values()),
     )
     return Plan(
         layout_id=_layout_id(names, forest, shards),
@@ -86,6 +86,13 @@ def make_plan(
         summary=summary,
         trajectory=trajectory,
     )
+
+
+def _shard_ends(rows: Forest, sizes: Ints, seconds: NDArray[np.float64], shard_seconds: float) -> list[int]:
+    """Requests before each shard, and behind the last; a row has `sizes` of them, in execution order."""
+    row_ends = np.cumsum(sizes)
+    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
+    return [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()]
 
 
 def _others(requests: Sequence[Request], forest: Forest) -> list[Request]:

@@ -78,7 +78,7 @@ class Scheduler:
         """
         layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
         planned = {node.node_id: node for node in work.nodes}
-        adapters = {request.adapter for request in work.requests if request.adapter is not None}
+        adapters = [request.adapter for request in work.requests if request.adapter is not None]
         self._adapters.know({adapter: adapter_blocks.get(adapter, 0) for adapter in adapters})
         added = []
         for place, (request, node_id) in enumerate(zip(work.requests, work.node_of, strict=True)):

@@ -184,8 +184,15 @@ class Model(Part):
         default="auto",
         description="auto: as the model computes; fp8: keys and values in 8-bit floats, on a GPU with FP8 units.",
     )
+    adapters: dict[Name, FilePath] = Field(
+        default={}, description="LoRA adapters that rows may name: a mapping from a name to a folder that PEFT saved."
+    )
+    adapter: FilePath | None = Field(
+        default=None, description="The adapter of all rows: a name of `adapters`, or a folder."
+    )
     adapter_column: Name | None = Field(
-        default=None, description="A column that names the adapter of each row; NULL or empty: the model's own weights."
+        default=None,
+        description="A column with each row's adapter, a name or a folder; NULL or empty: `adapter`, or none.",
     )
 
 

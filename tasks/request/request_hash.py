@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from engine.model.adapter_files import fingerprint_in
 from tasks.request.ask import Ask
 from tasks.request.task_type import RowRequest, TaskType
 from tasks.request.task_types import task_type_of
@@ -35,7 +36,7 @@ class RequestHasher:
         row = [custom_id.encode()] if task_type.is_drawn_afresh(ask) else []
         layout: list[int | str] = [request.max_tokens, len(request.labels), *map(len, pieces)]
         if request.adapter is not None:
-            layout.append(request.adapter)
+            layout.append(fingerprint_in(request.adapter))  # wherever its folder lies
         digest.update(repr(layout).encode())
         for piece in pieces + row:
             digest.update(piece)

@@ -11,7 +11,7 @@ from engine.grammar.grammar import GrammarError
 from engine.grammar.vocabulary import Vocabulary
 from engine.model.model_shape import max_model_len
 from engine.request import Request
-from tasks.request.adapters import read_adapters
+from tasks.request.adapters import AdapterReader
 from tasks.request.ask import Ask, parse_ask
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder
@@ -51,7 +51,7 @@ class RequestBuilder:
         self._vocab_size = run.shape.vocab_size
         self._most_tokens = run.max_tokens, max_model_len(run.shape, run.config)
         self._prompt = run.job.prompt
-        self._adapter_column = run.job.model.adapter_column
+        self._adapters = AdapterReader(run)
         self._encoder = Encoder(tokenizer, run.max_tokens, truncate=run.job.prompt.truncate_prompt_tokens)
         self._renderer = PromptRenderer(
             run.job.prompt, columns, tokenizer, self._encoder.special_tokens, run.chat_template
@@ -65,7 +65,7 @@ class RequestBuilder:
 
     def build(self, batch: SourceBatch, custom_ids: Sequence[str]) -> list[NewRequest | RowError]:
         asks = self._asks.read(batch)
-        adapters = read_adapters(batch, self._adapter_column)
+        adapters = self._adapters.read(batch)
         rendered = self._renderer.render(batch)
         self.quoting_rows += sum(isinstance(one, PromptText) and has_marks(one.text) for one in rendered)
         prompts = [

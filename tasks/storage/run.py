@@ -3,9 +3,9 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +14,7 @@ from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
+from engine.model.adapter_files import AdapterFiles
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_model_len, max_request_tokens
 from tasks.job.job import ScoringJob
@@ -22,6 +23,7 @@ from tasks.storage.commit import disk_errors
 from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests, verify_manifests
 from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_adapters import job_adapters
 from tasks.storage.run_record import (
     COMPLETED,
     FAILED,
@@ -44,7 +46,7 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Run:
     """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `chat_template` the
-    text of the job's own.
+    text of the job's own, `adapters` those that the job names.
     """
 
     folder: OutputFolder
@@ -57,6 +59,7 @@ class Run:
     device: Device
     config: EngineConfig
     chat_template: str | None = None
+    adapters: Mapping[str, AdapterFiles] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -89,7 +92,7 @@ def make_run(
 ) -> Run:
     """`not_here` names a GPU to plan for, in place of a device of this machine.
 
-    Raises UserError for a model or a device that is not there, or for more memory than it has.
+    Raises UserError for a model, an adapter or a device that is not there, or for more memory than it has.
     """
     model = resolve_model(job.model.path)
     chat_template = read_chat_template(job.prompt, job.source.folder)
@@ -112,7 +115,7 @@ def make_run(
         raise UserError(f"task.{too_many}")
     if (no_grammar := job.sampling.bad_grammar()) is not None:
         raise UserError(f"sampling.{no_grammar}")
-    return run
+    return replace(run, adapters=job_adapters(job, model, shape, config, device))
 
 
 Clock = Callable[[], datetime]

@@ -1,13 +1,16 @@
 """A stored plan's shards as an engine gets them: with each request's adapter and what its row asks."""
 
 import json
+from pathlib import Path
 
+from engine.model.adapter_files import read_adapter
 from engine.plan import ShardWork
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.plan import StoredPlan, make_run_plan
 from tasks.shard_work import read_shard, to_work
 from tasks.storage.run import Run, open_run
+from tests.engine.drawn_adapters import llama_linears, write_adapter
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 
@@ -23,18 +26,23 @@ def works_of(run: Run, planned: StoredPlan) -> list[ShardWork]:
     ]
 
 
-def test_a_stored_plan_keeps_adapters(job_of: JobMaker) -> None:
+def test_a_stored_plan_keeps_adapters(job_of: JobMaker, tmp_path: Path) -> None:
     rows = [{"text": text, "weights": adapter} for text, adapter in zip(TEXTS, ADAPTERS, strict=True)]
+    linears = llama_linears(64, 64, 32, 128, 2)
+    folders = {name: write_adapter(tmp_path / name, linears, seed) for seed, name in enumerate("xy")}
+    names = {name: read_adapter(folder).name for name, folder in folders.items()}
+    keys = {"adapters": {name: str(folder) for name, folder in folders.items()}, "adapter_column": "weights"}
     job = job_of(rows, shard_seconds=1e-4)
-    job = job_of(rows, shard_seconds=1e-4, model=job.model.model_dump() | {"adapter_column": "weights"})
+    job = job_of(rows, shard_seconds=1e-4, model=job.model.model_dump() | keys)
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
         works = works_of(run, planned)
     assert len(works) > 2
     requests = [request for work in works for request in work.requests]
     adapter_of = {bytes(request.prompt_token_ids.tolist()).decode(): request.adapter for request in requests}
-    assert adapter_of == {text: adapter or None for text, adapter in zip(TEXTS, ADAPTERS, strict=True)}
-    assert [request.adapter for request in requests] == [None] * 4 + ["x"] * 4 + ["y"] * 4
+    assert adapter_of == {text: names.get(adapter) for text, adapter in zip(TEXTS, ADAPTERS, strict=True)}
+    ran = [request.adapter for request in requests]
+    assert ran == [ran[place // 4 * 4] for place in range(12)], "one behind the other"
     for work in works:
         nodes = {node.node_id: node for node in work.nodes}
         for request, node_id in zip(work.requests, work.node_of, strict=True):
