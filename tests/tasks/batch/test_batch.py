@@ -1,5 +1,6 @@
 """A batch file through all steps: every line comes out once, as OpenAI's own types read it."""
 
+import base64
 import gzip
 import json
 import tracemalloc
@@ -7,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from openai.types import Completion
+from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.batch_error import BatchError
 from openai.types.chat import ChatCompletion
 
@@ -18,6 +20,7 @@ from tasks.batch.endpoint import TokenTexts
 from tasks.batch.export import Exported, to_lines
 from tests.tasks.batch.batch_steps import (
     COMPLETIONS,
+    EMBEDDINGS,
     RERANK,
     SCORE,
     batch_of,
@@ -124,6 +127,58 @@ def test_an_echo_has_the_prompts_log_probabilities(tmp_path: Path, tiny_model: P
         assert more["logprobs"][name][len(wanted) + 1 :] == plain["logprobs"][name]
     assert plain["logprobs"]["text_offset"] == [0, len(plain["logprobs"]["tokens"][0])]
     assert more["logprobs"]["text_offset"][len(wanted) + 1] == len(text)
+
+
+def test_structures_and_wanted_calls(tmp_path: Path, tiny_model: Path) -> None:
+    """A random model, so that what is right was forced."""
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    named = {"type": "function", "function": {"name": "f"}}
+    response_format = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    lines = [
+        request("schema", response_format=response_format, max_tokens=32),
+        request("named", tools=tools, tool_choice=named, max_tokens=32),
+        request("required", tools=tools, tool_choice="required", max_tokens=64),
+        request("choice", COMPLETIONS, prompt="a", structured_outputs={"choice": ["yes", "no"]}, max_tokens=9),
+        request("none", response_format={"type": "json_schema", "json_schema": {"schema": {"type": "gone"}}}),
+    ]
+    batch = batch_of(tmp_path, lines, tiny_model)
+    assert run_batch(batch) == Exported(4, 1)
+    found = {name: line["response"]["body"] for name, line in by_id(batch.out).items()}
+    content = parse_chat(found["schema"]).choices[0].message.content
+    assert json.loads(content or "") in ({"a": 1}, {"a": 2})
+    for name in ("named", "required"):
+        [choice] = parse_chat(found[name]).choices
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        [call] = choice.message.tool_calls or []
+        assert call.type == "function"
+        assert call.function.name == "f"
+        assert json.loads(call.function.arguments) in ({"a": 1}, {"a": 2})
+    assert found["choice"]["choices"][0]["text"] in ("yes", "no")
+    [error] = lines_of(batch.errors)
+    assert (error["custom_id"], error["error"]["line"]) == ("none", 5)
+
+
+def test_embeddings(tmp_path: Path, tiny_model: Path) -> None:
+    lines = [
+        request("floats", EMBEDDINGS, input=["a text", "another"]),
+        request("bytes", EMBEDDINGS, input="a text", encoding_format="base64"),
+        request("short", EMBEDDINGS, input="a text", dimensions=8),
+        request("long", EMBEDDINGS, input="a text", dimensions=4096),
+    ]
+    batch = batch_of(tmp_path, lines, tiny_model)
+    assert run_batch(batch) == Exported(3, 1)
+    bodies = {name: line["response"]["body"] for name, line in by_id(batch.out).items()}
+    found = {name: CreateEmbeddingResponse.model_validate(bodies[name], strict=True) for name in ("floats", "short")}
+    vectors = [np.array(one.embedding, np.float32) for one in found["floats"].data]
+    assert [len(vector) for vector in vectors] == [64, 64]
+    packed = base64.b64decode(bodies["bytes"]["data"][0]["embedding"])
+    assert np.array_equal(np.frombuffer(packed, "<f4"), vectors[0])
+    short = np.array(found["short"].data[0].embedding)
+    assert np.allclose(short, vectors[0][:8] / np.linalg.norm(vectors[0][:8]), atol=1e-6)
+    assert found["floats"].usage.prompt_tokens == found["floats"].usage.total_tokens
+    [error] = lines_of(batch.errors)
+    assert (error["custom_id"], error["error"]["param"]) == ("long", "dimensions")
 
 
 def test_scores_and_ranks(tmp_path: Path, tiny_model: Path) -> None:
