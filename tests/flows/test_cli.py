@@ -88,6 +88,9 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
     [
         (["score", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["batch", "nowhere.jsonl", "-o", "out.jsonl"], "nowhere.jsonl: no such file"),
+        (["batch", "pyproject.toml", "-o", "no/where.jsonl"], "--output: no folder no"),
+        (["batch", "pyproject.toml", "-o", "out.jsonl", "--model", "no/where"], "model.path: no folder no/where"),
         (["score", "job.yaml", "--set", "model"], "KEY=VALUE"),
         (["sql", "select 1", "--output", "nowhere"], "nowhere"),
         (["sql"], "give one SELECT, or --attach"),
