@@ -1,7 +1,8 @@
 """Makes the example's tables out of what every installation holds: the descriptions of its own packages.
 
 `questions.parquet` has several questions about each package, and what the package's classifiers answer;
-`packages.parquet` has one row a package. Both come from the metadata of the installed distributions.
+`packages.parquet` has one row a package, `searches.parquet` a row for what is looked for among them. All come from
+the metadata of the installed distributions.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.markup import cut, plain_text
-from examples.questions import QUESTIONS
+from examples.questions import QUESTIONS, SEARCHES
 
 DATA = Path("examples/data")
 DESCRIPTION_CHARACTERS = 600
@@ -75,6 +76,13 @@ def package_rows(packages: list[Package]) -> Iterator[dict[str, object]]:
         yield {"package": package.name, "summary": package.summary, "description": package.description}
 
 
+def search_rows(packages: list[Package]) -> Iterator[dict[str, object]]:
+    """All packages beside what somebody looks for; `items` are what the model reads of each."""
+    for search in SEARCHES:
+        items = [f"{package.name}: {package.summary}" for package in packages]
+        yield {"search": search, "packages": [package.name for package in packages], "items": items}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the example's tables.")
     parser.add_argument("--folder", type=Path, default=DATA)
@@ -84,9 +92,14 @@ def main() -> None:
 
 
 def write_tables(folder: Path, packages: list[Package]) -> None:
-    """`questions.parquet`, a row a question about a package, and `packages.parquet`, a row a package."""
+    """`questions.parquet`, a row a question about a package; `packages.parquet`, a row a package; the searches."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("questions", question_rows(packages)), ("packages", package_rows(packages))):
+    tables = {
+        "questions": question_rows(packages),
+        "packages": package_rows(packages),
+        "searches": search_rows(packages),
+    }
+    for name, rows in tables.items():
         table = pa.Table.from_pylist(list(rows))
         path = folder / f"{name}.parquet"
         pq.write_table(table, path)

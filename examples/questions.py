@@ -21,6 +21,7 @@ LICENSES = {
     "Apache": ("License :: OSI Approved :: Apache", "License :: Apache"),
     "BSD": ("License :: OSI Approved :: BSD", "License :: BSD"),
 }
+SEARCHES = ("testing", "numbers and tables", "the web", "the terminal", "writing documentation")
 PLACES = ("on the web", "on one machine")
 
 

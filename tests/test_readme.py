@@ -28,6 +28,11 @@ ELSEWHERE = {
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
+    "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/rolling.yaml": "tests/tasks/test_examples.py",
+    "trunkline score examples/perplexity.yaml": "tests/tasks/test_examples.py",
 }
 # Not run by a test, but what each is made of; CONTRIBUTING says so.
 IN_PART = {
@@ -46,6 +51,8 @@ WORKLOADS = (
 )
 BATCH = "trunkline batch examples/batch.jsonl --output out.jsonl --errors errors.jsonl"
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
+MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, logprob::text) as answer from results"'
+MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
 HERE = (
@@ -69,6 +76,10 @@ HERE = (
     "trunkline sql - < examples/accuracy.sql",
     "trunkline score examples/extract.yaml",
     "trunkline sql - --output runs/package-records < examples/records.sql",
+    "trunkline score examples/taglines.yaml",
+    'trunkline sql "select custom_id, unnest(outputs, recursive := true) from results" --output runs/package-taglines',
+    "trunkline score examples/mixed.yaml",
+    MIXED,
     BATCH,
     f"{BATCH} --retry-failed",
     "trunkline batch examples/batch.jsonl --output other.jsonl --model embedded --set engine.kv_cache_memory=1GiB",
@@ -155,6 +166,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_
         "trunkline score examples/embed.yaml",
         "make demo",
         "trunkline score examples/extract.yaml",
+        "trunkline score examples/taglines.yaml",
+        "trunkline score examples/mixed.yaml",
         BATCH,
         *WORKLOADS,
         TRACE,

@@ -40,7 +40,7 @@ class TrunklineLM(TextModel):
         self.args = args
         with in_their_words():
             model = resolve_model(args.path)
-            self._runs = PlannedRuns(model, args.engine_config())
+            self._runs = PlannedRuns(model, args.engine_config(), args.adapter())
             if args.max_model_len > self._runs.max_model_len:
                 raise UserError(f"max_length: {args.path} takes {self._runs.max_model_len:,} tokens at most")
             super().__init__(model, args)
@@ -57,10 +57,12 @@ class TrunklineLM(TextModel):
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness keeps beside its results."""
+        adapter = self._runs.adapter
         return {
             "model_dtype": self._runs.device.dtype,
             "model_quantization": self.args.quantization,
             "model_sha": self._runs.model.fingerprint,
+            **({} if adapter is None else {"peft_sha": adapter.fingerprint}),
         }
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

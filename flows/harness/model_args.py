@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from engine.config import Dtype, EngineConfig, KVCacheDtype, Quantization
 from engine.errors import UserError
 from engine.machine.device import cuda_devices
+from engine.model.adapter_config import AdapterError
+from engine.model.adapter_files import AdapterFiles, read_adapter
 from tasks.job.job import EngineLimits
 from tasks.job.job_part import FilePath
 
@@ -56,6 +58,7 @@ class ModelArgs(EngineLimits):
     device: Annotated[str, BeforeValidator(_device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
+    peft: FilePath | None = Field(default=None, description="The folder of a LoRA adapter, as PEFT saves it.")
     max_gen_toks: int = Field(default=256, ge=1, description="Tokens of a text, at most, where a task does not say.")
     add_bos_token: bool | None = Field(
         default=None, description="Whether a text begins with the tokenizer's BOS; as the tokenizer has it if not said."
@@ -79,6 +82,13 @@ class ModelArgs(EngineLimits):
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(**self.model_dump(include={field.name for field in fields(EngineConfig)}))
+
+    def adapter(self) -> AdapterFiles | None:
+        """Raises UserError where the folder holds none that is served."""
+        try:
+            return None if self.peft is None else read_adapter(self.peft)
+        except AdapterError as problem:
+            raise UserError(f"peft: {self.peft} {problem}") from None
 
     @property
     def template_args(self) -> dict[str, Any]:

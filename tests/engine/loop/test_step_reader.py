@@ -81,9 +81,9 @@ def test_sums_of_hidden_states_take_what_is_planned(
     """A sum for each of 900 leaves, in one step."""
     launch, peaks = engine._reader.launch, []
 
-    def profiled(step: Any, forward: Any) -> Any:
+    def profiled(step: Any, forward: Any, masks: Any) -> Any:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            values = launch(step, forward)
+            values = launch(step, forward, masks)
         peaks.append(peak_bytes(profiler) + forward.hidden.nbytes)
         return values
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 
 from engine.errors import UserError
 from flows.harness.model import TrunklineLM
+from tests.engine.tiny_adapters import save_adapter
 from tests.flows.harness.conftest import TOLERANCE, WINDOW, instances, prefixes
 
 UNTIL = {"until": ["\n\n", "Q:"], "max_gen_toks": 24}
@@ -153,6 +155,24 @@ def test_what_cannot_be_asked_is_said_by_name(ours: TrunklineLM, kind: str, aske
     with pytest.raises(UserError) as refused:
         getattr(ours, kind)(instances(kind, [asked]), True)
     assert str(refused.value).startswith(said)
+
+
+def test_an_adapter(ours: TrunklineLM, tmp_path: Path) -> None:
+    """Beside PEFT's own, in the harness's own model."""
+    folder = save_adapter(Path(ours.args.path), tmp_path / "adapter", 0)
+    theirs = HFLM(ours.args.path, dtype="float32", device="cpu", max_length=WINDOW, peft=str(folder))
+    adapted = TrunklineLM(ours.args.path, max_length=WINDOW, kv_cache_memory="64MiB", peft=str(folder))
+    asked = instances("loglikelihood", awkward(ours)[:12])
+    scores = adapted.loglikelihood(asked, True)
+    assert_scores(scores, theirs.loglikelihood(asked, True))
+    assert abs(scores[0][0] - ours.loglikelihood(asked[:1], True)[0][0]) > 100 * TOLERANCE
+    texts = instances("generate_until", [("hello", UNTIL)])
+    assert adapted.generate_until(texts, True) == theirs.generate_until(texts, True)
+
+
+def test_an_adapter_that_is_not_there_is_said_as_an_argument(ours: TrunklineLM) -> None:
+    with pytest.raises(UserError, match=r"^model_args: peft: nowhere is no folder$"):
+        TrunklineLM(ours.args.path, peft="nowhere")
 
 
 def test_a_length_that_the_model_has_not_is_refused(ours: TrunklineLM) -> None:

@@ -1,5 +1,7 @@
 """What `--model_args` may say, and what is refused by name."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,10 @@ import torch
 from engine.config import EngineConfig
 from engine.errors import UserError
 from flows.harness import model_args
-from flows.harness.model_args import in_their_words, read_model_args
+from flows.harness.model_args import ModelArgs, in_their_words, read_model_args
+from tasks.job.job import EngineLimits
+
+PAGE = Path(__file__).parents[3] / "docs" / "lm-eval.md"
 
 
 def test_the_harness_names_and_a_jobs() -> None:
@@ -81,6 +86,15 @@ def test_each_fault_has_a_line() -> None:
         "max_gen_toks",
         "paralelize",
     ]
+
+
+def test_the_page_has_every_argument() -> None:
+    """Those of a job's `engine` group are that page's."""
+    own = {
+        field.alias or name for name, field in ModelArgs.model_fields.items() if name not in EngineLimits.model_fields
+    }
+    rows = re.findall(r"^\| (`.*?) \|", PAGE.read_text(), re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == own | {"max_length", "device"}
 
 
 def test_a_jobs_keys_are_said_as_arguments() -> None:
