@@ -41,8 +41,6 @@ class TrunklineLM(TextModel):
         with in_their_words():
             model = resolve_model(args.path)
             self._runs = PlannedRuns(model, args.engine_config(), args.adapter())
-            if args.max_model_len > self._runs.max_model_len:
-                raise UserError(f"max_length: {args.path} takes {self._runs.max_model_len:,} tokens at most")
             super().__init__(model, args)
         if args.batch_size not in (None, 1, "1", "auto"):
             log.info("batch_size %s is not needed: steps are packed by tokens and memory", args.batch_size)

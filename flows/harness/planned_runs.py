@@ -36,6 +36,8 @@ class PlannedRuns:
         """All requests run with `adapter`. Raises UserError for a model or a device that cannot be served."""
         self.model = model
         self.shape = load_shape(model)
+        if config.max_model_len > self.shape.max_model_len:
+            raise UserError(f"max_length: {model.name} takes {self.shape.max_model_len:,} tokens at most")
         self.device = resolve_device(config)
         self.max_model_len = max_model_len(self.shape, config)
         self.adapter = adapter

@@ -8,7 +8,10 @@ from tasks.sections import SECTION_ROWS, SECTION_TOKENS
 
 
 class Section(Protocol):
-    """Grows by `add`, whose first argument is the number of what is asked, in the call's order."""
+    """`num_tokens` are those of its prompts, of which `num_cut` lost their beginning.
+
+    What is asked has a number, in the call's order; one request may stand for several.
+    """
 
     num_tokens: int
     num_cut: int
@@ -28,7 +31,10 @@ SectionType = TypeVar("SectionType", bound=Section)
 def sections(
     items: Iterable[Any], begin: Callable[[], SectionType], add: Callable[[SectionType, int, Any], None]
 ) -> Iterator[SectionType]:
-    """`items` in order, as many to a section as it holds; none where there are none."""
+    """`items` in order, as many to a section as it holds: `add` puts one, with its number, into the section.
+
+    There is no section where there are no items.
+    """
     section = begin()
     for number, item in enumerate(items):
         add(section, number, item)

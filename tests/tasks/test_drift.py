@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
-from engine.request import LabelScore, RequestOutput, TokenLogprobs
+from engine.request import LabelScore, PromptLogprobs, RequestOutput, TokenLogprobs
 from flows.show_drift import drift_facts
 from tasks.drift import compare, measure_drift
 from tasks.job.job_file import parse_job
@@ -49,6 +50,33 @@ def test_tokens_are_compared_up_to_the_first_difference() -> None:
     drift = compare(dict.fromkeys("ab", GENERATE), "float32", "bfloat16", before, after)
     assert drift.same == {"rows with the same tokens": 0.5, "tokens before a difference": 0.75}
     assert (drift.moved[LOGPROB].mean, drift.moved[LOGPROB].most) == pytest.approx((0.25 / 3, 0.25))
+
+
+def read(name: str, *logprobs: float, last: float | None = None) -> RequestOutput:
+    """Tokens of a prompt, greedy where they are likely, and of a window the last one as a label."""
+    found = np.array(logprobs, np.float32)
+    none = np.empty((len(found), 0))
+    tokens = np.arange(len(found), dtype=np.int32)
+    prompt = PromptLogprobs(1, tokens, found, found > -1, none.astype(np.int32), none.astype(np.float32))
+    scores = () if last is None else (LabelScore(last, False),)
+    return RequestOutput(name, "scored", 3, label_scores=scores, prompt_logprobs=prompt)
+
+
+def test_prompts_are_compared_token_by_token() -> None:
+    before, after = [read("a", -0.5, -2.0), read("b", -0.5)], [read("a", -0.25, -2.0), read("b", -1.5)]
+    moved = TASK_TYPES["perplexity"].compare(list(zip(before, after, strict=True)))
+    assert moved.differences.tolist() == [0.25, 0.0, 1.0]
+    assert moved.same == {"tokens greedy in both or in neither": pytest.approx(2 / 3)}
+    pair = read("a", -0.5, last=-3.0), read("a", -0.25, last=-2.0)
+    assert TASK_TYPES["loglikelihood_rolling"].compare([pair]).differences.tolist() == [0.25, 1.0]
+
+
+@pytest.mark.parametrize("name", ["classify", "score"])
+def test_variants_are_compared_one_by_one(name: str) -> None:
+    pairs = [(labelled("a", -1.0, -2.0, -3.0), labelled("a", -1.0, -0.5, -3.0)), (labelled("b", -1), labelled("b", -2))]
+    moved = TASK_TYPES[name].compare(pairs)
+    assert moved.differences.tolist() == [0.0, 1.5, 0.0, 1.0]
+    assert moved.same == {"same likeliest variant": 0.5}
 
 
 def test_nothing_in_both_precisions_is_an_error() -> None:
