@@ -14,7 +14,7 @@ _EXPERTS = re.compile(r"(^|\.)experts\.")
 
 def hold_to_base(adapter: AdapterFiles, model: ModelFiles) -> None:
     """Raises AdapterError for an adapter that was made for another model, or adapts what no adapter may here."""
-    linears, head = _linears(model)
+    linears, head = linear_sizes(model)
     for target in adapter.targets:
         if target.path == head:
             raise AdapterError(f"adapts the head ({head}), which is not served")
@@ -29,7 +29,7 @@ def hold_to_base(adapter: AdapterFiles, model: ModelFiles) -> None:
 
 
 @lru_cache(maxsize=4)
-def _linears(model: ModelFiles) -> tuple[dict[str, tuple[int, int]], str | None]:
+def linear_sizes(model: ModelFiles) -> tuple[dict[str, tuple[int, int]], str | None]:
     """(inputs, outputs) by path, and the head's path; the model is made without memory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -47,6 +47,8 @@ from kernels.gpu.layer.e4m3 import e4m3_rows_kernel
 from kernels.gpu.layer.gate import BLOCK as GATE_BLOCK
 from kernels.gpu.layer.gate import gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
+from kernels.gpu.matmul.adapters import COLUMNS, INPUTS, expand_kernel, shrink_kernel
+from kernels.gpu.matmul.adapters import ROWS as ADAPTER_ROWS
 from kernels.gpu.matmul.quantized_matmul import (
     QUANTIZED_ROWS,
     STAGES,
@@ -58,6 +60,7 @@ from kernels.gpu.matmul.quantized_matmul import (
 )
 from kernels.gpu.tuning.attention_config import ATTENTION, AttentionConfig, attention_candidates
 from kernels.gpu.tuning.device_limits import LIMITS
+from kernels.paged_adapters import SITE_WORDS
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -212,6 +215,7 @@ def others(arch: str) -> Others:
     yield from _beside_attention(arch)
     yield from _rows_of_a_layer(arch)
     yield from _quantized(arch)
+    yield from _adapters(arch)
 
 
 def _beside_attention(arch: str) -> Others:
@@ -251,6 +255,15 @@ def _quantized(arch: str) -> Others:
         yield f"W8A8, {rows} rows", warps, compile_for(arch, w8a8_kernel, w8a8, warps, STAGES)
     rounding = (BF16, F32, I8, F32, COUNT, MULTIPLE, MULTIPLE, QUANTIZED_ROWS, 128, True)
     yield "8-bit activations", 4, compile_for(arch, quantize_kernel, rounding, 4, 1)
+
+
+def _adapters(arch: str) -> Others:
+    """Of rank 16, in pages of 2,048 numbers."""
+    shrink = (BF16, F32, I64, COUNT, MULTIPLE, MULTIPLE, MULTIPLE, SITE_WORDS, ADAPTER_ROWS, INPUTS, 16)
+    yield "adapters' shrink", 4, compile_for(arch, shrink_kernel, shrink, 4, 3)
+    sizes = (COUNT, COUNT, COUNT, COUNT, MULTIPLE, MULTIPLE, MULTIPLE)
+    expand = (F32, BF16, I64, *sizes, SITE_WORDS, ADAPTER_ROWS, 16, COLUMNS)
+    yield "adapters' expand", 4, compile_for(arch, expand_kernel, expand, 4, 3)
 
 
 def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:

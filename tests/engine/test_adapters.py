@@ -1,6 +1,7 @@
 """Rows of many adapters in one batch answer as PEFT's models do, each alone."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels.kv_format import FLOAT32
+from tests.engine.drawn_adapters import llama_linears, write_adapter
 from tests.engine.families import SERVED, save_tiny
 from tests.engine.tiny_adapters import ALL, PeftOracle, save_adapter
 
@@ -86,3 +88,78 @@ def test_answers_as_peft_merged(name: str, tmp_path: Path) -> None:
     oracles = PeftOracle(tmp_path / "base", folders).oracles
     for request in requests:
         oracles[request.adapter].assert_same(request, outputs[request.request_id])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    save_tiny("llama", FAMILIES["Llama"].config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Six adapters of the base's layers."""
+    linears = llama_linears(64, 64, 32, 96, 2)
+    place = tmp_path_factory.mktemp("adapters")
+    return [str(write_adapter(place / str(n), linears, n, rank=4 + 5 * n)) for n in range(6)]
+
+
+def assert_nearly_equal(a: dict[str, RequestOutput], b: dict[str, RequestOutput], tolerance: float = 1e-4) -> None:
+    assert a.keys() == b.keys()
+    for name, one in a.items():
+        if one.label_scores is None or b[name].label_scores is None:
+            assert one.token_ids == b[name].token_ids
+            continue
+        for x, y in zip(one.label_scores, b[name].label_scores or (), strict=True):
+            assert abs(x.logprob - y.logprob) < tolerance
+
+
+def test_answers_do_not_depend_on_order_or_on_who_is_beside(base: Path, folders: list[str]) -> None:
+    """And a row without an adapter answers as where there is none."""
+    requests = drawn([None, *folders], rows=28)
+    engine = engine_of(base, max_num_batched_tokens=64)
+    together = run(engine, requests)
+    shuffled = random.Random(1).sample(requests, len(requests))
+    assert_nearly_equal(together, run(engine, shuffled))
+    for adapter in (None, folders[3]):
+        alone = [request for request in requests if request.adapter == adapter]
+        assert_nearly_equal({r.request_id: together[r.request_id] for r in alone}, run(engine, alone))
+    engine.close()
+
+
+def test_a_tiny_pool_evicts_and_answers_the_same(base: Path, folders: list[str]) -> None:
+    """Room for two adapters of six; the peak is the plan's."""
+    requests = drawn([None, *folders], rows=28)
+    roomy = engine_of(base, kv_tokens=8000, max_num_batched_tokens=64)
+    wanted = run(roomy, requests)
+    most = max(size.blocks for size in roomy.runner.adapters.sizes(folders).values())
+    roomy.close()
+    engine = engine_of(base, kv_tokens=16 * (2 * most + 12), max_num_batched_tokens=64)
+    plan = plan_requests(engine, requests)
+    outputs = {output.request_id: output for output in run_plan(engine, plan, requests)}
+    engine.scheduler.check_integrity()
+    assert_nearly_equal(wanted, outputs)
+    assert plan.summary.adapters == 6
+    assert engine.counters().peak_kv_bytes == plan.summary.peak_kv_bytes <= plan.summary.kv_cache_memory
+    assert plan.summary.adapter_bytes > plan.summary.kv_cache_memory
+    engine.close()
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), [("float32", "int8"), ("bfloat16", "none"), ("bfloat16", "int8")])
+def test_adapters_over_fewer_bits(dtype: Any, quantization: Any, base: Path, folders: list[str]) -> None:
+    """What an adapter adds is made of rows with all their bits: it moves answers as far as in float32."""
+    asked = [replace(request, labels=request.labels or (request.prompt_token_ids[:2],)) for request in drawn(
+        [None, *folders[:2]], rows=12)]  # fmt: skip
+    whole = engine_of(base)
+    wanted = run(whole, asked)
+    whole.close()
+    files = resolve_model(str(base))
+    config = EngineConfig(device="cpu", dtype=dtype, quantization=quantization, kv_cache_memory=2**23)
+    engine = build_engine(files, config, detokenize=False)
+    assert_nearly_equal(wanted, run(engine, asked), tolerance=0.4)
+    plain = run(engine, [replace(request, adapter=None) for request in asked])
+    engine.close()
+    moved = [r.request_id for r in asked if r.adapter is not None]
+    differences = [abs(plain[name].label_scores[0].logprob - wanted[name].label_scores[0].logprob) for name in moved]  # type: ignore[index]
+    assert max(differences) > 1.5
