@@ -12,7 +12,14 @@ SELECT
     NULL::INTEGER AS cached_tokens,
     NULL::DOUBLE AS cumulative_logprob,
     NULL::VARCHAR AS logprobs,
-    NULL::STRUCT("index" INTEGER, "text" VARCHAR, finish_reason VARCHAR, cumulative_logprob DOUBLE)[] AS outputs,
+    NULL::STRUCT(
+        "index" INTEGER,
+        "text" VARCHAR,
+        reasoning VARCHAR,
+        finish_reason VARCHAR,
+        cumulative_logprob DOUBLE,
+        logprobs VARCHAR
+    )[] AS outputs,
     NULL::VARCHAR AS prompt_logprobs,
     NULL::VARCHAR AS label,
     NULL::VARCHAR AS label_norm,

@@ -18,7 +18,7 @@ from tasks.batch.endpoint import (
 from tasks.batch.parameters import PROMPT, SAMPLING, check_names, flag, prompt_of, required, sampling_of, whole_number
 from tasks.batch.structure import STRUCTURE, structure_of
 from tasks.batch.token_logprobs import chat_logprobs
-from tasks.batch.tools import call_schema, read_calls, tool_choice_of
+from tasks.batch.tools import call_schema, read_calls, tool_choice_of, tool_names
 
 _OWN = ("model", "max_completion_tokens", "logprobs", "top_logprobs", "tool_choice", "parallel_tool_calls")
 # Where a request says nothing, an answer may fill the context.
@@ -49,7 +49,8 @@ class ChatCompletions(Endpoint):
         if alternatives is not None:
             sampling["logprobs"] = alternatives
         prompt = prompt_of(body) | ({"tool_choice": "none"} if choice == "none" else {})
-        reply = {"tool_choice": choice, "one_call": not flag(body, "parallel_tool_calls", True)}
+        one_call = not flag(body, "parallel_tool_calls", True)
+        reply = {"tool_choice": choice, "tools": tool_names(body.get("tools")), "one_call": one_call}
         return Asked((RowAsk(prompt, {"type": "generate"}, sampling),), reply)
 
     def response(self, answered: Answered) -> Json:
@@ -85,7 +86,8 @@ def _choice(number: int, output: Json, reply: Mapping[str, Any], head: ResponseH
         message["reasoning_content"] = output["reasoning"]
     finish_reason = output["finish_reason"]
     if reply["tool_choice"] != "none":
-        content, calls = read_calls(output["text"], reply["tool_choice"], f"{head.id}-{number}")
+        call_id = f"{head.id}-{number}"
+        content, calls = read_calls(output["text"], reply["tool_choice"], reply["tools"], call_id)
         if calls:
             message |= {"content": content, "tool_calls": calls[:1] if reply["one_call"] else calls}
             finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason

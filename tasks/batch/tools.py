@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tasks.batch.endpoint import BadRequestError, Json
@@ -48,11 +48,22 @@ def call_schema(choice: str | Json, tools: object) -> Json | None:
     return {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": calls}}
 
 
-def read_calls(text: str, choice: str | Mapping[str, Any], call_id: str) -> tuple[str | None, list[Json]]:
-    """The text beside the calls, None where nothing is left, and the calls; what is no call stays text."""
+def tool_names(tools: object) -> list[str]:
+    return [str(function.get("name")) for function in _functions(tools)]
+
+
+def read_calls(
+    text: str, choice: str | Mapping[str, Any], names: Collection[str], call_id: str
+) -> tuple[str | None, list[Json]]:
+    """The text beside the calls, None where nothing is left, and the calls, of tools with these `names`.
+
+    What is no call stays text.
+    """
     if not isinstance(choice, str):
         return None, [_call(str(choice["name"]), text, f"{call_id}-0")]
     content, found = _find(text)
+    if any(name not in names for name, _ in found):
+        return text, []
     calls = [
         _call(name, arguments if isinstance(arguments, str) else json.dumps(arguments), f"{call_id}-{number}")
         for number, (name, arguments) in enumerate(found)

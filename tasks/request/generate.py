@@ -119,11 +119,14 @@ def seed_of(seed: int | None, number: int) -> int | None:
 
 
 def _completion(number: int, output: RequestOutput, ask: Ask) -> dict[str, Any]:
+    reasoning, text = split_reasoning(output.text, ask)
     return {
         "index": number,
-        "text": split_reasoning(output.text, ask)[1],
+        "text": text,
+        "reasoning": reasoning,
         "finish_reason": output.finish_reason,
         "cumulative_logprob": output.cumulative_logprob,
+        "logprobs": None if ask.sampling.logprobs is None else logprobs_json(output),
     }
 
 

@@ -11,7 +11,7 @@ from tasks.job.sampling import Sampling
 from tasks.job.task import Task
 from tasks.job.task_keys import TASK_KEYS
 from tasks.request.ask import Ask
-from tasks.source.cells import CellOrError
+from tasks.source.cells import CellOrError, is_utf8
 from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -88,6 +88,8 @@ def _overlaid(cell: CellOrError, job: T, overlay: Callable[[Keys], T], name: str
         return keys
     if not keys and job.column is None:
         return job
+    if not _is_clean(keys):
+        return RowError(error_type, f"the row's {name} is not valid UTF-8, or holds a NUL character")
     named = next((key for key in keys if key == "column" or key.endswith("_column")), None)
     if named is not None:
         return RowError(error_type, f"{name}.{named}: a row cannot name a column; name it in the job")
@@ -125,5 +127,12 @@ def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _is_clean(keys: Keys) -> bool:
+    """Whether its texts can be stored: JSON may write half of a surrogate pair."""
+    text = _key(dict(keys))
+    return is_utf8(text) and "\\u0000" not in text
+
+
 def _key(cell: CellOrError) -> str:
-    return cell if isinstance(cell, str) else json.dumps(cell)
+    """A text for each cell; a number of a query may be a decimal."""
+    return cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)

@@ -15,8 +15,10 @@ OUTPUTS = pa.list_(
         [
             ("index", pa.int32()),
             ("text", pa.string()),
+            ("reasoning", pa.string()),
             ("finish_reason", pa.string()),
             ("cumulative_logprob", pa.float64()),
+            ("logprobs", pa.string()),
         ]
     )
 )

@@ -19,6 +19,7 @@ from engine.model.tokenizer import load_tokenizer
 from flows import cli
 from flows.sql_format import Format, choose_format
 from tasks.job.job_file import parse_job
+from tasks.job.task_keys import TASK_KEYS
 
 HEAVY = ("torch", "transformers", "prefect", "duckdb", "pyarrow")
 
@@ -88,6 +89,9 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
     [
         (["score", "nowhere.yaml"], "nowhere.yaml"),
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
+        (["batch", "nowhere.jsonl", "-o", "out.jsonl"], "nowhere.jsonl: no such file"),
+        (["batch", "pyproject.toml", "-o", "no/where.jsonl"], "--output: no folder no"),
+        (["batch", "pyproject.toml", "-o", "out.jsonl", "--model", "no/where"], "model.path: no folder no/where"),
         (["score", "job.yaml", "--set", "model"], "KEY=VALUE"),
         (["sql", "select 1", "--output", "nowhere"], "nowhere"),
         (["sql"], "give one SELECT, or --attach"),
@@ -141,10 +145,12 @@ def test_every_fault_of_a_job_is_a_line(
     path = tmp_path / "broken.yaml"
     path.write_text(yaml.safe_dump(small_job))
     assert run(monkeypatch, "score", str(path)) == 2
+    *most, last = map(repr, sorted(TASK_KEYS))
+    types = f"{', '.join(most)} or {last}"
     assert capsys.readouterr().err.splitlines() == [
         f"trunkline: {path}: name: is required",
         f"trunkline: {path}: source.keeep: unknown key; did you mean keep?",
-        f"trunkline: {path}: task.type: should be 'choice', 'generate' or 'loglikelihood' (got 'guess')",
+        f"trunkline: {path}: task.type: should be {types} (got 'guess')",
     ]
 
 

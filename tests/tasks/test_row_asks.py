@@ -1,6 +1,7 @@
 """Tables whose rows ask differently: a task and sampling in columns, and what is wrong with them."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -86,6 +87,14 @@ def test_a_row_that_asks_what_the_job_would_has_its_answer_already(job_of: JobMa
         ('{"type": "generate", "labels": [" a", " b"]}', "task: labels belong to type: choice"),
         ('{"labels_column": "text"}', "task.labels_column: a row cannot name a column; name it in the job"),
         ('{"column": "text"}', "task.column: a row cannot name a column"),
+        (
+            r'{"type": "choice", "labels": ["\ud800", " b"]}',
+            "the row's task is not valid UTF-8, or holds a NUL character",
+        ),
+        (
+            r'{"type": "choice", "labels": ["\u0000", " b"]}',
+            "the row's task is not valid UTF-8, or holds a NUL character",
+        ),
         ('{"lables": 1}', "task.lables: unknown key; did you mean labels?"),
     ],
 )
@@ -147,6 +156,13 @@ def test_cells_may_be_objects(job_of: JobMaker, engine: FakeWorkers) -> None:
     run_steps(job)
     assert [row["task"] for row in table(job)] == ["choice", "generate"]
     assert [one.params.max_tokens for one in engine.works[0].requests if one.labels is None] == [2]
+
+
+def test_numbers_of_a_query_may_be_decimals(job_of: JobMaker, engine: FakeWorkers) -> None:
+    how = {"temperature": Decimal("0.5"), "max_tokens": Decimal(2), "seed": Decimal(1)}
+    run_steps(job_of([{"text": "a", "how": how}], task={"type": "generate"}, sampling={"column": "how"}))
+    [asked] = engine.works[0].requests
+    assert (asked.params.temperature, asked.params.max_tokens, asked.params.seed) == (0.5, 2, 1)
 
 
 def test_a_plan_counts_each_rows_own(job_of: JobMaker) -> None:

@@ -46,6 +46,7 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
             request("greedy", temperature=0),
             request("many", logprobs=True, top_logprobs=2, seed=5),
             request("tools", tools=TOOLS, temperature=0),
+            request("three", n=3, seed=1, logprobs=True, top_logprobs=1, max_tokens=2),
             request("text", COMPLETIONS, prompt="One two", max_tokens=3, temperature=0, logprobs=2),
             request("two", COMPLETIONS, prompt=["One two", [5, 6, 7]], max_tokens=3, temperature=0, echo=True),
             request(
@@ -58,7 +59,7 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
         ],
         tiny_model,
     )
-    assert run_batch(batch) == Exported(5, 5)
+    assert run_batch(batch) == Exported(6, 5)
     responses = by_id(batch.out)
     for name in ("greedy", "many", "tools"):
         line = responses[name]
@@ -74,6 +75,14 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
     assert logprobs is not None
     assert logprobs.content is not None
     assert [len(token.top_logprobs) for token in logprobs.content] == [2] * 4
+    three = parse_chat(responses["three"]["response"]["body"]).choices
+    assert [choice.index for choice in three] == [0, 1, 2]
+    assert len({choice.message.content for choice in three}) > 1
+    for choice in three:
+        assert choice.logprobs is not None
+        assert len(choice.logprobs.content or []) == 2
+        assert "".join(token.token for token in choice.logprobs.content or []) == choice.message.content
+    assert responses["three"]["response"]["body"]["usage"]["completion_tokens"] == 6
     text = Completion.model_validate(responses["text"]["response"]["body"], strict=True).choices[0]
     assert text.logprobs is not None
     assert "".join(text.logprobs.tokens or []) == text.text
@@ -84,11 +93,11 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
 
     errors = {line["error"]["line"]: line for line in lines_of(batch.errors)}
     wanted = {
-        6: ("image", "bad_messages", None),
-        7: ("warm", "invalid_value", "temperature"),
-        8: ("long", "context_length_exceeded", None),
-        9: (None, "invalid_json_line", None),
-        10: ("greedy", "duplicate_custom_id", "custom_id"),
+        7: ("image", "bad_messages", None),
+        8: ("warm", "invalid_value", "temperature"),
+        9: ("long", "context_length_exceeded", None),
+        10: (None, "invalid_json_line", None),
+        11: ("greedy", "duplicate_custom_id", "custom_id"),
     }
     for number, (custom_id, code, param) in wanted.items():
         line = errors[number]
