@@ -12,7 +12,7 @@ from tasks.request.ask import Ask
 from tasks.request.prompt_text import RenderedPrompt
 from tasks.request.rolling_windows import rolling_windows
 from tasks.request.task_type import Moved, RowReader, RowRequest, Shown, TaskType, nth_id, tokens_of
-from tasks.source.row_error import EMPTY_PROMPT, RowError
+from tasks.source.row_error import BAD_TASK, CONTEXT_OVERFLOW, EMPTY_PROMPT, RowError
 from tasks.source.source_rows import SourceBatch
 
 
@@ -29,16 +29,13 @@ class LoglikelihoodRolling(TaskType):
     def read(
         self, reader: RowReader, batch: SourceBatch, prompts: Sequence[RenderedPrompt], asks: Sequence[Ask]
     ) -> list[RowRequest | RowError]:
-        del batch, asks
-        prefix = reader.encoder.prefix_token_id
-        return [
-            ids
-            if isinstance(ids, RowError)
-            else _windowed(np.concatenate(([prefix], ids)).astype(np.int32), reader.max_model_len)
-            if prefix is not None
-            else RowError(EMPTY_PROMPT, "the model has neither a BOS nor an EOS token to score a text behind")
-            for ids in reader.encoder.encode_texts(prompts)
-        ]
+        del batch
+        context_len = asks[0].task.context_len
+        if context_len > reader.max_model_len:
+            said = f"task.context_len: {context_len} is more than the context that the model has"
+            return [RowError(BAD_TASK, said)] * len(prompts)
+        encoded = reader.encoder.encode_texts(prompts)
+        return [ids if isinstance(ids, RowError) else _windowed(ids, reader) for ids in encoded]
 
     def decisive(self, ask: Ask) -> object:
         return ask.task.context_len
@@ -46,7 +43,8 @@ class LoglikelihoodRolling(TaskType):
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         """A window reads its tokens but the last, which is looked up: that one may be one more than the context."""
         tokens = np.concatenate((asked.prompt_token_ids, *asked.labels))
-        windows = rolling_windows(tokens, len(asked.prompt_token_ids), ask.task.context_len)
+        window = len(asked.prompt_token_ids)
+        windows = rolling_windows(tokens, window, min(ask.task.context_len, window))
         return tuple(
             Request(
                 nth_id(request_id, place),
@@ -69,10 +67,19 @@ class LoglikelihoodRolling(TaskType):
         return Moved(np.concatenate([np.abs(before - after) for before, after in reads]), {})
 
 
-def _windowed(token_ids: TokenIds, window: int) -> RowRequest:
-    """`token_ids` begin with the prefix, which is read and not scored; windows read `window` tokens at most."""
-    read = min(window, len(token_ids) - 1)
-    return RowRequest(token_ids[:read], labels=(token_ids[read:],))
+def _windowed(token_ids: TokenIds, reader: RowReader) -> RowRequest | RowError:
+    """The text behind its prefix, which is read and not scored."""
+    prefix = reader.encoder.prefix_token_id
+    if prefix is None:
+        return RowError(EMPTY_PROMPT, "the model has neither a BOS nor an EOS token to score a text behind")
+    window = min(len(token_ids), reader.max_model_len)
+    if window > reader.max_tokens:
+        said = (
+            f"a window has {window} tokens, the KV cache holds {reader.max_tokens}; take a lower engine.max_model_len"
+        )
+        return RowError(CONTEXT_OVERFLOW, said)
+    tokens = np.concatenate(([prefix], token_ids)).astype(np.int32)
+    return RowRequest(tokens[:window], labels=(tokens[window:],))
 
 
 def _logprobs(output: RequestOutput) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from tests.tasks.steps import ask, make_job, run_steps
 
@@ -98,6 +99,23 @@ def test_rolling_is_hflms(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:
         tokens = hflm.tok_encode(text)
         assert row["logprob"] == pytest.approx(logprob, abs=TOLERANCE), text
         assert row["perplexity"] == pytest.approx(2.718281828459045 ** (-logprob / len(tokens)), rel=1e-4), text
+
+
+def test_windows_may_overlap(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """With more context than lm-eval's own requests have, by its windows, which HFLM scores; a text may be shorter."""
+    texts, context_len = random_texts(hflm, [2, WINDOW // 2, 3 * WINDOW]), WINDOW - 8
+    ours = run_job(
+        tmp_path,
+        tiny_model,
+        [{"id": f"{i}", "text": text} for i, text in enumerate(texts)],
+        type="loglikelihood_rolling",
+        context_len=context_len,
+    )
+    for row, text in zip(ours, texts, strict=True):
+        windows = get_rolling_token_windows(hflm.tok_encode(text), hflm.prefix_token_id, WINDOW, context_len)
+        requests = [(("", ""), *make_disjoint_window(one)) for one in windows]
+        theirs = sum(logprob for logprob, _ in hflm._loglikelihood_tokens(requests, disable_tqdm=True))
+        assert row["logprob"] == pytest.approx(theirs, abs=TOLERANCE)
 
 
 def test_choice_picks_what_multiple_choice_counts(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -138,3 +138,13 @@ def test_items_that_are_none(value: Any) -> None:
 
 def test_items_from_json() -> None:
     assert parse_items('["a", "b"]') == ("a", "b")
+
+
+def test_a_row_of_its_own_with_items_beside_messages(job_of: JobMaker) -> None:
+    rows = [
+        {"text": [{"role": "user", "content": "a"}], "ask": '{"type": "score", "items": ["x"]}'},
+        {"text": [{"role": "user", "content": "b"}], "ask": None},
+    ]
+    job = job_of(rows, task={"type": "score", "column": "ask"}, prompt={"messages": "text"})
+    run_steps(job)
+    assert outcomes(job) == {"0": "BAD_ITEMS", "1": "ok"}
