@@ -20,7 +20,7 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import KVFormat
 
 # From a file that the system has read before into the KV cache's memory.
-ADAPTER_BYTES_PER_SECOND = 0.5e9
+ADAPTER_BYTES_PER_SECOND = 0.35e9
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.job.job_part import at_most_one, exactly_one
+from tasks.job.job_part import Part, at_most_one, exactly_one
 from tasks.job.sampling import Sampling
 
 _ITEMS = ("items", "items_column")
@@ -74,10 +74,16 @@ def key_faults(given: Mapping[str, Any], defaults: Mapping[str, Any], *, is_mixe
         needs_one = group and not is_mixed and not own.has_default
         yield from exactly_one(given, group) if needs_one else at_most_one(given, group)
     for key in () if is_mixed else _foreign(own):
-        value = given.get(key)
-        if value is not None and (tuple(value) if isinstance(value, list) else value) != defaults[key]:
+        if given.get(key) is not None and _plain(given[key]) != _plain(defaults[key]):
             types = [name for name, keys in TASK_KEYS.items() if key in keys.all]
             yield f"{key} {'belong' if key.endswith('s') else 'belongs'} to type: {_listed(types)}"
+
+
+def _plain(value: object) -> object:
+    """As JSON has it: what is checked may be that, as a stored job or a flow's parameters are."""
+    if isinstance(value, Part):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _foreign(own: TaskKeys) -> list[str]:

@@ -37,8 +37,18 @@ def test_a_good_job(tmp_path: Path) -> None:
     assert job.output_folder == Path.cwd() / "runs" / "topics"
 
 
-def test_a_job_survives_the_flow_parameters(tmp_path: Path) -> None:
-    job = load(tmp_path)
+@pytest.mark.parametrize(
+    "task",
+    [
+        *({"type": name} for name in ("embed", "generate", "loglikelihood_rolling", "perplexity", "score")),
+        {"type": "choice", "labels": ["a", "b"]},
+        {"type": "classify", "labels": ["a", "b"], "variants": {"a": "x", "b": ["y", "z"]}},
+        {"type": "loglikelihood", "continuation_column": "text"},
+    ],
+    ids=lambda task: task["type"],
+)
+def test_a_job_survives_the_flow_parameters(task: dict[str, Any], tmp_path: Path) -> None:
+    job = load(tmp_path, task=task, sampling=GOOD["sampling"] if task["type"] == "generate" else {})
     assert ScoringJob.model_validate(job.model_dump(mode="json")) == job
 
 
