@@ -45,7 +45,9 @@ class Sides:
     def roll(self, texts: Sequence[str]) -> None:
         asked = instances("loglikelihood_rolling", [(text,) for text in texts])
         ours, theirs = self.ours.loglikelihood_rolling(asked, True), self.theirs.loglikelihood_rolling(asked, True)
-        assert ours == pytest.approx(theirs, abs=TOLERANCE)
+        # Two units of float32 where a text's sum is so large that they are more than the tolerance: 8,271 over 600
+        # random tokens was 1.4e-3 apart.
+        assert ours == pytest.approx(theirs, abs=TOLERANCE, rel=2.4e-7)
 
     @torch.inference_mode()
     def margin(self, context: list[int], continuation: list[int]) -> float:
