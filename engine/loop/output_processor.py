@@ -43,7 +43,8 @@ class OutputState:
         grammars: Grammars | None = None,
     ) -> None:
         self.sequence = sequence
-        self.params = sequence.request.params
+        self.params = params = sequence.request.params
+        self._is_plain = params.greedy and params.logprobs is None and not params.changes_logits
         self.tokenizer = tokenizer
         self.finish_reason: str | None = None
         self.error: tuple[str, str] | None = None
@@ -88,7 +89,7 @@ class OutputState:
     @property
     def takes_best(self) -> bool:
         """Whether the token in flight is that of the greatest logit, whatever the others are."""
-        return self.params.greedy and self.params.logprobs is None and not self._has_rules
+        return self._is_plain and not self._is_too_short
 
     def rules(self, mask: NDArray[np.int32] | None = None) -> RowRules | None:
         """What the token in flight must heed; ends are barred while the text is shorter than `min_tokens`.
@@ -119,7 +120,8 @@ class OutputState:
 
     @property
     def _is_too_short(self) -> bool:
-        return self._place < self.params.min_tokens and bool(self.end_token_ids)
+        # Most texts have no minimum, and are asked for each token: they are told without a look at their place.
+        return self.params.min_tokens > 0 and self._place < self.params.min_tokens and bool(self.end_token_ids)
 
     @property
     def _place(self) -> int:

@@ -49,7 +49,7 @@ def read_adapter(folder: str | Path) -> AdapterFiles:
     """Reads all of it but its weights. Raises AdapterError for what is not there, or is not served."""
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
-        raise AdapterError("is no folder")
+        raise AdapterError("is no folder; give one that PEFT saved")
     if not (place / WEIGHTS).is_file():
         pickled = next(place.glob("adapter_model.bin"), None)
         found = "only adapter_model.bin, which is a pickle and is never loaded" if pickled else f"no {WEIGHTS}"

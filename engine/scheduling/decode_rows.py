@@ -4,14 +4,14 @@ Building a step row by row costs some ten microseconds a row, as much as a GPU t
 goes on moves by one token, in arrays; rows that ended are left out. What joins is built anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import replace
 
 import numpy as np
 
 from engine.scheduling.reads import Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
-from engine.scheduling.sequence import Sequence
+from engine.scheduling.sequence import Sequence, StepCount
 from kernels.segments import Ints, Segments
 
 
@@ -20,27 +20,38 @@ class DecodeRows:
 
     A row's own segment, which ends where the row's KV is written, is drawn out to cover `ahead` more tokens as far as
     its run of blocks goes. So the segments, and what is planned from them, stay the same object for as many steps.
+
+    The texts go together as long as each step follows from the one before: nothing is visited text by text.
     """
 
-    def __init__(self, built: SchedulerOutput, running: Mapping[int, Sequence], ahead: int) -> None:
-        """`built` is of all that is `running`, and of nothing else."""
+    def __init__(self, built: SchedulerOutput, decoding: Mapping[int, Sequence], ahead: int) -> None:
+        """`built` is of all that are `decoding`, by key, and of nothing else; its tokens are not pending yet."""
         self._ahead = ahead
         self._keys = built.reads.key.copy()
-        self._run_ends = np.array([_run_end(running[key]) for key in self._keys.tolist()], dtype=np.int64)
+        texts = [decoding[key] for key in self._keys.tolist()]
+        self._run_ends = np.array([_run_end(text) for text in texts], dtype=np.int64)
+        self._steps_left = np.array([text.max_tokens - text.num_output_tokens - 1 for text in texts], dtype=np.int64)
         self._own = _own_segments(built)
+        self._texts = dict(decoding)
+        self._steps = StepCount()
+        for text in texts:
+            text.together = self._steps
         self.output = replace(built, segments=self._drawn_out(built.segments, built.slot_mapping), ahead=ahead)
 
-    def next(self, running: Mapping[int, Sequence]) -> SchedulerOutput | None:
-        """The next step of `running`; None where it has to be built anew: a row joined, or left its run of blocks."""
-        kept = np.fromiter((key in running for key in self._keys.tolist()), dtype=np.bool_, count=len(self._keys))
-        count = int(kept.sum())
-        if count < len(running) or not count:
-            return None
+    def next(self, decoding: Mapping[int, Sequence]) -> SchedulerOutput | None:
+        """The next step, of those that are `decoding`, with its tokens pending.
+
+        None where it has to be built anew: a row joined, or left its run of blocks.
+        """
         before = self.output
         if before.adapters is not None:  # what it loaded is there
             before = replace(before, adapters=before.adapters.for_rows(slice(None)))
-        if count < len(kept):
-            before = self._without(before, kept)
+        samples = np.arange(len(self._keys))
+        if decoding.keys() != self._texts.keys():
+            if not decoding or not decoding.keys() <= self._texts.keys():
+                return None
+            samples = self._without(self._texts.keys() - decoding.keys())
+            before = self._of_rows(before, samples)
         slots = before.slot_mapping + 1
         if bool((slots >= self._run_ends).any()):
             return None
@@ -50,27 +61,49 @@ class DecodeRows:
             segments, ahead = self._drawn_out(segments, slots), self._ahead
         self.output = replace(
             before,
-            input_ids=self._inputs(running),
+            input_ids=self._inputs(samples),
             position_ids=before.position_ids + 1,
             slot_mapping=slots,
             segments=segments,
-            num_decode_tokens=count,
+            num_decode_tokens=len(slots),
             ahead=ahead,
         )
+        self._steps.value += 1
         return self.output
 
-    def _inputs(self, running: Mapping[int, Sequence]) -> Ints:
-        return np.array([running[key].last_token for key in self._keys.tolist()], dtype=np.int64)
+    def complete(self) -> list[Sequence]:
+        """The texts that are as long as they may become with the last step's tokens."""
+        rows = np.flatnonzero(self._steps_left <= self._steps.value)
+        return [self._texts[key] for key in self._keys[rows].tolist()]
+
+    def close(self) -> None:
+        """The texts go alone again; nothing more is made of these rows."""
+        self._part(self._texts.keys())
+
+    def _part(self, keys: Set[int]) -> None:
+        for index in np.flatnonzero(np.isin(self.output.reads.key, list(keys))).tolist():
+            self._texts.pop(int(self.output.reads.key[index])).go_alone(index)
+
+    def _inputs(self, samples: Ints) -> Ints:
+        """Of each row its text's last token, which the last step made as one of its `samples`."""
+        if next(iter(self._texts.values())).num_pending:  # that step is in flight, for one text as for all
+            return -1 - samples
+        return np.array([self._texts[key].token_ids[-1] for key in self._keys.tolist()], dtype=np.int64)
 
     def _drawn_out(self, segments: Segments, slots: Ints) -> Segments:
         table = segments.table.copy()
         table[self._own, 3] = np.minimum(slots + 1 + self._ahead, self._run_ends)
         return Segments(table)
 
-    def _without(self, before: SchedulerOutput, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> SchedulerOutput:
-        """The last step as if it had been of the rows that are `kept` alone."""
-        rows = np.flatnonzero(kept)
-        self._keys, self._run_ends = self._keys[rows], self._run_ends[rows]
+    def _without(self, gone: Set[int]) -> Ints:
+        """The rows of the last step that are left where texts are `gone`."""
+        rows = np.flatnonzero(np.isin(self._keys, list(gone), invert=True))
+        self._part(gone)
+        self._keys, self._run_ends, self._steps_left = self._keys[rows], self._run_ends[rows], self._steps_left[rows]
+        return rows
+
+    def _of_rows(self, before: SchedulerOutput, rows: Ints) -> SchedulerOutput:
+        """The last step as if it had been of some of its rows alone."""
         made = replace(
             before,
             input_ids=before.input_ids[rows],

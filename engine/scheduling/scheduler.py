@@ -24,7 +24,7 @@ from engine.label_tree import build_label_tree
 from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.decode_rows import DecodeRows
+from engine.scheduling.decoding import Decoding
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
@@ -58,11 +58,9 @@ class Scheduler:
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
         self._prefilling: deque[NodeState] = deque()
         self._payer: Sequence  # the sequence that the nodes in `_prefilling` are computed for
-        self._running: dict[int, Sequence] = {}
+        self._decoding = Decoding(decode_ahead)
         self._num_admitted = 0
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
-        self._decodes: DecodeRows | None = None
-        self._decode_ahead = decode_ahead
         self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
         self._keys = count()
         self.wanted = WantedReads(self._keys)
@@ -104,10 +102,10 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
-        step = Step(decodes=[])
-        ready = [sequence for sequence in self._running.values() if sequence.can_decode]
-        budget = self.config.max_num_batched_tokens - len(ready)
-        for sequence in ready:
+        step = Step(decodes=list(self._decoding.free.values()))
+        structured = self._decoding.ready_structured.values()
+        budget = self.config.max_num_batched_tokens - len(step.decodes) - len(structured)
+        for sequence in structured:
             budget -= self._decode(step, sequence, budget)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
@@ -118,9 +116,7 @@ class Scheduler:
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
         step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
-        output = self._output(step)
-        self._expect(step, output)
-        return output
+        return self._output(step)
 
     def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
         """A row of the sequence, and of what is forced behind it what `budget` allows; returns the rows beyond one."""
@@ -141,26 +137,31 @@ class Scheduler:
             sequence = self.sequences.get(key)
             if sequence is None:
                 continue  # it ended while this step ran
-            sequence.num_pending -= 1
-            sequence.token_ids += sampled[key].token_ids
-            sequence.num_uncomputed += len(sampled[key].forced)
-            if sampled[key].finished:
+            made = sampled[key]
+            sequence.pending_alone -= 1
+            if made.accepted or made.forced:
+                sequence.token_ids += made.token_ids
+                sequence.num_uncomputed += len(made.forced)
+            else:
+                sequence.token_ids.append(made.token_id)
+            if made.finished:
                 finished.append(sequence)
         for sequence in finished:
             self._finish(sequence)
         return finished
 
     def _output(self, step: Step) -> SchedulerOutput:
-        """The step as packed rows; one that only decodes is made from the one before where it follows from it."""
-        if step.chunks or step.forced or not self._decode_ahead:
-            self._decodes = None
-            return build_output(step, self._adapters)
-        decoding = {sequence.key: sequence for sequence in step.decodes}
-        follows = self._decodes is not None and not self._adapters.changed
-        output = self._decodes.next(decoding) if self._decodes is not None and follows else None
-        if output is None:
-            self._decodes = DecodeRows(build_output(step, self._adapters), decoding, self._decode_ahead)
-            output = self._decodes.output
+        """The step as packed rows, its tokens pending; one that only decodes follows from the one before if it can."""
+        only_decodes = not (step.chunks or step.forced)
+        output = self._decoding.follow() if only_decodes and not self._adapters.changed else None
+        if output is not None:
+            self._in_flight.append([])
+            return output
+        self._decoding.part()
+        output = build_output(step, self._adapters)
+        if only_decodes:
+            output = self._decoding.go_together(output)
+        self._expect(step, output)
         return output
 
     def _expect(self, step: Step, output: SchedulerOutput) -> None:
@@ -172,16 +173,16 @@ class Scheduler:
             chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
         for index, key in enumerate(output.sampling):
             sequence = self.sequences[key]
-            sequence.num_pending += 1
+            sequence.pending_alone += 1
             sequence.sample_index = index
             if sequence.num_output_tokens >= sequence.max_tokens:
-                self._running.pop(sequence.key, None)
+                self._decoding.leave(sequence)
             elif sequence.admitted:
-                self._running[sequence.key] = sequence
+                self._decoding.join(sequence)
 
     def check_integrity(self) -> None:
         """Our own invariant after a drain: nothing is held, every block is free, or an adapter's that is in no use."""
-        held = len(self.sequences), len(self._nodes), len(self._running), len(self._prefilling)
+        held = len(self.sequences), len(self._nodes), len(self._decoding), len(self._prefilling)
         left = (*held, len(self._in_flight), self._num_admitted)
         assert not any(left), left
         free = self.pool.num_free + self._adapters.num_idle_blocks
@@ -194,7 +195,7 @@ class Scheduler:
             self._num_admitted -= 1
             self._adapters.leave(sequence.request.adapter)
         del self.sequences[sequence.key]
-        self._running.pop(sequence.key, None)
+        self._decoding.leave(sequence)
         self._drafter.forget(sequence.key)
         if sequence.table is not None:
             self.pool.free(sequence.table)
@@ -283,7 +284,7 @@ class Scheduler:
             if sequence.node not in self._prefilling:
                 self._prefilling.append(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
-            self._running[sequence.key] = sequence
+            self._decoding.join(sequence)
             if sequence.can_decode:
                 self._decode(step, sequence, 0)
 
@@ -344,6 +345,6 @@ class Scheduler:
                 sequence.num_cached_tokens = sequence.num_prompt_tokens
         for sequence in chunk.node.ends:
             if sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
-                self._running[sequence.key] = sequence
+                self._decoding.join(sequence)
         chunk.asked = asked
         return sum(len(sequence.label_tree.token_ids) for sequence in asked if sequence.label_tree is not None)

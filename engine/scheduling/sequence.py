@@ -127,13 +127,24 @@ class NodeState:
 
 
 @dataclass(slots=True, eq=False)
+class StepCount:
+    """Steps that many texts take together: one number that grows, instead of one in each text."""
+
+    value: int = 0
+
+
+ALONE = StepCount()
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     """A request on its way. `order` is its place in the plan; `max_tokens` is what the context leaves of its cap.
 
     `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
-    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet; the last of them is what
-    read `sample_index` of the step that makes it samples. `num_uncomputed` last tokens have no row in any step yet: the
-    last alone, or more where a grammar forced some behind it.
+    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet: `pending_alone`, and one
+    more for each step that the text takes `together` with others. The last of them is what read `sample_index` of the
+    step that makes it samples, which is kept up while the text goes alone. `num_uncomputed` last tokens have no row in
+    any step yet: the last alone, or more where a grammar forced some behind it.
     """
 
     key: int
@@ -143,7 +154,8 @@ class Sequence:
     max_tokens: int
     label_tree: LabelTree | None
     token_ids: list[int] = field(default_factory=list)
-    num_pending: int = 0
+    pending_alone: int = 0
+    together: StepCount = ALONE
     num_uncomputed: int = 1
     sample_index: int = 0
     table: BlockTable | None = None
@@ -155,6 +167,17 @@ class Sequence:
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.request.prompt_token_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens in flight."""
+        return self.pending_alone + self.together.value
+
+    def go_alone(self, sample_index: int) -> None:
+        """It takes no further step together with others, the last of which sampled its token `sample_index`-th."""
+        self.pending_alone += self.together.value
+        self.together = ALONE
+        self.sample_index = sample_index
 
     @property
     def num_output_tokens(self) -> int:

@@ -38,20 +38,21 @@ class ChatCompletions(Endpoint):
         if schema is not None:
             if structure is not None:
                 raise BadRequestError("invalid_value", "tool_choice and a structure exclude each other", "tool_choice")
-            structure = {"json": schema}
+            structure = "tools", {"json": schema}
         sampling: Json = {"max_tokens": _NO_LIMIT} | sampling_of(body)
         most = whole_number(body, "max_completion_tokens", 1)
         if most is not None:
             sampling["max_tokens"] = most
         if structure is not None:
-            sampling["structured_outputs"] = structure
+            sampling["structured_outputs"] = structure[1]
         alternatives = _alternatives(body)
         if alternatives is not None:
             sampling["logprobs"] = alternatives
         prompt = prompt_of(body) | ({"tool_choice": "none"} if choice == "none" else {})
         one_call = not flag(body, "parallel_tool_calls", True)
         reply = {"tool_choice": choice, "tools": tool_names(body.get("tools")), "one_call": one_call}
-        return Asked((RowAsk(prompt, {"type": "generate"}, sampling),), reply)
+        named = {"structure": structure[0]} if structure is not None else {}
+        return Asked((RowAsk(prompt, {"type": "generate"}, sampling),), reply | named)
 
     def response(self, answered: Answered) -> Json:
         head = answered.head

@@ -34,7 +34,7 @@ class Completions(Endpoint):
         sampling, echo = sampling_of(body), flag(body, "echo")
         structure = structure_of(body)
         if structure is not None:
-            sampling["structured_outputs"] = structure
+            sampling["structured_outputs"] = structure[1]
         if logprobs is not None:
             sampling["logprobs"] = logprobs
             if echo:
@@ -44,7 +44,8 @@ class Completions(Endpoint):
             task, sampling = {"type": "perplexity"}, {"prompt_logprobs": logprobs or 0}
         own = {"add_special_tokens": body["add_special_tokens"]} if "add_special_tokens" in body else {}
         rows = tuple(RowAsk({"prompt": prompt} | own, task, sampling) for prompt in prompts)
-        return Asked(rows, {"echo": prompts if echo else None, "logprobs": logprobs is not None})
+        named = {"structure": structure[0]} if structure is not None else {}
+        return Asked(rows, {"echo": prompts if echo else None, "logprobs": logprobs is not None} | named)
 
     def response(self, answered: Answered) -> Json:
         head = answered.head

@@ -28,7 +28,10 @@ class RowAsk:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request's rows. `reply` is what the response says again of the request, as JSON has it."""
+    """A request's rows. `reply` is what the response says again of the request, as JSON has it.
+
+    `structure` in it is the parameter that asks for a form, for an error to name.
+    """
 
     rows: tuple[RowAsk, ...]
     reply: Json

@@ -15,6 +15,7 @@ from engine.model.checkpoint import ModelFiles
 from engine.model.tokenizer import load_tokenizer
 from tasks.batch.endpoint import Answered, Json, ResponseHead, TokenTexts
 from tasks.batch.endpoints import ENDPOINTS
+from tasks.batch.parameters import SAMPLING
 from tasks.report.published import open_published
 from tasks.report.views import open_views
 from tasks.source.row_error import CONTEXT_OVERFLOW
@@ -30,8 +31,10 @@ Row = Mapping[str, Any]
 _OUR_FAULTS = ("NON_FINITE", "OUT_OF_MEMORY")
 _CODES = {CONTEXT_OVERFLOW: "context_length_exceeded", "BAD_SAMPLING": "invalid_value", "BAD_TASK": "invalid_value"}
 _STATUS = {"model_not_found": 404}
-# How a job's faults name a key.
-_PARAMETER = re.compile(r"(?:sampling|task)\.(?=([\w.]+):)")
+# How a job's faults name a key, or begin with the key of two that do not go together.
+_KEY = re.compile(r"(?:sampling|task)\.(?=([\w.]+):)")
+_PAIR = re.compile(r"sampling: (?=(\w+))")
+_STRUCTURE = "structured_outputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,25 @@ def _fault(row: Row) -> Json | None:
     kind = row["error_type"] or "ERROR"
     ours = kind in _OUR_FAULTS
     code = "server_error" if ours else _CODES.get(kind, kind.lower())
-    message = str(row["error_message"])
-    named = _PARAMETER.match(message)
-    param, said = (named[1], message.removeprefix(named[0])) if named else (None, message)
+    param, said = _in_request_names(str(row["error_message"]), json.loads(row["reply"]).get("structure"))
     return {"code": code, "message": said, "param": param, "status_code": 500 if ours else 400}
+
+
+def _in_request_names(message: str, structure: str | None) -> tuple[str | None, str]:
+    """The parameter that a row's fault is about, None where that is open, and the fault without the job's own keys.
+
+    `structure` is the parameter that asks for a form.
+    """
+    pair = _PAIR.match(message)
+    if pair is not None:
+        return (pair[1] if pair[1] in SAMPLING else None), message.removeprefix(pair[0])
+    named = _KEY.match(message)
+    if named is None:
+        return None, message
+    said = message.removeprefix(named[0])
+    if structure not in (None, _STRUCTURE) and named[1].partition(".")[0] == _STRUCTURE:
+        return structure, f"{structure}{said.removeprefix(named[1])}"
+    return named[1], said
 
 
 def _error(fault: Json, request_id: str, line: int) -> Json:

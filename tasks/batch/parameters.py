@@ -1,6 +1,7 @@
 """A body's parameters: those of sampling by vLLM's names, those without effect here, and the others refused by name."""
 
 from collections.abc import Collection
+from difflib import get_close_matches
 
 from tasks.batch.endpoint import BadRequestError, Json
 
@@ -39,7 +40,9 @@ def check_names(body: Json, known: Collection[str]) -> None:
             if value != _ONLY[name]:
                 raise BadRequestError("unsupported_value", f"{name} {value!r:.60} is not served in a batch", name)
         elif name not in known and name not in _WITHOUT_EFFECT:
-            raise BadRequestError("unknown_parameter", f"unknown parameter {name!r:.60}", name)
+            near = get_close_matches(name[:60], known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadRequestError("unknown_parameter", f"unknown parameter {name!r:.60}{hint}", name)
 
 
 def sampling_of(body: Json) -> Json:

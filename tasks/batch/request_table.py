@@ -20,7 +20,7 @@ from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 
 # Counted up when lines become other rows than before.
-_FORMAT = 1
+_FORMAT = 2
 _BATCH_BYTES = 8_000_000
 _DIGEST = b"trunkline.batch"
 

@@ -6,10 +6,13 @@ STRUCTURE = ("response_format", "structured_outputs", "guided_json", "guided_reg
 _GUIDED = "guided_"
 
 
-def structure_of(body: Json) -> Json | None:
-    """The sampling's `structured_outputs`; None for free text. Raises BadRequestError for two, or a wrong one."""
+def structure_of(body: Json) -> tuple[str, Json] | None:
+    """The parameter that asks for a form, and the sampling's `structured_outputs` of it; None for free text.
+
+    Raises BadRequestError for two, or a wrong one.
+    """
     given = [name for name in STRUCTURE if name in body]
-    asked = [one for name in given if (one := _one(name, body[name])) is not None]
+    asked = [(name, one) for name in given if (one := _one(name, body[name])) is not None]
     if len(asked) > 1:
         raise BadRequestError("invalid_value", f"{' and '.join(given)} exclude each other", given[1])
     return asked[0] if asked else None

@@ -23,22 +23,23 @@ def _labels(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None
     if not labels:
         raise ValueError("is empty; name at least two labels")
-    if len(set(labels)) != len(labels):
-        raise ValueError("names a label twice")
+    twice = next((label for place, label in enumerate(labels) if label in labels[:place]), None)
+    if twice is not None:
+        raise ValueError(f"names {twice!r:.60} twice; name each label once")
     if any(not label.strip() for label in labels):
-        raise ValueError("holds an empty label")
+        raise ValueError("holds an empty label, or white space alone; a label is a text that the model can write")
     return labels
 
 
 def _token_ids(tokens: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if tokens is not None and (not tokens or len(set(tokens)) != len(tokens)):
-        raise ValueError("names no token, or one twice")
+        raise ValueError("names no token, or one twice; name each once")
     return tokens
 
 
 def _items(items: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if items is not None and (not items or not all(item.strip() for item in items)):
-        raise ValueError("is empty, or holds an empty item")
+        raise ValueError("is empty, or holds an empty item; an item is a text, to be scored with the prompt")
     return items
 
 
@@ -171,4 +172,5 @@ class Task(Part):
         """What is wrong with `dimensions` for a model whose hidden states have so many."""
         if self.dimensions is None or self.dimensions <= hidden_size:
             return None
-        return f"dimensions: {self.dimensions} are more than the {hidden_size} of this model's hidden states"
+        beyond = f"{self.dimensions} are more than the {hidden_size} of this model's hidden states"
+        return f"dimensions: {beyond}; give as many or fewer"

@@ -41,6 +41,8 @@ def adds_special_tokens(value: object) -> bool:
 
 
 def _object(value: object) -> dict[str, object] | RowError:
+    if value is None:
+        return RowError(BAD_MESSAGES, "there is no request body")
     if isinstance(value, str):
         try:
             value = json.loads(value)

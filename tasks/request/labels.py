@@ -163,8 +163,9 @@ def parse_labels(value: object) -> tuple[str, ...] | RowError:
         return RowError(BAD_LABELS, "a label is NULL, empty or no text")
     if not all(is_utf8(label) and "\x00" not in label for label in value):
         return RowError(BAD_LABELS, "a label is not valid UTF-8")
-    if len(set(value)) != len(value):
-        return RowError(BAD_LABELS, "a label is there twice")
+    twice = next((label for place, label in enumerate(value) if label in value[:place]), None)
+    if twice is not None:
+        return RowError(BAD_LABELS, f"the label {twice!r:.60} is there twice")
     if len(value) == 1:
         return RowError(BAD_LABELS, "one label is always the likeliest; score it as type: loglikelihood")
     return tuple(value)

@@ -116,7 +116,7 @@ def test_rows_that_cannot_be_classified(job_of: JobMaker) -> None:
     ("task", "said"),
     [
         ({"labels": []}, "task.labels: is empty"),
-        ({"labels": ["a", "a"]}, "task.labels: names a label twice"),
+        ({"labels": ["a", "a"]}, "task.labels: names 'a' twice; name each label once"),
         ({"labels": ["a"]}, "one label is always the likeliest"),
         ({"labels": ["Yes", "yes"]}, "labels 'Yes' and 'yes' have the variant 'yes' in common"),
         ({"labels": ["a", "b"], "variants": ["plural"]}, "task.variants: 'plural' is no rule"),

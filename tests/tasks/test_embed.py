@@ -146,7 +146,8 @@ def test_keys_that_are_refused(job_of: JobMaker, task: dict[str, Any], said: str
 
 def test_more_dimensions_than_the_model_has_are_refused_before_the_run(job_of: JobMaker) -> None:
     job = job_of([{"text": "a"}], task={"type": "embed", "dimensions": 65})
-    with pytest.raises(UserError, match=r"^task\.dimensions: 65 are more than the 64 of this model's hidden states$"):
+    said = r"^task\.dimensions: 65 are more than the 64 of this model's hidden states; give as many or fewer$"
+    with pytest.raises(UserError, match=said):
         run_steps(job)
 
 

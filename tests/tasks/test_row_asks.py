@@ -83,7 +83,7 @@ def test_a_row_that_asks_what_the_job_would_has_its_answer_already(job_of: JobMa
         ('{"type": "choice", "type": "generate"}', "the row's task: key 'type' twice"),
         ('{"type": "choice", "labels": [" a"]}', "task: one label is always the likeliest"),
         ('{"type": "choice", "labels": []}', "task.labels: is empty; name at least two labels"),
-        ('{"type": "choice", "labels": [" a", " a"]}', "task.labels: names a label twice"),
+        ('{"type": "choice", "labels": [" a", " a"]}', "task.labels: names ' a' twice; name each label once"),
         ('{"type": "generate", "labels": [" a", " b"]}', "task: labels belong to type: choice"),
         ('{"labels_column": "text"}', "task.labels_column: a row cannot name a column; name it in the job"),
         ('{"column": "text"}', "task.column: a row cannot name a column"),

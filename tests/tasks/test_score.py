@@ -107,7 +107,7 @@ def test_rows_that_cannot_be_scored(job_of: JobMaker) -> None:
     [
         ({"label_token_ids": [5]}, "one label has all of a softmax"),
         ({"labels": ["yes"]}, "one label has all of a softmax"),
-        ({"label_token_ids": [5, 5]}, "task.label_token_ids: names no token, or one twice"),
+        ({"label_token_ids": [5, 5]}, "task.label_token_ids: names no token, or one twice; name each once"),
         (
             {"label_token_ids": [5, 6], "labels": ["a", "b"]},
             "give exactly one of labels, labels_column, label_token_ids",

@@ -1,9 +1,11 @@
 """Decode steps that follow from the one before: exact numbers, and the same as steps that are built anew."""
 
+import sys
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pytest
 
 from engine.config import EngineConfig
 from engine.device_rates import DeviceRates
@@ -19,9 +21,9 @@ from kernels.kv_format import FLOAT32
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config
 
 
-def started(caps: list[int], ahead: int, num_blocks: int = 40) -> tuple[Scheduler, SchedulerOutput]:
+def started(caps: list[int], ahead: int, num_blocks: int = 40, max_rows: int = 64) -> tuple[Scheduler, SchedulerOutput]:
     """Rows of a prefix of five tokens and one of their own, which may decode `caps` tokens: their first decode step."""
-    limits: EngineConfig = config(num_blocks, max_num_batched_tokens=64)
+    limits: EngineConfig = config(num_blocks, max_num_batched_tokens=max_rows)
     rows = [
         Request(str(i), np.array([1, 2, 3, 1, 2, 4 + i], dtype=np.int32), SamplingParams(max_tokens=cap))
         for i, cap in enumerate(caps)
@@ -106,3 +108,48 @@ def test_a_text_that_is_long_enough_takes_no_row_while_its_last_token_is_in_flig
     scheduler, first = started([2, 9], ahead=4)
     second = step_of(scheduler)
     assert (first.num_decode_tokens, second.num_decode_tokens) == (2, 1)
+
+
+def test_texts_that_part_know_what_is_in_flight() -> None:
+    """One row leaves at its length, one at its end; one goes on, and its counts are right with each step."""
+    scheduler, first = started([9, 9, 3], ahead=4)
+    texts = [scheduler.sequences[key] for key in first.reads.key.tolist()]
+    short = next(row for row, text in enumerate(texts) if text.max_tokens == 3)
+    ended, goes_on = [row for row in range(3) if row != short]
+    second = step_of(scheduler)
+    assert [(text.num_pending, text.num_output_tokens) for text in texts] == [(2, 3)] * 3
+    took(scheduler, first, ended=[ended])
+    third = step_of(scheduler)
+    assert third.input_ids.tolist() == [-1 - goes_on]
+    assert (texts[short].num_pending, texts[short].num_output_tokens) == (1, 3)
+    assert (texts[goes_on].num_pending, texts[goes_on].num_output_tokens) == (2, 4)
+    took(scheduler, second)
+    took(scheduler, third)
+    assert (texts[goes_on].num_pending, texts[goes_on].token_ids) == (0, [3] * 4)
+    assert step_of(scheduler).input_ids.tolist() == [3]
+
+
+def calls_of_a_step(num_rows: int, *, one_ends: bool) -> int:
+    """Calls, of Python's functions and of C's, by which a step is scheduled that follows from one in flight."""
+    scheduler, first = started([9] * num_rows, ahead=8, num_blocks=8 * num_rows, max_rows=1024)
+    second = step_of(scheduler)
+    took(scheduler, first, ended=[1] if one_ends else [])
+    calls = 0
+
+    def note(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        third = scheduler.schedule()
+    finally:
+        sys.setprofile(None)
+    assert third is not None
+    assert third.num_decode_tokens == second.num_decode_tokens - one_ends == num_rows - one_ends
+    return calls
+
+
+@pytest.mark.parametrize("one_ends", [False, True])
+def test_a_step_that_follows_visits_no_row(one_ends: bool) -> None:
+    assert calls_of_a_step(64, one_ends=one_ends) == calls_of_a_step(512, one_ends=one_ends) < 300

@@ -104,7 +104,7 @@ def test_a_structured_text_sits_out_the_step_beside_its_own() -> None:
     sequence = Trie().sequence(Trie().node([1, 2, 3], (0, 1)))
     sequence.request = one
     assert sequence.can_decode
-    sequence.num_pending = 1
+    sequence.pending_alone = 1
     assert not sequence.can_decode
     sequence.request = request("b", [1, 2, 3], 6)
     assert sequence.can_decode

@@ -203,7 +203,7 @@ def test_decodes_behind_a_shared_node_read_it_once_and_their_own_apart() -> None
     first, second = trie.sequence(node), trie.sequence(node)
     first.table, second.table = table((6, 1)), table((3, 1))
     first.token_ids, second.token_ids = [7, 8, 9], [5]
-    second.num_pending, second.sample_index = 1, 4
+    second.pending_alone, second.sample_index = 1, 4
     output = build_output(Step([first, second]))
     # The second's last token is still in flight: the fifth that the step before samples.
     assert rows(output) == ([9, -5], [6, 5], [26, 13])

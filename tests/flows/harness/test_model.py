@@ -171,7 +171,7 @@ def test_an_adapter(ours: TrunklineLM, tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_is_not_there_is_said_as_an_argument(ours: TrunklineLM) -> None:
-    with pytest.raises(UserError, match=r"^model_args: peft: nowhere is no folder$"):
+    with pytest.raises(UserError, match=r"^model_args: peft: nowhere is no folder; give one that PEFT saved$"):
         TrunklineLM(ours.args.path, peft="nowhere")
 
 

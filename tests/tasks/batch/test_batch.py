@@ -56,10 +56,11 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
             request("long", messages=[{"role": "user", "content": "word " * 2000}]),
             "not JSON",
             request("greedy", temperature=0),
+            request("copies", n=3, temperature=0),
         ],
         tiny_model,
     )
-    assert run_batch(batch) == Exported(6, 5)
+    assert run_batch(batch) == Exported(6, 6)
     responses = by_id(batch.out)
     for name in ("greedy", "many", "tools"):
         line = responses[name]
@@ -98,6 +99,7 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
         9: ("long", "context_length_exceeded", None),
         10: (None, "invalid_json_line", None),
         11: ("greedy", "duplicate_custom_id", "custom_id"),
+        12: ("copies", "invalid_value", "n"),
     }
     for number, (custom_id, code, param) in wanted.items():
         line = errors[number]
@@ -166,6 +168,8 @@ def test_structures_and_wanted_calls(tmp_path: Path, tiny_model: Path) -> None:
     assert found["choice"]["choices"][0]["text"] in ("yes", "no")
     [error] = lines_of(batch.errors)
     assert (error["custom_id"], error["error"]["line"]) == ("none", 5)
+    assert error["error"]["param"] == "response_format", "and not what a job calls it"
+    assert error["error"]["message"] == "response_format: Invalid type: gone"
 
 
 def test_embeddings(tmp_path: Path, tiny_model: Path) -> None:

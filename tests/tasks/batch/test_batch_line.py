@@ -76,6 +76,12 @@ def test_faults_of_a_line(line: Json | str, code: str, param: str | None) -> Non
     assert fault(line) == (code, param)
 
 
+def test_a_name_that_is_nearly_right() -> None:
+    found = parse(request("a", temprature=1)).asked
+    assert str(found) == "unknown parameter 'temprature'; did you mean temperature?"
+    assert str(parse(request("a", qqq=1)).asked) == "unknown parameter 'qqq'"
+
+
 def test_a_line_that_is_a_request() -> None:
     line = parse(request("a", model="the-model", metadata={"k": "v"}, user="u", stream=False, seed=None))
     assert (line.number, line.custom_id, line.url, line.model) == (7, "a", CHAT, "the-model")

@@ -106,7 +106,7 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
             {"task": {"type": "choice", "labels": [True, "b"]}, "sampling": {}},
             "task.labels.0: must be text, not True; put",
         ),
-        ({"task": {"type": "choice", "labels": ["a", "a"]}, "sampling": {}}, "names a label twice"),
+        ({"task": {"type": "choice", "labels": ["a", "a"]}, "sampling": {}}, "names 'a' twice; name each label once"),
         ({"task": {"type": "choice", "labels": []}, "sampling": {}}, "name at least two labels"),
         ({"task": {"type": "choice", "labels": [" yes", " no"]}}, "sampling has no effect on type: choice"),
         ({"sampling": {"max_tokens": 1, "max_gen_toks": 2}}, "max_gen_toks and max_tokens say the same"),

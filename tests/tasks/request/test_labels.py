@@ -105,3 +105,7 @@ def test_a_label_that_melts_into_a_word(tokenizer: PreTrainedTokenizerFast) -> N
 
 def test_labels_from_json() -> None:
     assert parse_labels('[" a", " b"]') == (" a", " b")
+
+
+def test_a_label_that_is_there_twice_is_named() -> None:
+    assert parse_labels(["a", "b", "b"]) == RowError("BAD_LABELS", "the label 'b' is there twice")
