@@ -65,6 +65,8 @@ def adapter_shrink(rows: Tensor, runs: AdapterRuns, site: int, num_sites: int, o
 
 
 _HALF = TILE // 2
+# Pages of A that are asked for before they are read: one is multiplied in less time than memory takes to answer.
+AHEAD = 2
 _product, _more = product(TILE, 1, "float32"), product(TILE, 1, "float32", adds=True)
 _half_product, _half_more = product(_HALF, 1, "float32"), product(_HALF, 1, "float32", adds=True)
 
@@ -79,8 +81,10 @@ def _shrink_rows(
     """
     for k in range(0, inputs, per_page):
         count, a, page = min(per_page, inputs - k), rows + 4 * k, pages[k // per_page] + 4 * column
-        if column == 0 and k + count < inputs:
-            prefetch(pages[k // per_page + 1], -(4 * min(per_page, inputs - k - count) * rank // -LINE))
+        for ahead in range(1 if k == 0 else AHEAD, AHEAD + 1):
+            start = k + ahead * per_page
+            if column == 0 and start < inputs:
+                prefetch(pages[start // per_page], -(4 * min(per_page, inputs - start) * rank // -LINE))
         if is_half and k == 0:
             _half_product(a, inputs, 1, page, rank, count, out, WIDTH, ones)
         elif is_half:
