@@ -40,7 +40,7 @@ class AdapterRuns:
 
 def lines_of_a(weight: Tensor, rank: int) -> Tensor:
     """A's lines (inputs, rank) of weight (its own rank, inputs), with zeros up to `rank`."""
-    return functional.pad(weight.t(), (0, rank - len(weight)))
+    return _padded(weight.t(), (0, rank - len(weight)))
 
 
 def lines_of_b(weight: Tensor, rank: int, columns: int, first: int = 0) -> Tensor:
@@ -49,7 +49,7 @@ def lines_of_b(weight: Tensor, rank: int, columns: int, first: int = 0) -> Tenso
     """
     outputs, own_rank = weight.shape
     behind = -(first + outputs) % columns
-    padded = functional.pad(weight.t(), (first, behind, 0, rank - own_rank))
+    padded = _padded(weight.t(), (first, behind, 0, rank - own_rank))
     return padded.reshape(rank, -1, columns).transpose(0, 1).reshape(-1, columns)
 
 
@@ -59,9 +59,17 @@ def in_pages(lines: Tensor, words: int) -> Tensor:
     per_page = words // width
     assert per_page > 0, (width, words)
     pages = lines.new_zeros(-(count // -per_page), words)
-    whole = functional.pad(lines, (0, 0, 0, len(pages) * per_page - count))
-    pages[:, : per_page * width] = whole.reshape(len(pages), -1)
+    held = pages[:, : per_page * width].view(-1, per_page, width)
+    whole, rest = divmod(count, per_page)
+    held[:whole] = lines[: count - rest].reshape(whole, per_page, width)
+    if rest:
+        held[whole, :rest] = lines[count - rest :]
     return pages
+
+
+def _padded(lines: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """No copy where nothing is added."""
+    return functional.pad(lines, sizes) if any(sizes) else lines
 
 
 def from_pages(pages: Tensor, width: int, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,22 @@ from kernels.segments import Ints
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where pages are in a layer's memory: of the values rather than the keys, and which row (`AdapterPool._rows`)."""
+
+    in_values: NDArray[np.bool_]
+    rows: Ints
+
+    def of(self, first: int, last: int) -> "Places":
+        return Places(self.in_values[first:last], self.rows[first:last])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PagedMatrix:
-    """Pages of one layer, by number there, that hold `lines` of `width` numbers."""
+    """Pages of one layer that hold `lines` of `width` numbers."""
 
     layer: int
-    pages: Ints
+    places: Places
     lines: int
     width: int
 
@@ -112,23 +124,29 @@ class AdapterPool:
         place = len(table)
         with safe_open(files.folder / WEIGHTS, framework="pt") as weights:
             for layer, targets in by_layer.items():
-                made, first = [], 0
-                for target in targets:
-                    site, rank = self._sites[target.path], self._pages.padded_rank(target.rank)
-                    both = []
-                    for lines in self._lines(weights, target, rank, site.column):
-                        pages = in_pages(lines, self._pages.words)
-                        numbers = np.arange(first, first + len(pages))
-                        both.append(PagedMatrix(layer, self._places(load, numbers), len(lines), lines.shape[1]))
-                        made.append(pages)
-                        first += len(pages)
-                    a, b = both
-                    matrices[site.number] = (a, b)
-                    header = (rank, place, place + len(a.pages), 0)
-                    table[SITE_WORDS * site.number : SITE_WORDS * (site.number + 1)] = header
-                    place += len(a.pages) + len(b.pages)
-                    addresses += [self._addresses(a), self._addresses(b)]
-                self._write(layer, self._places(load, np.arange(first)), torch.cat(made))
+                lines = [
+                    self._lines(weights, target, self._pages.padded_rank(target.rank), self._sites[target.path].column)
+                    for target in targets
+                ]
+                made = [[in_pages(matrix, self._pages.words) for matrix in both] for both in lines]
+                places = self._places(load, sum(map(len, chain(*made))))
+                self._write(layer, places, torch.cat(list(chain(*made))))
+                addresses.append(self._addresses(layer, places))
+                first = 0
+                for target, both, pages in zip(targets, lines, made, strict=True):
+                    site, half, last = (
+                        self._sites[target.path].number,
+                        first + len(pages[0]),
+                        first + sum(map(len, pages)),
+                    )
+                    a, b = (
+                        PagedMatrix(layer, places.of(*ends), *matrix.shape)
+                        for matrix, ends in zip(both, ((first, half), (half, last)), strict=True)
+                    )
+                    matrices[site] = (a, b)
+                    table[SITE_WORDS * site : SITE_WORDS * (site + 1)] = (a.width, place + first, place + half, 0)
+                    first = last
+                place += first
         rank = max(a.width for a, _ in matrices.values())
         return PagedAdapter(to_device(np.concatenate([table, *addresses]), self._device), rank, matrices)
 
@@ -139,34 +157,34 @@ class AdapterPool:
         b = (b * target.scale).to(dtype)
         return lines_of_a(a.to(dtype), rank), lines_of_b(b, rank, self._pages.columns, column)
 
-    def _places(self, load: AdapterLoad, numbers: Ints) -> Ints:
-        """(pages, 3): side (keys or values), head and block of an adapter's pages in a layer, by number."""
-        block, page = np.divmod(numbers, 2 * self._kv_heads)
+    def _places(self, load: AdapterLoad, count: int) -> Places:
+        """Of an adapter's first pages in a layer: its blocks' one after the other, a block's keys before its values."""
+        block, page = np.divmod(np.arange(count), 2 * self._kv_heads)
         side, head = np.divmod(page, self._kv_heads)
-        return np.stack([side, head, load.blocks[block]], 1)
+        return Places(side == 1, head * self._stores[0][0].shape[1] + load.blocks[block])
 
-    def _addresses(self, matrix: PagedMatrix) -> Ints:
+    def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Of a layer's keys and values: (kv_heads * blocks, words)."""
+        keys, values = self._stores[layer]
+        return keys.flatten(0, 1), values.flatten(0, 1)
+
+    def _addresses(self, layer: int, places: Places) -> Ints:
         """Of its pages."""
-        stores = self._stores[matrix.layer]
-        starts = np.array([store.data_ptr() for store in stores])
-        side, head, block = matrix.pages.T
-        _, num_blocks, words = stores[0].shape
-        found: NDArray[np.int64] = starts[side] + (head * num_blocks + block) * (words * stores[0].itemsize)
+        keys, values = self._rows(layer)
+        starts = np.where(places.in_values, values.data_ptr(), keys.data_ptr())
+        found: Ints = starts + places.rows * (self._pages.words * keys.itemsize)
         return found
 
-    def _write(self, layer: int, places: Ints, pages: Tensor) -> None:
-        for side, store in enumerate(self._stores[layer]):
-            mine = np.flatnonzero(places[:, 0] == side)
-            head, block = (torch.from_numpy(places[mine, column]).to(self._device) for column in (1, 2))
-            store[head, block] = pages[torch.from_numpy(mine)].to(self._device)
+    def _write(self, layer: int, places: Places, pages: Tensor) -> None:
+        for rows, mine in zip(self._rows(layer), (~places.in_values, places.in_values), strict=True):
+            chosen = pages.index_select(0, torch.from_numpy(np.flatnonzero(mine))).to(self._device)
+            rows.index_copy_(0, to_device(places.rows[mine], self._device), chosen)
 
     def _gathered(self, matrix: PagedMatrix) -> Tensor:
-        stores = self._stores[matrix.layer]
-        pages = stores[0].new_empty(len(matrix.pages), self._pages.words)
-        for side, store in enumerate(stores):
-            mine = np.flatnonzero(matrix.pages[:, 0] == side)
-            head, block = (torch.from_numpy(matrix.pages[mine, column]).to(self._device) for column in (1, 2))
-            pages[torch.from_numpy(mine).to(self._device)] = store[head, block]
+        places = matrix.places
+        pages = self._stores[matrix.layer][0].new_empty(len(places.rows), self._pages.words)
+        for rows, mine in zip(self._rows(matrix.layer), (~places.in_values, places.in_values), strict=True):
+            pages[to_device(np.flatnonzero(mine), self._device)] = rows[to_device(places.rows[mine], self._device)]
         return from_pages(pages, matrix.width, matrix.lines)
 
 

@@ -70,11 +70,11 @@ def paged_case(
     kept += tables
     runs: list[list[int]] = []
     for row, number in enumerate(of_row):
-        is_new = row == 0 or of_row[row - 1] != number or row - runs[-1][0] == most_rows
-        if number >= 0 and is_new:
+        if number < 0:
+            continue
+        if row == 0 or of_row[row - 1] != number or row - runs[-1][0] == most_rows:
             runs.append([row, row, tables[number].data_ptr()])
-        if number >= 0:
-            runs[-1][1] = row + 1
+        runs[-1][1] = row + 1
     next_run = [sum(last <= row for _, last, _ in runs) for row in range(len(of_row))]
     rank = max(-(one // -16) * 16 for adapter in ranks for one in adapter)
     table = torch.tensor(runs, dtype=torch.int64).view(-1, 3)

@@ -12,6 +12,8 @@ from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES, PROCESSOR
 
 # Floats in a vector, which is a register.
 WIDTH = PROCESSOR.lanes
+# Bytes of memory that come together.
+LINE = 64
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.language.arguments import AT_ZERO, Counter, reader
-from kernels.cpu.language.jit import types
+from kernels.cpu.language.jit import FASTMATH, njit, types
 from kernels.cpu.language.openmp import Loop, as_float32, float32_at, int64_at, lines_of, next_of, uint16_at
-from kernels.cpu.language.vectors import WIDTH
+from kernels.cpu.language.vectors import LINE, WIDTH, prefetch
 from kernels.cpu.matmul.product import ROWS, product
 from kernels.paged_adapters import SITE_WORDS, AdapterRuns
 
@@ -64,7 +64,35 @@ def adapter_shrink(rows: Tensor, runs: AdapterRuns, site: int, num_sites: int, o
     return out
 
 
+_HALF = TILE // 2
+# Pages of A that are asked for before they are read: one is multiplied in less time than memory takes to answer.
+AHEAD = 2
 _product, _more = product(TILE, 1, "float32"), product(TILE, 1, "float32", adds=True)
+_half_product, _half_more = product(_HALF, 1, "float32"), product(_HALF, 1, "float32", adds=True)
+
+
+@njit(error_model="numpy", fastmath=FASTMATH)
+def _shrink_rows(
+    rows: int, inputs: int, is_half: bool, pages: Any, column: int, rank: int, per_page: int, out: int, ones: int
+) -> None:
+    """out (TILE, WIDTH), or the upper half of it, = rows times the ranks of A from `column` on.
+
+    rows, out and ones are addresses.
+    """
+    for k in range(0, inputs, per_page):
+        count, a, page = min(per_page, inputs - k), rows + 4 * k, pages[k // per_page] + 4 * column
+        for ahead in range(1 if k == 0 else AHEAD, AHEAD + 1):
+            start = k + ahead * per_page
+            if column == 0 and start < inputs:
+                prefetch(pages[start // per_page], -(4 * min(per_page, inputs - start) * rank // -LINE))
+        if is_half and k == 0:
+            _half_product(a, inputs, 1, page, rank, count, out, WIDTH, ones)
+        elif is_half:
+            _half_more(a, inputs, 1, page, rank, count, out, WIDTH, ones)
+        elif k == 0:
+            _product(a, inputs, 1, page, rank, count, out, WIDTH, ones)
+        else:
+            _more(a, inputs, 1, page, rank, count, out, WIDTH, ones)
 
 
 def _shrink(arguments: Any) -> None:
@@ -96,17 +124,17 @@ def _shrink(arguments: Any) -> None:
             rank = header[0]
             per_page = a.page_words // max(rank, 1)
             pages = int64_at(table + 8 * header[1], -(inputs // -per_page) if rank else 0)
+            # Few rows of an adapter are in one half of the tile, as a rule: of the other half nothing is made.
+            half = (start - first) // _HALF
+            is_half = (stop - 1 - first) // _HALF == half
+            skipped = half * _HALF if is_half else 0
             for column in range(0, rank, WIDTH):
-                for k in range(0, inputs, per_page):
-                    count, page = min(per_page, inputs - k), pages[k // per_page] + 4 * column
-                    if k == 0:
-                        _product(rows, inputs, 1, page, rank, count, made.ctypes.data, WIDTH, ones.ctypes.data)
-                    else:
-                        _more(rows + 4 * k, inputs, 1, page, rank, count, made.ctypes.data, WIDTH, ones.ctypes.data)
+                left = rows + 4 * skipped * inputs
+                _shrink_rows(left, inputs, is_half, pages, column, rank, per_page, made.ctypes.data, ones.ctypes.data)
                 for row in range(start, stop):
                     at = row * out_row + part * a.rank + column
                     for i in range(WIDTH):
-                        out[at + i] = made[(row - first) * WIDTH + i]
+                        out[at + i] = made[(row - first - skipped) * WIDTH + i]
             run += 1
 
 

@@ -25,7 +25,7 @@ from kernels.cpu.language.openmp import (
     uint16_at,
 )
 from kernels.cpu.language.vectors import part_bytes, part_pairs, to_bfloat16
-from kernels.cpu.matmul.adapter_expand import PanelAdapters, add_adapters
+from kernels.cpu.matmul.adapter_expand import PanelAdapters, add_adapters, fetch_adapters
 from kernels.cpu.matmul.gate import gate
 from kernels.cpu.matmul.product import LANES, ROWS, VECTORS, byte_product, product
 from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
@@ -291,7 +291,7 @@ def _multiply(arguments: Any) -> None:
     row_scales, scales, offsets, bias = a.row_scales, a.scales, a.offsets, float32_at(a.bias, has_bias)
     both, ones, zeros = lines_of(2 * TILE_ROWS * LANES), lines_of(LANES), lines_of(LANES)
     ones[:], zeros[:] = np.float32(1), np.float32(0)
-    num_runs, few = a.num_runs, lines_of(_ROWS * a.rank)
+    num_runs = a.num_runs
     adapters = (a.runs, a.next_run, num_runs, a.shrunk, a.rank, a.site, a.ranges, a.num_sites, a.page_words)
     gates = 2 if mode == GATE else 1
     parts = (kind == 1 and not NATIVE_BFLOAT16) or (kind == 2 and not NATIVE_BYTES)
@@ -327,11 +327,13 @@ def _multiply(arguments: Any) -> None:
                 place = 4 * which * LANES
                 scaling = scales + place, offsets + place, row_scales + 4 * row, zeros.ctypes.data
                 adds = int(whole and mode == ADD)
+                if num_runs:
+                    fetch_adapters(row, taken, which, adapters)
                 tile_of(0 if parts else kind, at, taken, source, deep, made, into_row, adds, ones.ctypes.data, scaling)
                 if has_bias:
                     _add_bias(both[part * TILE_ROWS * LANES :], taken, bias[which * LANES : (which + 1) * LANES])
                 if num_runs:
-                    add_adapters(made, into_row, row, taken, which, adapters, few.ctypes.data, ones.ctypes.data)
+                    add_adapters(made, into_row, row, taken, which, adapters, ones.ctypes.data)
             if whole:
                 continue
             if mode == GATE:
