@@ -50,6 +50,10 @@ WORKLOADS = (
     f"python -m engine.bench.workload {CHOICE} > choice.jsonl",
 )
 BATCH = "trunkline batch examples/batch.jsonl --output out.jsonl --errors errors.jsonl"
+BATCH_ERRORS = (
+    "trunkline sql \"select line, batch_id, coalesce(fault ->> 'message', error_message) as why from errors\""
+    " --output out.jsonl.run/results"
+)
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, logprob::text) as answer from results"'
 MIXED += " --output runs/mixed"
@@ -84,6 +88,7 @@ HERE = (
     f"{BATCH} --retry-failed",
     "trunkline batch examples/batch.jsonl --output other.jsonl --model embedded --set engine.kv_cache_memory=1GiB",
     'trunkline sql "select line, batch_id, finish_reason from results" --output out.jsonl.run/results',
+    BATCH_ERRORS,
     *WORKLOADS,
     "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl",
     "python -m engine.bench.run --kv-gib 4 --model embedded choice.jsonl",
