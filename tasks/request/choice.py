@@ -23,7 +23,7 @@ class Choice(ContinuationTask):
     def labels(self, task: Task, batch: SourceBatch) -> list[RowLabels | RowError]:
         if task.labels_column is None:
             return [RowLabels(task.labels or (), task.labels or ())] * batch.num_rows
-        found = map(parse_labels, batch.values(task.labels_column))
+        found = (parse_labels(value, task) for value in batch.values(task.labels_column))
         return [labels if isinstance(labels, RowError) else RowLabels(labels, labels) for labels in found]
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:

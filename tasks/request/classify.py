@@ -29,7 +29,7 @@ class Classify(ContinuationTask):
             return [_variants(task.labels or (), task.variants)] * batch.num_rows
         return [
             labels if isinstance(labels, RowError) else _variants(labels, task.variants)
-            for labels in map(parse_labels, batch.values(task.labels_column))
+            for labels in (parse_labels(value, task) for value in batch.values(task.labels_column))
         ]
 
     def settle(self, labels: RowLabels, ids: LabelIds) -> tuple[LabelIds, tuple[str, ...]] | RowError:
