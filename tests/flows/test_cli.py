@@ -77,7 +77,7 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
     assert run(monkeypatch, "score", str(path)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("trunkline: ")
+    assert printed.err.startswith(f"trunkline: {path}: ")
     assert said in printed.err
     assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
