@@ -47,7 +47,7 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     folder = extracted.folder
     rows, requests = str(folder / ROWS), str(folder / NEW_REQUESTS)
     parts = [str(committed_in.root / name) for name in part_files(read_manifests(committed_in))]
-    with working_connection(folder) as connection:
+    with working_connection(folder, committed_in.root) as connection:
         counts = connection.execute(statement("steps/count_requests"), {"rows": rows}).fetchall()
         [(num_rows, rejected, unique)] = counts
         query = statement("steps/pending_requests", newest=newest_results(parts))

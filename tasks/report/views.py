@@ -11,8 +11,9 @@ import duckdb
 
 from engine.errors import UserError
 from tasks.storage.commit import replace_file
-from tasks.storage.duck import view_connection
+from tasks.storage.duck import new_database, view_connection
 from tasks.storage.failpoint import failpoint
+from tasks.storage.file_mode import file_mode
 from tasks.storage.manifests import ShardManifest, manifest_path, part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results
@@ -24,13 +25,10 @@ from tasks.storage.stored_plan import ROWS, plan_folder
 def write_views(folder: OutputFolder, plan_id: str) -> None:
     """Puts a new `results.duckdb` in the place of the one before."""
     staged = folder.staged("results.duckdb")
-    connection = duckdb.connect(str(staged), config={"file_search_path": str(folder.root)})
-    try:
+    with new_database(staged, folder.root) as connection:
         for one in _statements(folder, plan_id, read_manifests(folder), ""):
             connection.execute(one)
-    finally:
-        connection.close()
-    staged.chmod(0o600)
+    staged.chmod(file_mode())
     failpoint("publish.staged")
     replace_file(staged, folder.database)
 

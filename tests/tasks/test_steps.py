@@ -1,6 +1,7 @@
 """The steps together: every row once, equal requests once, nothing twice."""
 
 import json
+import os
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -304,13 +305,36 @@ def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptu
     assert "secret" not in caplog.text
 
 
-def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
+@pytest.mark.fault(25)
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(None, 0o600, 0o700), ("027", 0o640, 0o750), ("0022", 0o644, 0o755)]
+)
+@pytest.mark.parametrize("of_process", [0o000, 0o077])
+def test_who_may_read_what_a_run_leaves(
+    job_of: JobMaker, monkeypatch: pytest.MonkeyPatch, umask: str | None, file: int, folder: int, of_process: int
+) -> None:
+    """The owner alone, or whom `TRUNKLINE_UMASK` lets; the process's own umask changes nothing."""
+    if umask is not None:
+        monkeypatch.setenv("TRUNKLINE_UMASK", umask)
     job = job_of(rows("one"))
-    run_steps(job)
-    files = [path for path in job.output_folder.rglob("*") if path.is_file()]
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-    assert job.output_folder.stat().st_mode & 0o777 == 0o700
-    assert OutputFolder(job.output_folder).database in files
+    before = os.umask(of_process)
+    try:
+        run_steps(job)
+    finally:
+        os.umask(before)
+    paths = [job.output_folder, *job.output_folder.rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {file}
+    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {folder}
+    assert OutputFolder(job.output_folder).database in paths
+
+
+@pytest.mark.parametrize("umask", ["0", "002", "077x", "777", "-1", "770"])
+def test_an_umask_that_lets_others_write_is_refused(
+    job_of: JobMaker, monkeypatch: pytest.MonkeyPatch, umask: str
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_UMASK", umask)
+    with pytest.raises(UserError, match=r"^TRUNKLINE_UMASK: '.+' is not 077 \(the owner alone\)"):
+        run_steps(job_of(rows("one")))
 
 
 def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tmp_path: Path) -> None:
