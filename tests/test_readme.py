@@ -33,6 +33,8 @@ ELSEWHERE = {
     "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/rolling.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/perplexity.yaml": "tests/tasks/test_examples.py",
+    "python -m examples.adapters": "tests/test_example_adapters.py",
+    "trunkline score examples/adapters.yaml": "tests/test_example_adapters.py",
 }
 # Not run by a test, but what each is made of; CONTRIBUTING says so.
 IN_PART = {
