@@ -15,10 +15,10 @@ from engine.loop.engine import Engine
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from examples.adapters import write_adapter
 from kernels.kv_format import FLOAT32
-from tests.engine.drawn_adapters import llama_linears, write_adapter
 from tests.engine.families import SERVED, save_tiny
-from tests.engine.tiny_adapters import ALL, PeftOracle, save_adapter
+from tests.engine.tiny_adapters import ALL, PeftOracle, llama_linears, save_adapter
 
 FAMILIES = {family.id: family for family in SERVED}
 # Fused on a CPU, packed projections, Conv1D, norms over heads, experts beside attention, soft caps and windows.
@@ -71,8 +71,8 @@ def run(engine: Engine, requests: list[Request]) -> dict[str, RequestOutput]:
     return outputs
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_answers_as_peft_merged(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "merged"), [*((name, True) for name in TARGETS), ("Llama", False)])
+def test_answers_as_pefts_model(name: str, merged: bool, tmp_path: Path) -> None:
     """Of several families: three adapters of different ranks and scales, rows without one between them."""
     save_tiny(FAMILIES[name].model_type, FAMILIES[name].config, tmp_path / "base")
     folders = {
@@ -85,7 +85,7 @@ def test_answers_as_peft_merged(name: str, tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "base", max_num_batched_tokens=64)
     outputs = run(engine, requests)
     engine.close()
-    oracles = PeftOracle(tmp_path / "base", folders).oracles
+    oracles = PeftOracle(tmp_path / "base", folders, merged=merged).oracles
     for request in requests:
         oracles[request.adapter].assert_same(request, outputs[request.request_id])
 
@@ -108,10 +108,8 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def assert_nearly_equal(a: dict[str, RequestOutput], b: dict[str, RequestOutput], tolerance: float = 1e-4) -> None:
     assert a.keys() == b.keys()
     for name, one in a.items():
-        if one.label_scores is None or b[name].label_scores is None:
-            assert one.token_ids == b[name].token_ids
-            continue
-        for x, y in zip(one.label_scores, b[name].label_scores or (), strict=True):
+        assert (one.error_type, one.token_ids) == (None, b[name].token_ids)
+        for x, y in zip(one.label_scores or (), b[name].label_scores or (), strict=True):
             assert abs(x.logprob - y.logprob) < tolerance
 
 
