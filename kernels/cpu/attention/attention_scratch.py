@@ -10,8 +10,6 @@ from kernels.cpu.language.openmp import lines_of
 from kernels.cpu.language.vectors import WIDTH
 from kernels.processor import NATIVE_BFLOAT16
 
-# Bytes of a cache line.
-LINE = 64
 # Keys whose scores exist at one time: with their values they stay in a core's own cache.
 KEYS = 128
 # Vectors of queries that a block takes at once.
