@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
-TABLES := examples/data/questions.parquet
+TABLES := $(addprefix examples/data/,questions.parquet packages.parquet searches.parquet)
 RUNS ?= runs
 FLAGS ?=
 

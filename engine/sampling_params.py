@@ -71,5 +71,10 @@ class SamplingParams:
     @property
     def changes_logits(self) -> bool:
         """Whether logits are changed before a token is chosen, besides barring ends from short texts."""
-        bars = self.bad_words or self.allowed_token_ids is not None or self.structured_outputs is not None
+        return self.structured_outputs is not None or self.changes_logits_besides
+
+    @property
+    def changes_logits_besides(self) -> bool:
+        """Whether they are changed by anything but a grammar."""
+        bars = self.bad_words or self.allowed_token_ids is not None
         return bool(bars or self.logit_bias or self.penalises)

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -63,10 +65,10 @@ def score(
     admission: AdmissionPolicy = None,
 ) -> None:
     """Score every row that has no result yet. Killed at any time, the same command continues."""
-    loaded = _load(job, output, settings, sharing=sharing, order=order, admission=admission)
-    from tasks.check import check_job
+    with _loaded(job, output, settings, sharing=sharing, order=order, admission=admission) as loaded:
+        from tasks.check import check_job
 
-    check_job(loaded)
+        check_job(loaded)
     from flows.run_job import run_job
 
     run_job(loaded, retry_failed=retry_failed, trace=trace)
@@ -86,10 +88,10 @@ def plan(
     ] = None,
 ) -> None:
     """Show what a job would cost: rows, tokens before and after sharing, memory, time. No model is loaded."""
-    loaded = _load(job, output, settings, sharing=sharing, order=order, admission=admission)
-    from tasks.dry_run import plan_job
+    with _loaded(job, output, settings, sharing=sharing, order=order, admission=admission) as loaded:
+        from tasks.dry_run import plan_job
 
-    typer.echo(str(plan_job(loaded, device)))
+        typer.echo(str(plan_job(loaded, device)))
 
 
 @app.command(epilog="Example: [bold]trunkline preview examples/classify.yaml --rows 1[/bold]")
@@ -103,10 +105,10 @@ def preview(
     settings: Settings = None,
 ) -> None:
     """Print prompts as the model would get them, with the chat template and special tokens. No model is loaded."""
-    loaded = _load(job, None, settings)
-    from tasks.preview import preview_rows
+    with _loaded(job, None, settings) as loaded:
+        from tasks.preview import preview_rows
 
-    previews = preview_rows(loaded, rows, custom_id)
+        previews = preview_rows(loaded, rows, custom_id)
     from flows.show_preview import as_json, show_previews
 
     if form == "json":
@@ -124,12 +126,12 @@ def drift(
     settings: Settings = None,
 ) -> None:
     """Score a sample in full precision and in the job's, and show how far the answers move. Nothing is written."""
-    loaded = _load(job, None, settings)
-    from rich.console import Console
+    with _loaded(job, None, settings) as loaded:
+        from rich.console import Console
 
-    from flows.show_drift import show_drift
+        from flows.show_drift import show_drift
 
-    show_drift(loaded, rows, Console(), Console(stderr=True))
+        show_drift(loaded, rows, Console(), Console(stderr=True))
 
 
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
@@ -207,14 +209,24 @@ def version() -> None:
     typer.echo(installed("trunkline"))
 
 
-def _load(job: Path, output: Path | None, settings: list[str] | None, **policies: str | None) -> "ScoringJob":
+@contextmanager
+def _loaded(
+    job: Path, output: Path | None, settings: list[str] | None, **policies: str | None
+) -> Iterator["ScoringJob"]:
+    """The job. A fault of one of its keys names the file too where the context finds it."""
     from tasks.job.job_file import load_job
 
     overrides: dict[str, object] = dict(map(_setting, settings or ()))
     if output is not None:
         overrides["output"] = str(output)
     overrides |= {f"engine.{key}": value for key, value in policies.items() if value is not None}
-    return load_job(job, overrides)
+    loaded = load_job(job, overrides)
+    try:
+        yield loaded
+    except UserError as error:
+        of_a_key = tuple(key + end for key in type(loaded).model_fields for end in (".", ":"))
+        lines = (f"{job}: {line}" if line.startswith(of_a_key) else line for line in str(error).splitlines())
+        raise UserError("\n".join(lines)) from None
 
 
 def _setting(text: str) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class Drift:
     """`requests` were scored in both precisions, `failed` ended as an error in at least one and are not compared.
 
     `moved` has the differences by what they are of, as the task types compare answers; `same` the parts of the rows,
-    or tokens, that stayed the same, by name.
+    or tokens, that stayed the same, by name, behind their type's where there are several.
     """
 
     full: str
@@ -116,9 +116,15 @@ def compare(
     by_type: dict[TaskType, list[tuple[RequestOutput, RequestOutput]]] = defaultdict(list)
     for pair in good:
         by_type[types[pair[0].request_id]].append(pair)
-    moved = [task_type.compare(own) for task_type, own in by_type.items()]
-    measures = {one.measure: [other.differences for other in moved if other.measure == one.measure] for one in moved}
-    same = {name: share for one in moved for name, share in one.same.items()}
+    moved = {task_type.name: task_type.compare(own) for task_type, own in by_type.items()}
+    measures: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    for one in moved.values():
+        measures[one.measure].append(one.differences)
+    same = {
+        name if len(moved) == 1 else f"{task}: {name}": share
+        for task, one in moved.items()
+        for name, share in one.same.items()
+    }
     differences = {measure: Difference.of(np.concatenate(found)) for measure, found in measures.items()}
     return Drift(full, chosen, len(good), len(pairs) - len(good), differences, same)
 

@@ -102,14 +102,13 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
         rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
         sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
         requests = list(chain.from_iterable(rows))
-        names = {request.adapter for request in requests if request.adapter is not None}
         plan = make_plan(
             requests,
             config,
             cost,
             shard_seconds=run.job.shard_seconds,
             row_sizes=sizes.tolist(),
-            adapters=adapter_sizes(names, run.shape, run.config, run.device),
+            adapters=adapter_sizes(requests, run.shape, run.config, run.device),
         )
         yield PlannedSection(plan, section, sizes)
 

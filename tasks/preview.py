@@ -8,6 +8,7 @@ from engine.errors import UserError
 from engine.model.tokenizer import load_tokenizer
 from tasks.job.job import ScoringJob
 from tasks.request.columns import find_columns
+from tasks.request.items import NEXT_ITEM
 from tasks.request.requests import NewRequest, RequestBuilder
 from tasks.request.task_types import task_type_of
 from tasks.source.row_error import RowError
@@ -73,5 +74,5 @@ def _preview(custom_id: str, built: NewRequest | RowError, tokenizer: "PreTraine
     ids = built.asked.prompt_token_ids.tolist()
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     word = task_type_of(built.ask.task).label_word
-    labels = tuple(name for name in dict.fromkeys(built.asked.label_texts) if name)
+    labels = tuple(name for name in dict.fromkeys(built.asked.label_texts) if name != NEXT_ITEM)
     return Preview(custom_id, str(text), len(ids), labels, label_word=word)

@@ -28,6 +28,11 @@ class PendingMasks:
         mask: NDArray[np.int32] = self.made.result()[self.places[key]]
         return mask
 
+    def allows(self, key: int, token: int) -> bool:
+        """Whether a sequence's mask has the token; a place that is no token is not in any."""
+        mask = self.of(key)
+        return mask is not None and token >= 0 and bool(mask[token // 32] >> token % 32 & 1)
+
 
 class MaskMaker:
     """One thread hands a step's matchers to the library's own, which need no interpreter."""

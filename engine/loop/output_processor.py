@@ -44,7 +44,7 @@ class OutputState:
     ) -> None:
         self.sequence = sequence
         self.params = params = sequence.request.params
-        self._is_plain = params.greedy and params.logprobs is None and not params.changes_logits
+        self._is_plain = params.greedy and params.logprobs is None and not params.changes_logits_besides
         self.tokenizer = tokenizer
         self.finish_reason: str | None = None
         self.error: tuple[str, str] | None = None
@@ -89,7 +89,11 @@ class OutputState:
     @property
     def takes_best(self) -> bool:
         """Whether the token in flight is that of the greatest logit, whatever the others are."""
-        return self._is_plain and not self._is_too_short
+        return self._is_plain and self.params.structured_outputs is None and not self._is_too_short
+
+    def takes_best_if(self, mask: NDArray[np.int32] | None) -> bool:
+        """Whether it is that token where the grammar's `mask` allows it: nothing else bars or changes any."""
+        return mask is not None and self._is_plain and not self._is_too_short and not self._ignored_ends
 
     def rules(self, mask: NDArray[np.int32] | None = None) -> RowRules | None:
         """What the token in flight must heed; ends are barred while the text is shorter than `min_tokens`.

@@ -81,7 +81,10 @@ class StepReader:
         places, pooled_places = np.split(places, [len(places) - len(hidden)])
         pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
-        tokens = self._best_tokens(forward, places[: len(samples)], takes_best)
+        may_take = self._may_take_best(samples.key, masks)
+        tokens = self._best_tokens(forward, places[: len(samples)], takes_best | may_take)
+        for read in np.flatnonzero(may_take).tolist():
+            takes_best[read] = masks.allows(int(samples.key[read]), int(tokens[read]))
         head = _HeadRows.of(places, np.flatnonzero(~takes_best), len(samples))
         logprobs: dict[int, tuple[int, RowLogprobs]] = {}
         target_values: list[Tensor] = []
@@ -109,6 +112,15 @@ class StepReader:
         target_reads = Reads(step.reads.table[head.target_reads])
         values = tuple(target_values), tuple(alternatives), tuple(pooled)
         return StepValues(step, tokens, host_tokens, logprobs, target_reads, *values, done)
+
+    def _may_take_best(self, keys: Ints, masks: PendingMasks) -> NDArray[np.bool_]:
+        """(samples,): texts whose best token is theirs if the grammar allows it.
+
+        On a CPU, where the host has the token at once, and where the best is found faster than the logits.
+        """
+        if masks is NO_MASKS or self._runner.num_steps_ahead:
+            return np.zeros(len(keys), dtype=np.bool_)
+        return np.array([self._states[key].takes_best_if(masks.of(key)) for key in keys.tolist()], dtype=np.bool_)
 
     def _num_alternatives(self, reads: Reads) -> int:
         """The most that any of the step's prompts asks at the place of a token."""

@@ -13,7 +13,7 @@ _RUN, _OTHERS = "run", ("ls", "validate")
 def run_lm_eval(arguments: Sequence[str]) -> None:
     """Runs the harness with `arguments`, which are all its own; the model is `trunkline` where they name none.
 
-    Raises UserError where the harness is not installed, and for what the model refuses.
+    Raises UserError where the harness is not installed, or a task's data are not there, and for what the model refuses.
     """
     if find_spec("lm_eval") is None:
         raise UserError("lm-eval is not installed; run: pip install 'trunkline[lm_eval]'")
@@ -24,7 +24,10 @@ def run_lm_eval(arguments: Sequence[str]) -> None:
     if "trunkline" not in model_registry:
         model_registry.register("trunkline", target="flows.harness.model:TrunklineLM")
     sys.argv = ["lm-eval", *with_model(arguments)]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except FileNotFoundError as missing:
+        raise UserError(f"lm-eval: {missing}; paths start at the working directory") from missing
 
 
 def with_model(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from engine.errors import UserError
@@ -76,16 +77,9 @@ class BatchRun:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         try:
             with hold(self.folder / ".lock"):
-                for staging in self.folder.glob("staging-*"):
-                    _remove(staging)
+                for staging in self.folder.glob("staging-*"):  # what a killed run left
+                    rmtree(staging)
                 write_table(self.source, self.table, {self.model, self.model_name})
                 yield
         except HeldError as held:
             raise UserError(f"--output: {self.folder} is in use by {held}; wait, or end it") from None
-
-
-def _remove(staging: Path) -> None:
-    """What a killed run left."""
-    for file in staging.iterdir():
-        file.unlink()
-    staging.rmdir()

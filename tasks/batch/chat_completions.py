@@ -15,7 +15,7 @@ from tasks.batch.endpoint import (
     TokenTexts,
     usage,
 )
-from tasks.batch.parameters import PROMPT, SAMPLING, check_names, flag, prompt_of, required, sampling_of, whole_number
+from tasks.batch.parameters import PROMPT, SAMPLING, check_names, flag, given_of, required, sampling_of, whole_number
 from tasks.batch.structure import STRUCTURE, structure_of
 from tasks.batch.token_logprobs import chat_logprobs
 from tasks.batch.tools import call_schema, read_calls, tool_choice_of, tool_names
@@ -48,7 +48,7 @@ class ChatCompletions(Endpoint):
         alternatives = _alternatives(body)
         if alternatives is not None:
             sampling["logprobs"] = alternatives
-        prompt = prompt_of(body) | ({"tool_choice": "none"} if choice == "none" else {})
+        prompt = given_of(body, PROMPT) | ({"tool_choice": "none"} if choice == "none" else {})
         one_call = not flag(body, "parallel_tool_calls", True)
         reply = {"tool_choice": choice, "tools": tool_names(body.get("tools")), "one_call": one_call}
         named = {"structure": structure[0]} if structure is not None else {}

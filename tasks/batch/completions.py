@@ -8,8 +8,10 @@ from tasks.batch.completion_outputs import outputs_of
 from tasks.batch.endpoint import Answered, Asked, Endpoint, Json, RowAsk, TokenTexts, usage
 from tasks.batch.parameters import (
     SAMPLING,
+    TEXT_PROMPT,
     check_names,
     flag,
+    given_of,
     required,
     sampling_of,
     texts_or_tokens,
@@ -18,7 +20,7 @@ from tasks.batch.parameters import (
 from tasks.batch.structure import STRUCTURE, structure_of
 from tasks.batch.token_logprobs import completion_logprobs
 
-_OWN = ("model", "prompt", "echo", "logprobs", "add_special_tokens")
+_OWN = ("model", "prompt", "echo", "logprobs", *TEXT_PROMPT)
 _MOST_LOGPROBS = 20
 
 
@@ -42,7 +44,7 @@ class Completions(Endpoint):
         task = {"type": "generate"}
         if echo and sampling.get("max_tokens") == 0:
             task, sampling = {"type": "perplexity"}, {"prompt_logprobs": logprobs or 0}
-        own = {"add_special_tokens": body["add_special_tokens"]} if "add_special_tokens" in body else {}
+        own = given_of(body, TEXT_PROMPT)
         rows = tuple(RowAsk({"prompt": prompt} | own, task, sampling) for prompt in prompts)
         named = {"structure": structure[0]} if structure is not None else {}
         return Asked(rows, {"echo": prompts if echo else None, "logprobs": logprobs is not None} | named)

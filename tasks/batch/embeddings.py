@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tasks.batch.endpoint import Answered, Asked, BadRequestError, Endpoint, Json, RowAsk, usage
-from tasks.batch.parameters import check_names, flag, required, texts_or_tokens, whole_number
+from tasks.batch.parameters import TEXT_PROMPT, check_names, flag, given_of, required, texts_or_tokens, whole_number
 
-_OWN = ("model", "input", "dimensions", "encoding_format", "normalize", "pooling", "add_special_tokens")
+_OWN = ("model", "input", "dimensions", "encoding_format", "normalize", "pooling", *TEXT_PROMPT)
 
 
 class Embeddings(Endpoint):
@@ -31,7 +31,7 @@ class Embeddings(Endpoint):
             task["normalize"] = flag(body, "normalize")
         if "pooling" in body:
             task["pooling"] = body["pooling"]
-        own = {"add_special_tokens": body["add_special_tokens"]} if "add_special_tokens" in body else {}
+        own = given_of(body, TEXT_PROMPT)
         inputs = texts_or_tokens(required(body, "input"), "input")
         return Asked(tuple(RowAsk({"input": one} | own, task) for one in inputs), {"encoding_format": encoding})
 

@@ -18,7 +18,7 @@ from tasks.batch.endpoints import ENDPOINTS
 from tasks.batch.parameters import SAMPLING
 from tasks.report.published import open_published
 from tasks.report.views import open_views
-from tasks.source.row_error import CONTEXT_OVERFLOW
+from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, CONTEXT_OVERFLOW
 from tasks.storage.commit import open_private, replace_file
 from tasks.storage.duck import BATCH_ROWS
 from tasks.storage.failpoint import failpoint
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 # A row's fault that is not the request's.
 _OUR_FAULTS = ("NON_FINITE", "OUT_OF_MEMORY")
-_CODES = {CONTEXT_OVERFLOW: "context_length_exceeded", "BAD_SAMPLING": "invalid_value", "BAD_TASK": "invalid_value"}
+_CODES = {CONTEXT_OVERFLOW: "context_length_exceeded", BAD_SAMPLING: "invalid_value", BAD_TASK: "invalid_value"}
 _STATUS = {"model_not_found": 404}
 # How a job's faults name a key, or begin with the key of two that do not go together.
 _KEY = re.compile(r"(?:sampling|task)\.(?=([\w.]+):)")

@@ -1,6 +1,6 @@
 """A body's parameters: those of sampling by vLLM's names, those without effect here, and the others refused by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 from tasks.batch.endpoint import BadRequestError, Json
@@ -16,6 +16,8 @@ PROMPT = (
     *("messages", "tools", "chat_template_kwargs", "documents", "reasoning_effort", "add_generation_prompt"),
     *("continue_final_message", "add_special_tokens"),
 )
+# What of that belongs to a prompt that is a text.
+TEXT_PROMPT = ("add_special_tokens",)
 # They say who asks, or when and where a service answers.
 _WITHOUT_EFFECT = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
@@ -47,11 +49,12 @@ def check_names(body: Json, known: Collection[str]) -> None:
 
 def sampling_of(body: Json) -> Json:
     """As the API draws where nothing is said: at temperature 1."""
-    return {"temperature": 1.0} | {name: body[name] for name in SAMPLING if name in body}
+    return {"temperature": 1.0} | given_of(body, SAMPLING)
 
 
-def prompt_of(body: Json) -> Json:
-    return {name: body[name] for name in PROMPT if name in body}
+def given_of(body: Json, names: Iterable[str]) -> Json:
+    """Those of the parameters that the body has."""
+    return {name: body[name] for name in names if name in body}
 
 
 def flag(body: Json, name: str, default: bool = False) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from engine.errors import UserError
 from tasks.batch.batch_line import BatchLine, parse_line
-from tasks.batch.endpoint import Asked, BadRequestError, RowAsk
+from tasks.batch.endpoint import BadRequestError, Json, RowAsk
 from tasks.batch.line_file import LONGEST_LINE, read_lines
 from tasks.storage.commit import replace_file, sha256_of
 from tasks.storage.duck import BATCH_ROWS, working_connection
@@ -109,21 +109,22 @@ def _write(lines: Iterable[BatchLine], target: Path, schema: pa.Schema, ids: Pat
     with parquet_sink(target, schema) as rows, parquet_sink(ids, _ID_SCHEMA) as named:
         for part in _bounded(lines):
             count += len(part)
-            table = [row for line in part for row in _rows(line)]
-            rows.write(pa.RecordBatch.from_pylist(table, schema))
-            own = [{"line": line.number, "custom_id": line.custom_id} for line in part if line.custom_id is not None]
-            named.write(pa.RecordBatch.from_pylist(own, _ID_SCHEMA))
+            rows.write(pa.RecordBatch.from_pylist([row for _, own in part for row in own], schema))
+            ids_there = [
+                {"line": line.number, "custom_id": line.custom_id} for line, _ in part if line.custom_id is not None
+            ]
+            named.write(pa.RecordBatch.from_pylist(ids_there, _ID_SCHEMA))
     return count
 
 
-def _bounded(lines: Iterable[BatchLine]) -> Iterator[list[BatchLine]]:
-    """Bounded in lines and in what they hold."""
-    part: list[BatchLine] = []
+def _bounded(lines: Iterable[BatchLine]) -> Iterator[list[tuple[BatchLine, list[Json]]]]:
+    """Lines with their rows, bounded in lines and in what they hold."""
+    part: list[tuple[BatchLine, list[Json]]] = []
     held = 0
     for line in lines:
-        part.append(line)
-        if isinstance(line.asked, Asked):
-            held += sum(len(json.dumps(row.prompt)) for row in line.asked.rows)
+        own = _rows(line)
+        part.append((line, own))
+        held += sum(len(cell) for row in own for cell in row.values() if isinstance(cell, str))
         if len(part) == BATCH_ROWS or held > _BATCH_BYTES:
             yield part
             part, held = [], 0
@@ -131,7 +132,7 @@ def _bounded(lines: Iterable[BatchLine]) -> Iterator[list[BatchLine]]:
         yield part
 
 
-def _rows(line: BatchLine) -> list[dict[str, object]]:
+def _rows(line: BatchLine) -> list[Json]:
     head = {"row": str(line.number), "line": line.number, "batch_id": line.custom_id}
     if isinstance(line.asked, BadRequestError):
         fault = {"code": line.asked.code, "message": str(line.asked), "param": line.asked.param}
@@ -144,6 +145,6 @@ def _rows(line: BatchLine) -> list[dict[str, object]]:
     ]
 
 
-def _cells(asked: RowAsk) -> dict[str, object]:
+def _cells(asked: RowAsk) -> Json:
     sampling = json.dumps(asked.sampling) if asked.sampling else None
     return {"prompt": json.dumps(asked.prompt), "task": json.dumps(asked.task), "sampling": sampling}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tasks.batch.endpoint import Answered, Asked, BadRequestError, Endpoint, Json, RowAsk, usage
-from tasks.batch.parameters import check_names, required, whole_number
+from tasks.batch.parameters import TEXT_PROMPT, check_names, given_of, required, whole_number
 
 # A row's task has them too.
 _OF_TASK = ("labels", "label_token_ids", "variants", "item_first", "apply_softmax")
@@ -16,7 +16,7 @@ class Score(Endpoint):
     id_prefix = "score"
 
     def read(self, body: Json) -> Asked:
-        check_names(body, ("model", "text_1", "text_2", "add_special_tokens", *_OF_TASK))
+        check_names(body, ("model", "text_1", "text_2", *TEXT_PROMPT, *_OF_TASK))
         queries = _texts(required(body, "text_1"), "text_1")
         texts = _texts(required(body, "text_2"), "text_2")
         if len(queries) == 1:
@@ -46,7 +46,7 @@ class Rerank(Endpoint):
     id_prefix = "rerank"
 
     def read(self, body: Json) -> Asked:
-        check_names(body, ("model", "query", "documents", "top_n", "add_special_tokens", *_OF_TASK))
+        check_names(body, ("model", "query", "documents", "top_n", *TEXT_PROMPT, *_OF_TASK))
         query = required(body, "query")
         if not isinstance(query, str):
             raise BadRequestError("invalid_type", "query is a text", "query")
@@ -78,9 +78,8 @@ class Rerank(Endpoint):
 
 
 def _row(body: Json, query: str, texts: Sequence[str]) -> RowAsk:
-    own = {"add_special_tokens": body["add_special_tokens"]} if "add_special_tokens" in body else {}
-    task = {"type": "score", "items": list(texts)} | {name: body[name] for name in _OF_TASK if name in body}
-    return RowAsk({"prompt": query} | own, task)
+    task = {"type": "score", "items": list(texts)} | given_of(body, _OF_TASK)
+    return RowAsk({"prompt": query} | given_of(body, TEXT_PROMPT), task)
 
 
 def _texts(value: object, name: str) -> list[str]:

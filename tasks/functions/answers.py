@@ -16,13 +16,14 @@ from tasks.functions.functions import Function
 from tasks.in_process import InProcess
 from tasks.job.job import ScoringJob
 from tasks.request.prompts import prompt_columns
-from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.request.requests import NewRequest, RequestBuilder, row_requests
 from tasks.request.task_types import task_type_of
 from tasks.sections import SECTION_ROWS
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import make_run
+from tasks.storage.run_adapters import adapter_sizes
 from tasks.workers import Computed
 
 
@@ -62,6 +63,7 @@ class Answerer:
         except BaseException:
             self._workers.close()
             raise
+        self._shape, self._device = run.shape, run.device
         self._cost = plan_cost(run.model, run.shape, run.config, run.device)
 
     @property
@@ -95,9 +97,11 @@ class Answerer:
 
     def _compute(self, section: Sequence[NewRequest]) -> dict[str, Sequence[RequestOutput]]:
         """Each request's outputs, by its name."""
-        rows = [task_type_of(one.ask.task).requests(one.request_hash, one.asked, one.ask) for one in section]
+        rows = [row_requests(one.request_hash, one.asked, one.ask) for one in section]
         requests = [request for row in rows for request in row]
-        plan = make_plan(requests, self._config, self._cost, row_sizes=[len(row) for row in rows])
+        adapters = adapter_sizes(requests, self._shape, self._config, self._device)
+        sizes = [len(row) for row in rows]
+        plan = make_plan(requests, self._config, self._cost, row_sizes=sizes, adapters=adapters)
         futures = [self._workers.submit(shard_work(plan, shard, requests)) for shard in plan.shards]
         made = {output.request_id: output for future in futures for output in future.result()}
         return {

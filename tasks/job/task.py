@@ -43,18 +43,22 @@ def _items(items: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return items
 
 
+def lone_label_fault(task_type: object, apply_softmax: object) -> str | None:
+    """What is wrong with one label alone: a type that compares labels needs two. None where nothing is."""
+    if task_type == "choice":
+        return "one label is always the likeliest; score it as type: loglikelihood"
+    if task_type == "classify":
+        return "one label is always the likeliest; its probability is type: score with apply_softmax: false"
+    if task_type == "score" and apply_softmax is not False:
+        return "one label has all of a softmax; take apply_softmax: false, or name another label"
+    return None
+
+
 def _lone_label(given: Mapping[str, Any]) -> Iterator[str]:
-    """A type that compares labels needs two."""
-    chosen = given.get("type")
     named = given.get("labels") or given.get("label_token_ids")
-    if not isinstance(named, list | tuple) or len(named) != 1:
-        return
-    if chosen == "choice":
-        yield "one label is always the likeliest; score it as type: loglikelihood"
-    elif chosen == "classify":
-        yield "one label is always the likeliest; its probability is type: score with apply_softmax: false"
-    elif chosen == "score" and given.get("apply_softmax", True) is not False:
-        yield "one label has all of a softmax; take apply_softmax: false, or name another label"
+    if isinstance(named, list | tuple) and len(named) == 1:
+        fault = lone_label_fault(given.get("type"), given.get("apply_softmax", True))
+        yield from () if fault is None else (fault,)
 
 
 def _variant_faults(given: Mapping[str, Any]) -> Iterator[str]:

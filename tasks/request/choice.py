@@ -8,7 +8,7 @@ import numpy as np
 from engine.request import RequestOutput
 from tasks.job.task import Task
 from tasks.request.ask import Ask
-from tasks.request.continuations import ContinuationTask, RowLabels, logprobs_of
+from tasks.request.continuations import ContinuationTask, RowLabels, compare_scores, logprobs_of
 from tasks.request.label_masses import LabelMasses
 from tasks.request.labels import parse_labels
 from tasks.request.task_type import Moved, Shown
@@ -23,7 +23,7 @@ class Choice(ContinuationTask):
     def labels(self, task: Task, batch: SourceBatch) -> list[RowLabels | RowError]:
         if task.labels_column is None:
             return [RowLabels(task.labels or (), task.labels or ())] * batch.num_rows
-        found = map(parse_labels, batch.values(task.labels_column))
+        found = (parse_labels(value, task) for value in batch.values(task.labels_column))
         return [labels if isinstance(labels, RowError) else RowLabels(labels, labels) for labels in found]
 
     def result(self, ask: Ask, label_texts: Sequence[str], outputs: Sequence[RequestOutput]) -> dict[str, Any]:
@@ -45,7 +45,4 @@ class Choice(ContinuationTask):
         }
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
-        scores = [(logprobs_of(before), logprobs_of(after)) for before, after in pairs]
-        differences = np.concatenate([np.abs(before - after) for before, after in scores])
-        agreed = [int(np.argmax(before)) == int(np.argmax(after)) for before, after in scores]
-        return Moved(differences, {"label agreement": float(np.mean(agreed))})
+        return compare_scores(pairs, "label agreement")

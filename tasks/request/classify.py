@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from engine.request import RequestOutput, TokenIds
 from tasks.job.task import Task
 from tasks.job.variants import Variants, all_variants
 from tasks.request.ask import Ask
-from tasks.request.continuations import ContinuationTask, RowLabels, logprobs_of
+from tasks.request.continuations import ContinuationTask, RowLabels, compare_scores, logprobs_of
 from tasks.request.label_masses import LabelMasses
 from tasks.request.labels import LabelIds, parse_labels
 from tasks.request.task_type import Moved, Shown
@@ -29,7 +27,7 @@ class Classify(ContinuationTask):
             return [_variants(task.labels or (), task.variants)] * batch.num_rows
         return [
             labels if isinstance(labels, RowError) else _variants(labels, task.variants)
-            for labels in map(parse_labels, batch.values(task.labels_column))
+            for labels in (parse_labels(value, task) for value in batch.values(task.labels_column))
         ]
 
     def settle(self, labels: RowLabels, ids: LabelIds) -> tuple[LabelIds, tuple[str, ...]] | RowError:
@@ -66,10 +64,7 @@ class Classify(ContinuationTask):
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         """Variant by variant: what is a label's is not in an output."""
-        scores = [(logprobs_of(before), logprobs_of(after)) for before, after in pairs]
-        differences = np.concatenate([np.abs(before - after) for before, after in scores])
-        agreed = [int(np.argmax(before)) == int(np.argmax(after)) for before, after in scores]
-        return Moved(differences, {"same likeliest variant": float(np.mean(agreed))})
+        return compare_scores(pairs, "same likeliest variant")
 
 
 def _variants(labels: Sequence[str], variants: Variants) -> RowLabels | RowError:

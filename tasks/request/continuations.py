@@ -12,7 +12,7 @@ from tasks.job.task import Task
 from tasks.request.ask import Ask
 from tasks.request.labels import LabelIds, LabelledPrompt, split_context
 from tasks.request.prompt_text import PromptText, RenderedPrompt
-from tasks.request.task_type import RowReader, RowRequest, TaskType
+from tasks.request.task_type import Moved, RowReader, RowRequest, TaskType
 from tasks.source.row_error import RowError
 from tasks.source.source_rows import SourceBatch
 
@@ -88,3 +88,11 @@ def scores_of(output: RequestOutput) -> tuple[LabelScore, ...]:
 def logprobs_of(output: RequestOutput) -> NDArray[np.float64]:
     """The labels' log-likelihoods."""
     return np.array([score.logprob for score in scores_of(output)], np.float64)
+
+
+def compare_scores(pairs: Sequence[tuple[RequestOutput, RequestOutput]], same: str) -> Moved:
+    """Label by label; `same` is what it is called that the likeliest stays."""
+    scores = [(logprobs_of(before), logprobs_of(after)) for before, after in pairs]
+    differences = np.concatenate([np.abs(before - after) for before, after in scores])
+    agreed = [int(np.argmax(before)) == int(np.argmax(after)) for before, after in scores]
+    return Moved(differences, {same: float(np.mean(agreed))})

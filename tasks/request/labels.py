@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.request import TokenIds
+from tasks.job.task import Task, lone_label_fault
 from tasks.request.encode import Encoder
 from tasks.request.prompt_text import PromptText
 from tasks.request.special_tokens import has_marks
@@ -148,8 +149,8 @@ def split_context(prompt: PromptText) -> tuple[PromptText, str]:
     return replace(prompt, text=context), prompt.text[len(context) :]
 
 
-def parse_labels(value: object) -> tuple[str, ...] | RowError:
-    """A column's value as labels: a list of texts, or its JSON text."""
+def parse_labels(value: object, task: Task) -> tuple[str, ...] | RowError:
+    """A column's value as labels of the task: a list of texts, or its JSON text."""
     if isinstance(value, RowError):
         return value
     if isinstance(value, str):
@@ -166,6 +167,6 @@ def parse_labels(value: object) -> tuple[str, ...] | RowError:
     twice = next((label for place, label in enumerate(value) if label in value[:place]), None)
     if twice is not None:
         return RowError(BAD_LABELS, f"the label {twice!r:.60} is there twice")
-    if len(value) == 1:
-        return RowError(BAD_LABELS, "one label is always the likeliest; score it as type: loglikelihood")
+    if len(value) == 1 and (fault := lone_label_fault(task.type, task.apply_softmax)) is not None:
+        return RowError(BAD_LABELS, fault)
     return tuple(value)

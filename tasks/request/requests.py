@@ -149,7 +149,10 @@ def to_requests(batch: pa.RecordBatch, read_ask: Callable[[str], Ask] = parse_as
         texts.indices.to_pylist(),
     )
     for name, prompt, room, labels, label_texts, adapter, number in zip(*columns, strict=True):
-        ask = asks[number]
-        asked = RowRequest(prompt, room, labels, tuple(label_texts), adapter)
-        requests = task_type_of(ask.task).requests(name, asked, ask)
-        yield requests if adapter is None else tuple(replace(one, adapter=adapter) for one in requests)
+        yield row_requests(name, RowRequest(prompt, room, labels, tuple(label_texts), adapter), asks[number])
+
+
+def row_requests(request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
+    """The engine's requests for a row, all with its adapter."""
+    requests = task_type_of(ask.task).requests(request_id, asked, ask)
+    return requests if asked.adapter is None else tuple(replace(one, adapter=asked.adapter) for one in requests)

@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
+from engine.model.adapter_files import WEIGHTS, read_adapter
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
@@ -141,6 +142,35 @@ def test_a_tiny_pool_evicts_and_answers_the_same(base: Path, folders: list[str])
     assert plan.summary.adapters == 6
     assert engine.counters().peak_kv_bytes == plan.summary.peak_kv_bytes <= plan.summary.kv_cache_memory
     assert plan.summary.adapter_bytes > plan.summary.kv_cache_memory
+    engine.close()
+
+
+def test_an_adapter_that_changes_behind_the_plan_is_its_rows_error(
+    base: Path, folders: list[str], tmp_path: Path
+) -> None:
+    """Rows beside them answer as ever, and so does the engine afterwards."""
+    linears = llama_linears(64, 64, 32, 96, 2)
+    changed = read_adapter(write_adapter(tmp_path / "changed", linears, 7)).name
+    gone = read_adapter(write_adapter(tmp_path / "gone", linears, 8)).name
+    requests = drawn([None, changed, gone, folders[0]], rows=16)
+    others = [request for request in requests if request.adapter in (None, folders[0])]
+    engine = engine_of(base)
+    wanted = run(engine, others)
+    plan = plan_requests(engine, requests)
+    write_adapter(tmp_path / "changed", linears, 9)
+    (tmp_path / "gone" / WEIGHTS).unlink()
+    outputs = {output.request_id: output for output in run_plan(engine, plan, requests)}
+    engine.scheduler.check_integrity()
+    assert_nearly_equal(wanted, {request.request_id: outputs[request.request_id] for request in others})
+    said = {
+        changed: "its adapter is not what it was when the rows were read",
+        gone: "its adapter holds no adapter_model.safetensors; save it as safetensors",
+    }
+    for request in requests:
+        if request.adapter in said:
+            output = outputs[request.request_id]
+            assert (output.error_type, output.error_message) == ("BAD_ADAPTER", said[request.adapter])
+    assert_nearly_equal(wanted, run(engine, others))
     engine.close()
 
 

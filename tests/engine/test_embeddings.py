@@ -23,7 +23,7 @@ from kernels.kv_format import FLOAT32
 from tests.engine.forward.gpu.test_attention import through_triton
 from tests.engine.oracle import Oracle
 from tests.engine.test_prompt_logprobs import assert_right as assert_logprobs
-from tests.engine.test_prompt_logprobs import works
+from tests.engine.test_prompt_logprobs import handed_over
 
 TOLERANCE = 1e-4
 MakeEngine = Callable[[int], Engine]
@@ -122,20 +122,8 @@ def test_they_equal_pooled_hidden_states_whatever_is_shared(
     oracle: Oracle,
     engines: MakeEngine,
 ) -> None:
-    """Shards in any order, some handed over when others are done: chunks end anywhere."""
     requests, chance = drawn
-    engine = engines(step_tokens)
-    shards = works(engine, requests, shard_seconds)
-    chance.shuffle(shards)
-    futures, outputs = [], {}
-    for work in shards:
-        futures.append(engine.submit(work))
-        if chance.random() < 0.3:
-            futures[-1].result(timeout=120)
-    for future in futures:
-        outputs |= {output.request_id: output for output in future.result(timeout=120)}
-    engine.scheduler.check_integrity()
-    assert len(outputs) == len(requests)
+    outputs = handed_over(engines(step_tokens), requests, shard_seconds, chance)
     for request in requests:
         assert_right(oracle, request, outputs[request.request_id])
         assert_logprobs(oracle, request, outputs[request.request_id])

@@ -101,18 +101,10 @@ def tables(draw: st.DrawFn) -> tuple[list[Request], random.Random]:
     return requests, chance
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(drawn=tables(), step_tokens=st.sampled_from([1, 7, 40, 512]), shard_seconds=st.sampled_from([1e9, 0.01, 0.002]))
-def test_they_equal_a_plain_forward_pass_whatever_is_shared(
-    drawn: tuple[list[Request], random.Random],
-    step_tokens: int,
-    shard_seconds: float,
-    oracle: Oracle,
-    engines: MakeEngine,
-) -> None:
-    """Shards in any order, some handed over when others are done: chunks end anywhere."""
-    requests, chance = drawn
-    engine = engines(step_tokens)
+def handed_over(
+    engine: Engine, requests: list[Request], shard_seconds: float, chance: random.Random
+) -> dict[str, RequestOutput]:
+    """What comes of shards in any order, some handed over when others are done: chunks end anywhere."""
     shards = works(engine, requests, shard_seconds)
     chance.shuffle(shards)
     futures, outputs = [], {}
@@ -124,6 +116,20 @@ def test_they_equal_a_plain_forward_pass_whatever_is_shared(
         outputs |= {output.request_id: output for output in future.result(timeout=120)}
     engine.scheduler.check_integrity()
     assert len(outputs) == len(requests)
+    return outputs
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=tables(), step_tokens=st.sampled_from([1, 7, 40, 512]), shard_seconds=st.sampled_from([1e9, 0.01, 0.002]))
+def test_they_equal_a_plain_forward_pass_whatever_is_shared(
+    drawn: tuple[list[Request], random.Random],
+    step_tokens: int,
+    shard_seconds: float,
+    oracle: Oracle,
+    engines: MakeEngine,
+) -> None:
+    requests, chance = drawn
+    outputs = handed_over(engines(step_tokens), requests, shard_seconds, chance)
     for request in requests:
         assert_right(oracle, request, outputs[request.request_id])
         if request.labels:

@@ -15,6 +15,7 @@ from engine.forward.model_runner import ModelRunner
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
+from engine.loop.output_processor import OutputState
 from engine.model.checkpoint import resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams, StructuredOutputs
@@ -251,3 +252,26 @@ def test_a_grammar_that_nothing_satisfies_is_an_error_row(engine: Engine) -> Non
     assert outputs["bad"].error_type == "BAD_GRAMMAR"
     assert outputs["bad"].error_message == "no text satisfies it"
     assert outputs["good"].finish_reason in ("stop", "length")
+
+
+def test_logits_are_computed_only_where_the_grammar_bars_the_best_token(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The greedy text is the same where the masks are applied to the logits of every row."""
+    read = 0
+    logits = engine.runner.logits
+
+    def counted(hidden: Any, places: Any) -> Any:
+        nonlocal read
+        read += len(places)
+        return logits(hidden, places)
+
+    monkeypatch.setattr(engine.runner, "logits", counted)
+    requests = [asked(engine, name, StructuredOutputs(regex=r"(?s:.)*"), max_tokens=40) for name in "abc"]
+    found = run(engine, requests)
+    read_where_barred, read = read, 0
+    monkeypatch.setattr(OutputState, "takes_best_if", lambda *_: False)
+    wanted = run(engine, requests)
+    assert [found[name].token_ids for name in "abc"] == [wanted[name].token_ids for name in "abc"]
+    assert read == sum(len(output.token_ids) for output in wanted.values())
+    assert 0 < read_where_barred < read

@@ -17,7 +17,6 @@ from engine.errors import EngineDeadError, UserError
 from engine.model.checkpoint import resolve_model
 from engine.model.tokenizer import load_tokenizer
 from flows import cli
-from flows.sql_format import Format, choose_format
 from tasks.job.job_file import parse_job
 from tasks.job.task_keys import TASK_KEYS
 
@@ -77,7 +76,7 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
     assert run(monkeypatch, "score", str(path)) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("trunkline: ")
+    assert printed.err.startswith(f"trunkline: {path}: ")
     assert said in printed.err
     assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -310,34 +309,6 @@ def test_every_command_shows_an_example(
 ) -> None:
     assert run(monkeypatch, command, "--help") == 0
     assert "Example: trunkline" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("asked", "to", "chosen"),
-    [
-        (None, None, Format.TABLE),
-        (None, Path("a.csv"), Format.CSV),
-        (None, Path("a.txt"), Format.TABLE),
-        (None, Path("a.CSV"), Format.CSV),
-        (None, Path("a.json"), Format.JSON),
-        (Format.JSON, Path("a.csv"), Format.JSON),
-        (Format.CSV, Path("a"), Format.CSV),
-        (None, Path("a.parquet"), Format.PARQUET),
-    ],
-)
-def test_the_files_name_tells_the_format(asked: Format | None, to: Path | None, chosen: Format) -> None:
-    assert choose_format(asked, to) is chosen
-
-
-@pytest.mark.parametrize(("name", "ending"), [("a.xlsx", ".xlsx"), ("a.csv.gz", ".gz"), ("a", "no ending")])
-def test_an_ending_that_is_not_written_is_refused_before_the_query(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, ending: str
-) -> None:
-    to = tmp_path / name
-    assert run(monkeypatch, "sql", "select 1", "--output", str(tmp_path / "nowhere"), "--to", str(to)) == 2
-    cure = "end it in .csv, .json, .parquet, .txt, or say --format"
-    assert capsys.readouterr().err == f"trunkline: --to {to}: {ending} is not written; {cure}\n"
-    assert not to.exists()
 
 
 def test_what_a_run_sets_aside_is_told_on_the_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -79,6 +79,16 @@ def test_variants_are_compared_one_by_one(name: str) -> None:
     assert moved.same == {"same likeliest variant": 0.5}
 
 
+def test_types_are_compared_each_by_itself() -> None:
+    before = [labelled("a", -1.0, -2.0), labelled("b", -1.0, -2.0)]
+    after = [labelled("a", -1.0, -0.5), labelled("b", -1.0, -2.0)]
+    types = {"a": TASK_TYPES["classify"], "b": TASK_TYPES["score"]}
+    drift = compare(types, "float32", "int8", before, after)
+    assert drift.same == {"classify: same likeliest variant": 0.0, "score: same likeliest variant": 1.0}
+    assert list(drift.moved) == [LOGPROB]
+    assert (drift.moved[LOGPROB].mean, drift.moved[LOGPROB].most) == (1.5 / 4, 1.5)
+
+
 def test_nothing_in_both_precisions_is_an_error() -> None:
     with pytest.raises(UserError, match="none of the sample"):
         compare({"a": CHOICE}, "float32", "int8", [failed("a")], [labelled("a", -1.0)])

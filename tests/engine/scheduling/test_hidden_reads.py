@@ -2,21 +2,19 @@
 
 import random
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SHARING
 from engine.planning.planner import shard_work
 from engine.pooling_params import POOLING, Pooling, PoolingParams
 from engine.request import Request
 from engine.scheduling.halves import halves
 from engine.scheduling.hidden_reads import HiddenReads, pooled
 from engine.scheduling.reads import ReadKind
-from tests.engine.scheduling.test_prompt_reads import Run
+from tests.engine.scheduling.test_prompt_reads import Run, runs
 from tests.engine.scheduling.test_prompt_reads import tables as other_tables
 from tests.engine.scheduling.test_scheduler import prompts, request
 from tests.engine.symbolic_model import hidden_read
@@ -55,36 +53,8 @@ def assert_pooled(run: Run) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    tables(),
-    st.randoms(use_true_random=False),
-    st.integers(0, 5),
-    st.sampled_from(SHARING),
-    st.integers(20, 60),
-    st.integers(1, 24),
-    st.integers(0, 1),
-    st.sampled_from([1e9, 0.5, 0.2, 0.05]),
-)
-def test_every_state_counts_as_often_as_its_pooling_says(
-    requests: list[Request],
-    order: random.Random,
-    apart: int,
-    sharing: Any,
-    blocks: int,
-    budget: int,
-    in_flight: int,
-    shard_seconds: float,
-) -> None:
-    run = Run(
-        requests,
-        order,
-        apart,
-        sharing=sharing,
-        blocks=blocks,
-        max_num_batched_tokens=budget,
-        in_flight=in_flight,
-        shard_seconds=shard_seconds,
-    )
+@given(runs(tables()))
+def test_every_state_counts_as_often_as_its_pooling_says(run: Run) -> None:
     run.assert_right(run.drain())
     assert_pooled(run)
 

@@ -102,37 +102,24 @@ class Run:
             assert got.is_greedy.tolist() == [value % 2 == 0 for value in wanted]
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    tables(),
-    st.randoms(use_true_random=False),
-    st.integers(0, 5),
-    st.sampled_from(SHARING),
-    st.integers(20, 60),
-    st.integers(1, 24),
-    st.integers(0, 1),
-    st.sampled_from([1e9, 0.5, 0.2, 0.05]),
-)
-def test_every_token_is_read_at_the_row_before_it_and_once(
-    requests: list[Request],
-    order: random.Random,
-    apart: int,
-    sharing: Any,
-    blocks: int,
-    budget: int,
-    in_flight: int,
-    shard_seconds: float,
-) -> None:
-    run = Run(
+def runs(requests: st.SearchStrategy[list[Request]]) -> st.SearchStrategy[Run]:
+    """Of drawn requests, under any limits, in any order, some of it a step ahead."""
+    return st.builds(
+        Run,
         requests,
-        order,
-        apart,
-        sharing=sharing,
-        blocks=blocks,
-        max_num_batched_tokens=budget,
-        in_flight=in_flight,
-        shard_seconds=shard_seconds,
+        st.randoms(use_true_random=False),
+        st.integers(0, 5),
+        sharing=st.sampled_from(SHARING),
+        blocks=st.integers(20, 60),
+        max_num_batched_tokens=st.integers(1, 24),
+        in_flight=st.integers(0, 1),
+        shard_seconds=st.sampled_from([1e9, 0.5, 0.2, 0.05]),
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(runs(tables()))
+def test_every_token_is_read_at_the_row_before_it_and_once(run: Run) -> None:
     run.assert_right(run.drain())
 
 

@@ -125,6 +125,15 @@ def test_answers_that_the_harness_keeps_are_not_asked_for_again(
     assert figures(tasks, monkeypatch, *asked, "--model_args", args) == first
 
 
+def test_a_table_that_is_not_there_is_a_line(tasks: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tasks / "rows.jsonl").unlink()
+    args = f"pretrained={tiny_model},kv_cache_memory=64MiB"
+    with pytest.raises(
+        UserError, match=rf"^lm-eval: .*{tasks / 'rows.jsonl'}.*; paths start at the working directory$"
+    ):
+        figures(tasks, monkeypatch, "--tasks", "letters", "--model_args", args)
+
+
 @pytest.mark.parametrize(
     ("given", "run"),
     [

@@ -258,6 +258,16 @@ def test_files_that_cannot_be(tmp_path: Path, engine: FakeWorkers) -> None:
         pass
 
 
+def test_what_a_killed_run_left_is_taken_away(tmp_path: Path, engine: FakeWorkers) -> None:
+    """DuckDB spills into a folder of its own."""
+    batch = batch_of(tmp_path, [request("a", COMPLETIONS, prompt="a")], write_model(tmp_path / "model"))
+    spill = batch.folder / "staging-x" / "spill"
+    spill.mkdir(parents=True)
+    (spill / "blocks").touch()
+    with batch.prepared():
+        assert {path.name for path in batch.folder.iterdir()} == {".lock", "requests.parquet"}
+
+
 def test_a_line_is_never_read_further_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_file, "LONGEST_LINE", 1000)
     path = tmp_path / "in.jsonl.gz"

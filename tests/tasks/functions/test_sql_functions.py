@@ -17,6 +17,7 @@ from engine.model.tokenizer import load_tokenizer
 from tasks.functions.answers import Answer, Answerer, Call
 from tasks.functions.functions import FUNCTIONS, Function
 from tasks.functions.sql_functions import SqlFunctions, sql_functions
+from tests.engine.tiny_adapters import save_adapter
 from tests.tasks.steps import ask, make_job, run_steps
 
 ENGINE = {"device": "cpu", "kv_cache_memory": "16MiB"}
@@ -37,7 +38,9 @@ def ai(connection: duckdb.DuckDBPyConnection, tiny_model: Path) -> Iterator[SqlF
         yield functions
 
 
-def rows_of_a_job(name: str, columns: dict[str, list[Any]], folder: Path, model: Path) -> list[dict[str, Any]]:
+def rows_of_a_job(
+    name: str, columns: dict[str, list[Any]], folder: Path, model: dict[str, str]
+) -> list[dict[str, Any]]:
     """What the job of a function comes to when it is run as any other, over a table of the arguments."""
     function = named(name)
     schema = pa.schema([(column, function.parameters[column]) for column in columns])
@@ -45,7 +48,7 @@ def rows_of_a_job(name: str, columns: dict[str, list[Any]], folder: Path, model:
     shared = {
         "name": "sql",
         "source": {"parquet": str(folder / "arguments.parquet")},
-        "model": {"path": str(model)},
+        "model": model,
         "engine": ENGINE,
         "output": str(folder / name),
     }
@@ -82,13 +85,33 @@ def test_values_are_those_of_the_jobs(
         "embed": {"text": TEXTS, "options": ['{"pooling":"mean","dimensions":8}'] * 5},
     }
     for column, (name, given) in zip(got[0], columns.items(), strict=True):
-        wanted = [named(name).value(row) for row in rows_of_a_job(name, given, tmp_path, tiny_model)]
+        wanted = [named(name).value(row) for row in rows_of_a_job(name, given, tmp_path, {"path": str(tiny_model)})]
         found = [row[column] for row in got]
         if name in ("embed", "score"):
             np.testing.assert_allclose(found, wanted, atol=1e-5)
         else:
             assert found == wanted, name
     assert ai.sql(query, {"labels": LABELS}).to_arrow_table().column_names == [*got[0]]
+
+
+def test_calls_run_with_the_adapter_of_the_model(
+    ai: SqlFunctions, connection: duckdb.DuckDBPyConnection, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = save_adapter(tiny_model, tmp_path / "adapter", 0)
+    model = {"path": str(tiny_model), "adapter": str(folder)}
+    query = "select ai_complete('the parcel', {'max_tokens': 8, 'ignore_eos': true}), ai_score('broken', 'the parcel')"
+    [alone] = connection.sql(query).fetchall()
+    with duckdb.connect() as other, sql_functions(other, model, ENGINE) as functions:
+        [plain], [planned] = other.sql(query).fetchall(), functions.sql(query).fetchall()
+    calls = {"complete": {"prompt": ["the parcel"], "options": ['{"max_tokens":8,"ignore_eos":true}']}}
+    calls["score"] = {"query": ["broken"], "document": ["the parcel"]}
+    text, score = (
+        named(name).value(row) for name, given in calls.items() for row in rows_of_a_job(name, given, tmp_path, model)
+    )
+    for found in (plain, planned):
+        assert found == (text, pytest.approx(score, abs=1e-5))
+    assert text != alone[0]
+    assert score != pytest.approx(alone[1], abs=1e-3)
 
 
 def test_one_table_of_all_calls_computes_each_prefix_once(
@@ -223,6 +246,7 @@ def test_connections_have_their_own(tiny_model: Path) -> None:
         ("nowhere", ENGINE, r"^model\.path: no folder "),
         ({"path": "embedded", "bits": 4}, ENGINE, r"^sql_functions: model\.bits: unknown key"),
         ("embedded", {"kv_cache_memory": "much"}, r"^sql_functions: engine\.kv_cache_memory: 'much' is not a size"),
+        ({"path": "embedded", "adapter_column": "by"}, ENGINE, r"^sql_functions: model\.adapter_column: a call has no"),
     ],
 )
 def test_what_a_run_would_refuse(

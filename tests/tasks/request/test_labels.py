@@ -1,13 +1,16 @@
 """Labels must get the very tokens that the whole text has, on a tokenizer whose merges cross words."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from engine.model.checkpoint import resolve_model
 from engine.model.tokenizer import load_tokenizer
+from tasks.job.task import Task
 from tasks.request.encode import Encoder
 from tasks.request.labels import LabelEncoder, LabelledPrompt, parse_labels, split_context
 from tasks.request.prompt_text import PromptText
@@ -35,6 +38,7 @@ CONTEXTS = [
     "<|im_start|>user\nSay<|im_end|>\n",
     "a\u00e9.",
 ]
+CHOICE = Task(type="choice", labels_column="labels")
 LABELS = (" yes", "no", "s", " not at all, never", "\u00e9t\u00e9", "<|im_end|>")
 
 
@@ -91,7 +95,7 @@ def test_a_label_without_a_token_of_its_own() -> None:
 
 @pytest.mark.parametrize("value", [None, [], "", "[", "{}", '"a"', ["a", "a"], ["a", ""], ["a", 1], ["\ud800"], "5"])
 def test_labels_that_are_none(value: object) -> None:
-    found = parse_labels(value)
+    found = parse_labels(value, CHOICE)
     assert isinstance(found, RowError)
     assert found.type == "BAD_LABELS"
 
@@ -104,8 +108,29 @@ def test_a_label_that_melts_into_a_word(tokenizer: PreTrainedTokenizerFast) -> N
 
 
 def test_labels_from_json() -> None:
-    assert parse_labels('[" a", " b"]') == (" a", " b")
+    assert parse_labels('[" a", " b"]', CHOICE) == (" a", " b")
 
 
 def test_a_label_that_is_there_twice_is_named() -> None:
-    assert parse_labels(["a", "b", "b"]) == RowError("BAD_LABELS", "the label 'b' is there twice")
+    assert parse_labels(["a", "b", "b"], CHOICE) == RowError("BAD_LABELS", "the label 'b' is there twice")
+
+
+@pytest.mark.parametrize(
+    ("task", "cure"),
+    [
+        ({"type": "choice"}, "type: loglikelihood"),
+        ({"type": "classify"}, "type: score with apply_softmax: false"),
+        ({"type": "score"}, "take apply_softmax: false"),
+        ({"type": "score", "apply_softmax": False}, None),
+    ],
+)
+def test_one_label_in_a_row_is_what_it_is_in_a_job(task: dict[str, Any], cure: str | None) -> None:
+    found = parse_labels(["a"], Task(**task, labels_column="labels"))
+    if cure is None:
+        assert found == Task(**task, labels=("a",)).labels == ("a",)
+        return
+    assert isinstance(found, RowError)
+    assert cure in found.message
+    with pytest.raises(ValidationError) as refused:
+        Task(**task, labels=("a",))
+    assert [error["msg"] for error in refused.value.errors()] == [found.message]

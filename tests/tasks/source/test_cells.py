@@ -77,14 +77,17 @@ def test_a_refused_type_is_one_line_with_its_key(
         "task": {"type": "generate"},
         "model": {"path": "no"},
     }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    monkeypatch.setattr(sys, "argv", ["trunkline", "score", str(tmp_path / "job.yaml")])
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(job))
+    monkeypatch.setattr(sys, "argv", ["trunkline", "score", str(path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert said.startswith(f"trunkline: {key}: column 'x' has type " if refused else "trunkline: model.path: ")
+    assert said.startswith(
+        f"trunkline: {path}: {key}: column 'x' has type " if refused else f"trunkline: {path}: model.path: "
+    )
 
 
 def test_kept_columns_of_every_type(job_of: JobMaker) -> None:
