@@ -197,6 +197,7 @@ def _new_record(run: Run, started: datetime) -> RunRecord:
         dtype=run.device.dtype,
         quantization=run.config.quantization,
         kv_cache_dtype=run.config.kv_cache_dtype,
+        determinism=run.config.determinism,
         device=run.device.label,
     )
 
