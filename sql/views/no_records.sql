@@ -9,6 +9,7 @@ SELECT
     NULL::VARCHAR AS dtype,
     NULL::VARCHAR AS quantization,
     NULL::VARCHAR AS kv_cache_dtype,
+    NULL::VARCHAR AS determinism,
     NULL::VARCHAR AS device,
     NULL::BOOLEAN AS retry_failed,
     NULL::VARCHAR AS version,

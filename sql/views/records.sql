@@ -9,6 +9,7 @@ FROM read_json({records}, format = 'newline_delimited', columns = {{
     dtype: 'VARCHAR',
     quantization: 'VARCHAR',
     kv_cache_dtype: 'VARCHAR',
+    determinism: 'VARCHAR',
     device: 'VARCHAR',
     retry_failed: 'BOOLEAN',
     version: 'VARCHAR',

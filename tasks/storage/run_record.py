@@ -42,6 +42,7 @@ class RunRecord:
     started_at: str
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
+    determinism: str = "default"
     ended_at: str | None = None
     seconds: float | None = None
     plan_id: str | None = None
