@@ -14,14 +14,17 @@ class HeldError(Exception):
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
-    """Has the lock while the context is open; the file's content names the holder. Raises HeldError, at once."""
+def hold(path: Path, pid: int | None = None) -> Iterator[None]:
+    """Has the lock while the context is open; the file's content names the holder. Raises HeldError, at once.
+
+    `pid` is of the process that a person knows as the holder, where this one only works for it.
+    """
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise HeldError(_name(file.read())) from None
-        content = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
+        content = json.dumps({"pid": pid or os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), content, 0)
         yield
