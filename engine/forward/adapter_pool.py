@@ -69,15 +69,22 @@ class AdapterPool:
         dtype = getattr(torch, pages.dtype)
         self._stores = [tuple(_paged(side, pages.words, dtype) for side in both) for both in _layers(cache)]
         self._adapters: dict[int, PagedAdapter] = {}
+        self._to_load: dict[int, AdapterLoad] = {}
 
     def change(self, step: SchedulerOutput) -> None:
-        """Brings in what the step is the first to need. Raises UserError for a folder that is no longer what it was."""
+        """Brings in what the step is the first to need. Raises UserError for a folder that is no longer what it was.
+
+        What a step has no memory for, or none of whose rows needs it, is brought in by the next that does.
+        """
         if step.adapters is None:
             return
         for number in step.adapters.gone:
             self._adapters.pop(number, None)
-        for load in step.adapters.loads:
-            self._adapters[load.number] = self._load(load)
+            self._to_load.pop(number, None)
+        self._to_load |= {load.number: load for load in step.adapters.loads}
+        for number in self._to_load.keys() & set(step.adapters.of_row.tolist()):
+            self._adapters[number] = self._load(self._to_load[number])
+            del self._to_load[number]
 
     def runs(self, of_row: Ints) -> AdapterRuns | None:
         """Of rows with these numbers, -1 for none; None where that is all."""
