@@ -1,7 +1,9 @@
 """How a run's record ends: as it said itself, or as the next run found it."""
 
+from collections.abc import Sequence
+
 from tasks.storage.failpoint import failpoint
-from tasks.storage.manifests import read_manifests
+from tasks.storage.manifests import ShardManifest, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import INTERRUPTED, RUNNING, read_records, update_record
@@ -11,7 +13,7 @@ def record_end(
     folder: OutputFolder, run_id: str, status: str, *, ended_at: str, seconds: float, error: str | None
 ) -> None:
     """`ended_at` is a time of day, `error` what ended the run where it did not complete."""
-    counts = _own_counts(folder, run_id)
+    counts = own_counts(read_manifests(folder), run_id)
     failpoint("run.ending")
     update_record(folder, run_id, status=status, error=error, seconds=round(seconds, 3), ended_at=ended_at, **counts)
 
@@ -21,7 +23,7 @@ def mark_interrupted(folder: OutputFolder) -> None:
     progress = read_progress(folder)
     for record in read_records(folder):
         if record.status == RUNNING:
-            counts: dict[str, float | None] = {**_own_counts(folder, record.run_id)}
+            counts: dict[str, float | None] = {**own_counts(read_manifests(folder), record.run_id)}
             if progress is not None and progress.run_id == record.run_id:
                 counts |= {"seconds": progress.seconds}
                 if record.rows_done is None:
@@ -29,9 +31,9 @@ def mark_interrupted(folder: OutputFolder) -> None:
             update_record(folder, record.run_id, status=INTERRUPTED, **counts)
 
 
-def _own_counts(folder: OutputFolder, run_id: str) -> dict[str, int]:
-    """Sums over the shards that the run committed itself."""
-    own = [manifest for manifest in read_manifests(folder) if manifest.run_id == run_id]
+def own_counts(manifests: Sequence[ShardManifest], run_id: str) -> dict[str, int]:
+    """Sums over the shards that the run committed itself, by the record's names."""
+    own = [manifest for manifest in manifests if manifest.run_id == run_id]
     return {
         "scored": sum(manifest.requests for manifest in own),
         "errors": sum(manifest.errors for manifest in own),
