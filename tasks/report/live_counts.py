@@ -13,7 +13,7 @@ from tasks.storage.stored_plan import StoredPlan
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of the plan that have a committed end, `row_errors` of them as errors; the rest is what the run committed."""
+    """Rows of the plan that have a committed end, `row_errors` of them errors; the rest is what the run committed."""
 
     rows_done: int
     row_errors: int
@@ -56,9 +56,7 @@ class LiveCounts:
         return sum(one.rows for one in ours), sum(errors)
 
 
-def _ended_rows(
-    folder: OutputFolder, manifests: Sequence[ShardManifest], planned: StoredPlan
-) -> tuple[int, int]:
+def _ended_rows(folder: OutputFolder, manifests: Sequence[ShardManifest], planned: StoredPlan) -> tuple[int, int]:
     """The plan's rows that have an end, and those of them that are errors."""
     if not manifests:
         return planned.rejected, planned.rejected

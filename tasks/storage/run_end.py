@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tasks.storage.failpoint import failpoint
+from engine.failpoint import failpoint
 from tasks.storage.manifests import ShardManifest, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
