@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.tasks import exponential_backoff
 
+from engine.failpoint import failpoint
 from engine.plan import Shard
 from engine.request import RequestOutput
 from tasks.request.task_types import answer_of
 from tasks.shard_work import outputs_by_row, read_shard, stored_requests, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import PartFile, ShardManifest, find_manifest, write_manifest
 from tasks.storage.parts import to_part
 from tasks.storage.run import Run

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
+from engine.failpoint import failpoint
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
@@ -20,7 +21,6 @@ from tasks.request.requests import to_requests
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
-from tasks.storage.failpoint import failpoint
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import adapter_sizes
 from tasks.storage.run_record import update_record

@@ -7,13 +7,13 @@ from typing import Any
 
 import duckdb
 
+from engine.failpoint import failpoint
 from tasks.job.task import Task
 from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
 from tasks.step import as_task
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record

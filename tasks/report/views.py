@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager
 import duckdb
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from tasks.storage.commit import replace_file
 from tasks.storage.duck import view_connection
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import ShardManifest, manifest_path, part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.adapter_files import AdapterFiles
@@ -21,7 +22,6 @@ from engine.numerics import NUMERICS
 from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests, verify_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_adapters import job_adapters
