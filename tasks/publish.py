@@ -55,9 +55,10 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    update_record(run.folder, run.run_id, published_plan=plan_id)
-    failpoint("publish.recorded")
     published = _figures(run, plan_id)
+    ended = published.results + published.errors
+    update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
+    failpoint("publish.recorded")
     remove_other_plans(run.folder, plan_id)
     remember_output(run.root)
     failpoint("publish.done")
