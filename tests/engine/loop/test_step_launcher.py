@@ -75,7 +75,6 @@ def assert_same(one: RequestOutput, other: RequestOutput) -> None:
         assert score.logprob == pytest.approx(wanted.logprob, abs=1e-4)
 
 
-@pytest.mark.fault(19)
 def test_a_step_that_does_not_fit_runs_in_parts(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     """With the same answers, and no later step is tried as large again."""
     wanted, sizes = run(engine), []
@@ -116,7 +115,6 @@ def test_larger_steps_are_tried_again_once_smaller_ones_went_well(
     engine.close()
 
 
-@pytest.mark.fault(19)
 def test_a_row_that_does_not_fit_alone_ends_as_an_error(engine: Engine) -> None:
     """A leaf's own rows are in one step: those of the longest do not fit, and all other rows are answered."""
     wanted = run(engine)
