@@ -19,6 +19,7 @@ from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.adapter_files import AdapterFiles
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_model_len, max_request_tokens
+from engine.numerics import NUMERICS
 from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
@@ -77,12 +78,27 @@ class Run:
         return max_request_tokens(self.shape, config, kv_format)
 
     @property
+    def decisive(self) -> list[int | str]:
+        """What decides the answers to all of its requests alike: the model and how it is computed, in the words that
+        names of requests are made of. What came later is said only where it is not as it was before.
+        """
+        config = self.config
+        kv_format = self.device.kv_format(self.shape, config.quantization, config.kv_cache_dtype)
+        later = {
+            f"kv {kv_format.name}": kv_format.name != self.device.dtype,
+            f"linear layers of {self.device.backend}": config.quantization != "none",
+            f"determinism {config.determinism}": config.determinism != "default",
+            f"numerics {NUMERICS}": NUMERICS != 1,
+        }
+        said = [word for word, is_said in later.items() if is_said]
+        return [FORMAT, self.model.fingerprint, self.device.dtype, config.quantization, *said]
+
+    @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
         job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
-        if self.chat_template is not None:
-            decisive.append(self.chat_template)
+        decisive += [self.model.templates, self.chat_template]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
