@@ -14,7 +14,6 @@ from engine.config import EngineConfig
 from engine.errors import EngineClosedError
 from engine.plan import ShardWork
 from engine.request import RequestOutput
-from flows.progress import Progress, watch
 from flows.score import score
 from flows.show_runs import find_runs
 from flows.stop_run import stop_run
@@ -23,7 +22,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
-from tasks.storage.stop_request import RunStoppedError, ask_to_stop
+from tasks.storage.stop_request import RunStoppedError
 from tasks.workers import OnOutput
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask
@@ -74,28 +73,45 @@ def job(small_job: dict[str, Any]) -> ScoringJob:
     return parse_job(small_job | {"shard_seconds": 1e-6}, "test")
 
 
-def stopped_with(job: ScoringJob, workers: Waiting) -> str:
-    """What the run's end says that is asked to stop once its workers are waited for."""
-    stopping = when(workers.waited_for, lambda: stop_run(job.output_folder, 30))
+def stopped_with(job: ScoringJob, workers: Waiting, look: Callable[[], object] = lambda: None) -> str:
+    """What the run's end says that is looked at, and asked to stop, once its workers are waited for."""
+    stopping = when(workers.waited_for, lambda: (look(), stop_run(job.output_folder, 30)))
     with workers_from(lambda _: nullcontext(workers)), pytest.raises(RunStoppedError) as stopped:
         score(job)
     stopping.join()
     return str(stopped.value)
 
 
+def counts_while_it_runs(folder: Path) -> dict[str, Any]:
+    """The run as SQL has it, once it has counted what is committed."""
+    deadline = time.monotonic() + 30
+    committed = "select sum(rows)::int as n from shards"
+    while time.monotonic() < deadline:
+        [run] = ask(folder, "select status, rows, rows_done, row_errors, scored, errors from runs")
+        if run["rows_done"] == ask(folder, committed)[0]["n"] + 1:
+            return run
+        time.sleep(0.1)
+    pytest.fail(f"{run}")
+
+
 def test_what_is_committed_stays_and_the_same_call_continues(
     job: ScoringJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = stopped_with(job, Waiting(4))
+    seen: list[dict[str, Any]] = []
+    said = stopped_with(job, Waiting(4), lambda: seen.append(counts_while_it_runs(job.output_folder)))
     counted = ask(job.output_folder, "select count(*) as n from results")[0]["n"]
     assert 0 < counted < 20
     assert said == f"stopped by trunkline stop with {counted + 1} of 21 rows done; the same command continues"
     [record] = read_records(OutputFolder(job.output_folder))
     assert (record.status, record.rows_done, record.row_errors) == ("stopped", counted + 1, 1)
+    assert seen == [
+        {"status": "running", "rows": 21, "rows_done": counted + 1, "row_errors": 1, "scored": counted, "errors": 0}
+    ]
     asked, ended = capsys.readouterr().out.splitlines()[-2:]
     assert "asked process " in asked
-    assert ended.endswith(f"{record.run_id} stopped; {counted + 1} of 21 rows are done, "
-                          "trunkline score with the same job continues")
+    assert ended.endswith(
+        f"{record.run_id} stopped; {counted + 1} of 21 rows are done, trunkline score with the same job continues"
+    )
 
     again = Waiting(100)
     with workers_from(lambda _: nullcontext(again)):
@@ -104,8 +120,9 @@ def test_what_is_committed_stays_and_the_same_call_continues(
     assert [run.state for run in find_runs(job.output_folder)] == ["stopped", "completed"]
 
 
-def test_planning_that_waits_for_the_model_is_left(small_job: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
-                                                   tmp_path: Path) -> None:
+def test_planning_that_waits_for_the_model_is_left(
+    small_job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
     job = parse_job(small_job, "test")
     workers = Waiting(0, loads=False)
