@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from engine.failpoint import failpoint
 from engine.model.tokenizer import load_tokenizer
+from engine.stages import checkpoint
 from tasks.job.job import ROW_COLUMN, Source
 from tasks.request.columns import find_columns
 from tasks.request.requests import NewRequest, RequestBuilder
@@ -17,7 +19,6 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
-from tasks.storage.failpoint import failpoint
 from tasks.storage.file_mode import make_folder
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
@@ -112,6 +113,7 @@ def _write_rows(
     with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
         for batch in read_batches(files, columns.names):
             failpoint("extract.batch")
+            checkpoint()
             ids = batch.custom_ids(source.id)
             built = builder.build(batch, ids)
             kept.write(_row_batch(batch, ids, built, source, schema))

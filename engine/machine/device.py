@@ -106,6 +106,8 @@ def _gpu_dtype(config: EngineConfig) -> str:
 
 def _checked(device: Device, config: EngineConfig) -> Device:
     """A GPU that computes as `config` says, else a UserError."""
+    if config.determinism == "strict":
+        raise UserError("engine.determinism: strict is for the CPU alone; take engine.device: cpu, or default")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 
-from engine.config import Admission, Dtype, EngineConfig, KVCacheDtype, Order, Quantization, Sharing, Speculation
+from engine.config import (
+    Admission,
+    Determinism,
+    Dtype,
+    EngineConfig,
+    KVCacheDtype,
+    Order,
+    Quantization,
+    Sharing,
+    Speculation,
+)
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
@@ -197,7 +207,7 @@ class Model(Part):
 
 
 class EngineLimits(Part):
-    """How the engine computes: never what, but for `max_model_len`."""
+    """How the engine computes: never what, but for `max_model_len`, and the last bits for `determinism`."""
 
     kv_cache_memory: KVMemory = Field(
         default=0,
@@ -235,6 +245,15 @@ class EngineLimits(Part):
     speculation: Speculation = Field(
         default=EngineConfig().speculation,
         description="ngram: steps that wait for memory verify tokens that the prompt foretells; none: they do not.",
+    )
+    determinism: Determinism = Field(
+        default=EngineConfig().determinism,
+        description="strict: a row's answer is the same to its last bit whatever runs beside it; on a CPU.",
+    )
+    step_timeout: float = Field(
+        default=EngineConfig().step_timeout,
+        gt=0,
+        description="Seconds in which a step has to end; an engine that hangs is replaced, and its rows run again.",
     )
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."

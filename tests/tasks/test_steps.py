@@ -1,7 +1,6 @@
 """The steps together: every row once, equal requests once, nothing twice."""
 
 import json
-import os
 import pickle
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,6 @@ from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
-from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
@@ -32,6 +30,7 @@ def rows(*texts: str | None) -> list[dict[str, Any]]:
     return [{"id": f"r{i}", "text": text, "topic": i} for i, text in enumerate(texts)]
 
 
+@pytest.mark.fault(14, 15, 16, 18)
 def test_every_row_ends_once(job_of: JobMaker, engine: FakeWorkers) -> None:
     texts = ["one", None, "two", "one", "", " \n", "x" * 300, "unlucky", "nul\x00"]
     job = job_of(rows(*texts), source={"id": "id", "keep": ["topic"]})
@@ -74,6 +73,7 @@ def test_generated_rows(job_of: JobMaker) -> None:
     assert published.answers[0].shown.quote
 
 
+@pytest.mark.fault(17)
 def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows("one", None, "two", "unlucky"))
     run_steps(job)
@@ -92,6 +92,7 @@ def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeWork
     assert (planned.committed, planned.pending, len(engine.scored), published.results) == (2, 2, 2, 4)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -135,6 +136,7 @@ def test_parts_that_lack_a_column_that_came_later_are_read(
     assert [(row["logprob"], row["label"] is None) for row in table(job)] == [(None, False)] * 3
 
 
+@pytest.mark.fault(17)
 def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeWorkers) -> None:
     unseeded = {"temperature": 1.0}
     run_steps(job_of(rows("one", "one"), task=GENERATE, sampling=unseeded, source={"id": "id"}))
@@ -261,6 +263,7 @@ def test_an_empty_table(job_of: JobMaker) -> None:
     assert (published.rows, published.missing) == (0, 0)
 
 
+@pytest.mark.fault(2)
 def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorkers) -> None:
     engine.deaths = 1
     job = job_of(rows("one"))
@@ -272,6 +275,7 @@ def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorker
     assert infer.retries == 3
 
 
+@pytest.mark.fault(6)
 def test_a_try_that_ended_between_part_and_manifest(
     job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +302,7 @@ def test_what_steps_pass_on_can_go_to_another_process(job_of: JobMaker) -> None:
             assert pickle.loads(pickle.dumps(passed)) == passed
 
 
+@pytest.mark.fault(25)
 def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     job = job_of(rows("a secret", "a secret\x00", "secret" * 60), prompt={"template": "{{ text }}"})
@@ -305,38 +310,7 @@ def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptu
     assert "secret" not in caplog.text
 
 
-@pytest.mark.fault(25)
-@pytest.mark.parametrize(
-    ("umask", "file", "folder"), [(None, 0o600, 0o700), ("027", 0o640, 0o750), ("0022", 0o644, 0o755)]
-)
-@pytest.mark.parametrize("of_process", [0o000, 0o077])
-def test_who_may_read_what_a_run_leaves(
-    job_of: JobMaker, monkeypatch: pytest.MonkeyPatch, umask: str | None, file: int, folder: int, of_process: int
-) -> None:
-    """The owner alone, or whom `TRUNKLINE_UMASK` lets; the process's own umask changes nothing."""
-    if umask is not None:
-        monkeypatch.setenv("TRUNKLINE_UMASK", umask)
-    job = job_of(rows("one"))
-    before = os.umask(of_process)
-    try:
-        run_steps(job)
-    finally:
-        os.umask(before)
-    paths = [job.output_folder, *job.output_folder.rglob("*")]
-    assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {file}
-    assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {folder}
-    assert OutputFolder(job.output_folder).database in paths
-
-
-@pytest.mark.parametrize("umask", ["0", "002", "077x", "777", "-1", "770"])
-def test_an_umask_that_lets_others_write_is_refused(
-    job_of: JobMaker, monkeypatch: pytest.MonkeyPatch, umask: str
-) -> None:
-    monkeypatch.setenv("TRUNKLINE_UMASK", umask)
-    with pytest.raises(UserError, match=r"^TRUNKLINE_UMASK: '.+' is not 077 \(the owner alone\)"):
-        run_steps(job_of(rows("one")))
-
-
+@pytest.mark.fault(22)
 def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tmp_path: Path) -> None:
     rows = [{"id": "plain", "text": "plain"}, {"id": "special", "text": "with <|end|> in it"}]
     job = job_of(rows, source={"id": "id"}, prompt={"column": "text", "special_tokens": "parsed"})

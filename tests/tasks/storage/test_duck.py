@@ -1,7 +1,9 @@
 """Every DuckDB connection of the project, attacked: what it may not do it says in an error, and nothing happens."""
 
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -101,16 +103,14 @@ CONNECTIONS: dict[str, Callable[[Path], Connection]] = {
 def test_a_connection_refuses(folders: dict[str, Path], connect: Callable[[Path], Connection]) -> None:
     of_python = pa.table({"a": ["a secret"]})
     before = sorted(folders["away"].iterdir())
-    done: list[str] = []
+    done: list[object] = []
     with connect(folders["home"]) as connection:
-        for name, attack in (READS | WRITES).items():
-            try:
-                connection.execute(attack.format(**folders)).fetchall()
-                done.append(name)
-            except duckdb.Error as said:
-                assert "a secret" not in str(said), name
+        for attack in (READS | WRITES).values():
+            with pytest.raises(duckdb.Error) as said:
+                done += connection.execute(attack.format(**folders)).fetchall() or [attack]
+            assert "a secret" not in str(said.value)
         assert connection.execute(f"select a from '{folders['home']}/own.parquet'").fetchall() == [("a secret",)]
-    assert done == []
+    assert done == []  # what was read, or the statement that did something
     assert sorted(folders["away"].iterdir()) == before
     assert of_python.num_rows == 1
 
@@ -203,11 +203,7 @@ def test_a_query_that_is_too_long_or_deep_is_one_line(tmp_path: Path, sql: str, 
 def test_ctrl_c_ends_a_query(job_of: JobMaker) -> None:
     job = job_of([{"text": "one"}])
     run_steps(job)
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with pytest.raises(KeyboardInterrupt), query(job.output_folder, "select count(*) from range(1000000000000000)"):
-            pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    stop = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    stop.start()
+    with pytest.raises(KeyboardInterrupt), query(job.output_folder, "select count(*) from range(1000000000000000)"):
+        stop.join()
