@@ -21,12 +21,13 @@ from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
-from flows.score import ShardsFailedError, score
+from flows.score import score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
+from tasks.run_failed import RunFailedError
 from tasks.transient import OUTSIDE
 
 Tell = Callable[[RunReport, Console], None]
@@ -47,8 +48,8 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
                 _run(job, retry_failed, messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
-        except ShardsFailedError as error:
-            code = _say(messages, str(error), 1)
+        except RunFailedError as error:
+            code = _say(messages, f"{error}; the same command continues", 1)
         except UserError as error:
             code = _say(messages, str(error), 2)
         except OUTSIDE as error:
@@ -79,7 +80,8 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.extract", "tasks.storage.damage", "kernels")]
+    told = ("tasks.extract", "tasks.shard_scorer", "tasks.storage.damage", "kernels")
+    logs = [logging.getLogger(name) for name in told]
     for log in logs:
         log.addHandler(handler)
     try:

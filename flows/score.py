@@ -25,6 +25,8 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
+from tasks.run_failed import RunFailedError
+from tasks.shard_gate import ShardGate
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.workers import Workers
@@ -53,7 +55,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
-        ShardsFailedError: some rows are still without an end; the same call continues.
+        RunFailedError: some rows are still without an end; the same call continues.
     """
     log = get_run_logger()
     job = load_job(job) if isinstance(job, str) else job
@@ -82,7 +84,7 @@ def _name(job: ScoringJob | str) -> str:
     return Path(job).stem if isinstance(job, str) else job.name
 
 
-class ShardsFailedError(RuntimeError):
+class ShardsFailedError(RunFailedError):
     """Shards failed for good; what was committed is published."""
 
 
@@ -95,6 +97,7 @@ class ShardRunner:
         self._run = run
         self._planned = planned
         self._workers = workers
+        self._gate = ShardGate(run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -121,8 +124,9 @@ class ShardRunner:
         try:
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
-            # Whoever stops the run does not want to wait for its shards.
+            # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
+            self._gate.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -142,8 +146,8 @@ class ShardRunner:
         self._page.close(report.finished_fraction, report.markdown())
         if self._failures:
             raise ShardsFailedError(
-                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
-                f"run the same command to continue (last error: {self._failures[-1]})"
+                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet "
+                f"(last error: {self._failures[-1]})"
             ) from self._failures[-1]
         return report
 
@@ -157,11 +161,13 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
+        except RunFailedError:
+            raise
         except Exception as error:
             self._failures.append(error)
             self._log.error("shard %s failed: %s", shard.shard_id, error)

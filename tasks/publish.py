@@ -14,7 +14,7 @@ from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
 from tasks.step import as_task
 from tasks.storage.failpoint import failpoint
-from tasks.storage.manifests import read_manifests
+from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
@@ -59,6 +59,7 @@ def publish_results(run: Run, plan_id: str) -> Published:
     failpoint("publish.recorded")
     published = _figures(run, plan_id)
     remove_other_plans(run.folder, plan_id)
+    remove_superseded(run.folder)
     remember_output(run.root)
     failpoint("publish.done")
     return published

@@ -14,5 +14,20 @@ FROM read_json({manifests}, format = 'newline_delimited', columns = {{
     planned_tokens: 'BIGINT',
     computed_prompt_tokens: 'BIGINT',
     generated_tokens: 'BIGINT',
+    row_errors: 'BIGINT',
+    is_checkpoint: 'BOOLEAN',
+    shares: 'STRUCT(
+        run_id VARCHAR,
+        requests BIGINT,
+        "rows" BIGINT,
+        errors BIGINT,
+        seconds DOUBLE,
+        prompt_tokens BIGINT,
+        row_prompt_tokens BIGINT,
+        planned_tokens BIGINT,
+        computed_prompt_tokens BIGINT,
+        generated_tokens BIGINT,
+        row_errors BIGINT
+    )[]',
     files: 'STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[]'
 }})

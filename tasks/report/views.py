@@ -13,10 +13,11 @@ from engine.errors import UserError
 from tasks.storage.commit import replace_file
 from tasks.storage.duck import view_connection
 from tasks.storage.failpoint import failpoint
-from tasks.storage.manifests import ShardManifest, manifest_path, part_files, read_manifests
+from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results
 from tasks.storage.run_record import read_records, record_path
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import literal, literals, statement
 from tasks.storage.stored_plan import ROWS, plan_folder
 
@@ -53,7 +54,7 @@ def open_views(
 
 def _statements(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str) -> Iterator[str]:
     """File names come from the manifests, never from a glob."""
-    shards = [manifest_path(folder, one.plan_id, one.shard_id).name for one in manifests]
+    found = _manifests([f"{prefix}manifests/{one.name}" for one in manifests])
     records = [record_path(folder, record).name for record in read_records(folder)]
     rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
     yield statement("views/detail")
@@ -66,7 +67,8 @@ def _statements(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardMan
     yield statement("views/results")
     yield statement("views/errors")
     yield statement("views/runs", records=_records([f"{prefix}manifests/{name}" for name in records]))
-    yield statement("views/shards", manifests=_shards([f"{prefix}manifests/{name}" for name in shards]))
+    yield statement("views/shares", manifests=found)
+    yield statement("views/shards", manifests=found)
     yield statement("views/prefix_savings")
 
 
@@ -74,5 +76,5 @@ def _records(files: list[str]) -> str:
     return statement("views/records", records=literals(files)) if files else statement("views/no_records")
 
 
-def _shards(files: list[str]) -> str:
+def _manifests(files: list[str]) -> str:
     return statement("views/manifests", manifests=literals(files)) if files else statement("views/no_manifests")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -41,6 +42,8 @@ from tasks.storage.stored_plan import verify_plans
 
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
+# Keys of the job that say how a run meets faults, which no answer and no plan depends on.
+_RUN_KEYS = dict.fromkeys(("checkpoint_seconds", "max_engine_deaths"), True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
+        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}, **_RUN_KEYS})
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         if self.chat_template is not None:
             decisive.append(self.chat_template)
@@ -164,7 +167,8 @@ def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
 
 
 def _end(run: Run, status: str, ended: datetime, seconds: float, error: str | None) -> None:
-    own = [manifest for manifest in read_manifests(run.folder) if manifest.run_id == run.run_id]
+    shares = chain.from_iterable(manifest.by_run for manifest in read_manifests(run.folder))
+    own = [share for share in shares if share.run_id == run.run_id]
     failpoint("run.ending")
     update_record(
         run.folder,
@@ -173,13 +177,13 @@ def _end(run: Run, status: str, ended: datetime, seconds: float, error: str | No
         error=error,
         seconds=round(seconds, 3),
         ended_at=_text(ended),
-        scored=sum(manifest.requests for manifest in own),
-        errors=sum(manifest.errors for manifest in own),
-        prompt_tokens=sum(manifest.row_prompt_tokens for manifest in own),
-        unique_prompt_tokens=sum(manifest.prompt_tokens for manifest in own),
-        computed_prompt_tokens=sum(manifest.computed_prompt_tokens for manifest in own),
-        planned_tokens=sum(manifest.planned_tokens for manifest in own),
-        generated_tokens=sum(manifest.generated_tokens for manifest in own),
+        scored=sum(share.requests for share in own),
+        errors=sum(share.errors for share in own),
+        prompt_tokens=sum(share.row_prompt_tokens for share in own),
+        unique_prompt_tokens=sum(share.prompt_tokens for share in own),
+        computed_prompt_tokens=sum(share.computed_prompt_tokens for share in own),
+        planned_tokens=sum(share.planned_tokens for share in own),
+        generated_tokens=sum(share.generated_tokens for share in own),
     )
 
 

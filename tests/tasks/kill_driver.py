@@ -27,7 +27,7 @@ def main(folder: Path, first: int, step: int) -> int:
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
     write_model(folder / "model")
     monkeypatch = pytest.MonkeyPatch()
-    use_fakes(monkeypatch, FakeWorkers())
+    use_fakes(monkeypatch, FakeWorkers(killer=b"deadly"))
     _child(lambda: _write_source(folder / "rows.parquet"))
     expected = folder / "expected.json"
     _child(lambda: _undisturbed(_job(folder, "expected"), expected))
@@ -43,6 +43,7 @@ def _survives(job: ScoringJob, hit: int, expected: list[object]) -> bool:
         return False
     _child(lambda: _killed(job, hit // 2 + 1, 2))
     done = _child_value(lambda: _committed(job))
+    assert len(set(done)) == len(done), done
     _child(lambda: _logged(job, 3))
     _child(lambda: _check(job, done, expected))
     return True
@@ -56,6 +57,7 @@ def _job(folder: Path, output: str) -> ScoringJob:
 def _write_source(path: Path) -> None:
     texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(24)]
     texts[5] = "an unlucky row"
+    texts[13] = "Instruction. Document 3. A deadly question?"
     rows = [{"id": f"r{i:02}", "text": text, "topic": i % 2} for i, text in enumerate(texts)]
     pq.write_table(pa.Table.from_pylist(rows), path)
 
