@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.failpoint import failpoint
 from tasks.extract import NEW_REQUESTS, Extracted
 from tasks.step import as_task
 from tasks.storage.duck import BATCH_ROWS, working_connection
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parquet_sink import parquet_sink

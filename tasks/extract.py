@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from engine.failpoint import failpoint
 from engine.model.tokenizer import load_tokenizer
 from tasks.job.job import ROW_COLUMN, Source
 from tasks.request.columns import find_columns
@@ -17,7 +18,6 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
-from tasks.storage.failpoint import failpoint
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import are_unchanged

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from prefect.tasks import exponential_backoff
 
+from engine.failpoint import failpoint
 from engine.plan import Shard
 from tasks.shard_gate import ShardGate
 from tasks.shard_results import ShardResults
 from tasks.shard_scorer import ShardScorer
 from tasks.step import as_task
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import find_manifest
 from tasks.storage.run import Run
 from tasks.storage.shard_manifest import ShardManifest

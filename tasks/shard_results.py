@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.failpoint import failpoint
 from engine.plan import Shard, ShardWork
 from engine.request import RequestOutput
 from tasks.request.task_type import nth_id, split_id
 from tasks.request.task_types import answer_of
 from tasks.shard_gate import ShardGate
 from tasks.shard_work import read_shard, stored_requests, to_work
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import find_checkpoints, write_manifest
 from tasks.storage.parts import commit_part, join_parts, stage_part, to_part
 from tasks.storage.run import Run

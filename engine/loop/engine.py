@@ -19,6 +19,7 @@ from engine.loop.step_launcher import StepLauncher
 from engine.loop.step_reader import StepReader
 from engine.loop.trace import OnStep
 from engine.machine.device_turn import DeviceTurn
+from engine.model.adapter_config import BAD_ADAPTER
 from engine.model.model_shape import max_model_len
 from engine.plan import ShardWork
 from engine.request import RequestOutput
@@ -301,7 +302,11 @@ class Engine:
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
         for sequence in finished:
-            self._deliver(sequence.key, self._states.pop(sequence.key).output())
+            state, problem = self._states.pop(sequence.key), self.runner.adapters.problem_of(sequence.request.adapter)
+            output = (
+                state.output() if problem is None else error_output(sequence, BAD_ADAPTER, f"its adapter {problem}")
+            )
+            self._deliver(sequence.key, output)
 
     def _note_busy(self, seconds: float) -> None:
         self._counters = replace(self._counters, busy_seconds=self._counters.busy_seconds + seconds)

@@ -17,8 +17,6 @@ from collections.abc import Iterable, Mapping
 from itertools import count
 from types import MappingProxyType
 
-import numpy as np
-
 from engine.config import EngineConfig
 from engine.label_tree import build_label_tree
 from engine.plan import ShardWork
@@ -28,10 +26,11 @@ from engine.scheduling.decoding import Decoding
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
+from engine.scheduling.prefilling import Prefilling
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
-from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
+from engine.scheduling.step import ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
 
 
@@ -56,9 +55,8 @@ class Scheduler:
         self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
-        self._prefilling: deque[NodeState] = deque()
-        self._payer: Sequence  # the sequence that the nodes in `_prefilling` are computed for
         self._decoding = Decoding(decode_ahead)
+        self._prefilling = Prefilling(self._rule, self._decoding)
         self._num_admitted = 0
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
@@ -109,7 +107,7 @@ class Scheduler:
             budget -= self._decode(step, sequence, budget)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
-                budget -= self._prefill(step, budget)
+                budget -= self._prefilling.take(step, budget)
         if not step and self._in_flight:
             return None
         if not step and self._evict_for_next():
@@ -257,9 +255,8 @@ class Scheduler:
         own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
-        # The queue is empty: what it gets is this sequence's alone, and every node that is there is complete.
-        self._payer = sequence
-        self._prefilling += [node for node in sequence.node.chain if node.admitted and len(node.unread_rows())]
+        # The queue is empty, and every node that is there is complete.
+        self._prefilling.begin(sequence)
         for node in missing:
             self._admit_node(node, sequence)
         sequence.admitted = True
@@ -276,13 +273,12 @@ class Scheduler:
             tail = self._tail_tokens(sequence) if node is sequence.node else 0
             node.tail = sequence if tail else None
             node.table = self.pool.allocate(node.num_tokens + tail)
-        self._prefilling.append(node)
+        self._prefilling.join(node)
 
     def _resume(self, step: Step, sequence: Sequence) -> None:
         """The sequence's prompt has been computed before it was admitted."""
         if not sequence.asked:
-            if sequence.node not in self._prefilling:
-                self._prefilling.append(sequence.node)
+            self._prefilling.join(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._decoding.join(sequence)
             if sequence.can_decode:
@@ -299,52 +295,3 @@ class Scheduler:
         evicted = self._nodes.evict(sequence.node.chain)
         self.evictions += evicted
         return evicted > 0
-
-    # -- prefill
-
-    def _prefill(self, step: Step, budget: int) -> int:
-        """Schedules the front node's next chunk; returns the tokens it took."""
-        node = self._prefilling[0]
-        chunk = self._next_chunk(node, budget)
-        chunk.targets = node.read_rows(chunk.first, chunk.last)
-        chunk.hidden = node.read_hidden(chunk.first, chunk.last)
-        step.chunks.append(chunk)
-        taken = chunk.last - chunk.first
-        if chunk.again:
-            self._payer.num_cached_tokens = max(self._payer.num_cached_tokens - taken, 0)
-        if not node.complete or len(node.unread_rows()):
-            return taken
-        asked = [sequence for sequence in node.ends if not sequence.asked and sequence.reads_scheduled]
-        if asked and chunk.last < node.num_tokens:
-            return taken  # the last row comes next
-        self._prefilling.popleft()
-        return taken + self._ask(chunk, asked)
-
-    def _next_chunk(self, node: NodeState, budget: int) -> Chunk:
-        """Rows of the node for a step: those that are there but unread first, then new ones.
-
-        Where there is neither, the last row once more, for sequences that end at it.
-        """
-        unread = node.unread_rows()
-        assert not (node.complete and node.transient), "the rows of a transient node are computed once"
-        if len(unread):
-            gaps = np.flatnonzero(np.diff(unread) != 1)
-            first, end = int(unread[0]), int(unread[gaps[0] if len(gaps) else -1]) + 1
-            return Chunk(node, first, min(end, first + budget), again=True)
-        if node.complete:
-            return Chunk(node, node.num_tokens - 1, node.num_tokens, again=True)
-        first = node.computed
-        node.computed += self._rule.chunk_tokens(node.num_tokens - first, budget, node.transient)
-        return Chunk(node, first, node.computed)
-
-    def _ask(self, chunk: Chunk, asked: list[Sequence]) -> int:
-        """The sequences read the chunk's last row, and those that decoded before go on; returns label tokens."""
-        for sequence in asked:
-            sequence.asked = True
-            if not sequence.admitted:
-                sequence.num_cached_tokens = sequence.num_prompt_tokens
-        for sequence in chunk.node.ends:
-            if sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
-                self._decoding.join(sequence)
-        chunk.asked = asked
-        return sum(len(sequence.label_tree.token_ids) for sequence in asked if sequence.label_tree is not None)

@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from engine.failpoint import failpoint
 from tasks.storage.commit import commit_file, sha256_of
 from tasks.storage.damage import DamagedError, set_aside, tell
-from tasks.storage.failpoint import failpoint
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.shard_manifest import PartFile, ShardManifest, Share
 from tasks.storage.stored_json import read_json, stage_json

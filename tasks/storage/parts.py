@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.failpoint import failpoint
 from engine.request import RequestOutput
 from tasks.storage.commit import commit_file, open_private, sha256_of
-from tasks.storage.failpoint import failpoint
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.shard_manifest import PartFile
 from tasks.storage.statements import literals, statement

@@ -10,10 +10,10 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+from engine.failpoint import failpoint
 from engine.plan import PlanSummary, Shard
 from tasks.storage.commit import fsync, sha256_of
 from tasks.storage.damage import DamagedError, set_aside, tell
-from tasks.storage.failpoint import failpoint
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import COMPLETED, read_records
 from tasks.storage.stored_json import read_json, stage_json

@@ -15,11 +15,11 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from tasks.job.job import ScoringJob
 from tasks.plan import make_run_plan
 from tasks.publish import publish_results
 from tasks.storage.commit import commit_file, disk_errors, open_private
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests, verify_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run

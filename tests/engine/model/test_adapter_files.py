@@ -14,7 +14,8 @@ from engine.model.adapter_config import REASONS, AdapterError, parse_adapter_con
 from engine.model.adapter_files import CONFIG, WEIGHTS, named_adapter, read_adapter
 from engine.model.base_linears import hold_to_base
 from engine.model.checkpoint import resolve_model
-from tests.engine.drawn_adapters import llama_linears, write_adapter
+from examples.adapters import write_adapter
+from tests.engine.tiny_adapters import llama_linears
 
 TINY = llama_linears(64, 64, 32, 128, 2)
 CONTENT: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
