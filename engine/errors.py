@@ -21,5 +21,9 @@ class EngineDeadError(TransientError, RuntimeError):
     """The engine's loop ended; every shard it held must run again."""
 
 
+class EngineNotLoadedError(EngineDeadError):
+    """The engine ended before it could compute, so that no shard is the cause."""
+
+
 class EngineClosedError(TerminalError, RuntimeError):
     """The engine was told to end: what it held is not to run again now."""

@@ -114,7 +114,7 @@ class ShardResults:
 
     def _take_up(self, checkpoint: ShardManifest) -> None:
         for file in checkpoint.files:
-            table = pq.read_table(self._run.folder.parts / file.name)
+            table = pq.ParquetFile(self._run.folder.parts / file.name).read()
             self._keep(table, [self._number[name] for name in table.column("request_hash").to_pylist()])
         for share in checkpoint.by_run:
             self._add(share)

@@ -46,7 +46,7 @@ from tasks.storage.stored_plan import verify_plans
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
 # Keys of the job that say how a run meets faults, which no answer and no plan depends on.
-_RUN_KEYS = dict.fromkeys(("checkpoint_seconds", "max_engine_deaths"), True)
+_RUN_KEYS = {"checkpoint_seconds": True, "max_engine_deaths": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,9 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}, **_RUN_KEYS})
+        job = self.job.model_dump(
+            mode="json", exclude={"output": True, "source": {"folder"}, "engine": {"step_timeout"}, **_RUN_KEYS}
+        )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         decisive += [self.model.templates, self.chat_template]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
