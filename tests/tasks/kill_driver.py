@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas  # noqa: F401  as pyarrow.dataset, imported at first use: once, not in each child
 import pyarrow as pa
-import pyarrow.dataset  # noqa: F401
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
