@@ -76,6 +76,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, "other"),
     "output": ({}, "elsewhere"),
     "shard_seconds": ({}, 1.0),
+    "store": ({}, "other-store"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),
     "source.jsonl": ({"source": {"jsonl": "rows.jsonl"}}, "other.jsonl"),
