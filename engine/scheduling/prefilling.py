@@ -34,6 +34,10 @@ class Prefilling:
         if node not in self._nodes:
             self._nodes.append(node)
 
+    def forget_unused(self) -> None:
+        """Nodes that nobody is below any more are not computed."""
+        self._nodes = deque(node for node in self._nodes if node.users)
+
     def take(self, step: Step, budget: int) -> int:
         """Schedules the first node's next chunk; returns the tokens it took."""
         node = self._nodes[0]

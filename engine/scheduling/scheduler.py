@@ -13,7 +13,7 @@ more, which nobody reads. A structured text sits such a step out: what it may go
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 from types import MappingProxyType
 
@@ -26,12 +26,15 @@ from engine.scheduling.decoding import Decoding
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
+from engine.scheduling.lost_rows import LostRows, lost_rows
+from engine.scheduling.needed_blocks import NeededBlocks
 from engine.scheduling.prefilling import Prefilling
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
+from kernels.segments import Ints
 
 
 class Scheduler:
@@ -46,6 +49,7 @@ class Scheduler:
         """
         assert not (decode_ahead and draft_rows), "a draft follows tokens that the host has seen"
         self._rule = AdmissionRule.of(config, pool.num_blocks)
+        self._needed = NeededBlocks(self._rule)
         self.config = config
         self.pool = pool
         self.max_model_len = max_model_len
@@ -105,6 +109,7 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens - len(step.decodes) - len(structured)
         for sequence in structured:
             budget -= self._decode(step, sequence, budget)
+        texts = len(step.decodes) + len(step.forced)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
                 budget -= self._prefilling.take(step, budget)
@@ -113,7 +118,8 @@ class Scheduler:
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
-        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
+        resumed = len(step.decodes) + len(step.forced) - texts  # each is a row beside the budget
+        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget + resumed)
         return self._output(step)
 
     def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
@@ -125,16 +131,24 @@ class Scheduler:
         step.forced.append(ForcedChunk(sequence, num_rows))
         return num_rows - 1
 
-    def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
+    def lost(self, output: SchedulerOutput, rows: Ints) -> LostRows:
+        """What is lost with `rows` of the step that was made last, for which there was no memory."""
+        return lost_rows(output, rows, self._nodes, self.sequences.values())
+
+    def update(
+        self, output: SchedulerOutput, sampled: Mapping[int, Sampled], failed: Collection[Sequence] = ()
+    ) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
 
-        `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
+        `sampled` has a token for each sequence that the step samples for and that is still in `sequences`. Those that
+        have `failed` end, wherever they are.
         """
-        finished = self._in_flight.popleft()
+        gone = set(failed)
+        finished = [one for one in self._in_flight.popleft() if one.key in self.sequences and one not in gone]
         for key in output.sampling:
             sequence = self.sequences.get(key)
-            if sequence is None:
-                continue  # it ended while this step ran
+            if sequence is None or sequence in gone:
+                continue  # it ended while this step ran, or ends with it
             made = sampled[key]
             sequence.pending_alone -= 1
             if made.accepted or made.forced:
@@ -144,8 +158,11 @@ class Scheduler:
                 sequence.token_ids.append(made.token_id)
             if made.finished:
                 finished.append(sequence)
+        finished += failed
         for sequence in finished:
             self._finish(sequence)
+        if failed:
+            self._prefilling.forget_unused()
         return finished
 
     def _output(self, step: Step) -> SchedulerOutput:
@@ -208,27 +225,8 @@ class Scheduler:
         longest = sequence.num_prompt_tokens + (max(tree.depths, default=-1) + 1 if tree is not None else 1)
         if longest > self.max_model_len:
             return False
-        held = sum(self._rule.node_blocks(node.num_tokens, 0, self._transient(node)) for node in sequence.node.chain)
-        held += self._adapters.blocks_of(sequence.request.adapter)
-        return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
-
-    def _transient(self, node: NodeState) -> int:
-        """1 for a node that will hold no block, else 0. A leaf: all requests below it end at it, and are here."""
-        is_leaf = node.num_requests == len(node.ends)
-        return self._rule.transient(is_leaf, node.num_tokens, node.decode_kv_tokens)
-
-    def _tail_tokens(self, sequence: Sequence) -> int:
-        """Of the sequence's decode KV, what lies behind its node's own tokens."""
-        return self._rule.tail_tokens(sequence.node.num_requests == 1, sequence.decode_kv_tokens)
-
-    def _blocks_needed(self, sequence: Sequence, missing: Iterable[NodeState]) -> int:
-        """Blocks that the sequence needs at its peak, besides those of nodes that are there."""
-        tail = self._tail_tokens(sequence)
-        blocks = self._rule.own_blocks(sequence.decode_kv_tokens, tail)
-        for node in missing:
-            behind = tail if node is sequence.node else 0
-            blocks += self._rule.node_blocks(node.num_tokens, behind, self._transient(node))
-        return blocks
+        held = self._needed.alone(sequence) + self._adapters.blocks_of(sequence.request.adapter)
+        return held <= self.pool.num_blocks
 
     def _head(self) -> Sequence | None:
         """The next sequence to admit: the first in plan order that is neither admitted nor finished."""
@@ -245,14 +243,14 @@ class Scheduler:
         if sequence is None:
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
-        blocks = self._blocks_needed(sequence, missing)
+        blocks = self._needed.at_peak(sequence, missing)
         adapter = sequence.request.adapter
         used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
         if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
         heapq.heappop(self._waiting)
         self._adapters.enter(adapter, blocks)
-        own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
+        own_tokens = sequence.decode_kv_tokens - self._needed.tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
         # The queue is empty, and every node that is there is complete.
@@ -268,9 +266,9 @@ class Scheduler:
 
     def _admit_node(self, node: NodeState, sequence: Sequence) -> None:
         node.admitted = True
-        node.transient = bool(self._transient(node))
+        node.transient = bool(self._needed.transient(node))
         if not node.transient:
-            tail = self._tail_tokens(sequence) if node is sequence.node else 0
+            tail = self._needed.tail_tokens(sequence) if node is sequence.node else 0
             node.tail = sequence if tail else None
             node.table = self.pool.allocate(node.num_tokens + tail)
         self._prefilling.join(node)

@@ -250,6 +250,11 @@ class EngineLimits(Part):
         default=EngineConfig().determinism,
         description="strict: a row's answer is the same to its last bit whatever runs beside it; on a CPU.",
     )
+    step_timeout: float = Field(
+        default=EngineConfig().step_timeout,
+        gt=0,
+        description="Seconds in which a step has to end; an engine that hangs is replaced, and its rows run again.",
+    )
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
