@@ -103,8 +103,10 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        apart = {"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}}
-        job = self.job.model_dump(mode="json", exclude=apart)
+        job = self.job.model_dump(
+            mode="json",
+            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}},
+        )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         decisive += [self.model.templates, self.chat_template]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]

@@ -102,6 +102,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "engine.admission": ({}, "count"),
     "engine.max_num_seqs": ({}, 8),
     "engine.speculation": ({}, "none"),
+    "engine.step_timeout": ({}, 60.0),
 }
 # Files: what lies there decides, and their names do not.
 BY_CONTENT = ("model.path", "model.adapters", "model.adapter")
