@@ -28,7 +28,10 @@ from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
+from tasks.storage.stop_request import RunStoppedError
 from tasks.transient import OUTSIDE
+
+STOPPED = 3
 
 Tell = Callable[[RunReport, Console], None]
 
@@ -43,7 +46,8 @@ def run_job(
 ) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process; `then` has the last words.
 
-    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 128 + N where signal N stopped it.
+    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 3 where `trunkline stop` ended it,
+    128 + N where signal N did.
     """
     messages = Console(stderr=True)
     logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
@@ -55,6 +59,8 @@ def run_job(
                 _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
+        except RunStoppedError as error:
+            code = _say(messages, str(error), STOPPED)
         except ShardsFailedError as error:
             code = _say(messages, str(error), 1)
         except UserError as error:

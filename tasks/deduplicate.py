@@ -6,6 +6,7 @@ from pathlib import Path
 import duckdb
 
 from engine.failpoint import failpoint
+from engine.stages import checkpoint
 from tasks.extract import NEW_REQUESTS, Extracted
 from tasks.step import as_task
 from tasks.storage.duck import BATCH_ROWS, working_connection
@@ -89,6 +90,7 @@ def _write(connection: duckdb.DuckDBPyConnection, query: str, run: Run, folder: 
     written = 0
     with parquet_sink(to, reader.schema) as sink:
         for batch in reader:
+            checkpoint()
             sink.write(batch)
             written += batch.num_rows
     return written
