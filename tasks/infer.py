@@ -13,6 +13,7 @@ from tasks.step import as_task
 from tasks.storage.manifests import find_manifest
 from tasks.storage.run import Run
 from tasks.storage.shard_manifest import ShardManifest
+from tasks.store.share import share_results
 from tasks.transient import retry_transient
 from tasks.workers import Workers
 
@@ -48,8 +49,9 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, gate: Sh
         results = ShardResults(run, plan_id, shard, gate)
         ShardScorer(results, workers, gate, run.job.checkpoint_seconds).score()
         failpoint("infer.scored")
-        manifest = results.commit()
+        manifest, part = results.commit()
     failpoint("infer.done")
+    share_results(run, results.asked, part, manifest.files[0])
     return _to_done(manifest, skipped=False)
 
 

@@ -17,7 +17,7 @@ from tasks.request.task_types import answer_of
 from tasks.shard_gate import ShardGate
 from tasks.shard_work import read_shard, stored_requests, to_work
 from tasks.storage.manifests import find_checkpoints, write_manifest
-from tasks.storage.parts import commit_part, join_parts, stage_part, to_part
+from tasks.storage.parts import StoredRequest, commit_part, join_parts, stage_part, to_part
 from tasks.storage.run import Run
 from tasks.storage.shard_manifest import ShardManifest, Share, describe
 from tasks.storage.stored_plan import layout_of
@@ -101,8 +101,13 @@ class ShardResults:
         self._since = time.monotonic()
         self._ended.clear()
 
-    def commit(self) -> ShardManifest:
-        """Commits the shard, all of whose rows have ended."""
+    @property
+    def asked(self) -> Sequence[StoredRequest]:
+        """What each row asks."""
+        return self._stored
+
+    def commit(self) -> tuple[ShardManifest, pa.Table]:
+        """Commits the shard, all of whose rows have ended; with its part."""
         assert not self.left, len(self.left)
         numbers = sorted(self._ended)
         if numbers:
@@ -110,7 +115,8 @@ class ShardResults:
             self._add(self._share_of(numbers))
             self._ended.clear()
         order = np.argsort(np.array(self._in_tables))
-        return self._commit(join_parts(self._tables).take(order), self._planned([*self._shares.values()]))
+        part = join_parts(self._tables).take(order)
+        return self._commit(part, self._planned([*self._shares.values()])), part
 
     def _take_up(self, checkpoint: ShardManifest) -> None:
         for file in checkpoint.files:

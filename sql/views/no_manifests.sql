@@ -27,7 +27,9 @@ SELECT
         planned_tokens BIGINT,
         computed_prompt_tokens BIGINT,
         generated_tokens BIGINT,
-        row_errors BIGINT
+        row_errors BIGINT,
+        from_store BIGINT
     )[] AS shares,
+    NULL::BIGINT AS from_store,
     NULL::STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[] AS files
 WHERE false

@@ -15,7 +15,8 @@ WITH manifest AS (
             planned_tokens := planned_tokens,
             computed_prompt_tokens := computed_prompt_tokens,
             generated_tokens := generated_tokens,
-            row_errors := row_errors
+            row_errors := row_errors,
+            from_store := from_store
         )] END AS shares
     FROM ({manifests})
 )

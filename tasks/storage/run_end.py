@@ -36,7 +36,7 @@ def own_counts(manifests: Sequence[ShardManifest], run_id: str) -> dict[str, int
     """Sums over what the run committed itself, of shards that another finished too, by the record's names."""
     own = [share for manifest in manifests for share in manifest.by_run if share.run_id == run_id]
     return {
-        "scored": sum(share.requests for share in own),
+        "scored": sum(share.requests - share.from_store for share in own),
         "errors": sum(share.errors for share in own),
         "prompt_tokens": sum(share.row_prompt_tokens for share in own),
         "unique_prompt_tokens": sum(share.prompt_tokens for share in own),

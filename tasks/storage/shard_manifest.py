@@ -22,7 +22,8 @@ class Share:
     """What one run did of a shard.
 
     Tokens are of its requests, each counted once, but `row_prompt_tokens`: of their rows. `errors` are requests;
-    `row_errors` their rows, None where an earlier version counted none.
+    `row_errors` their rows, None where an earlier version counted none. `from_store` of its requests were taken from
+    the scoring store, and no token of them was computed.
     """
 
     run_id: str
@@ -36,6 +37,7 @@ class Share:
     computed_prompt_tokens: int
     generated_tokens: int
     row_errors: int | None = None
+    from_store: int = 0
 
     def __add__(self, other: "Share") -> "Share":
         """Of the same run."""
@@ -51,7 +53,8 @@ _SUMMED = [one.name for one in fields(Share) if one.name != "run_id"]
 class ShardManifest:
     """A committed shard, or a checkpoint: rows of one that were committed before the others.
 
-    Figures are of all its `shares`, and those of `run_id` alone where there are none, as earlier versions wrote it.
+    What was taken from the scoring store has a manifest of its own, which is no shard's. Figures are of all its
+    `shares`, and those of `run_id` alone where there are none, as earlier versions wrote it.
     `plan_id` and `shard_id` together name the work: a retried shard has an older one's id under a new plan.
     """
 
@@ -71,6 +74,7 @@ class ShardManifest:
     computed_prompt_tokens: int
     generated_tokens: int
     row_errors: int | None = None
+    from_store: int = 0
     shares: tuple[Share, ...] = ()
     is_checkpoint: bool = False
 
