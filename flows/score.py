@@ -29,6 +29,8 @@ from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
 from tasks.report.used_folders import remember_folder
+from tasks.run_failed import RunFailedError
+from tasks.shard_gate import ShardGate
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
@@ -50,31 +52,32 @@ stop_at_exit()
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
     persist_result=False,
 )
-def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
+def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
         job: what to score, with which model, and where the results go, or the path of a job file; relative paths
             start at the working directory.
         retry_failed: score the rows again that ended as errors.
+        full: score all rows again, whatever the output folder and the job's store have of them.
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
-        ShardsFailedError: some rows are still without an end; the same call continues.
+        RunFailedError: some rows are still without an end; the same call continues.
         RunStoppedError: somebody asked the run to end; the same call continues.
     """
     job = load_job(job) if isinstance(job, str) else job
     try:
-        return _score(job, retry_failed)
+        return _score(job, retry_failed, full)
     except RunStoppedError as stopped:
         # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
         return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
 
 
-def _score(job: ScoringJob, retry_failed: bool) -> RunReport:
+def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
     log = get_run_logger()
     with (
-        open_run(job, retry_failed) as run,
+        open_run(job, retry_failed, full=full) as run,
         open_workers(run) as workers,
         RunControl(run, workers) as control,
     ):
@@ -82,11 +85,12 @@ def _score(job: ScoringJob, retry_failed: bool) -> RunReport:
         with control.stoppable():
             planned = _plan(run, workers, control, log)
         log.info(
-            "%s rows: %s rejected, %s requests, %s of them done before\n%s",
+            "%s rows: %s that cannot be scored, %s equal to another row; of %s requests %s\n%s",
             f"{planned.rows:,}",
             f"{planned.rejected:,}",
+            f"{planned.equal_rows:,}",
             f"{planned.unique:,}",
-            f"{planned.committed:,}",
+            planned.said_of_requests,
             planned.text,
         )
         control.count(planned)
@@ -110,7 +114,7 @@ def _name(job: ScoringJob | str) -> str:
     return Path(job).stem if isinstance(job, str) else job.name
 
 
-class ShardsFailedError(RuntimeError):
+class ShardsFailedError(RunFailedError):
     """Shards failed for good; what was committed is published."""
 
 
@@ -122,6 +126,7 @@ class ShardRunner:
         self._control = control
         self._planned = planned
         self._workers = workers
+        self._gate = ShardGate(run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -148,8 +153,9 @@ class ShardRunner:
         try:
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
-            # Whoever stops the run does not want to wait for its shards.
+            # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
+            self._gate.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -164,6 +170,9 @@ class ShardRunner:
             shards=len(self._planned.shards),
             scored_rows=sum(done.rows for done in self._done if not done.skipped),
             rejected=self._planned.rejected,
+            equal_rows=self._planned.equal_rows,
+            done_before=self._planned.committed,
+            from_store=self._planned.from_store,
             seconds=seconds,
         )
         self._page.close(report.finished_fraction, report.markdown())
@@ -171,8 +180,8 @@ class ShardRunner:
             raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
             raise ShardsFailedError(
-                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
-                f"run the same command to continue (last error: {self._failures[-1]})"
+                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet "
+                f"(last error: {self._failures[-1]})"
             ) from self._failures[-1]
         return report
 
@@ -186,11 +195,13 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
+        except RunFailedError:
+            raise
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False
