@@ -21,29 +21,37 @@ from engine.model.checkpoint import resolve_model
 
 DATA = Path(__file__).parent / "data"
 ADAPTERS = ("formal", "playful")
-RANK, ALPHA = 8, 16
 TARGETS = ("q_proj", "v_proj")
 QUESTIONS = ("What is a river?", "Why does bread rise?", "How does a lock keep a door shut?")
 
 
-def write_adapter(folder: Path, linears: dict[str, tuple[int, int]], seed: int) -> None:
-    """`linears` are (inputs, outputs) by path."""
+def write_adapter(
+    folder: Path, linears: dict[str, tuple[int, int]], seed: int = 0, rank: int = 8, deviation: float = 0.1
+) -> Path:
+    """The folder, with an adapter of the layers (inputs, outputs) by path; `deviation` is that of B's numbers."""
     draw = torch.Generator().manual_seed(seed)
     tensors = {}
     for path, (inputs, outputs) in linears.items():
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(RANK, inputs, generator=draw) / inputs**0.5
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, RANK, generator=draw) * 0.02
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = torch.randn(rank, inputs, generator=draw) / inputs**0.5
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = torch.randn(outputs, rank, generator=draw) * deviation
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA}
-    (folder / CONFIG).write_text(json.dumps(config | {"target_modules": list(TARGETS)}, indent=2) + "\n")
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted({path.rpartition(".")[2] for path in linears}),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return folder
 
 
 def main(model: str = "embedded") -> None:
     sizes, _ = linear_sizes(resolve_model(model))
     linears = {path: size for path, size in sizes.items() if path.endswith(TARGETS)}
     for seed, name in enumerate(ADAPTERS):
-        write_adapter(DATA / "adapters" / name, linears, seed)
+        write_adapter(DATA / "adapters" / name, linears, seed, deviation=0.02)
     rows = [{"question": question, "style": style} for question in QUESTIONS for style in (*ADAPTERS, None)]
     pq.write_table(pa.Table.from_pylist(rows), DATA / "styles.parquet")
 

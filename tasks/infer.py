@@ -3,24 +3,25 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect.tasks import exponential_backoff
 
+from engine.failpoint import failpoint
 from engine.plan import Shard
 from engine.request import RequestOutput
 from tasks.request.task_types import answer_of
 from tasks.shard_work import outputs_by_row, read_shard, stored_requests, to_work
 from tasks.step import as_task
 from tasks.storage.commit import commit_file, open_private, sha256_of
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import PartFile, ShardManifest, find_manifest, write_manifest
 from tasks.storage.parts import to_part
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import layout_of
+from tasks.store.share import share_results
 from tasks.transient import retry_transient
 from tasks.workers import OnOutput, Workers
 
@@ -52,12 +53,14 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_outpu
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
     outputs = outputs_by_row(rows, workers.submit(work, on_output).result())
     failpoint("infer.scored")
-    results = to_part(stored_requests(rows), outputs, answer_of, run.run_id, shard.shard_id)
+    asked = stored_requests(rows)
+    results = to_part(asked, outputs, answer_of, run.run_id, shard.shard_id)
     part = _commit_part(run, shard, results)
     lengths = pc.cast(results.column("prompt_tokens"), pa.int64())
     manifest = _describe(run, plan_id, shard, rows, lengths, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")
+    share_results(run, asked, results, part)
     return _to_done(manifest, skipped=False)
 
 
@@ -88,6 +91,7 @@ def _describe(
     num_rows = rows.column("num_rows")
     # Several shards run in one engine at once, so what one of them computed is known from its outputs alone.
     every = list(chain.from_iterable(outputs))
+    failed = [any(one.finish_reason == "error" for one in row) for row in outputs]
     computed = sum(one.prompt_tokens - one.num_cached_tokens for one in every if one.finish_reason != "error")
     return ShardManifest(
         plan_id=plan_id,
@@ -98,13 +102,14 @@ def _describe(
         files=(part,),
         requests=rows.num_rows,
         rows=pc.sum(num_rows).as_py(),
-        errors=sum(any(one.finish_reason == "error" for one in row) for row in outputs),
+        errors=sum(failed),
         seconds=round(seconds, 3),
         prompt_tokens=pc.sum(lengths).as_py(),
         row_prompt_tokens=pc.sum(pc.multiply(lengths, num_rows)).as_py(),
         planned_tokens=shard.prefill_tokens,
         computed_prompt_tokens=computed,
         generated_tokens=sum(len(one.token_ids) for one in every),
+        row_errors=sum(compress(num_rows.to_pylist(), failed)),
     )
 
 

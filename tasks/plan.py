@@ -11,19 +11,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.config import EngineConfig
+from engine.failpoint import failpoint
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
+from engine.stages import checkpoint
 from tasks.deduplicate import PENDING, Deduplicated
+from tasks.report.latest import remember_output
+from tasks.report.published import shown_plan
+from tasks.report.views import write_views
 from tasks.request.requests import to_requests
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
-from tasks.storage.failpoint import failpoint
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import adapter_sizes
-from tasks.storage.run_record import update_record
+from tasks.storage.run_record import read_records, update_record
 from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
 from tasks.storage.stored_plan import StoredPlan as StoredPlan
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS
@@ -48,7 +52,10 @@ NODE_SCHEMA = pa.schema([(name, pa.int64()) for name in NODE_FIELDS])
 
 
 def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> StoredPlan:
-    """The run's plan, on the disk: a new one, or the one that an unfinished run left."""
+    """The run's plan, on the disk: a new one, or the one that an unfinished run left.
+
+    From here on the folder can be queried; it shows what was published before until this run publishes.
+    """
     planned = _reuse_or_store(run, deduplicated, workers)
     update_record(
         run.folder,
@@ -58,9 +65,12 @@ def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Sto
         rejected=planned.rejected,
         unique_requests=planned.unique,
         committed_before=planned.committed,
+        from_store=planned.from_store,
         pending=planned.pending,
         ideal_saved_fraction=planned.summary.ideal_saved_fraction,
     )
+    write_views(run.folder, shown_plan(run.folder, read_records(run.folder)) or planned.plan_id)
+    remember_output(run.root)
     return planned
 
 
@@ -99,6 +109,7 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
     """Plans of `pending.parquet`; `config` is the run's, with a step's tokens settled."""
     cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
+        checkpoint()
         rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
         sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
         requests = list(chain.from_iterable(rows))
@@ -121,6 +132,8 @@ def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Sto
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,
         retry_failed=run.retry_failed,
+        full=run.full,
+        from_store=deduplicated.from_store,
         rows=deduplicated.rows,
         rejected=deduplicated.rejected,
         unique=deduplicated.unique,

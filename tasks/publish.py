@@ -7,13 +7,13 @@ from typing import Any
 
 import duckdb
 
+from engine.failpoint import failpoint
 from tasks.job.task import Task
 from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
 from tasks.step import as_task
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
@@ -55,9 +55,10 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    update_record(run.folder, run.run_id, published_plan=plan_id)
-    failpoint("publish.recorded")
     published = _figures(run, plan_id)
+    ended = published.results + published.errors
+    update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
+    failpoint("publish.recorded")
     remove_other_plans(run.folder, plan_id)
     remember_output(run.root)
     failpoint("publish.done")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.errors import UserError
 from engine.forward.adapter_sites import AdapterSite
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_inputs import to_device
 from engine.machine.adapter_pages import AdapterPages
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.model.adapter_config import AdapterError
 from engine.model.adapter_files import WEIGHTS, AdapterFiles, AdapterTarget, named_adapter, weight_names
 from engine.scheduling.scheduler_output import AdapterLoad, SchedulerOutput
@@ -69,15 +69,32 @@ class AdapterPool:
         dtype = getattr(torch, pages.dtype)
         self._stores = [tuple(_paged(side, pages.words, dtype) for side in both) for both in _layers(cache)]
         self._adapters: dict[int, PagedAdapter] = {}
+        self._to_load: dict[int, AdapterLoad] = {}
+        self._problems: dict[str, str] = {}
 
-    def change(self, step: SchedulerOutput) -> None:
-        """Brings in what the step is the first to need. Raises UserError for a folder that is no longer what it was."""
+    def change(self, step: SchedulerOutput) -> dict[str, str]:
+        """Brings in what the step is the first to need. An adapter that is no longer what it was adds nothing: returns
+        what has been wrong so far, by adapter.
+
+        What a step has no memory for, or none of whose rows needs it, is brought in by the next that does.
+        """
         if step.adapters is None:
-            return
+            return self._problems
         for number in step.adapters.gone:
             self._adapters.pop(number, None)
-        for load in step.adapters.loads:
-            self._adapters[load.number] = self._load(load)
+            self._to_load.pop(number, None)
+        self._to_load |= {load.number: load for load in step.adapters.loads}
+        for number in self._to_load.keys() & set(step.adapters.of_row.tolist()):
+            load = self._to_load[number]
+            try:
+                self._adapters[number] = self._load(load)
+            except (AdapterError, OSError, SafetensorError) as problem:
+                if is_out_of_memory(problem):
+                    raise
+                self._problems[load.adapter] = str(problem)
+                self._adapters[number] = self._adding_nothing()
+            del self._to_load[number]
+        return self._problems
 
     def runs(self, of_row: Ints) -> AdapterRuns | None:
         """Of rows with these numbers, -1 for none; None where that is all."""
@@ -110,11 +127,12 @@ class AdapterPool:
         a, b = map(self._gathered, found)
         return a, b.view(-1, found[0].width, self._pages.columns)
 
+    def _adding_nothing(self) -> PagedAdapter:
+        table = np.zeros(SITE_WORDS * len(self._sites), dtype=np.int64)
+        return PagedAdapter(to_device(table, self._device), self._pages.padded_rank(1), {})
+
     def _load(self, load: AdapterLoad) -> PagedAdapter:
-        try:
-            files = named_adapter(load.adapter)
-        except AdapterError as problem:
-            raise UserError(f"adapter {load.adapter.rpartition('#')[0]} {problem}") from None
+        files = named_adapter(load.adapter)
         by_layer: dict[int, list[AdapterTarget]] = defaultdict(list)
         for target in files.targets:
             by_layer[self._pages.layer_of(target.path)].append(target)

@@ -1,6 +1,7 @@
 """Runs a scheduler's step on a model."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from engine.forward.loaded_model import LoadedModel
 from engine.forward.runner_adapters import RunnerAdapters
 from engine.forward.step_attention import StepAttention
 from engine.forward.step_inputs import resolved, step_inputs, to_device
-from engine.forward.step_recorder import StepRecorder
+from engine.forward.step_recorder import NotRecorded, StepRecorder
 from engine.machine.device import Device
 from engine.machine.memory import HEAD_ROWS
 from engine.model.model_shape import num_kv_blocks
@@ -71,7 +72,8 @@ class ModelRunner:
         """
         self.adapters.change(step)
         if self.recorder is not None and self.recorder.takes(step, self.last_tokens):
-            return self.recorder.run(step, self.last_tokens)
+            with suppress(NotRecorded):
+                return self.recorder.run(step, self.last_tokens)
         inputs = step_inputs(step, self.device.name)
         ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
         attention = self.attention.prepare(step, inputs)

@@ -1,6 +1,6 @@
 """What a runner knows of adapters: what each takes, which are in memory, and which rows of a step run with which."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,7 @@ from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.forward.adapter_hooks import AdapterHooks
 from engine.forward.adapter_pool import AdapterPool, check_sites
-from engine.forward.adapter_sites import adapter_sites
+from engine.forward.adapter_sites import AdapterSite, adapter_sites
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.machine.adapter_pages import AdapterPages, size_in_cache
@@ -32,6 +32,7 @@ class RunnerAdapters:
         self._config = config
         self._device = device
         self._sizes: dict[str, AdapterSize] = {}
+        self._problems: dict[str, str] = {}
 
     def sizes(self, names: Iterable[str]) -> dict[str, AdapterSize]:
         """Of adapters by `AdapterFiles.name`, or folder. Raises UserError for one that cannot run here."""
@@ -40,7 +41,11 @@ class RunnerAdapters:
     def change(self, step: SchedulerOutput) -> None:
         """Brings in the weights that the step is the first to need, over what made room for them."""
         if step.adapters is not None:
-            self._pool.change(step)
+            self._problems |= self._pool.change(step)
+
+    def problem_of(self, adapter: str | None) -> str | None:
+        """What was wrong when its weights were brought in: from then on no row that runs with it has an answer."""
+        return None if adapter is None else self._problems.get(adapter)
 
     def tell(self, attention: Any, step: SchedulerOutput) -> None:
         """Says to fused layers, by the step's attention, which rows run with which adapters."""
@@ -55,7 +60,7 @@ class RunnerAdapters:
             yield
 
     @cached_property
-    def _sites(self) -> Any:
+    def _sites(self) -> Mapping[str, AdapterSite]:
         return adapter_sites(self._model)
 
     @cached_property

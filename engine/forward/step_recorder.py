@@ -9,6 +9,10 @@ from engine.forward.forward_output import Forward
 from engine.scheduling.scheduler_output import SchedulerOutput
 
 
+class NotRecorded(Exception):
+    """There is no memory to record a step in; none of its size is taken from now on."""
+
+
 class StepRecorder(Protocol):
     """Runs steps as the model would, but launches again what a step before launched where the two are alike."""
 
@@ -22,4 +26,7 @@ class StepRecorder(Protocol):
         """Whether `run` takes the step; one that it does not take is the model's own to run."""
 
     def run(self, step: SchedulerOutput, last_tokens: Tensor, /) -> Forward:
-        """The step's result, which lasts until the next run; `last_tokens` are what the step before sampled."""
+        """The step's result, which lasts until the next run; `last_tokens` are what the step before sampled.
+
+        Raises NotRecorded for a step that is then the model's own to run.
+        """

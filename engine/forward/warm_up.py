@@ -4,12 +4,14 @@ Compiled kernels are kept on disk by Triton, so that a machine compiles them onc
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from engine.forward.step_recorder import NotRecorded
 from engine.scheduling.reads import Reads
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.stages import enter
@@ -49,7 +51,8 @@ def warm_up(runner: "ModelRunner", step_tokens: int) -> None:
         _prefill(runner, lengths)
     for step in decoding:
         assert recorder is not None
-        recorder.run(step, runner.last_tokens)
+        with suppress(NotRecorded):
+            recorder.run(step, runner.last_tokens)
     torch.cuda.synchronize()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, grammar_from, regex_to_lark
@@ -17,6 +18,8 @@ BAD_GRAMMAR = "BAD_GRAMMAR"
 # what it may not choose need not be decoded.
 _LAYOUT: "JsonCompileOptions" = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _OBJECT = '{"type": "object"}'
+# What decides which texts a grammar allows: counted up when `_LAYOUT` or `_grammar` change, and the library's version.
+GRAMMAR_VERSION = f"1, llguidance {version('llguidance')}"
 # A message of the library may go on with the state of its parser.
 _LONGEST_MESSAGE = 300
 

@@ -18,7 +18,8 @@ from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn
 from engine.machine.huge_pages import leave_files
-from engine.machine.memory import memory_need, refuse_too_large, settled
+from engine.machine.memory import memory_need, ran_out, refuse_too_large, settled
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.start_time import note_loading
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.tokenizer import load_tokenizer
@@ -51,9 +52,18 @@ def start_engine(
     device = resolve_device(config)
     shape = load_shape(model)
     config = settled(model, shape, config, device)
-    refuse_too_large(memory_need(model, shape, config, device), config, device)
+    need = memory_need(model, shape, config, device)
+    refuse_too_large(need, config, device)
 
     def load() -> tuple[ModelRunner, EngineConfig]:
+        try:
+            return load_all()
+        except (MemoryError, RuntimeError, OSError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            raise ran_out(need, device) from problem
+
+    def load_all() -> tuple[ModelRunner, EngineConfig]:
         if device.name == "cpu":
             torch.set_num_threads(device.cores)
         else:

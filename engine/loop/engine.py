@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
+from engine.failpoint import failpoint
 from engine.forward.model_runner import ModelRunner
 from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
@@ -19,6 +20,7 @@ from engine.loop.step_launcher import StepLauncher
 from engine.loop.step_reader import StepReader
 from engine.loop.trace import OnStep
 from engine.machine.device_turn import DeviceTurn
+from engine.model.adapter_config import BAD_ADAPTER
 from engine.model.model_shape import max_model_len
 from engine.plan import ShardWork
 from engine.request import RequestOutput
@@ -259,6 +261,7 @@ class Engine:
 
     def _step(self) -> None:
         """Schedules and launches a step, and takes in the one that as many steps behind are in flight."""
+        failpoint("engine.step")
         started = perf_counter()
         step = self.scheduler.schedule() if self.scheduler.has_work() else None
         if step is not None:
@@ -271,20 +274,20 @@ class Engine:
         running = step.num_decode_tokens - step.num_draft_tokens
         held = running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
         launched = self._launcher.launch(step)
+        lost = self.scheduler.lost(step, launched.lost_rows)
         self.runner.last_tokens = launched.tokens
-        self._in_flight.append(StepInFlight(launched, held, (started, scheduled, perf_counter())))
+        self._in_flight.append(StepInFlight(launched, lost, held, (started, scheduled, perf_counter())))
 
     def _take(self, flown: StepInFlight) -> None:
         step, before = flown.launched.step, perf_counter()
         sampled: dict[int, Sampled] = {}
-        for key in flown.launched.out_of_memory & self._states.keys():
-            sampled[key] = self._states[key].fail(*NO_MEMORY)
+        failed = flown.lost.among(self.scheduler.sequences.values())
+        for sequence in failed:
+            sampled[sequence.key] = self._states[sequence.key].fail(*NO_MEMORY)
         for values in flown.launched.values:
             self._reader.take(values, sampled)
-        for key in flown.launched.out_of_memory:
-            self.scheduler.wanted.out_of_memory(key)
         taken = perf_counter()
-        finished = self.scheduler.update(step, sampled)
+        finished = self.scheduler.update(step, sampled, failed)
         if self.on_step is not None:
             self.on_step(flown.trace(self._counters.steps, (before, taken, perf_counter())))
         counters = self._counters
@@ -302,7 +305,11 @@ class Engine:
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
         for sequence in finished:
-            self._deliver(sequence.key, self._states.pop(sequence.key).output())
+            state, problem = self._states.pop(sequence.key), self.runner.adapters.problem_of(sequence.request.adapter)
+            output = (
+                state.output() if problem is None else error_output(sequence, BAD_ADAPTER, f"its adapter {problem}")
+            )
+            self._deliver(sequence.key, output)
 
     def _note_busy(self, seconds: float) -> None:
         self._counters = replace(self._counters, busy_seconds=self._counters.busy_seconds + seconds)

@@ -17,7 +17,6 @@ from engine.grammar.grammars import Grammars
 from engine.grammar.matcher import Matcher
 from engine.loop.stop_words import bad_word_ids, special_stops
 from engine.request import LabelScore, Request, RequestOutput, TokenLogprobs
-from engine.scheduling.node_reads import NodeReads
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.sequence import Sequence
 
@@ -197,7 +196,7 @@ class OutputState:
         return bool(found)
 
     def take_score(self, label: int, logprob: float, is_best: bool, finite: bool) -> None:
-        if not finite:
+        if not finite and self.error is None:
             self.error = _NOT_FINITE
         self.label_logprobs[label] += logprob
         self.label_greedy[label] &= is_best
@@ -235,10 +234,8 @@ class OutputState:
     def _read_prompt(self) -> NDArray[np.float32] | None:
         """The prompt's embedding, where it is asked for; the error where something of the prompt could not be read."""
         sequence = self.sequence
-        unread: list[NodeReads] = [r for r, first in sequence.prompt_reads if not r.is_finite[first:].all()]
-        lost = [reads for reads in (*unread, *sequence.hidden_reads) if reads.out_of_memory]
-        if (lost or unread) and self.error is None:
-            self.error = NO_MEMORY if lost else _NOT_FINITE
+        if self.error is None and not all(r.is_finite[first:].all() for r, first in sequence.prompt_reads):
+            self.error = _NOT_FINITE
         if self.error is not None:
             return None
         embedding = sequence.embedding

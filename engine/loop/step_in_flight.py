@@ -5,15 +5,19 @@ from itertools import pairwise
 
 from engine.loop.step_launcher import LaunchedStep
 from engine.loop.trace import StepTrace
+from engine.scheduling.lost_rows import LostRows
 
 
 @dataclass(frozen=True, slots=True)
 class StepInFlight:
-    """A launched step. `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling
-    began and ended, and when all was launched.
+    """A launched step, and what is lost with rows of it that no memory was found for.
+
+    `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling began and ended, and
+    when all was launched.
     """
 
     launched: LaunchedStep
+    lost: LostRows
     held: tuple[int, int, int]
     times: tuple[float, float, float]
 

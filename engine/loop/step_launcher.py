@@ -5,69 +5,97 @@ from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.forward.model_runner import ModelRunner
 from engine.loop.step_reader import StepReader, StepValues
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.scheduling.halves import halves
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.scheduler_output import SchedulerOutput
+from kernels.segments import Ints
 
-# What torch's allocator for a CPU says; a GPU's raises an exception of its own.
-_CPU_SAYS = ("can't allocate memory", "not enough memory")
+# Launches in parts behind which twice as many rows are tried again: whoever had the memory may have given it back.
+# Where they did not, the next try waits twice as long.
+PATIENCE = 64
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LaunchedStep:
-    """A step on its way: what its parts come to, and the sequences that no memory was found for.
+    """A step on its way: what its parts come to, and the rows that no memory was found for.
 
-    `tokens` (samples,) are for the next step; -1 for a sequence that has none. `forward_seconds` are the host's, until
-    hidden states were launched.
+    `tokens` (samples,) are for the next step; -1 for a lost row's. `forward_seconds` are the host's, until hidden
+    states were launched.
     """
 
     step: SchedulerOutput
     values: tuple[StepValues, ...]
     tokens: Tensor
-    out_of_memory: frozenset[int]
+    lost_rows: Ints
     forward_seconds: float
 
 
 class StepLauncher:
-    """Halves a step that memory does not suffice for, and from then on every step that is as large."""
+    """Halves a step that memory does not suffice for, and for a while every step that is as large."""
 
     def __init__(self, runner: ModelRunner, reader: StepReader) -> None:
         self._runner = runner
         self._reader = reader
+        self._no_token = torch.full((1,), -1, dtype=torch.int64, device=runner.device.name)
         self._most_rows: int | None = None
+        self._patience = PATIENCE
+        self._num_in_parts = 0
+        self._tried_more = False
         self._forward_seconds = 0.0
 
     def launch(self, step: SchedulerOutput) -> LaunchedStep:
-        """Raises what the model raises, and what is out of memory for one row that later ones read."""
+        """Raises what the model raises, but for what says that memory is at its end."""
         self._forward_seconds = 0.0
-        waiting = deque([step])
+        self._try_more(step)
+        waiting = deque([(0, step)])
         values: list[StepValues] = []
         tokens: list[Tensor] = []
-        failed: list[int] = []
+        lost: list[Ints] = []
         while waiting:
-            part = waiting.popleft()
+            first, part = waiting.popleft()
             parts = halves(part) if self._is_too_large(part) else None
             made = None if parts else self._launch(part)
+            if not parts and made is None:
+                parts = self._halved(part)
+                made = None if parts else self._launch(part)  # what can be given back is free now
+            if parts:
+                before, behind = parts
+                waiting.extendleft([(first + before.num_scheduled_tokens, behind), (first, before)])
+                continue
             if made is not None:
                 values.append(made)
                 tokens.append(made.tokens)
                 continue
-            parts = parts or self._halved(part)
-            if parts:
-                waiting.extendleft(reversed(parts))
-                continue
-            failed += set(part.reads.key.tolist())
-            samples = part.reads.of_kind(ReadKind.SAMPLE)
-            tokens.append(torch.full((len(samples),), -1, dtype=torch.int64, device=self._runner.device.name))
-        whole = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
-        return LaunchedStep(step, tuple(values), whole, frozenset(failed), self._forward_seconds)
+            lost.append(np.arange(first, first + part.num_scheduled_tokens))
+            tokens.append(self._no_token.expand(len(part.reads.of_kind(ReadKind.SAMPLE))))
+        whole = self._joined(tokens)
+        if whole is None:
+            values, lost = [], [np.arange(step.num_scheduled_tokens)]
+            whole = self._no_token.expand(sum(map(len, tokens)))
+        lost_rows = np.concatenate([np.empty(0, np.int64), *lost])
+        return LaunchedStep(step, tuple(values), whole, lost_rows, self._forward_seconds)
+
+    def _joined(self, tokens: list[Tensor]) -> Tensor | None:
+        """All of them; None where there is no memory even for these few bytes."""
+        if len(tokens) == 1:
+            return tokens[0]
+        for _ in range(2):
+            try:
+                return torch.cat(tokens)
+            except (MemoryError, RuntimeError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+            self._runner.free_memory()
+        return None
 
     def _is_too_large(self, part: SchedulerOutput) -> bool:
         return self._most_rows is not None and part.num_scheduled_tokens > self._most_rows
@@ -80,13 +108,16 @@ class StepLauncher:
             forward = self._runner.forward(part)
             self._forward_seconds += perf_counter() - started
             return self._reader.launch(part, forward, masks)
-        except (MemoryError, RuntimeError) as problem:
-            if not is_out_of_memory(problem) or not _can_be_left_out(part):
+        except (MemoryError, RuntimeError, OSError) as problem:
+            if not is_out_of_memory(problem):
                 raise
         return None
 
     def _halved(self, part: SchedulerOutput) -> tuple[SchedulerOutput, SchedulerOutput] | None:
         self._runner.free_memory()
+        self._num_in_parts = 0
+        if self._tried_more:
+            self._patience, self._tried_more = 2 * self._patience, False
         parts = halves(part)
         if parts:
             self._most_rows = max(half.num_scheduled_tokens for half in parts)
@@ -97,19 +128,10 @@ class StepLauncher:
             )
         return parts
 
-
-def _can_be_left_out(part: SchedulerOutput) -> bool:
-    """False for one row whose KV later rows read, if it is not the last of a prompt that is asked to go on.
-
-    More rows can be halved, or are a leaf's own, which nothing reads later.
-    """
-    if part.num_scheduled_tokens > 1 or bool((part.reads.kind <= ReadKind.LABEL).any()):
-        return True
-    return len(part.reads) > 0 and int(part.slot_mapping[0]) < 0
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """On a GPU or on the host."""
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in _CPU_SAYS)
+    def _try_more(self, step: SchedulerOutput) -> None:
+        """Doubles the most rows of a step where so many have gone well that were cut for it."""
+        if self._most_rows is None or not self._is_too_large(step):
+            return
+        self._num_in_parts += 1
+        if self._num_in_parts >= self._patience:
+            self._num_in_parts, self._tried_more, self._most_rows = 0, True, 2 * self._most_rows

@@ -217,7 +217,8 @@ class StepReader:
         is_label = values.target_reads.kind == ReadKind.LABEL
         labels = Reads(values.target_reads.table[is_label])
         for read, (logprob, is_best, finite) in zip(labels, made[:, is_label].T.tolist(), strict=True):
-            self._states[read.key].take_score(read.place, logprob, bool(is_best), bool(finite))
+            if (state := self._states.get(read.key)) is not None:  # else it ended while this step ran
+                state.take_score(read.place, logprob, bool(is_best), bool(finite))
         best = [
             np.concatenate([part.numpy() for part in parts])[~is_label]
             for parts in zip(*values.alternatives, strict=True)

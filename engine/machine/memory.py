@@ -103,6 +103,15 @@ def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> 
         raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
 
 
+def ran_out(need: MemoryNeed, device: Device) -> UserError:
+    """Where a device has less than it said: others hold some of it."""
+    where = "this machine" if device.name == "cpu" else device.label
+    return UserError(
+        f"engine.kv_cache_memory: {where} ran out of memory while the model was loaded: {need} needed, and others hold "
+        "some of what there is; end them, or take less"
+    )
+
+
 def machine_memory(limit: Path = CGROUP_LIMIT) -> int:
     """Bytes that this process may take: all of the machine's, or what its control group allows."""
     total = int(psutil.virtual_memory().total)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+BAD_ADAPTER = "BAD_ADAPTER"
+
 # A key that holds anything but nothing, and what the adapter does then.
 REASONS = {
     "alora_invocation_tokens": "is switched on by tokens of the prompt (aLoRA)",

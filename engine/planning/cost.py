@@ -202,8 +202,8 @@ def _adapter_counts(requests: Sequence[Request], order: Ints, adapters: AdapterS
     names = [requests[r].adapter for r in order]
     users = Counter(names)
     sizes = [size_of(adapters, name) for name in names]
-    seen: set[str | None] = {None}
-    is_new = [name not in seen and not seen.add(name) for name in names]  # type: ignore[func-returns-value]
+    first = {name: place for place, name in reversed([*enumerate(names)])}
+    is_new = [name is not None and first[name] == place for place, name in enumerate(names)]
     return {
         "adapter_params": np.array([size.params for size in sizes], dtype=np.int64),
         "adapter_bytes": np.array([size.num_bytes for size in sizes], dtype=np.int64),

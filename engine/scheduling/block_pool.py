@@ -31,6 +31,10 @@ class BlockTable:
         """Each block's number."""
         return np.concatenate([np.arange(first, first + count) for first, count in self.runs])
 
+    def holds(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(slots,): which of them lie in its blocks."""
+        return np.isin(slots // self.block_size, self.blocks)
+
     def slots(self, start: int, end: int) -> list[tuple[int, int]]:
         """Slot ranges `[first, last)` that hold tokens `[start, end)` of this table, in token order."""
         ranges, offset = [], 0

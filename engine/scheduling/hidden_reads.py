@@ -61,7 +61,7 @@ def pooled(parts: Sequence[HiddenReads], num_tokens: int) -> NDArray[np.float64]
 
 def from_digits(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """(DIGITS, hidden_size) to (hidden_size,): the least first, in one order."""
-    total = np.zeros_like(sums[0])
+    total: NDArray[np.float64] = np.zeros_like(sums[0])
     for digit, step in zip(sums[::-1], DIGITS[::-1], strict=True):
         total += digit * step
     return total

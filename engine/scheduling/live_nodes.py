@@ -1,6 +1,6 @@
 """The prefix nodes below which a submitted request is unfinished: made when the first comes, freed with the last."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from engine.plan import PrefixNode
 from engine.request import Request
@@ -17,6 +17,9 @@ class LiveNodes:
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def __iter__(self) -> Iterator[NodeState]:
+        return iter(self._nodes.values())
 
     def get(self, layout: int, planned: Mapping[int, PrefixNode], node_id: int, request: Request) -> NodeState:
         """The node at which `request` ends, made with its missing ancestors (top down) where there is none."""

@@ -12,15 +12,13 @@ from kernels.segments import Ints
 class NodeReads:
     """Of `num_tokens` tokens those from `first` on are wanted, each by some request at the node or below it.
 
-    `scheduled` ones are read by a step that has been made; `out_of_memory` says that a device had none for a row to be
-    read.
+    `scheduled` ones are read by a step that has been made.
     """
 
     key: int
     num_tokens: int
     first: int
     scheduled: NDArray[np.bool_]
-    out_of_memory: bool = False
 
     def pending(self, first: int, last: int) -> Ints:
         """Tokens in `[first, last)` that are wanted and that no step reads as yet."""

@@ -4,39 +4,36 @@ Their weights lie in blocks of the same pool as keys and values (S-LoRA, Sheng e
 5), so that one budget serves both. The scheduler and the simulator of `engine.planning` each have one of these.
 """
 
-from collections.abc import Hashable, Mapping
-from typing import Generic, TypeVar
-
-Adapter = TypeVar("Adapter", bound=Hashable)
+from collections.abc import Mapping
 
 
-class ResidentAdapters(Generic[Adapter]):
+class ResidentAdapters:
     """An adapter is in use while a request that runs with it is admitted and unfinished.
 
     One that is in no use stays, and is the first to go the longer it has been in none.
     """
 
-    def __init__(self, blocks: Mapping[Adapter, int]) -> None:
+    def __init__(self, blocks: Mapping[str, int]) -> None:
         """`blocks` that each one takes; it may grow."""
         self._blocks = blocks
-        self._users: dict[Adapter, int] = {}
-        self._idle: dict[Adapter, None] = {}  # in the order in which they came to be so
+        self._users: dict[str, int] = {}
+        self._idle: dict[str, None] = {}  # in the order in which they came to be so
         self._num_idle_blocks = 0
 
-    def missing_blocks(self, adapter: Adapter | None) -> int:
+    def missing_blocks(self, adapter: str | None) -> int:
         """Blocks that it would take to bring the adapter in; 0 where it is there, or is none."""
         if adapter is None or adapter in self._users or adapter in self._idle:
             return 0
         return self._blocks[adapter]
 
-    def idle_blocks(self, but: Adapter | None = None) -> int:
+    def idle_blocks(self, but: str | None = None) -> int:
         """Blocks that can be had of adapters that are in no use, one of which is to stay."""
         kept = self._blocks[but] if but is not None and but in self._idle else 0
         return self._num_idle_blocks - kept
 
-    def make_room(self, blocks: int, but: Adapter | None) -> list[Adapter]:
+    def make_room(self, blocks: int, but: str | None) -> list[str]:
         """The adapters that go, so that so many `blocks` are free of them; `but` is not one."""
-        gone: list[Adapter] = []
+        gone: list[str] = []
         for adapter in self._idle:
             if blocks <= 0:
                 break
@@ -48,7 +45,7 @@ class ResidentAdapters(Generic[Adapter]):
             self._leave_idle(adapter)
         return gone
 
-    def enter(self, adapter: Adapter | None) -> bool:
+    def enter(self, adapter: str | None) -> bool:
         """A request that runs with it was admitted; returns whether its weights have to be brought in."""
         if adapter is None:
             return False
@@ -58,7 +55,7 @@ class ResidentAdapters(Generic[Adapter]):
         self._users[adapter] = self._users.get(adapter, 0) + 1
         return is_new
 
-    def leave(self, adapter: Adapter | None) -> None:
+    def leave(self, adapter: str | None) -> None:
         """A request that ran with it ended."""
         if adapter is None:
             return
@@ -68,6 +65,6 @@ class ResidentAdapters(Generic[Adapter]):
             self._idle[adapter] = None
             self._num_idle_blocks += self._blocks[adapter]
 
-    def _leave_idle(self, adapter: Adapter) -> None:
+    def _leave_idle(self, adapter: str) -> None:
         del self._idle[adapter]
         self._num_idle_blocks -= self._blocks[adapter]

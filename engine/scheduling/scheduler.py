@@ -13,11 +13,9 @@ more, which nobody reads. A structured text sits such a step out: what it may go
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import count
 from types import MappingProxyType
-
-import numpy as np
 
 from engine.config import EngineConfig
 from engine.label_tree import build_label_tree
@@ -28,11 +26,15 @@ from engine.scheduling.decoding import Decoding
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
 from engine.scheduling.live_nodes import LiveNodes
+from engine.scheduling.lost_rows import LostRows, lost_rows
+from engine.scheduling.needed_blocks import NeededBlocks
+from engine.scheduling.prefilling import Prefilling
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
-from engine.scheduling.step import Chunk, ForcedChunk, Step, build_output
+from engine.scheduling.step import ForcedChunk, Step, build_output
 from engine.scheduling.wanted_reads import WantedReads
+from kernels.segments import Ints
 
 
 class Scheduler:
@@ -47,6 +49,7 @@ class Scheduler:
         """
         assert not (decode_ahead and draft_rows), "a draft follows tokens that the host has seen"
         self._rule = AdmissionRule.of(config, pool.num_blocks)
+        self._needed = NeededBlocks(self._rule)
         self.config = config
         self.pool = pool
         self.max_model_len = max_model_len
@@ -56,9 +59,8 @@ class Scheduler:
         self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
         self._waiting: list[tuple[tuple[int, int, int], int]] = []
-        self._prefilling: deque[NodeState] = deque()
-        self._payer: Sequence  # the sequence that the nodes in `_prefilling` are computed for
         self._decoding = Decoding(decode_ahead)
+        self._prefilling = Prefilling(self._rule, self._decoding)
         self._num_admitted = 0
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
@@ -107,15 +109,17 @@ class Scheduler:
         budget = self.config.max_num_batched_tokens - len(step.decodes) - len(structured)
         for sequence in structured:
             budget -= self._decode(step, sequence, budget)
+        texts = len(step.decodes) + len(step.forced)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
             if self._prefilling:
-                budget -= self._prefill(step, budget)
+                budget -= self._prefilling.take(step, budget)
         if not step and self._in_flight:
             return None
         if not step and self._evict_for_next():
             return self.schedule()
         assert step, (len(self.sequences), len(self._waiting), self.pool.num_free)
-        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget)
+        resumed = len(step.decodes) + len(step.forced) - texts  # each is a row beside the budget
+        step.drafts = self._drafter.propose(step.decodes, self.config.max_num_batched_tokens - budget + resumed)
         return self._output(step)
 
     def _decode(self, step: Step, sequence: Sequence, budget: int) -> int:
@@ -127,16 +131,24 @@ class Scheduler:
         step.forced.append(ForcedChunk(sequence, num_rows))
         return num_rows - 1
 
-    def update(self, output: SchedulerOutput, sampled: Mapping[int, Sampled]) -> list[Sequence]:
+    def lost(self, output: SchedulerOutput, rows: Ints) -> LostRows:
+        """What is lost with `rows` of the step that was made last, for which there was no memory."""
+        return lost_rows(output, rows, self._nodes, self.sequences.values())
+
+    def update(
+        self, output: SchedulerOutput, sampled: Mapping[int, Sampled], failed: Collection[Sequence] = ()
+    ) -> list[Sequence]:
         """Takes in the oldest step in flight; returns the sequences that it finished. Scored ones always are.
 
-        `sampled` has a token for each sequence that the step samples for and that is still in `sequences`.
+        `sampled` has a token for each sequence that the step samples for and that is still in `sequences`. Those that
+        have `failed` end, wherever they are.
         """
-        finished = self._in_flight.popleft()
+        gone = set(failed)
+        finished = [one for one in self._in_flight.popleft() if one.key in self.sequences and one not in gone]
         for key in output.sampling:
             sequence = self.sequences.get(key)
-            if sequence is None:
-                continue  # it ended while this step ran
+            if sequence is None or sequence in gone:
+                continue  # it ended while this step ran, or ends with it
             made = sampled[key]
             sequence.pending_alone -= 1
             if made.accepted or made.forced:
@@ -146,8 +158,11 @@ class Scheduler:
                 sequence.token_ids.append(made.token_id)
             if made.finished:
                 finished.append(sequence)
+        finished += failed
         for sequence in finished:
             self._finish(sequence)
+        if failed:
+            self._prefilling.forget_unused()
         return finished
 
     def _output(self, step: Step) -> SchedulerOutput:
@@ -210,27 +225,8 @@ class Scheduler:
         longest = sequence.num_prompt_tokens + (max(tree.depths, default=-1) + 1 if tree is not None else 1)
         if longest > self.max_model_len:
             return False
-        held = sum(self._rule.node_blocks(node.num_tokens, 0, self._transient(node)) for node in sequence.node.chain)
-        held += self._adapters.blocks_of(sequence.request.adapter)
-        return held + self._rule.own_blocks(sequence.decode_kv_tokens, 0) <= self.pool.num_blocks
-
-    def _transient(self, node: NodeState) -> int:
-        """1 for a node that will hold no block, else 0. A leaf: all requests below it end at it, and are here."""
-        is_leaf = node.num_requests == len(node.ends)
-        return self._rule.transient(is_leaf, node.num_tokens, node.decode_kv_tokens)
-
-    def _tail_tokens(self, sequence: Sequence) -> int:
-        """Of the sequence's decode KV, what lies behind its node's own tokens."""
-        return self._rule.tail_tokens(sequence.node.num_requests == 1, sequence.decode_kv_tokens)
-
-    def _blocks_needed(self, sequence: Sequence, missing: Iterable[NodeState]) -> int:
-        """Blocks that the sequence needs at its peak, besides those of nodes that are there."""
-        tail = self._tail_tokens(sequence)
-        blocks = self._rule.own_blocks(sequence.decode_kv_tokens, tail)
-        for node in missing:
-            behind = tail if node is sequence.node else 0
-            blocks += self._rule.node_blocks(node.num_tokens, behind, self._transient(node))
-        return blocks
+        held = self._needed.alone(sequence) + self._adapters.blocks_of(sequence.request.adapter)
+        return held <= self.pool.num_blocks
 
     def _head(self) -> Sequence | None:
         """The next sequence to admit: the first in plan order that is neither admitted nor finished."""
@@ -247,19 +243,18 @@ class Scheduler:
         if sequence is None:
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
-        blocks = self._blocks_needed(sequence, missing)
+        blocks = self._needed.at_peak(sequence, missing)
         adapter = sequence.request.adapter
         used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
         if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
         heapq.heappop(self._waiting)
         self._adapters.enter(adapter, blocks)
-        own_tokens = sequence.decode_kv_tokens - self._tail_tokens(sequence)
+        own_tokens = sequence.decode_kv_tokens - self._needed.tail_tokens(sequence)
         if own_tokens:
             sequence.table = self.pool.allocate(own_tokens)
-        # The queue is empty: what it gets is this sequence's alone, and every node that is there is complete.
-        self._payer = sequence
-        self._prefilling += [node for node in sequence.node.chain if node.admitted and len(node.unread_rows())]
+        # The queue is empty, and every node that is there is complete.
+        self._prefilling.begin(sequence)
         for node in missing:
             self._admit_node(node, sequence)
         sequence.admitted = True
@@ -271,18 +266,17 @@ class Scheduler:
 
     def _admit_node(self, node: NodeState, sequence: Sequence) -> None:
         node.admitted = True
-        node.transient = bool(self._transient(node))
+        node.transient = bool(self._needed.transient(node))
         if not node.transient:
-            tail = self._tail_tokens(sequence) if node is sequence.node else 0
+            tail = self._needed.tail_tokens(sequence) if node is sequence.node else 0
             node.tail = sequence if tail else None
             node.table = self.pool.allocate(node.num_tokens + tail)
-        self._prefilling.append(node)
+        self._prefilling.join(node)
 
     def _resume(self, step: Step, sequence: Sequence) -> None:
         """The sequence's prompt has been computed before it was admitted."""
         if not sequence.asked:
-            if sequence.node not in self._prefilling:
-                self._prefilling.append(sequence.node)
+            self._prefilling.join(sequence.node)
         elif 0 < sequence.num_output_tokens < sequence.max_tokens:
             self._decoding.join(sequence)
             if sequence.can_decode:
@@ -299,52 +293,3 @@ class Scheduler:
         evicted = self._nodes.evict(sequence.node.chain)
         self.evictions += evicted
         return evicted > 0
-
-    # -- prefill
-
-    def _prefill(self, step: Step, budget: int) -> int:
-        """Schedules the front node's next chunk; returns the tokens it took."""
-        node = self._prefilling[0]
-        chunk = self._next_chunk(node, budget)
-        chunk.targets = node.read_rows(chunk.first, chunk.last)
-        chunk.hidden = node.read_hidden(chunk.first, chunk.last)
-        step.chunks.append(chunk)
-        taken = chunk.last - chunk.first
-        if chunk.again:
-            self._payer.num_cached_tokens = max(self._payer.num_cached_tokens - taken, 0)
-        if not node.complete or len(node.unread_rows()):
-            return taken
-        asked = [sequence for sequence in node.ends if not sequence.asked and sequence.reads_scheduled]
-        if asked and chunk.last < node.num_tokens:
-            return taken  # the last row comes next
-        self._prefilling.popleft()
-        return taken + self._ask(chunk, asked)
-
-    def _next_chunk(self, node: NodeState, budget: int) -> Chunk:
-        """Rows of the node for a step: those that are there but unread first, then new ones.
-
-        Where there is neither, the last row once more, for sequences that end at it.
-        """
-        unread = node.unread_rows()
-        assert not (node.complete and node.transient), "the rows of a transient node are computed once"
-        if len(unread):
-            gaps = np.flatnonzero(np.diff(unread) != 1)
-            first, end = int(unread[0]), int(unread[gaps[0] if len(gaps) else -1]) + 1
-            return Chunk(node, first, min(end, first + budget), again=True)
-        if node.complete:
-            return Chunk(node, node.num_tokens - 1, node.num_tokens, again=True)
-        first = node.computed
-        node.computed += self._rule.chunk_tokens(node.num_tokens - first, budget, node.transient)
-        return Chunk(node, first, node.computed)
-
-    def _ask(self, chunk: Chunk, asked: list[Sequence]) -> int:
-        """The sequences read the chunk's last row, and those that decoded before go on; returns label tokens."""
-        for sequence in asked:
-            sequence.asked = True
-            if not sequence.admitted:
-                sequence.num_cached_tokens = sequence.num_prompt_tokens
-        for sequence in chunk.node.ends:
-            if sequence.admitted and 0 < sequence.num_output_tokens < sequence.max_tokens:
-                self._decoding.join(sequence)
-        chunk.asked = asked
-        return sum(len(sequence.label_tree.token_ids) for sequence in asked if sequence.label_tree is not None)

@@ -79,6 +79,12 @@ class NodeState:
     def complete(self) -> bool:
         return self.computed == self.num_tokens
 
+    @property
+    def read_keys(self) -> set[int]:
+        """The keys of what is read of its tokens."""
+        own = () if self.reads is None else (self.reads,)
+        return {reads.key for reads in (*own, *self.hidden.values())}
+
     def want_reads(self, first: int, num_alternatives: int = 0) -> None:
         """The log-probabilities of tokens from `first` on are wanted, with so many of the best at their places."""
         assert self.reads is not None

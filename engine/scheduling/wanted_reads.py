@@ -28,12 +28,6 @@ class WantedReads:
             for node in sequence.pooled_nodes:
                 self._want_hidden(node, pooling.pooling)
 
-    def out_of_memory(self, key: int) -> None:
-        """A device had no memory for a row that is read for whoever has the key."""
-        for reads in (self.logprobs.get(key), self.hidden.get(key)):
-            if reads is not None:
-                reads.out_of_memory = True
-
     def _want_logprobs(self, node: NodeState, first: int, num_alternatives: int) -> None:
         if first >= node.start + node.num_tokens:
             return

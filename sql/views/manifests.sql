@@ -14,5 +14,7 @@ FROM read_json({manifests}, format = 'newline_delimited', columns = {{
     planned_tokens: 'BIGINT',
     computed_prompt_tokens: 'BIGINT',
     generated_tokens: 'BIGINT',
+    row_errors: 'BIGINT',
+    from_store: 'BIGINT',
     files: 'STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[]'
 }})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from engine.model.checkpoint import ModelFiles
 from engine.model.tokenizer import load_tokenizer
 from tasks.batch.endpoint import Answered, Json, ResponseHead, TokenTexts
@@ -21,7 +22,6 @@ from tasks.report.views import open_views
 from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, CONTEXT_OVERFLOW
 from tasks.storage.commit import open_private, replace_file
 from tasks.storage.duck import BATCH_ROWS
-from tasks.storage.failpoint import failpoint
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import statement
 

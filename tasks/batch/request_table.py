@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from tasks.batch.batch_line import BatchLine, parse_line
 from tasks.batch.endpoint import BadRequestError, Json, RowAsk
 from tasks.batch.line_file import LONGEST_LINE, read_lines
 from tasks.storage.commit import replace_file, sha256_of
 from tasks.storage.duck import BATCH_ROWS, working_connection
-from tasks.storage.failpoint import failpoint
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 

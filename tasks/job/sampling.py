@@ -6,16 +6,26 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
+from engine.grammar.grammar import GRAMMAR_VERSION
 from engine.sampling_params import SamplingParams
 from tasks.job.job_part import Name, Part
 from tasks.job.structured_outputs import StructuredOutput
 
-# Keys that requests were named without.
-_CAME_LATER = (
-    *("min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("logit_bias", "allowed_token_ids", "bad_words", "include_stop_str_in_output", "prompt_logprobs"),
-    *("structured_outputs", "n", "best_of"),
-)
+# Keys that requests were named without once, and what they had then: a request that has it still is named so. They are
+# no defaults, so that a default may change and its requests get other names.
+_UNNAMED: dict[str, object] = {
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "logit_bias": {},
+    "allowed_token_ids": None,
+    "bad_words": [],
+    "include_stop_str_in_output": False,
+    "prompt_logprobs": None,
+    "n": 1,
+    "best_of": None,
+}
 # As many as vLLM allows (VLLM_MAX_N_SEQUENCES).
 _MOST_COPIES = 16_384
 _ALIASES = {"max_gen_toks": "max_tokens", "max_new_tokens": "max_tokens", "until": "stop"}
@@ -188,12 +198,12 @@ class Sampling(Part):
         yield from (("logit_bias", token) for token in self.logit_bias)
 
     def decisive(self) -> dict[str, Any]:
-        """What decides an answer, besides its length; a key that came later counts only where it is used."""
+        """What decides an answer, besides its length, as JSON has it; a default counts as its value."""
         given = self.model_dump(mode="json", exclude={"max_tokens", "column", "structured_outputs"})
         if self.structured_outputs is not None:
             given["structured_outputs"] = self.structured_outputs.model_dump(mode="json", exclude_defaults=True)
-        unused = {name for name in _CAME_LATER if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in given.items() if name not in unused}
+            given["grammar"] = GRAMMAR_VERSION
+        return {name: value for name, value in given.items() if name not in _UNNAMED or value != _UNNAMED[name]}
 
     @property
     def copies(self) -> int:

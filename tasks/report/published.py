@@ -10,7 +10,7 @@ from engine.errors import UserError
 from tasks.storage.damage import DamagedError
 from tasks.storage.manifests import ShardManifest, inspect_manifests, manifest_path
 from tasks.storage.output_folder import OutputFolder
-from tasks.storage.run_record import RunRecord, inspect_records
+from tasks.storage.run_record import RUNNING, RunRecord, inspect_records
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import ROWS, check_plan_file, load_plan, plan_folder, plan_id_of, plan_ids
 
@@ -20,13 +20,17 @@ _MOST_REASONS = 5
 
 @dataclass(frozen=True, slots=True)
 class PublishedFolder:
-    """`manifests` are of sound shards alone; `reasons` say, file by file, what is missing beside them."""
+    """`manifests` are of sound shards alone; `reasons` say, file by file, what is missing beside them.
+
+    `running` is the run that goes on in the folder: what is not committed yet is not missing.
+    """
 
     folder: OutputFolder
     plan_id: str
     name: str | None
     manifests: tuple[ShardManifest, ...]
     reasons: tuple[str, ...]
+    running: str | None = None
 
     @property
     def rows_file(self) -> Path:
@@ -37,16 +41,21 @@ class PublishedFolder:
         rows, ended = connection.execute(statement("steps/count_rows"), {"rows": str(self.rows_file)}).fetchall()[0]
         if rows == ended and not self.reasons:
             return None
+        if self.running is not None and not self.reasons:
+            return f"{self.folder.root}: {self.running} is running; {ended:,} of {rows:,} rows have an end so far"
         lost = f"{rows - ended:,} of {rows:,} rows are missing" if rows > ended else "no row is missing, but"
         return f"{self.folder.root}: {lost}: {_listed(self.reasons)}; {_cure(self.folder, self.name)}"
 
 
 def open_published(folder: OutputFolder) -> PublishedFolder:
-    """Reads every part against its sha256. Raises UserError where nothing is published, or its rows are damaged."""
+    """Reads every part against its sha256. Raises UserError where nothing is planned yet, or its rows are damaged."""
     records, damaged_records = inspect_records(folder)
     name = records[-1].name if records else None
     reasons = list(map(str, damaged_records))
-    plan_id = _published_plan(folder, records)
+    plan_id = shown_plan(folder, records)
+    running = running_record(folder, records)
+    if plan_id is None and running is not None:
+        raise UserError(f"{folder.root}: {running.run_id} is running, and has no plan yet; try again")
     if plan_id is None:
         reasons += [f"plan/{one.published_plan} is gone" for one in records if one.published_plan is not None]
         said = f": {_listed(reasons)}; {_cure(folder, name)}" if reasons else "; name the output folder of a run"
@@ -59,16 +68,29 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
         reasons.append(str(problem))
     manifests, damaged = inspect_manifests(folder)
     reasons += [f"shard {path.stem.rpartition('-')[2]}: {problem}" for path, problem in damaged.items()]
-    reasons += _without_manifest(folder, plan_id)
-    return PublishedFolder(folder, plan_id, name, tuple(manifests), tuple(reasons))
+    if running is None:
+        reasons += _without_manifest(folder, plan_id)
+    run_id = None if running is None else running.run_id
+    return PublishedFolder(folder, plan_id, name, tuple(manifests), tuple(reasons), run_id)
 
 
-def _published_plan(folder: OutputFolder, records: Sequence[RunRecord]) -> str | None:
-    """The newest publication's. Else the newest whose run has lost its record: it may have been published."""
+def shown_plan(folder: OutputFolder, records: Sequence[RunRecord]) -> str | None:
+    """The newest publication's. Else the newest whose run has lost its record: it may have been published.
+
+    Where nothing is published yet, what is planned.
+    """
     plans = plan_ids(folder)
     published = [one.published_plan for one in records if one.published_plan in plans]
     known = {plan_id_of(one.run_id) for one in records}
-    return next(reversed([*(one for one in plans if one not in known), *published]), None)
+    return next(reversed([*plans[-1:], *(one for one in plans if one not in known), *published]), None)
+
+
+def running_record(folder: OutputFolder, records: Sequence[RunRecord]) -> RunRecord | None:
+    """The run that has the folder now: not one that died, whatever its record says."""
+    holder = folder.holder()
+    if holder is None:
+        return None
+    return next((one for one in records if one.status == RUNNING and one.holder == holder.token), None)
 
 
 def _without_manifest(folder: OutputFolder, plan_id: str) -> list[str]:

@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager
 import duckdb
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from tasks.storage.commit import replace_file
 from tasks.storage.duck import view_connection
-from tasks.storage.failpoint import failpoint
 from tasks.storage.manifests import ShardManifest, manifest_path, part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results
+from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import read_records, record_path
 from tasks.storage.statements import literal, literals, statement
 from tasks.storage.stored_plan import ROWS, plan_folder
@@ -26,7 +27,8 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
     staged = folder.staged("results.duckdb")
     connection = duckdb.connect(str(staged), config={"file_search_path": str(folder.root)})
     try:
-        for one in _statements(folder, plan_id, read_manifests(folder), ""):
+        # What it is read with later does not know whose lock the folder has then: a record is believed.
+        for one in _statements(folder, plan_id, read_manifests(folder), "", "holder"):
             connection.execute(one)
     finally:
         connection.close()
@@ -48,11 +50,15 @@ def open_views(
     folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]
 ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """A locked connection on which the views of these shards are."""
-    return view_connection(_statements(folder, plan_id, manifests, f"{folder.root}/"), folder.root)
+    holder = folder.holder()
+    alive = "NULL" if holder is None else literal(holder.token)
+    return view_connection(_statements(folder, plan_id, manifests, f"{folder.root}/", alive), folder.root)
 
 
-def _statements(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str) -> Iterator[str]:
-    """File names come from the manifests, never from a glob."""
+def _statements(
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str, alive: str
+) -> Iterator[str]:
+    """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token."""
     shards = [manifest_path(folder, one.plan_id, one.shard_id).name for one in manifests]
     records = [record_path(folder, record).name for record in read_records(folder)]
     rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
@@ -65,13 +71,24 @@ def _statements(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardMan
     )
     yield statement("views/results")
     yield statement("views/errors")
-    yield statement("views/runs", records=_records([f"{prefix}manifests/{name}" for name in records]))
+    yield statement(
+        "views/runs",
+        records=_records([f"{prefix}manifests/{name}" for name in records]),
+        progress=_progress(folder, prefix),
+        alive=alive,
+    )
     yield statement("views/shards", manifests=_shards([f"{prefix}manifests/{name}" for name in shards]))
     yield statement("views/prefix_savings")
 
 
 def _records(files: list[str]) -> str:
     return statement("views/records", records=literals(files)) if files else statement("views/no_records")
+
+
+def _progress(folder: OutputFolder, prefix: str) -> str:
+    if read_progress(folder) is None:
+        return statement("views/no_progress")
+    return statement("views/progress", progress=literal(f"{prefix}{folder.progress.name}"))
 
 
 def _shards(files: list[str]) -> str:

@@ -1,8 +1,8 @@
 """The adapter that each row runs with."""
 
-from engine.model.adapter_config import AdapterError
+from engine.model.adapter_config import BAD_ADAPTER, AdapterError
 from tasks.source.cells import is_utf8, text_of
-from tasks.source.row_error import BAD_ADAPTER, BAD_VALUE, RowError
+from tasks.source.row_error import BAD_VALUE, RowError
 from tasks.source.source_rows import SourceBatch
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import find_adapter

@@ -7,7 +7,7 @@ from engine.model.adapter_files import fingerprint_in
 from tasks.request.ask import Ask
 from tasks.request.task_type import RowRequest, TaskType
 from tasks.request.task_types import task_type_of
-from tasks.storage.run import FORMAT, Run
+from tasks.storage.run import Run
 
 Digest = hashlib.blake2b
 
@@ -15,14 +15,10 @@ _KEPT_BASES = 4096
 
 
 class RequestHasher:
-    """Model weights and precisions are the same for a run's requests; what a task type calls decisive, for an ask."""
+    """`Run.decisive` is the same for a run's requests; what a task type calls decisive, for an ask."""
 
     def __init__(self, run: Run) -> None:
-        model = run.job.model
-        precision = [run.device.dtype, model.quantization]
-        if model.kv_cache_dtype != "auto":
-            precision.append(f"kv {model.kv_cache_dtype}")
-        self._decisive = [FORMAT, run.model.fingerprint, *precision]
+        self._decisive = run.decisive
         self._bases: dict[str, Digest] = {}
 
     def __call__(self, request: RowRequest, ask: Ask, custom_id: str) -> str:

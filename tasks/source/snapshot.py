@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from engine.failpoint import failpoint
 from tasks.job.job import Source
 from tasks.source.source import FileState, check_unchanged, digest_files, file_states, write_snapshot
 from tasks.source.source_paths import find_files
-from tasks.storage.failpoint import failpoint
 
 
 @dataclass(frozen=True, slots=True)

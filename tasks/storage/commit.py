@@ -11,7 +11,7 @@ from typing import IO
 import duckdb
 
 from engine.errors import UserError
-from tasks.storage.failpoint import failpoint
+from engine.failpoint import failpoint
 
 _DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 

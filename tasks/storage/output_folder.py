@@ -8,7 +8,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from engine.errors import UserError
-from engine.file_lock import HeldError, hold
+from engine.file_lock import HeldError, Holder, hold, holder_of
 
 LOCK_NAME = ".lock"
 
@@ -39,6 +39,16 @@ class OutputFolder:
     def database(self) -> Path:
         return self.root / "results.duckdb"
 
+    @property
+    def progress(self) -> Path:
+        """How far the newest run is; see `tasks/storage/run_progress.py`."""
+        return self.root / "progress.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """Who holds the folder is asked here to end; see `tasks/storage/stop_request.py`."""
+        return self.root / "stop.json"
+
     def staged(self, name: str) -> Path:
         """A staging name that nobody else uses."""
         return self.staging / f"{uuid.uuid4().hex[:12]}-{name}"
@@ -65,15 +75,19 @@ class OutputFolder:
         if linked:
             raise UserError(f"output: {self.root / linked[0]} is a link; an output folder holds its own files")
 
+    def holder(self) -> Holder | None:
+        """Who runs on the folder now, asked without being in a run's way."""
+        return holder_of(self.root / LOCK_NAME)
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Holder]:
         """Holds the folder. The kernel frees the lock when its holder dies, however it dies.
 
         Raises UserError that names the holder while another run has it.
         """
         try:
-            with hold(self.root / LOCK_NAME):
-                yield
+            with hold(self.root / LOCK_NAME) as holder:
+                yield holder
         except HeldError as held:
             raise UserError(f"output: {self.root} is in use by {held}; wait, or end it") from None
 

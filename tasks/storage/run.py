@@ -12,31 +12,35 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import UserError
+from engine.failpoint import failpoint
+from engine.file_lock import Holder
 from engine.machine.device import Device, device_not_here, resolve_device
 from engine.machine.memory import memory_need, refuse_too_large, settled
 from engine.model.adapter_files import AdapterFiles
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_model_len, max_request_tokens
+from engine.numerics import NUMERICS
 from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
-from tasks.storage.failpoint import failpoint
-from tasks.storage.manifests import read_manifests, verify_manifests
+from tasks.storage.manifests import verify_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_adapters import job_adapters
+from tasks.storage.run_end import mark_interrupted, record_end
+from tasks.storage.run_progress import RunProgress, write_progress
 from tasks.storage.run_record import (
     COMPLETED,
     FAILED,
     INTERRUPTED,
     RUNNING,
+    STOPPED,
     RunRecord,
     create_record,
-    mark_interrupted,
     new_run_id,
     next_sequence,
-    update_record,
     verify_records,
 )
+from tasks.storage.stop_request import RunStoppedError, forget_requests
 from tasks.storage.stored_plan import verify_plans
 
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
@@ -46,7 +50,8 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True)
 class Run:
     """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `chat_template` the
-    text of the job's own, `adapters` those that the job names.
+    text of the job's own, `adapters` those that the job names. `holder` has the output folder; None for a plan alone.
+    With `full`, what was scored before counts for nothing; with `retry_failed`, its errors do not.
     """
 
     folder: OutputFolder
@@ -60,10 +65,17 @@ class Run:
     config: EngineConfig
     chat_template: str | None = None
     adapters: Mapping[str, AdapterFiles] = field(default_factory=dict)
+    holder: Holder | None = None
+    full: bool = False
 
     @property
     def root(self) -> Path:
         return self.folder.root
+
+    @property
+    def store(self) -> Path | None:
+        """The scoring store that results are taken from and added to; None where the job names none."""
+        return self.job.store_folder
 
     @property
     def max_tokens(self) -> int:
@@ -73,12 +85,30 @@ class Run:
         return max_request_tokens(self.shape, config, kv_format)
 
     @property
+    def decisive(self) -> list[int | str]:
+        """What decides the answers to all of its requests alike: the model and how it is computed, in the words that
+        names of requests are made of. What came later is said only where it is not as it was before.
+        """
+        config = self.config
+        kv_format = self.device.kv_format(self.shape, config.quantization, config.kv_cache_dtype)
+        later = {
+            f"kv {kv_format.name}": kv_format.name != self.device.dtype,
+            f"linear layers of {self.device.backend}": config.quantization != "none",
+            f"determinism {config.determinism}": config.determinism != "default",
+            f"numerics {NUMERICS}": NUMERICS != 1,
+        }
+        said = [word for word, is_said in later.items() if is_said]
+        return [FORMAT, self.model.fingerprint, self.device.dtype, config.quantization, *said]
+
+    @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
+        job = self.job.model_dump(
+            mode="json",
+            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}},
+        )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
-        if self.chat_template is not None:
-            decisive.append(self.chat_template)
+        decisive += [self.model.templates, self.chat_template]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -88,6 +118,7 @@ def make_run(
     sequence: int = 0,
     *,
     retry_failed: bool = False,
+    full: bool = False,
     not_here: str | None = None,
 ) -> Run:
     """`not_here` names a GPU to plan for, in place of a device of this machine.
@@ -115,7 +146,7 @@ def make_run(
         raise UserError(f"task.{too_many}")
     if (no_grammar := job.sampling.bad_grammar()) is not None:
         raise UserError(f"sampling.{no_grammar}")
-    return replace(run, adapters=job_adapters(job, model, shape, config, device))
+    return replace(run, full=full, adapters=job_adapters(job, model, shape, config, device))
 
 
 Clock = Callable[[], datetime]
@@ -126,24 +157,28 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def open_run(job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now) -> Iterator[Run]:
+def open_run(
+    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False
+) -> Iterator[Run]:
     """Takes the output folder, mends what a killed run left, and keeps the run's record, whose times are `clock`'s.
 
     Raises UserError where another run has the folder, or for a model or device that is not there.
     """
     folder = OutputFolder(job.output_folder)
-    draft = make_run(job, folder, retry_failed=retry_failed)
+    draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
-    with folder.locked(), disk_errors(folder.root):
+    with folder.locked() as holder, disk_errors(folder.root):
         failpoint("run.locked")
         folder.sweep_staging()
+        forget_requests(folder, holder)
         verify_records(folder)
         mark_interrupted(folder)
         verify_plans(folder)
         verify_manifests(folder)
         sequence = next_sequence(folder)
-        run = replace(draft, sequence=sequence, run_id=new_run_id(sequence))
-        create_record(folder, _new_record(run, clock()))
+        run = replace(draft, sequence=sequence, run_id=new_run_id(sequence), holder=holder)
+        create_record(folder, _new_record(run, holder, clock()))
+        write_progress(folder, RunProgress(run.run_id, "starting", 0.0))
         failpoint("run.recorded")
         with _recorded_end(run, clock):
             yield run
@@ -152,45 +187,37 @@ def open_run(job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now
 @contextmanager
 def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
     started = time.monotonic()
+
+    def end(status: str, error: str | None) -> None:
+        seconds = time.monotonic() - started
+        record_end(run.folder, run.run_id, status, ended_at=_text(clock()), seconds=seconds, error=error)
+
     try:
         yield
     except BaseException as problem:
-        status = FAILED if isinstance(problem, Exception) else INTERRUPTED
-        said = str(problem) if isinstance(problem, UserError) else type(problem).__name__
-        _end(run, status, clock(), time.monotonic() - started, said)
+        end(_status(problem), str(problem) if isinstance(problem, UserError) else type(problem).__name__)
         raise
-    _end(run, COMPLETED, clock(), time.monotonic() - started, None)
+    end(COMPLETED, None)
     run.folder.sweep_staging()
 
 
-def _end(run: Run, status: str, ended: datetime, seconds: float, error: str | None) -> None:
-    own = [manifest for manifest in read_manifests(run.folder) if manifest.run_id == run.run_id]
-    failpoint("run.ending")
-    update_record(
-        run.folder,
-        run.run_id,
-        status=status,
-        error=error,
-        seconds=round(seconds, 3),
-        ended_at=_text(ended),
-        scored=sum(manifest.requests for manifest in own),
-        errors=sum(manifest.errors for manifest in own),
-        prompt_tokens=sum(manifest.row_prompt_tokens for manifest in own),
-        unique_prompt_tokens=sum(manifest.prompt_tokens for manifest in own),
-        computed_prompt_tokens=sum(manifest.computed_prompt_tokens for manifest in own),
-        planned_tokens=sum(manifest.planned_tokens for manifest in own),
-        generated_tokens=sum(manifest.generated_tokens for manifest in own),
-    )
+def _status(problem: BaseException) -> str:
+    """What a run is that ends so."""
+    if isinstance(problem, RunStoppedError):
+        return STOPPED
+    return FAILED if isinstance(problem, Exception) else INTERRUPTED
 
 
-def _new_record(run: Run, started: datetime) -> RunRecord:
+def _new_record(run: Run, holder: Holder, started: datetime) -> RunRecord:
     return RunRecord(
         sequence=run.sequence,
         run_id=run.run_id,
         status=RUNNING,
+        holder=holder.token,
         model=run.model.name,
         model_fingerprint=run.model.fingerprint,
         retry_failed=run.retry_failed,
+        full=run.full,
         version=_version(),
         started_at=_text(started),
         name=run.job.name,

@@ -18,13 +18,16 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"run-(\d{6,})-[0-9a-f]{6}\.json", re.ASCII)
 
-RUNNING, COMPLETED, FAILED, INTERRUPTED = "running", "completed", "failed", "interrupted"
+RUNNING, COMPLETED, STOPPED = "running", "completed", "stopped"
+FAILED, INTERRUPTED = "failed", "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """Counts are the run's own: `scored` requests it committed, of `pending` that were to do when it began.
 
+    `holder` is the token of the lock that the run holds: while nobody holds the folder with it, the run is not alive,
+    whatever `status` says. At its end `rows_done` of the plan's `rows` had an end, `row_errors` of them as errors.
     `limit_share` is the part of the device's limit that it reached while it computed. Times of day are for people;
     nothing is ordered by them.
     """
@@ -43,14 +46,19 @@ class RunRecord:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     determinism: str = "default"
+    full: bool = False
+    holder: str = ""
     ended_at: str | None = None
     seconds: float | None = None
     plan_id: str | None = None
     published_plan: str | None = None
     rows: int | None = None
+    rows_done: int | None = None
+    row_errors: int | None = None
     rejected: int | None = None
     unique_requests: int | None = None
     committed_before: int | None = None
+    from_store: int | None = None
     pending: int | None = None
     scored: int | None = None
     errors: int | None = None
@@ -112,13 +120,6 @@ def update_record(folder: OutputFolder, run_id: str, **changes: Any) -> None:
         log.warning("%s: %s has lost its record", problem, run_id)
         return
     replace_file(stage_json(folder.staged("run.json"), asdict(replace(record, **changes))), path)
-
-
-def mark_interrupted(folder: OutputFolder) -> None:
-    """Whoever holds the lock knows that no other run is alive."""
-    for record in read_records(folder):
-        if record.status == RUNNING:
-            update_record(folder, record.run_id, status=INTERRUPTED)
 
 
 def record_path(folder: OutputFolder, record: RunRecord) -> Path:

@@ -12,13 +12,14 @@ from engine.config import EngineConfig
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
+from engine.model.adapter_files import WEIGHTS, read_adapter
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from examples.adapters import write_adapter
 from kernels.kv_format import FLOAT32
-from tests.engine.drawn_adapters import llama_linears, write_adapter
 from tests.engine.families import SERVED, save_tiny
-from tests.engine.tiny_adapters import ALL, PeftOracle, save_adapter
+from tests.engine.tiny_adapters import ALL, PeftOracle, llama_linears, save_adapter
 
 FAMILIES = {family.id: family for family in SERVED}
 # Fused on a CPU, packed projections, Conv1D, norms over heads, experts beside attention, soft caps and windows.
@@ -71,8 +72,8 @@ def run(engine: Engine, requests: list[Request]) -> dict[str, RequestOutput]:
     return outputs
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_answers_as_peft_merged(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "merged"), [*((name, True) for name in TARGETS), ("Llama", False)])
+def test_answers_as_pefts_model(name: str, merged: bool, tmp_path: Path) -> None:
     """Of several families: three adapters of different ranks and scales, rows without one between them."""
     save_tiny(FAMILIES[name].model_type, FAMILIES[name].config, tmp_path / "base")
     folders = {
@@ -85,7 +86,7 @@ def test_answers_as_peft_merged(name: str, tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "base", max_num_batched_tokens=64)
     outputs = run(engine, requests)
     engine.close()
-    oracles = PeftOracle(tmp_path / "base", folders).oracles
+    oracles = PeftOracle(tmp_path / "base", folders, merged=merged).oracles
     for request in requests:
         oracles[request.adapter].assert_same(request, outputs[request.request_id])
 
@@ -108,10 +109,8 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def assert_nearly_equal(a: dict[str, RequestOutput], b: dict[str, RequestOutput], tolerance: float = 1e-4) -> None:
     assert a.keys() == b.keys()
     for name, one in a.items():
-        if one.label_scores is None or b[name].label_scores is None:
-            assert one.token_ids == b[name].token_ids
-            continue
-        for x, y in zip(one.label_scores, b[name].label_scores or (), strict=True):
+        assert (one.error_type, one.token_ids) == (None, b[name].token_ids)
+        for x, y in zip(one.label_scores or (), b[name].label_scores or (), strict=True):
             assert abs(x.logprob - y.logprob) < tolerance
 
 
@@ -143,6 +142,35 @@ def test_a_tiny_pool_evicts_and_answers_the_same(base: Path, folders: list[str])
     assert plan.summary.adapters == 6
     assert engine.counters().peak_kv_bytes == plan.summary.peak_kv_bytes <= plan.summary.kv_cache_memory
     assert plan.summary.adapter_bytes > plan.summary.kv_cache_memory
+    engine.close()
+
+
+def test_an_adapter_that_changes_behind_the_plan_is_its_rows_error(
+    base: Path, folders: list[str], tmp_path: Path
+) -> None:
+    """Rows beside them answer as ever, and so does the engine afterwards."""
+    linears = llama_linears(64, 64, 32, 96, 2)
+    changed = read_adapter(write_adapter(tmp_path / "changed", linears, 7)).name
+    gone = read_adapter(write_adapter(tmp_path / "gone", linears, 8)).name
+    requests = drawn([None, changed, gone, folders[0]], rows=16)
+    others = [request for request in requests if request.adapter in (None, folders[0])]
+    engine = engine_of(base)
+    wanted = run(engine, others)
+    plan = plan_requests(engine, requests)
+    write_adapter(tmp_path / "changed", linears, 9)
+    (tmp_path / "gone" / WEIGHTS).unlink()
+    outputs = {output.request_id: output for output in run_plan(engine, plan, requests)}
+    engine.scheduler.check_integrity()
+    assert_nearly_equal(wanted, {request.request_id: outputs[request.request_id] for request in others})
+    said = {
+        changed: "its adapter is not what it was when the rows were read",
+        gone: "its adapter holds no adapter_model.safetensors; save it as safetensors",
+    }
+    for request in requests:
+        if request.adapter in said:
+            output = outputs[request.request_id]
+            assert (output.error_type, output.error_message) == ("BAD_ADAPTER", said[request.adapter])
+    assert_nearly_equal(wanted, run(engine, others))
     engine.close()
 
 

@@ -175,8 +175,9 @@ def test_the_head_sees_the_rows_that_are_read_in_bounded_pieces(
 
 def test_a_prompt_whose_logits_are_not_finite_is_an_error(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), EngineConfig(dtype="float32", kv_cache_memory=2**22))
-    with torch.no_grad():
-        engine.runner.model.body.embed_tokens.weight[4321] = torch.nan
+    embeddings = engine.runner.model.body.embed_tokens
+    embeddings.weight = torch.nn.Parameter(embeddings.weight.clone(), requires_grad=False)  # the head keeps its own
+    embeddings.weight[4321] = torch.nan
     tainted = np.array([17, 18, 4321, 19], dtype=np.int32)
     requests = [
         Request("before", tainted[:2], labels=(), prompt_logprobs_from=1),
@@ -186,5 +187,4 @@ def test_a_prompt_whose_logits_are_not_finite_is_an_error(tiny_model: Path) -> N
     outputs = {output.request_id: output for output in engine.submit(work).result(timeout=60)}
     engine.close()
     assert outputs["behind"].error_type == "NON_FINITE"
-    # The embeddings are the head's weights too: every row has a logit that is not finite.
-    assert outputs["before"].error_type == "NON_FINITE"
+    assert outputs["before"].error_type is None

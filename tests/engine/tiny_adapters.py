@@ -1,6 +1,5 @@
 """Adapters that PEFT made and saved, with drawn weights, and PEFT's own model to hold answers to."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,29 @@ def save_adapter(base: Path, folder: Path, seed: int, **config: Any) -> Path:
     return folder
 
 
-class PeftOracle:
-    """transformers' model by adapter, each with its weights merged in by PEFT."""
+def llama_linears(hidden: int, queries: int, keys: int, intermediate: int, layers: int) -> dict[str, tuple[int, int]]:
+    """Of a Llama's body, by path: (inputs, outputs)."""
+    sizes = {
+        "self_attn.q_proj": (hidden, queries),
+        "self_attn.k_proj": (hidden, keys),
+        "self_attn.v_proj": (hidden, keys),
+        "self_attn.o_proj": (queries, hidden),
+        "mlp.gate_proj": (hidden, intermediate),
+        "mlp.up_proj": (hidden, intermediate),
+        "mlp.down_proj": (intermediate, hidden),
+    }
+    return {f"model.layers.{layer}.{name}": size for layer in range(layers) for name, size in sizes.items()}
 
-    def __init__(self, base: Path, adapters: Mapping[str, Path], *, merged: bool = True) -> None:
+
+class PeftOracle:
+    """transformers' model by adapter, each by PEFT: with its weights merged in, or beside the model's own."""
+
+    def __init__(self, base: Path, adapters: Mapping[str, Path], *, merged: bool) -> None:
         from peft import PeftModel
 
         self.oracles: dict[str | None, Oracle] = {None: Oracle(base)}
         for name, folder in adapters.items():
             oracle = Oracle(base)
-            model: Any = PeftModel.from_pretrained(copy.deepcopy(oracle.model), str(folder)).eval()
+            model: Any = PeftModel.from_pretrained(oracle.model, str(folder)).eval()
             oracle.model = model.merge_and_unload() if merged else model
             self.oracles[name] = oracle

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from flows import cli
+
+Planned = Callable[..., tuple[int, str, str]]
 
 # Two documents, each before three questions; then a row that is twice there, one without a prompt, and one alone.
 DOCUMENTS = ["The parcel came late and the box was open.", "A kind answer within the hour, thank you."]
@@ -90,65 +93,52 @@ def job(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> di
     }
 
 
-def planned(
-    job: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    *options: str,
-) -> str:
-    """What the command prints, its plan's name left out, which is a hash of the model's weights too."""
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(job))
-    monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(path), *options])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    return re.sub(r"^plan [0-9a-f]{32}$", "plan PLAN", printed.out, flags=re.MULTILINE)
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Planned:
+    """By a job and options: the exit code, and what the command prints of it, as a result and as an error.
+
+    The plan's name is left out, which is a hash of the model's weights too.
+    """
+
+    def run(job: dict[str, Any], *options: str) -> tuple[int, str, str]:
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump(job))
+        monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(path), *options])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        named = re.sub(r"^plan [0-9a-f]{32}$", "plan PLAN", printed.out, flags=re.MULTILINE)
+        return int(ended.value.code or 0), named, printed.err
+
+    return run
 
 
-def test_labels(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert planned(job, tmp_path, monkeypatch, capsys) == CHOICE
+def test_labels(job: dict[str, Any], planned: Planned, tmp_path: Path) -> None:
+    assert planned(job) == (0, CHOICE, "")
     assert not (tmp_path / "out").exists()
 
 
-def test_texts(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts(job: dict[str, Any], planned: Planned) -> None:
     job |= {"task": {"type": "generate"}, "sampling": {"max_tokens": 12}}
     job["engine"]["sharing"] = "single_level"
-    assert planned(job, tmp_path, monkeypatch, capsys) == GENERATE
+    assert planned(job) == (0, GENERATE, "")
 
 
-def test_a_source_without_rows(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_source_without_rows(job: dict[str, Any], planned: Planned, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows.parquet")
-    assert planned(job, tmp_path, monkeypatch, capsys) == NONE
+    assert planned(job) == (0, NONE, "")
 
 
-def test_a_gpu_that_is_not_here(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gpu_that_is_not_here(job: dict[str, Any], planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, with the KV that its memory leaves; the device that the job names is another plan's."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("a plan asks no driver"))
     del job["engine"]["kv_cache_memory"], job["model"]["dtype"]
-    assert planned(job, tmp_path, monkeypatch, capsys, "--device", "h100") == H100
+    assert planned(job, "--device", "h100") == (0, H100, "")
 
 
-def test_a_gpu_that_is_not_known(
-    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    monkeypatch.setattr(sys, "argv", ["trunkline", "plan", str(tmp_path / "job.yaml"), "--device", "h1000"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
+def test_a_gpu_that_is_not_known(job: dict[str, Any], planned: Planned) -> None:
+    said = (
         "trunkline: --device: 'h1000' is not one of a100-40gb, a100-80gb, b200, h100, h100-pcie, h200, l4, l40s, "
         "mi300x, rtx-4090\n"
     )
+    assert planned(job, "--device", "h1000") == (2, "", said)

@@ -1,9 +1,11 @@
-"""The steps one after the other, as the flow calls them, on the fakes."""
+"""The steps one after the other, as the flow calls them, on the fakes or on a model."""
 
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import tasks.check
@@ -20,7 +22,7 @@ from tasks.publish import Published, publish_results
 from tasks.query import query
 from tasks.storage.run import Run, open_run
 from tasks.workers import Workers
-from tests.tasks.fakes import ByteTokenizer, FakeWorkers
+from tests.tasks.fakes import ByteTokenizer, FakeWorkers, job_content
 
 # All that a row's end says, but for which run said it.
 TABLE = """
@@ -43,8 +45,15 @@ def make_job(content: dict[str, Any]) -> ScoringJob:
     return parse_job(content, "job.yaml")
 
 
-def run_steps(job: ScoringJob, *, retry_failed: bool = False) -> tuple[StoredPlan, Published]:
-    with open_run(job, retry_failed) as run, workers_of(run) as workers:
+def model_job(folder: Path, model: Path, rows: list[dict[str, Any]], **changes: Any) -> ScoringJob:
+    """A job on a model's own weights over rows, whose ids are `id`; `changes` replace whole top-level keys."""
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    source = {"parquet": str(folder / "rows.parquet"), "id": "id"}
+    return make_job(job_content(folder, source, model={"path": str(model)}) | changes)
+
+
+def run_steps(job: ScoringJob, *, retry_failed: bool = False, full: bool = False) -> tuple[StoredPlan, Published]:
+    with open_run(job, retry_failed, full=full) as run, workers_of(run) as workers:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), workers)
         for shard in planned.shards:
             infer_shard(run, planned.plan_id, shard, workers)

@@ -8,12 +8,13 @@ import pytest
 
 from engine.errors import UserError
 from engine.model.adapter_files import read_adapter
+from examples.adapters import write_adapter
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
 from tasks.plan import make_run_plan
 from tasks.storage.run import open_run
-from tests.engine.drawn_adapters import llama_linears, write_adapter
+from tests.engine.tiny_adapters import llama_linears
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import outcomes, plan_alone, run_steps, use_fakes

@@ -21,7 +21,7 @@ from tasks.preview import preview_rows
 from tasks.request.embed import Embed
 from tasks.storage.parts import PART_SCHEMA
 from tests.tasks.conftest import JobMaker
-from tests.tasks.steps import ask, make_job, outcomes, run_steps
+from tests.tasks.steps import ask, model_job, outcomes, run_steps
 
 STEM = "Represent this sentence for retrieval: "
 TEXTS = (
@@ -33,19 +33,9 @@ TEXTS = (
 )
 
 
-def job_on(folder: Path, model: Path, name: str = "out", **task: Any) -> ScoringJob:
+def job_on(folder: Path, model: Path, **task: Any) -> ScoringJob:
     rows = [{"id": f"r{i}", "text": text} for i, text in enumerate(TEXTS)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    content = {
-        "name": "embeddings",
-        "source": {"parquet": str(folder / "rows.parquet"), "id": "id"},
-        "prompt": {"column": "text"},
-        "task": {"type": "embed", **task},
-        "model": {"path": str(model)},
-        "engine": {"device": "cpu", "kv_cache_memory": "16MiB"},
-        "output": str(folder / name),
-    }
-    return make_job(content)
+    return model_job(folder, model, rows, task={"type": "embed", **task})
 
 
 @torch.inference_mode()
@@ -104,7 +94,7 @@ def test_the_column_is_a_list_of_floats_for_any_reader(tiny_model: Path, tmp_pat
     assert pq.read_schema(part).field("embedding").type == pa.list_(pa.float32())
     assert PART_SCHEMA.field("embedding").type == pa.list_(pa.float32())
     with duckdb.connect() as connection:
-        connection.execute("create view part as from read_parquet($1)".replace("$1", f"'{part}'"))
+        connection.read_parquet(str(part)).create_view("part")
         [(least, most)] = connection.sql(
             "select min(list_cosine_similarity(a.embedding, b.embedding)), "
             "max(array_cosine_similarity(a.embedding::float[8], b.embedding::float[8])) from part a, part b"

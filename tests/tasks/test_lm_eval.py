@@ -1,17 +1,17 @@
 """What lm-evaluation-harness asks of a model, beside its own HFLM: the same rows, number by number."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from tests.tasks.steps import ask, make_job, run_steps
+from tests.tasks.steps import ask, model_job, run_steps
 
 WINDOW = 48
 TOLERANCE = 1e-3
@@ -29,17 +29,9 @@ def random_texts(hflm: Any, counts: list[int]) -> list[str]:
 
 
 def run_job(folder: Path, model: Path, rows: list[dict[str, str]], **task: Any) -> list[dict[str, Any]]:
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    content = {
-        "name": "oracle",
-        "source": {"parquet": str(folder / "rows.parquet"), "id": "id"},
-        "prompt": {"column": "text", "truncate_prompt_tokens": -1},
-        "task": task,
-        "model": {"path": str(model)},
-        "engine": {"device": "cpu", "kv_cache_memory": "16MiB", "max_model_len": WINDOW},
-        "output": str(folder / "out"),
-    }
-    job = make_job(content)
+    prompt = {"column": "text", "truncate_prompt_tokens": -1}
+    engine = {"device": "cpu", "kv_cache_memory": "16MiB", "max_model_len": WINDOW}
+    job = model_job(folder, model, rows, prompt=prompt, task=task, engine=engine)
     run_steps(job)
     errors = ask(job.output_folder, "select custom_id, error_type, error_message from errors")
     assert errors == []
@@ -98,7 +90,7 @@ def test_rolling_is_hflms(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:
     for row, logprob, text in zip(ours, theirs, texts, strict=True):
         tokens = hflm.tok_encode(text)
         assert row["logprob"] == pytest.approx(logprob, abs=TOLERANCE), text
-        assert row["perplexity"] == pytest.approx(2.718281828459045 ** (-logprob / len(tokens)), rel=1e-4), text
+        assert row["perplexity"] == pytest.approx(math.exp(-logprob / len(tokens)), rel=1e-4), text
 
 
 def test_windows_may_overlap(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:
@@ -120,8 +112,6 @@ def test_windows_may_overlap(hflm: Any, tiny_model: Path, tmp_path: Path) -> Non
 
 def test_choice_picks_what_multiple_choice_counts(hflm: Any, tiny_model: Path, tmp_path: Path) -> None:
     """`label` and `label_norm` are the arguments of lm-eval's `acc` and `acc_bytes`."""
-    import numpy as np
-
     choices = ["no", "perhaps it is, though nobody can tell", "caf\u00e9", "\u65e5\u672c\u8a9e\u3067\u3059"]
     contexts = [f"{text}\nAnswer:" for text in random_texts(hflm, [3, 5, 8, 13, 21])]
     pairs = [(context, f" {choice}") for context in contexts for choice in choices]

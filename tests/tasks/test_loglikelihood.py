@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -17,7 +15,7 @@ from tasks.preview import preview_rows
 from tasks.request.loglikelihood import parse_continuation
 from tasks.source.row_error import BAD_CONTINUATION, RowError
 from tests.tasks.conftest import JobMaker
-from tests.tasks.steps import ask, make_job, outcomes, run_steps
+from tests.tasks.steps import ask, model_job, outcomes, run_steps
 
 CONTEXTS = (
     "Question: what is the capital of France?\nAnswer:",
@@ -34,17 +32,7 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def job_on(folder: Path, model: Path, rows: list[dict[str, Any]], task: dict[str, Any]) -> ScoringJob:
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    content = {
-        "name": "likelihood",
-        "source": {"parquet": str(folder / "rows.parquet"), "id": "id"},
-        "prompt": {"column": "context"},
-        "task": task,
-        "model": {"path": str(model)},
-        "engine": {"device": "cpu", "kv_cache_memory": "16MiB"},
-        "output": str(folder / task["type"]),
-    }
-    return make_job(content)
+    return model_job(folder, model, rows, prompt={"column": "context"}, task=task, output=str(folder / task["type"]))
 
 
 class Plain:

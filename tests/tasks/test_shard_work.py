@@ -5,12 +5,13 @@ from pathlib import Path
 
 from engine.model.adapter_files import read_adapter
 from engine.plan import ShardWork
+from examples.adapters import write_adapter
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
 from tasks.plan import StoredPlan, make_run_plan
 from tasks.shard_work import read_shard, to_work
 from tasks.storage.run import Run, open_run
-from tests.engine.drawn_adapters import llama_linears, write_adapter
+from tests.engine.tiny_adapters import llama_linears
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 

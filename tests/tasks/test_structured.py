@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from jsonschema import Draft202012Validator
 
 from engine.errors import UserError
 from tasks.job.job import ScoringJob
-from tests.tasks.steps import ask, make_job, run_steps, table
+from tests.tasks.steps import ask, model_job, run_steps, table
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -40,19 +38,8 @@ def job(folder: Path, model: Path, structured: Any) -> ScoringJob:
         {"id": name, "text": f"A record about {name}", "own": json.dumps(own) if own is not None else None}
         for name, own in ROWS.items()
     ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    return make_job(
-        {
-            "name": "records",
-            "source": {"parquet": str(folder / "rows.parquet"), "id": "id"},
-            "prompt": {"column": "text"},
-            "task": {"type": "generate"},
-            "sampling": {"max_tokens": 40, "structured_outputs": structured, "column": "own"},
-            "model": {"path": str(model)},
-            "engine": {"device": "cpu", "kv_cache_memory": "16MiB"},
-            "output": str(folder / "out"),
-        }
-    )
+    sampling = {"max_tokens": 40, "structured_outputs": structured, "column": "own"}
+    return model_job(folder, model, rows, task={"type": "generate"}, sampling=sampling)
 
 
 def test_a_table_of_records(tmp_path: Path, tiny_model: Path) -> None:

@@ -5,6 +5,7 @@ the next size; the rows behind its own read nothing and keep nothing. Where a st
 plan is the same object, and positions and slots are all that is copied.
 """
 
+import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,13 @@ from torch import Tensor
 from engine.forward.forward_output import Forward
 from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
+from engine.forward.step_recorder import NotRecorded
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.attention.capacity import CapacityError
+from kernels.segments import Segments
+
+log = logging.getLogger(__name__)
 
 # Rows of a graph. Between two of them at most a third of the rows is for nothing.
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -53,6 +59,7 @@ class DecodeGraphs:
         self._attention = attention
         self._capture = capture
         self._graphs: dict[int, _Graph] = {}
+        self._unrecorded: set[int] = set()
         self._last_tokens = torch.zeros(LAST_TOKENS, dtype=torch.int64, device=device)
 
     def sizes(self, most: int) -> tuple[int, ...]:
@@ -66,23 +73,40 @@ class DecodeGraphs:
         """
         if step.adapters is not None and bool((step.adapters.of_row >= 0).any()):
             return False
+        if self._size_of(step) in self._unrecorded:
+            return False
         only_decodes = step.num_decode_tokens == step.num_scheduled_tokens
         return only_decodes and step.num_decode_tokens <= SIZES[-1] and len(last_tokens) <= LAST_TOKENS
 
     def run(self, step: SchedulerOutput, last_tokens: Tensor) -> Forward:
         """The step's hidden states and best tokens, which last until the next run; `last_tokens` as in `resolved`."""
-        rows = step.num_scheduled_tokens
-        size = SIZES[bisect_left(SIZES, rows)]
+        rows, size = step.num_scheduled_tokens, self._size_of(step)
         self._last_tokens[: len(last_tokens)].copy_(last_tokens)
         graph = self._graphs.get(size)
         if graph is None or not graph.takes(step):
-            graph = self._graphs[size] = self._captured(step, size, self._capture)
+            graph = self._graphs[size] = self._recorded(step, size)
         made = graph.run(step)
         return Forward(made.hidden[:rows], made.best[:rows] if made.best is not None else None)
 
     def rehearse(self, step: SchedulerOutput) -> None:
         """Launches what the graph of a step holds that has one of the sizes, and captures nothing."""
         self._captured(step, step.num_scheduled_tokens, lambda run: (lambda: None, run()))
+
+    def _size_of(self, step: SchedulerOutput) -> int:
+        """Rows of the smallest graph that holds the step, or of the largest that there is."""
+        return SIZES[min(bisect_left(SIZES, step.num_scheduled_tokens), len(SIZES) - 1)]
+
+    def _recorded(self, step: SchedulerOutput, size: int) -> "_Graph":
+        """Raises NotRecorded where there is memory for the step perhaps, but not to keep what it works in."""
+        self._graphs.pop(size, None)
+        try:
+            return self._captured(step, size, self._capture)
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
+        self._unrecorded.add(size)
+        log.warning("out of memory for the graph of steps of %d rows; they run without one from now on", size)
+        raise NotRecorded
 
     def _captured(self, step: SchedulerOutput, size: int, capture: Capture) -> "_Graph":
         return _Graph(padded(step, size), self._attention, self._last_tokens, self._compute, capture)
@@ -105,7 +129,7 @@ class _Graph:
         ids, positions, slots = self.numbers
         inputs = StepInputs(ids, positions, slots, torch.arange(self.size, device=last_tokens.device))
         self.attention = attention.prepare_to_repeat(step, inputs)
-        self.segments = step.segments
+        self.segments: Segments | None = step.segments
 
         def run() -> Forward:
             self.attention.move_rows()
@@ -119,6 +143,7 @@ class _Graph:
         """Plans the step where its segments are new; False where there is no room for the plan."""
         if step.segments is self.segments:
             return True
+        self.segments = None  # whatever ends this, half a plan is nobody's
         try:
             self.attention.replan(padded(step, self.size))
         except CapacityError:

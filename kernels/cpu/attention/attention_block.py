@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cpu.attention.attention_scratch import KEYS, LINE
+from kernels.cpu.attention.attention_scratch import KEYS
 from kernels.cpu.attention.attention_work import LOG2E, PER_WORD
 from kernels.cpu.attention.byte_kv import row_size
 from kernels.cpu.attention.softmax import LOWEST, byte_weights, highest, paired_weights, rescale, weights
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import exp, float32_at
-from kernels.cpu.language.vectors import WIDTH, prefetch
+from kernels.cpu.language.vectors import LINE, WIDTH, prefetch
 from kernels.cpu.matmul.product import ROWS, byte_scores, product, weighted_byte_product
 
 

@@ -10,8 +10,6 @@ from kernels.cpu.language.openmp import lines_of
 from kernels.cpu.language.vectors import WIDTH
 from kernels.processor import NATIVE_BFLOAT16
 
-# Bytes of a cache line.
-LINE = 64
 # Keys whose scores exist at one time: with their values they stay in a core's own cache.
 KEYS = 128
 # Vectors of queries that a block takes at once.
@@ -30,6 +28,7 @@ class Scratch(NamedTuple):
     total: Any  # (lanes,): sums of those weights
     lower: Any  # (lanes,) int32: the keys of the segment that each reads, from here
     upper: Any  # (lanes,) int32: to here; 0 for none
+    kept: Any  # (2, dim + 1, vector): of vectors at a segment's edges, `totals` and `total` before it
     bounds: Any  # (vectors, 4) int64: of a block's lanes, keys that any reads and those that all do
     scores: Any  # (KEYS + 1, 3 vectors)
     edges: Any  # 12 vectors: corrections, pivots, sums and shares of a block's
@@ -57,6 +56,7 @@ def addresses_of(scratch: Any) -> Any:
         scratch.total.ctypes.data,
         scratch.lower.ctypes.data,
         scratch.upper.ctypes.data,
+        scratch.kept.ctypes.data,
         scratch.bounds.ctypes.data,
         scratch.scores.ctypes.data,
         scratch.edges.ctypes.data,
@@ -92,6 +92,7 @@ def scratch_for(lanes: int, dim: int) -> Any:
         lines_of(lanes),
         np.empty(lanes, np.int32),
         np.empty(lanes, np.int32),
+        lines_of(2 * (dim + 1) * WIDTH),
         np.empty(4 * (lanes // WIDTH), np.int64),
         lines_of((KEYS + 1) * MAX_VECTORS * WIDTH),
         lines_of(4 * MAX_VECTORS * WIDTH),

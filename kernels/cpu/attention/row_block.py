@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from kernels.cpu.attention.attention_block import cap
-from kernels.cpu.attention.attention_scratch import KEYS, LINE, MAX_QUERIES
+from kernels.cpu.attention.attention_scratch import KEYS, MAX_QUERIES
 from kernels.cpu.attention.attention_work import LN2, LOG2E, PER_WORD
 from kernels.cpu.attention.byte_kv import read_scales, row_size
 from kernels.cpu.attention.row_products import CHUNK, finish_scores, row_byte_sums, row_scores, row_sums, to_int16
 from kernels.cpu.attention.softmax import LOWEST, highest, weights
 from kernels.cpu.language.jit import FASTMATH, njit
 from kernels.cpu.language.openmp import exp, float32_at, int32_at
-from kernels.cpu.language.vectors import WIDTH, prefetch, to_bfloat16
+from kernels.cpu.language.vectors import LINE, WIDTH, prefetch, to_bfloat16
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 
 _highest, _weights = highest(1, masked=False), weights(1)

@@ -8,9 +8,9 @@ from kernels.cpu.attention.attention_block import make_block
 from kernels.cpu.attention.attention_scratch import KEYS, MAX_VECTORS
 from kernels.cpu.attention.attention_work import PER_WORD, Block
 from kernels.cpu.attention.byte_kv import pack_values, read_scales, row_size
-from kernels.cpu.language.jit import njit
+from kernels.cpu.language.jit import intrinsic, njit, types
 from kernels.cpu.language.openmp import int32_at, int64_at, uint16_at
-from kernels.cpu.language.vectors import WIDTH, from_bfloat16, interleave
+from kernels.cpu.language.vectors import WIDTH, WORDS, Vectors, from_bfloat16, integers, interleave
 from kernels.kv_format import CHUNK as BYTE_CHUNK
 from kernels.processor import NATIVE_BFLOAT16
 
@@ -29,6 +29,11 @@ def make_shared_segment(kind: str) -> Any:
     def shared_segment(segment: Any, place: Any, tile: Any, work: Any, positions: Any, scratch: Any) -> None:
         first_vector, last_vector, start, end = _limit(segment, tile, work, positions, scratch)
         size = row_size(work.dim, itemsize)
+        # Of a vector of lanes at an edge, some may be other rows', which read nothing here: NaN times no weight is NaN.
+        has_others = segment.row_start > tile.row or segment.row_end < tile.row + tile.rows
+        edges = (first_vector, last_vector - 1)
+        for edge in range(2 if has_others else 0):
+            _keep_sums(edges[edge], edge, work, scratch)
         for first_key in range(start, end, KEYS):
             keys, values = place[0] + size * first_key, place[1] + size * first_key
             ready, is_ready = (keys, values, values), False
@@ -51,8 +56,49 @@ def make_shared_segment(kind: str) -> Any:
                     block_2(block, work, scratch)
                 else:
                     block_1(block, work, scratch)
+        for edge in range(2 if has_others else 0):
+            _restore_sums(edges[edge], edge, work, scratch)
 
     return shared_segment
+
+
+@njit(error_model="numpy")
+def _keep_sums(vector: int, edge: int, work: Any, scratch: Any) -> None:
+    """Copies the sums so far of the vector's lanes that read nothing to `scratch.kept`."""
+    at, kept = 4 * vector * WIDTH, scratch.kept + 4 * edge * (work.dim + 1) * WIDTH
+    upper, weights = scratch.upper + at, kept + 4 * work.dim * WIDTH
+    _copy_idle(upper, scratch.totals + at, work.lanes, kept, WIDTH, work.dim)
+    _copy_idle(upper, scratch.total + at, WIDTH, weights, WIDTH, 1)
+
+
+@njit(error_model="numpy")
+def _restore_sums(vector: int, edge: int, work: Any, scratch: Any) -> None:
+    """Copies them back."""
+    at, kept = 4 * vector * WIDTH, scratch.kept + 4 * edge * (work.dim + 1) * WIDTH
+    upper, weights = scratch.upper + at, kept + 4 * work.dim * WIDTH
+    _copy_idle(upper, kept, WIDTH, scratch.totals + at, work.lanes, work.dim)
+    _copy_idle(upper, weights, WIDTH, scratch.total + at, WIDTH, 1)
+
+
+@intrinsic
+def _copy_idle(_: Any, upper: Any, source: Any, source_row: Any, target: Any, target_row: Any, rows: Any) -> Any:
+    """For numba: `rows` vectors of source become target's where `upper` is 0 or less; addresses, strides in words."""
+
+    def generate(context: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        upper, source, source_row, target, target_row, rows = arguments
+        emit = Vectors(builder)
+        reads = builder.icmp_signed(">", emit.load(WORDS, upper), integers(0))
+
+        def step(index: Any, _: list[Any]) -> list[Any]:
+            place = emit.address(target, builder.mul(index, target_row))
+            given = emit.load(WORDS, emit.address(source, builder.mul(index, source_row)))
+            emit.store(builder.select(reads, emit.load(WORDS, place), given), place)
+            return []
+
+        emit.loop(rows, [], step)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
 
 
 @njit(error_model="numpy")

@@ -12,7 +12,7 @@ from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES, PROCESSOR
 
 # Floats in a vector, which is a register.
 WIDTH = PROCESSOR.lanes
-# Bytes of memory that come together.
+# Bytes of a cache line.
 LINE = 64
 
 

@@ -109,7 +109,7 @@ def expand_kernel(
     is_mine = rank < own_rank
     b_ptrs = _line_ptrs(table_ptr, pages, panel * own_rank + rank, is_mine, COLUMNS, page_words // COLUMNS, dtype)
     # [RANK, COLUMNS]
-    b = tl.load(b_ptrs[:, None] + column[None, :], mask=is_mine[:, None] & (column[None, :] < COLUMNS), other=0)
+    b = tl.load(b_ptrs[:, None] + column[None, :], mask=is_mine[:, None], other=0)
     # [ROWS, RANK]
     t_ptrs = shrunk_ptr + ((first + row)[:, None] * num_sites + part) * RANK + rank[None, :]
     t = tl.load(t_ptrs, mask=(row[:, None] < count) & is_mine[None, :], other=0)

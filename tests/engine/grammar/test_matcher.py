@@ -69,9 +69,10 @@ def test_any_tokenizer_writes_what_schemas_ask(vocabulary: Vocabulary) -> None:
 @pytest.mark.parametrize("regex", [r"[A-Z][a-z]{2,5}( \d{1,3})?", r" a+b?", r"(ja|nein|größe|日本)", r"\w{3}\.\d\d"])
 def test_any_tokenizer_writes_what_a_pattern_matches(vocabulary: Vocabulary, regex: str) -> None:
     """From the first character to the last: a space at the beginning too."""
-    for seed in range(5):
-        text = drawn(vocabulary, StructuredOutputs(regex=regex), seed)
-        assert text is None or re.fullmatch(regex, text, re.ASCII), text
+    texts = [drawn(vocabulary, StructuredOutputs(regex=regex), seed) for seed in range(5)]
+    ended = [text for text in texts if text is not None]
+    assert len(ended) > 3
+    assert all(re.fullmatch(regex, text, re.ASCII) for text in ended), ended
 
 
 def test_choices_are_written_whole_whatever_they_hold(vocabulary: Vocabulary) -> None:

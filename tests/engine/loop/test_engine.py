@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import EngineConfig
+from engine.config import Dtype, EngineConfig, Quantization
 from engine.device_rates import DeviceRates
 from engine.errors import UserError
 from engine.forward.model_runner import ModelRunner
@@ -262,6 +262,7 @@ def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine:
     assert len(outputs["fine"].token_ids) == 2
 
 
+@pytest.mark.fault(18)
 def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
     table = engine.runner.model.body.embed_tokens.weight
@@ -278,6 +279,33 @@ def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
         "choice": "NON_FINITE",
     }
     engine.close()
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
+def test_a_prompt_that_is_not_finite_is_nothing_to_those_beside_it(
+    tiny_model: Path, dtype: Dtype, quantization: Quantization
+) -> None:
+    config = replace(CONFIG, dtype=dtype, quantization=quantization)
+    engine = build_engine(resolve_model(str(tiny_model)), config)
+    embeddings = engine.runner.model.body.embed_tokens
+    embeddings.weight = torch.nn.Parameter(embeddings.weight.clone(), requires_grad=False)  # the head keeps its own
+    embeddings.weight[4321] = torch.nan
+    prompts = {str(i): np.arange(100 * i + 1, 100 * i + 8 + i, dtype=np.int32) for i in range(9)}
+    others = [Request(name, ids, SamplingParams(max_tokens=6, ignore_eos=True)) for name, ids in prompts.items()]
+    wanted = run(engine, others)
+    tainted = [
+        replace(
+            r,
+            request_id=f"not {r.request_id}",
+            prompt_token_ids=np.append(r.prompt_token_ids[::-1], 4321).astype(np.int32),
+        )
+        for r in others
+    ]
+    outputs = run(engine, [request for pair in zip(others, tainted, strict=True) for request in pair])
+    engine.close()
+    assert {outputs[r.request_id].error_type for r in tainted} == {"NON_FINITE"}
+    assert {name: outputs[name].token_ids for name in prompts} == {name: o.token_ids for name, o in wanted.items()}
 
 
 def test_outputs_are_told_one_by_one(engine: Engine) -> None:

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from engine.config import EngineConfig
-from engine.errors import EngineDeadError
 from engine.forward.forward_output import Forward
+from engine.loop import step_launcher
 from engine.loop.batch import plan_requests, run_plan
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
-from engine.loop.step_launcher import is_out_of_memory
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.model.checkpoint import resolve_model
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling.scheduler_output import SchedulerOutput
+
+pytestmark = pytest.mark.fault(19)
 
 CONFIG = EngineConfig(dtype="float32", kv_cache_memory=2**22, max_num_batched_tokens=256, block_size=8)
 STEM = np.arange(40, dtype=np.int32) + 100
@@ -91,6 +93,28 @@ def test_a_step_that_does_not_fit_runs_in_parts(engine: Engine, caplog: pytest.L
     assert caplog.records == [], "what did not fit once is not tried again"
 
 
+def test_larger_steps_are_tried_again_once_smaller_ones_went_well(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that another program held for a while costs no more than that while."""
+    monkeypatch.setattr(step_launcher, "PATIENCE", 2)
+    engine = build_engine(resolve_model(str(tiny_model)), CONFIG, detokenize=False)
+    forward = engine.runner.forward
+
+    def sizes_of(room: int) -> list[int]:
+        sizes: list[int] = []
+        engine.runner.forward = forward  # type: ignore[method-assign]
+        engine.runner.forward = no_room_above(room, engine, sizes)  # type: ignore[method-assign]
+        run(engine)
+        return sizes
+
+    whole = sizes_of(1000)
+    assert len(sizes_of(24)) > len(whole)
+    assert sizes_of(1000) != whole
+    assert any(sizes_of(1000) == whole for _ in range(20))
+    engine.close()
+
+
 def test_a_row_that_does_not_fit_alone_ends_as_an_error(engine: Engine) -> None:
     """A leaf's own rows are in one step: those of the longest do not fit, and all other rows are answered."""
     wanted = run(engine)
@@ -104,10 +128,14 @@ def test_a_row_that_does_not_fit_alone_ends_as_an_error(engine: Engine) -> None:
         assert_same(output, wanted[name])
 
 
-def test_without_memory_for_one_row_the_engine_ends(engine: Engine) -> None:
+def test_without_memory_for_any_row_all_are_errors_and_the_engine_goes_on(engine: Engine) -> None:
+    """Even where the row is a stem's, whose KV all below it read."""
+    wanted, forward = run(engine), engine.runner.forward
     engine.runner.forward = no_room_above(0, engine, [])  # type: ignore[method-assign]
-    with pytest.raises(EngineDeadError, match="out of memory"):
-        run(engine)
+    assert {output.error_type for output in run(engine).values()} == {"OUT_OF_MEMORY"}
+    engine.runner.forward = forward  # type: ignore[method-assign]
+    for name, output in run(engine).items():
+        assert_same(output, wanted[name])
 
 
 @pytest.mark.parametrize(
@@ -115,6 +143,9 @@ def test_without_memory_for_one_row_the_engine_ends(engine: Engine) -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(28, "No space left on device"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), True),
         (RuntimeError("shapes cannot be multiplied"), False),
         (ValueError("not enough memory"), False),

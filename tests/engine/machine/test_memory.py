@@ -1,9 +1,11 @@
 """The memory that is worked out beforehand, and the refusal of more than there is."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from engine.config import EngineConfig
@@ -63,6 +65,20 @@ def test_more_than_the_machine_has_is_refused_before_weights_are_read(
     message = r"^engine\.kv_cache_memory: .* 1,048,576\.00 GiB KV, .*; take at most [0-9]+MiB$"
     with pytest.raises(UserError, match=message):
         build_engine(files, config)
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize("problem", [torch.OutOfMemoryError("CUDA out of memory"), OSError(errno.ENOMEM, "no memory")])
+def test_memory_that_ends_while_the_model_loads_is_one_line(
+    problem: Exception, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("engine.loop.build.load_model", load)
+    message = r"^engine\.kv_cache_memory: this machine ran out of memory while the model was loaded: .* or take less$"
+    with pytest.raises(UserError, match=message):
+        build_engine(resolve_model(str(tiny_model)), CONFIG)
 
 
 def test_what_fits_beside_the_model_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,19 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SHARING, EngineConfig
-from engine.device_rates import DeviceRates
-from engine.plan import Plan
-from engine.planning.cost import CostModel
-from engine.planning.planner import make_plan, shard_work
-from engine.request import Request
-from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.scheduler import Scheduler
-from kernels.kv_format import FLOAT32
-from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, request
-from tests.engine.symbolic_model import SymbolicModel, drain
-
-Rows = list[list[Request]]
+from engine.config import SHARING
+from tests.engine.planning.test_row_plans import Rows, flat
+from tests.engine.scheduling.test_scheduler import config, expected, looked_up, plan_of, request, run
 
 
 @st.composite
@@ -35,44 +25,20 @@ def tables(draw: st.DrawFn) -> Rows:
     return rows
 
 
-def plan_of(rows: Rows, limits: EngineConfig, shard_seconds: float = 1e9) -> tuple[Plan, list[Request]]:
-    requests = [one for row in rows for one in row]
-    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4))
-    sizes = [len(row) for row in rows]
-    return make_plan(requests, limits, cost, shard_seconds=shard_seconds, row_sizes=sizes), requests
-
-
 @settings(max_examples=150, deadline=None)
 @given(tables(), st.sampled_from(SHARING), st.integers(1, 20), st.sampled_from([1e9, 0.3, 0.05]), st.integers(24, 60))
 def test_every_request_of_a_row_reads_its_own_prompt(
     rows: Rows, sharing: str, budget: int, shard_seconds: float, blocks: int
 ) -> None:
     limits = config(blocks, sharing=sharing, max_num_batched_tokens=budget)
-    plan, requests = plan_of(rows, limits, shard_seconds)
-    scheduler = Scheduler(limits, BlockPool(blocks, BLOCK), SHAPE.max_model_len)
-    model = SymbolicModel(blocks * BLOCK)
-    sequences = [one for shard in plan.shards for one in scheduler.add(shard_work(plan, shard, requests))]
-    prefill = 0
-    schedule = scheduler.schedule
-
-    def counting() -> object:
-        nonlocal prefill
-        step = schedule()
-        prefill += step.num_prefill_tokens if step is not None else 0
-        return step
-
-    scheduler.schedule = counting  # type: ignore[method-assign, assignment]
-    assert looked_up(drain(scheduler, model, sequences)) == expected(requests)
-    scheduler.check_integrity()
+    requests, sizes = flat(rows)
+    results, plan, scheduler, prefill = run(requests, limits, blocks, shard_seconds=shard_seconds, row_sizes=sizes)
+    assert looked_up(results) == expected(requests)
     assert scheduler.evictions or prefill == plan.summary.computed_tokens
     assert prefill >= plan.summary.computed_tokens
-    # A row lies in one shard, and its requests follow each other.
-    bounds = [set(plan.order[shard.first : shard.last].tolist()) for shard in plan.shards]
-    first = 0
-    for row in rows:
-        own = set(range(first, first + len(row)))
-        assert any(own <= held for held in bounds)
-        first += len(row)
+    row_of = np.repeat(np.arange(len(rows)), sizes)
+    held = [set(row_of[plan.order[shard.first : shard.last]].tolist()) for shard in plan.shards]
+    assert sum(map(len, held)) == len(rows), "a row lies in one shard"
 
 
 def test_items_share_their_query() -> None:
@@ -83,7 +49,8 @@ def test_items_share_their_query() -> None:
         [request("b", [*query, 7]), request("b.1", [*query, 4])],
         [request("c", [1, 2, 9])],
     ]
-    plan, requests = plan_of(rows, config(40))
+    requests, sizes = flat(rows)
+    plan = plan_of(requests, config(40), row_sizes=sizes)
     spans = [(plan.nodes[node].start, plan.nodes[node].end) for node in plan.node_of.tolist()]
     assert spans == [(6, 7), (6, 8), (6, 8), (6, 7), (6, 7), (2, 3)]
     parents = {plan.nodes[node].parent for node in plan.node_of.tolist()[:5]}
@@ -91,17 +58,17 @@ def test_items_share_their_query() -> None:
     assert plan.summary.prompt_tokens == sum(len(one.prompt_token_ids) for one in requests)
     # The stem of two, the rest of the query, and each prompt's end; `b.1` is not `a`, though it has its prompt.
     assert plan.summary.computed_tokens == 2 + 4 + (1 + 2 + 2) + (1 + 1) + 1
-    alone, _ = plan_of(rows, config(40, sharing="none"))
+    alone = plan_of(requests, config(40, sharing="none"), row_sizes=sizes)
     assert alone.summary.computed_tokens == alone.summary.prompt_tokens
 
 
 @pytest.mark.parametrize(
-    "second", [[1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5], [7, 8]], ids=["begun", "equal", "longer", "other"]
+    ("second", "own"),
+    [([1, 2], 1), ([1, 2, 3, 4], 0), ([1, 2, 3, 4, 5], 1), ([7, 8], 2)],
+    ids=["begun", "equal", "longer", "other"],
 )
-def test_a_prompt_beside_its_rows_first(second: list[int]) -> None:
-    rows = [[request("a", [1, 2, 3, 4]), request("b", second, labels=[[1]])]]
-    plan, _ = plan_of(rows, config(40))
-    own = {"begun": 1, "equal": 0, "longer": 1, "other": 2}
-    name = {2: "begun" if second[0] == 1 else "other", 4: "equal", 5: "longer"}[len(second)]
-    assert plan.summary.computed_tokens == 4 + own[name]
-    assert np.array_equal(plan.order, [0, 1])
+def test_a_prompt_beside_its_rows_first(second: list[int], own: int) -> None:
+    requests = [request("a", [1, 2, 3, 4]), request("b", second, labels=[[1]])]
+    plan = plan_of(requests, config(40), row_sizes=[2])
+    assert plan.summary.computed_tokens == 4 + own
+    assert plan.order.tolist() == [0, 1]

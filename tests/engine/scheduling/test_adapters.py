@@ -1,48 +1,35 @@
 """Adapters in the scheduler's pool: brought in when needed, kept while used, gone when others need the room."""
 
 from collections import deque
+from dataclasses import replace
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.adapter_size import AdapterSize
-from engine.config import EngineConfig
-from engine.device_rates import DeviceRates
-from engine.model.model_shape import ModelShape
 from engine.plan import Plan
-from engine.planning.cost import CostModel
-from engine.planning.planner import make_plan, shard_work
+from engine.planning.planner import shard_work
 from engine.request import Request
-from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.reads import ReadKind
 from engine.scheduling.resident_adapters import ResidentAdapters
-from engine.scheduling.scheduler import Sampled, Scheduler
+from engine.scheduling.sampled import Sampled
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
-from kernels.kv_format import FLOAT32
+from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config
+from tests.engine.scheduling.test_scheduler import plan_of as plan_without
+from tests.engine.scheduling.test_scheduler import request as plain_request
 
-SHAPE = ModelShape(1, 8, 1, 1, 8, 8, 16, max_model_len=64)
-BLOCK = 4
 Steps = list[tuple[int, int, int]]
 
 
-def config(num_blocks: int) -> EngineConfig:
-    memory = num_blocks * BLOCK * SHAPE.kv_bytes_per_token(FLOAT32)
-    return EngineConfig(block_size=BLOCK, kv_cache_memory=memory, max_num_batched_tokens=8)
-
-
-def sizes(blocks: dict[str, int]) -> dict[str, AdapterSize]:
-    return {name: AdapterSize(10, count, 100) for name, count in blocks.items()}
-
-
 def request(name: object, prompt: list[int], adapter: str | None, max_tokens: int = 3) -> Request:
-    return Request(str(name), np.array(prompt, dtype=np.int32), SamplingParams(max_tokens=max_tokens), adapter=adapter)
+    return replace(plain_request(str(name), prompt, max_tokens), adapter=adapter)
 
 
 def plan_of(requests: list[Request], num_blocks: int, blocks: dict[str, int]) -> Plan:
-    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4))
-    return make_plan(requests, config(num_blocks), cost, adapters=sizes(blocks))
+    sizes = {name: AdapterSize(10, count, 100) for name, count in blocks.items()}
+    return plan_without(requests, config(num_blocks), adapters=sizes)
 
 
 def steps_of(
@@ -114,8 +101,8 @@ def test_kv_takes_the_room_of_an_adapter_that_is_in_no_use() -> None:
 
 
 def test_one_that_never_fits_ends_its_requests_alone() -> None:
-    plan = plan_of([request("huge", [1] * 5, "a"), request("fine", [2] * 5, None)], 8, {"a": 7})
     requests = [request("huge", [1] * 5, "a"), request("fine", [2] * 5, None)]
+    plan = plan_of(requests, 8, {"a": 7})
     scheduler = Scheduler(config(8), BlockPool(8, BLOCK), SHAPE.max_model_len)
     added = [s for shard in plan.shards for s in scheduler.add(shard_work(plan, shard, requests), {"a": 7})]
     assert {s.request.request_id: s.finished for s in added} == {"huge": True, "fine": False}

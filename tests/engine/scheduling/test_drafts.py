@@ -14,13 +14,21 @@ from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.drafts import FIRST_DRAFTS, MOST_DRAFTS, Drafter
-from engine.scheduling.halves import halves
 from engine.scheduling.live_nodes import NodeState
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import Sequence
-from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, expected, looked_up, plan_of, request, tables
+from tests.engine.scheduling.test_scheduler import (
+    BLOCK,
+    SHAPE,
+    config,
+    cut,
+    expected,
+    looked_up,
+    plan_of,
+    tables,
+)
 from tests.engine.symbolic_model import SymbolicModel, drain
 
 
@@ -106,10 +114,6 @@ def drained(
     return results, steps
 
 
-def cut(step: SchedulerOutput) -> list[SchedulerOutput]:
-    return [*(halves(step) or [step])]
-
-
 @settings(max_examples=150, deadline=None)
 @given(tables(), st.integers(16, 60), st.integers(1, 24), st.integers(1, 30), st.sampled_from([cut, lambda s: [s]]))
 def test_texts_are_the_same_with_drafts(
@@ -123,8 +127,7 @@ def test_texts_are_the_same_with_drafts(
 
 
 def test_a_text_that_repeats_itself_takes_a_quarter_of_the_steps() -> None:
-    requests = [request("0", [1, 2, 3], max_tokens=40)]
-    requests[0] = Request("0", requests[0].prompt_token_ids, SamplingParams(max_tokens=40, ignore_eos=True))
+    requests = [Request("0", np.array([1, 2, 3], np.int32), SamplingParams(max_tokens=40, ignore_eos=True))]
     limits = config(40)
     plain, before = drained(requests, limits, 40, 0)
     drafted, after = drained(requests, limits, 40, 8)

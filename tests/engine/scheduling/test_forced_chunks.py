@@ -1,18 +1,16 @@
 """Tokens that a grammar forces are rows beside each other, each of which sees all before it, however steps are cut."""
 
 from dataclasses import replace
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import Request
 from engine.sampling_params import StructuredOutputs
-from engine.scheduling.halves import halves
 from engine.scheduling.reads import Read
 from engine.scheduling.step import ForcedChunk, Step, build_output
 from kernels.segments import Segment
-from tests.engine.scheduling.test_scheduler import SHAPE, config, prompts, request, run
+from tests.engine.scheduling.test_scheduler import SHAPE, config, cut, prompts, request, run
 from tests.engine.scheduling.test_step import Trie, rows, table
 from tests.engine.symbolic_model import SymbolicModel
 
@@ -78,11 +76,6 @@ def tables(draw: st.DrawFn) -> list[Request]:
         params = replace(plain.params, structured_outputs=STRUCTURED if structured else None)
         made.append(replace(plain, params=params))
     return made
-
-
-def cut(step: Any) -> list[Any]:
-    """In two where that can be, as for a device that lacks memory."""
-    return [*(halves(step) or (step,))]
 
 
 @settings(max_examples=150, deadline=None)

@@ -123,14 +123,6 @@ def test_halves_read_what_the_whole_reads() -> None:
     assert np.concatenate((before.reads.table, moved)).tolist() == step.reads.table.tolist()
 
 
-def test_a_node_without_memory_fails_whoever_reads_it() -> None:
-    run = Run([embeds("a", [1, 2], "mean")], random.Random(0), 0, shard_seconds=1e9)
-    [sequence] = run.hand_over()
-    [reads] = sequence.hidden_reads
-    run.scheduler.wanted.out_of_memory(reads.key)
-    assert reads.out_of_memory
-
-
 def test_poolings_of_two_nodes() -> None:
     """Worked by hand: three tokens at a root, two behind it."""
     root, leaf = np.float32([1 + 2 + 3]), np.float32([10 + 20])

@@ -35,8 +35,9 @@ def request(name: str, prompt: list[int], max_tokens: int = 1, labels: list[list
     )
 
 
-def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9) -> Plan:
-    return make_plan(requests, config, CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4)), shard_seconds=shard_seconds)
+def plan_of(requests: list[Request], config: EngineConfig, shard_seconds: float = 1e9, **given: Any) -> Plan:
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1e4, 1e4))
+    return make_plan(requests, config, cost, shard_seconds=shard_seconds, **given)
 
 
 def config(num_blocks: int, **changes: Any) -> EngineConfig:
@@ -53,9 +54,11 @@ def run(
     shard_seconds: float = 1e9,
     in_flight: int = 0,
     decode_ahead: int = 0,
+    row_sizes: list[int] | None = None,
     **given: Any,
 ) -> tuple[dict[str, Any], Plan, Scheduler, int]:
-    plan = plan_of(requests, limits, shard_seconds)
+    """The results, the plan, the scheduler when all is done, and the prefill tokens that it computed."""
+    plan = plan_of(requests, limits, shard_seconds, row_sizes=row_sizes)
     pool = BlockPool(num_blocks, BLOCK)
     scheduler = Scheduler(limits, pool, SHAPE.max_model_len, decode_ahead=decode_ahead)
     model = SymbolicModel(num_blocks * BLOCK)
@@ -103,6 +106,11 @@ def looked_up(results: dict[str, Any]) -> dict[str, Any]:
 
 prompts = st.lists(st.integers(1, 3), min_size=1, max_size=20)
 labels = st.none() | st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=4)
+
+
+def cut(step: SchedulerOutput) -> list[SchedulerOutput]:
+    """In two where that can be, as for a device that lacks memory."""
+    return [*(halves(step) or (step,))]
 
 
 @st.composite

@@ -13,10 +13,8 @@ from tests.tasks.steps import run_steps
 
 Json = dict[str, Any]
 SETTINGS = {"engine.device": "cpu", "engine.kv_cache_memory": "64MiB"}
-CHAT, COMPLETIONS, EMBEDDINGS, SCORE, RERANK = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/embeddings"),
-    *("/v1/score", "/v1/rerank"),
-)
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+SCORE, RERANK = "/v1/score", "/v1/rerank"
 
 
 def request(custom_id: str, url: str = CHAT, **body: Any) -> Json:

@@ -1,6 +1,5 @@
 """Chat templates as four families of models have them, in our words, and tokenizers that know their special tokens."""
 
-import json
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer
@@ -121,8 +120,7 @@ def _tokenizer(template: str, bos: str, eos: str, special: list[str], plain: lis
 
     As Llama 3's and Mistral's do, it puts BOS before a plain text.
     """
-    content = json.loads(load_tokenizer(resolve_model("embedded")).backend_tokenizer.to_str())
-    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer = Tokenizer.from_str(load_tokenizer(resolve_model("embedded")).backend_tokenizer.to_str())
     tokenizer.add_special_tokens([AddedToken(one, special=True, normalized=False) for one in (bos, eos, *special)])
     tokenizer.add_tokens([AddedToken(one, special=False, normalized=False) for one in plain])
     number = tokenizer.token_to_id(bos)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine.errors import UserError
 from engine.request import RequestOutput
 from tasks.job.job_file import parse_job
 from tasks.job.reasoning import Reasoning
@@ -81,5 +82,5 @@ def test_keys_of_another_type_or_half_of_them_are_refused() -> None:
         ({"type": "generate", "reasoning": {"start": "a"}}, "start and end go together"),
         ({"type": "perplexity", "reasoning": MARKS}, "reasoning belongs to type: generate"),
     ):
-        with pytest.raises(Exception, match=said):
+        with pytest.raises(UserError, match=said):
             parse_job(content | {"task": task}, "job")

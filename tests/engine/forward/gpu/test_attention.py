@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig, KVCacheDtype, Quantization
@@ -130,6 +131,21 @@ def test_the_same_tokens_and_labels(
     assert_same(answers(tiny_model, requests_), played.outputs)
     assert all(played.rotated[2:]), "but for the probe's, before layers are swapped"
     assert sum(played.replays) > len(played.replays) > 0
+
+
+@pytest.mark.fault(19)
+def test_steps_run_without_a_graph_where_there_is_no_memory_for_it(
+    tiny_model: Path, requests_: list[Request], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_room(*_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+
+    monkeypatch.setattr(PlayedCapture, "__call__", no_room)
+    played = through_triton(tiny_model, requests_, monkeypatch)
+    assert_same(answers(tiny_model, requests_), played.outputs)
+    warned = [record.getMessage() for record in caplog.records]
+    assert warned
+    assert all(said.startswith("out of memory for the graph of steps of ") for said in warned), "steps stay whole"
 
 
 def test_a_gemma_whose_layers_hand_on_two_tensors(
