@@ -21,22 +21,26 @@ POOLED_ROWS = 1024
 class PooledRows:
     """`sums`, on its way to the host: of some rows, a sum for each of `keys`, which may be there again.
 
-    (keys, hidden_size) in float32; of a strict engine (keys, DIGITS, hidden_size) in float64, exact.
+    (keys, hidden_size) in float32; or, `exact`, (keys, DIGITS, hidden_size) in float64, exact.
     """
 
     keys: Ints
     sums: Tensor
 
 
-def launch_sums(runner: ModelRunner, hidden: Tensor, places: Ints, reads: Reads) -> list[PooledRows]:
+def launch_sums(
+    runner: ModelRunner, hidden: Tensor, places: Ints, reads: Reads, *, exact: bool = False
+) -> list[PooledRows]:
     """What HIDDEN reads come to, whose rows are at `places` of `hidden`; those of a key follow each other."""
     made = []
-    for start in range(0, len(reads), POOLED_ROWS):
-        part = slice(start, start + POOLED_ROWS)
+    # Digits, and what they are made of, are eight times as large.
+    most = max(POOLED_ROWS // 8, 1) if exact else POOLED_ROWS
+    for start in range(0, len(reads), most):
+        part = slice(start, start + most)
         keys, weights = reads.key[part], runner.index(reads.place[part])
         firsts = np.append(0, np.flatnonzero(np.diff(keys)) + 1)
         rows = hidden[runner.index(places[part])].float()
-        rows = to_digits(rows) if runner.model.strict else rows
+        rows = to_digits(rows) if exact else rows
         # A bag is summed apart from the others, in one order: a row that is not finite is its own node's alone.
         sums = F.embedding_bag(
             runner.index(np.arange(len(keys))),
@@ -45,7 +49,7 @@ def launch_sums(runner: ModelRunner, hidden: Tensor, places: Ints, reads: Reads)
             mode="sum",
             per_sample_weights=weights.to(rows.dtype),
         )
-        sums = sums.view(len(firsts), len(DIGITS), -1) if runner.model.strict else sums
+        sums = sums.view(len(firsts), len(DIGITS), -1) if exact else sums
         made.append(PooledRows(keys[firsts], to_host(sums)))
     return made
 

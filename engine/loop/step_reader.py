@@ -79,7 +79,7 @@ class StepReader:
         samples, hidden = step.reads.of_kind(ReadKind.SAMPLE), step.reads.of_kind(ReadKind.HIDDEN)
         places = np.searchsorted(step.asked_rows, step.reads.row)
         places, pooled_places = np.split(places, [len(places) - len(hidden)])
-        pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden)
+        pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden, exact=self._runner.model.strict)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
         may_take = self._may_take_best(samples.key, masks)
         tokens = self._best_tokens(forward, places[: len(samples)], takes_best | may_take)
