@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas  # noqa: F401  # or pyarrow would import it, in every child
-import pyarrow.parquet as pq
 import pytest
 
 from tasks.job.job import ScoringJob
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeWorkers, job_content, write_model
-from tests.tasks.steps import make_job, run_steps, table, use_fakes
+from tests.tasks.steps import make_job, part_rows, run_steps, table, use_fakes
 
 ENGINE = FakeWorkers()
 
@@ -131,7 +130,7 @@ def _killed(scenario: Scenario, job: ScoringJob, place: str, attempt: int) -> No
 def _finish(scenario: Scenario, job: ScoringJob, expected: list[object]) -> None:
     """The table is the undisturbed run's; what was committed before this run is not scored in it."""
     done = {name for name, attempts in _committed(job) if attempts > scenario.retry_failed}
-    answered = {row["request_hash"] for row in _parts(job) if row["status"] == "ok"}
+    answered = {row["request_hash"] for row in part_rows(job) if row["status"] == "ok"}
     scenario.run(job, 3)
     log = Path(f"{job.output_folder}.scored-3")
     scored = set(log.read_text().split()) if log.exists() else set()
@@ -144,13 +143,7 @@ def _finish(scenario: Scenario, job: ScoringJob, expected: list[object]) -> None
 
 def _committed(job: ScoringJob) -> list[tuple[str, int]]:
     """Each request's name, and which try it was."""
-    return [(row["request_hash"], row["attempts"]) for row in _parts(job)]
-
-
-def _parts(job: ScoringJob) -> list[dict[str, object]]:
-    folder = OutputFolder(job.output_folder)
-    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
-    return [row for name in names for row in pq.read_table(folder.parts / name).to_pylist()]
+    return [(row["request_hash"], row["attempts"]) for row in part_rows(job)]
 
 
 def _child(action: Callable[[], object], errors: Path | None = None) -> int:
