@@ -64,7 +64,7 @@ def test_a_run_in_a_worker_is_stopped_from_outside(
     write_table: Any,
 ) -> None:
     """Prefect has it as cancelled, not as crashed, and the worker goes on."""
-    small_job |= {"task": {"type": "generate"}, "sampling": {"max_tokens": 300, "ignore_eos": True}, "shard_seconds": 1}
+    small_job |= {"task": {"type": "generate"}, "sampling": {"max_tokens": 40, "ignore_eos": True}, "shard_seconds": 0.1}
     small_job_file.write_text(yaml.safe_dump(small_job))
     write_table(tmp_path / "rows.parquet", 2000)
     run, folder = prefect_processes.run, OutputFolder(Path(small_job["output"]))
@@ -113,6 +113,7 @@ def test_a_scheduled_run_scores_new_rows_only(
     assert "telemetry" not in (prefect_processes.folder / "server.log").read_text()
     run("prefect concurrency-limit create trunkline:cpu 2")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
+    assert "Created 2 automation(s)" in run("prefect automation create --from-file automations.yaml")
 
     deployed = read(prefect_processes.api, "deployments/name/trunkline-score/package-topics")
     assert [(s["slug"], s["schedule"]["cron"], s["active"]) for s in deployed["schedules"]] == [

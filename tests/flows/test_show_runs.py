@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -109,9 +110,14 @@ def test_nothing_runs(used: list[ScoringJob]) -> None:
         stop_run(None, 0)
 
 
-def test_the_only_run_is_meant_where_none_is_named(used: list[ScoringJob], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_only_run_is_meant_where_none_is_named(
+    used: list[ScoringJob], printed: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_run(used[0]) as one:
         assert stop_run(None, 0) == 0
+        one.folder.stop_request.unlink()
+        command = "trunkline stop runs/package-topics".replace("runs/package-topics", f"{one.root} --wait 0")
+        assert f"{one.root}: asked process {os.getpid()} on " in printed(*command.split()[1:])
         assert one.holder is not None
         assert is_asked(one.folder, one.holder)
         with open_run(used[1]), pytest.raises(UserError, match=r"several runs go on, in .*one, .*two; name one"):
