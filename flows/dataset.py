@@ -14,7 +14,7 @@ from tasks.publish import Published, publish_results
 from tasks.source.source_paths import find_database, find_files
 from tasks.storage.run import Run
 
-# What Prefect takes for a key (`prefect/types/names.py`): no escapes either.
+# What Prefect takes for a key (RESTRICTED_ASSET_CHARACTERS of its 3.8.8): no escapes either.
 _NOT_IN_A_KEY = re.compile(r"""[\x00-\x20\x7f#?&%"'<>\[\]{}|\\^`]""")
 _LONGEST_KEY = 512
 

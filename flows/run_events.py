@@ -27,7 +27,7 @@ SECONDS_TO_SEND = 3.0
 
 @contextmanager
 def announced_run(job: ScoringJob, retry_failed: bool) -> Iterator[Run]:
-    """`open_run`, whose end is an event: `trunkline.run.completed`, `.stopped`, `.failed` or `.interrupted`.
+    """`open_run`, whose end is an event: `trunkline.scoring-run.completed`, `.stopped`, `.failed` or `.interrupted`.
 
     A run that did not begin, as where another has the folder, is no more than Prefect's own failed flow run.
     """
@@ -43,11 +43,11 @@ def announced_run(job: ScoringJob, retry_failed: bool) -> Iterator[Run]:
 
 
 def emit_run_event(what: What, run: Run, **more: str | float) -> None:
-    """`trunkline.run.<what>` about the run's output folder, with what its record says, and nothing of any row."""
+    """`trunkline.scoring-run.<what>` about the run's output folder, with what its record says, and nothing of any row."""
     try:
         record = next((one for one in read_records(run.folder) if one.run_id == run.run_id), None)
         emit_event(
-            event=f"trunkline.run.{what}",
+            event=f"trunkline.scoring-run.{what}",
             resource={
                 "prefect.resource.id": asset_key(run.root),
                 "prefect.resource.name": run.job.name,

@@ -28,7 +28,7 @@ def automations() -> list[dict[str, Any]]:
 def test_prefect_takes_them_all() -> None:
     crashed, paused = [AutomationCore.model_validate(one) for one in automations()]
     assert crashed.trigger.within.total_seconds() == 90  # type: ignore[union-attr]
-    assert paused.trigger.expect == {"trunkline.run.error-rate-exceeded"}  # type: ignore[union-attr]
+    assert paused.trigger.expect == {"trunkline.scoring-run.error-rate-exceeded"}  # type: ignore[union-attr]
 
 
 def post(api: str, path: str, content: dict[str, Any]) -> Any:

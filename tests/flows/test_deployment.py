@@ -64,7 +64,11 @@ def test_a_run_in_a_worker_is_stopped_from_outside(
     write_table: Any,
 ) -> None:
     """Prefect has it as cancelled, not as crashed, and the worker goes on."""
-    small_job |= {"task": {"type": "generate"}, "sampling": {"max_tokens": 40, "ignore_eos": True}, "shard_seconds": 0.1}
+    small_job |= {
+        "task": {"type": "generate"},
+        "sampling": {"max_tokens": 40, "ignore_eos": True},
+        "shard_seconds": 0.1,
+    }
     small_job_file.write_text(yaml.safe_dump(small_job))
     write_table(tmp_path / "rows.parquet", 2000)
     run, folder = prefect_processes.run, OutputFolder(Path(small_job["output"]))

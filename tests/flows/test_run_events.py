@@ -74,7 +74,7 @@ def test_a_run_that_completes(job: ScoringJob) -> None:
     assert roles["asset"] == asset_key(job.output_folder.parent / "rows.parquet")
     assert "flow-run" in roles
 
-    [ended] = events(key, "trunkline.run.completed")
+    [ended] = events(key, "trunkline.scoring-run.completed")
     told = ended["payload"]
     assert (told["run_id"], told["rows"], told["rows_done"], told["row_errors"]) == (report.run_id, 21, 21, 1)
     for event in (made, ended):
@@ -86,7 +86,7 @@ def test_a_run_that_completes(job: ScoringJob) -> None:
 def test_a_run_that_fails_says_the_kind_of_its_error_alone(job: ScoringJob) -> None:
     with workers_from(lambda _: nullcontext(Failing())), pytest.raises(ShardsFailedError):
         score(job)
-    [ended] = events(asset_key(job.output_folder), "trunkline.run.failed")
+    [ended] = events(asset_key(job.output_folder), "trunkline.scoring-run.failed")
     told = ended["payload"]
     assert (told["cause"], told["rows"], told["rows_done"], told["row_errors"]) == ("ShardsFailedError", 21, 1, 1)
     assert "parcel" not in json.dumps(ended)
