@@ -5,15 +5,14 @@ A server that is away costs the event, never the run.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
 from flows.dataset import asset_key
-from tasks.job.job import ScoringJob
-from tasks.storage.run import Run, open_run
+from tasks.storage.run import Run
 from tasks.storage.run_record import RunRecord, read_records
 from tasks.storage.stop_request import RunStoppedError
 
@@ -26,14 +25,15 @@ SECONDS_TO_SEND = 3.0
 
 
 @contextmanager
-def announced_run(job: ScoringJob, retry_failed: bool) -> Iterator[Run]:
-    """`open_run`, whose end is an event: `trunkline.scoring-run.completed`, `.stopped`, `.failed` or `.interrupted`.
+def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
+    """The run of `tasks.storage.run.open_run`, whose end is an event: `trunkline.scoring-run.completed`, `.stopped`,
+    `.failed` or `.interrupted`.
 
     A run that did not begin, as where another has the folder, is no more than Prefect's own failed flow run.
     """
     begun: Run | None = None
     try:
-        with open_run(job, retry_failed) as begun:
+        with opening as begun:
             yield begun
     except BaseException as problem:
         if begun is not None:
@@ -43,7 +43,7 @@ def announced_run(job: ScoringJob, retry_failed: bool) -> Iterator[Run]:
 
 
 def emit_run_event(what: What, run: Run, **more: str | float) -> None:
-    """`trunkline.scoring-run.<what>` about the run's output folder, with what its record says, and nothing of any row."""
+    """`trunkline.scoring-run.<what>` about the output folder, with what the run's record says, and nothing of a row."""
     try:
         record = next((one for one in read_records(run.folder) if one.run_id == run.run_id), None)
         emit_event(
@@ -77,6 +77,7 @@ def _facts(record: RunRecord) -> dict[str, str | int | float | None]:
         "rows": record.rows,
         "rows_done": record.rows_done,
         "row_errors": record.row_errors,
+        "from_store": record.from_store,
         "scored": record.scored,
         "prompt_tokens": record.prompt_tokens,
         "computed_prompt_tokens": record.computed_prompt_tokens,
