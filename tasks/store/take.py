@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from engine.failpoint import failpoint
 from tasks.storage.commit import commit_file, sha256_of
 from tasks.storage.duck import working_connection
-from tasks.storage.manifests import PartFile, ShardManifest, write_manifest
+from tasks.storage.manifests import write_manifest
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import Run
+from tasks.storage.shard_manifest import PartFile, ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import plan_id_of
 from tasks.store.scoring_store import ScoringStore, Shelf, is_whole

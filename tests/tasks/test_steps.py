@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.errors import EngineDeadError, UserError
+from engine.errors import UserError
 from tasks.check import check_job
 from tasks.dry_run import plan_job
-from tasks.infer import infer, infer_shard
+from tasks.infer import infer_shard
 from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
@@ -264,18 +264,6 @@ def test_an_empty_table(job_of: JobMaker) -> None:
     assert (published.rows, published.missing) == (0, 0)
 
 
-@pytest.mark.fault(2)
-def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorkers) -> None:
-    engine.deaths = 1
-    job = job_of(rows("one"))
-    with open_run(job) as run:
-        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
-        with pytest.raises(EngineDeadError):
-            infer_shard(run, planned.plan_id, planned.shards[0], engine)
-        assert not infer_shard(run, planned.plan_id, planned.shards[0], engine).skipped
-    assert infer.retries == 3
-
-
 @pytest.mark.fault(6)
 def test_a_try_that_ended_between_part_and_manifest(
     job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +272,7 @@ def test_a_try_that_ended_between_part_and_manifest(
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         with monkeypatch.context() as failing:
-            failing.setattr("tasks.infer.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+            failing.setattr("tasks.shard_results.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
             with pytest.raises(OSError, match="gone"):
                 infer_shard(run, planned.plan_id, planned.shards[0], engine)
         infer_shard(run, planned.plan_id, planned.shards[0], engine)
