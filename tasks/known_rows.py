@@ -71,7 +71,7 @@ def find_known_rows(run: Run, digests: RowDigests, files: Sequence[Path], folder
         "rows_before": str(plan_folder(run.folder, before) / ROWS),
         "retry_failed": run.retry_failed,
     }
-    with working_connection(folder) as connection:
+    with working_connection(folder, run.folder.root) as connection:
         query = statement("steps/known_rows", newest=newest_results(parts))
         reader = connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
         with parquet_sink(folder / KNOWN, reader.schema) as sink:
