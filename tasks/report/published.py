@@ -50,6 +50,7 @@ class PublishedFolder:
 
 def open_published(folder: OutputFolder) -> PublishedFolder:
     """Reads every part against its sha256. Raises UserError where nothing is planned yet, or its rows are damaged."""
+    folder.refuse_links()
     records, damaged_records = inspect_records(folder)
     name = records[-1].name if records else None
     reasons = list(map(str, damaged_records))

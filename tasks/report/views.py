@@ -12,7 +12,8 @@ import duckdb
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from tasks.storage.commit import replace_file
-from tasks.storage.duck import view_connection
+from tasks.storage.duck import new_database, view_connection
+from tasks.storage.file_mode import file_mode
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results
@@ -26,14 +27,11 @@ from tasks.storage.stored_plan import ROWS, plan_folder
 def write_views(folder: OutputFolder, plan_id: str) -> None:
     """Puts a new `results.duckdb` in the place of the one before."""
     staged = folder.staged("results.duckdb")
-    connection = duckdb.connect(str(staged), config={"file_search_path": str(folder.root)})
-    try:
+    with new_database(staged, folder.root) as connection:
         # What it is read with later does not know whose lock the folder has then: a record is believed.
         for one in _statements(folder, plan_id, read_manifests(folder), "", "holder"):
             connection.execute(one)
-    finally:
-        connection.close()
-    staged.chmod(0o600)
+    staged.chmod(file_mode())
     failpoint("publish.staged")
     replace_file(staged, folder.database)
 

@@ -93,7 +93,7 @@ def _search(parts: Sequence[Path], wanted: Path) -> list[Found]:
     """Names alone are read of the parts."""
     if not parts:
         return []
-    with working_connection(wanted.parent) as connection:
+    with working_connection(wanted.parent, *{part.parent for part in parts}) as connection:
         values = {"parts": list(map(str, parts)), "wanted": str(wanted)}
         places = connection.sql(statement("steps/stored_results"), params=values).to_arrow_table()
     part, rows, attempts, num_rows = (column.to_numpy() for column in places.columns)

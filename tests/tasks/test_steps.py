@@ -17,7 +17,6 @@ from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
-from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
@@ -297,16 +296,6 @@ def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptu
     job = job_of(rows("a secret", "a secret\x00", "secret" * 60), prompt={"template": "{{ text }}"})
     run_steps(job)
     assert "secret" not in caplog.text
-
-
-@pytest.mark.fault(25)
-def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
-    job = job_of(rows("one"))
-    run_steps(job)
-    files = [path for path in job.output_folder.rglob("*") if path.is_file()]
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-    assert job.output_folder.stat().st_mode & 0o777 == 0o700
-    assert OutputFolder(job.output_folder).database in files
 
 
 @pytest.mark.fault(22)
