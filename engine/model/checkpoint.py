@@ -230,9 +230,9 @@ def load_shape(model: ModelFiles) -> ModelShape:
 def _refuse_own_code(config: dict[str, Any], kind: str) -> None:
     """Code that a folder brings is never run: many bring it beside what transformers has itself by now."""
     if config.get("auto_map"):
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        from transformers import CONFIG_MAPPING
 
-        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        if config.get("model_type") not in CONFIG_MAPPING:
             raise UserError(f"{kind} needs Python code of its own (auto_map), which is never run")
 
 
