@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
+from tasks.batch.batch_line import BatchLine, parse_line
+from tasks.batch.endpoint import BadRequestError
+from tasks.batch.line_file import read_lines
 from tasks.batch.request_table import SCHEMA, write_table
 from tests.mutations import mutated, seeds
 
@@ -36,34 +39,35 @@ def batch_file() -> bytes:
 
 @pytest.mark.parametrize("seed", seeds(5))
 def test_no_mutation_ends_in_a_traceback(tmp_path: Path, seed: int) -> None:
+    """Each line is parsed; of each twelfth file the table is written."""
     draw, ended = random.Random(seed), {"rows": 0, "faults": 0}
     for number in range(MUTATIONS):
         zipped = number % 8 == 0
-        content = mutated(draw, gzip.compress(batch_file(), 1, mtime=0) if zipped else batch_file())
         path = tmp_path / ("in.jsonl.gz" if zipped else "in.jsonl")
-        path.write_bytes(content)
-        said = _refusal(path, tmp_path / "requests.parquet")
-        if said is not None:
-            assert said.startswith(str(path))
-            assert "\n" not in said
-            continue
-        table = pq.read_table(tmp_path / "requests.parquet")
-        assert table.schema.equals(SCHEMA)
-        for row in table.select(["prompt", "fault"]).to_pylist():
-            assert (row["prompt"] is None) != (row["fault"] is None)
-            ended["rows" if row["fault"] is None else "faults"] += 1
-            if row["fault"] is not None:
-                fault = json.loads(row["fault"])
-                assert fault["message"]
-                assert "\n" not in fault["message"]
-                assert len(fault["message"]) < 500, fault
+        path.write_bytes(mutated(draw, gzip.compress(batch_file(), 1, mtime=0) if zipped else batch_file()))
+        lines, said = _read(path)
+        assert said is None or (said.startswith(str(path)) and "\n" not in said), said
+        faults = [str(line.asked) for line in lines if isinstance(line.asked, BadRequestError)]
+        assert all(0 < len(fault) < 500 and "\n" not in fault for fault in faults), faults
+        ended["faults"] += len(faults)
+        ended["rows"] += len(lines) - len(faults)
+        if number % 12 == 0 and said is None and lines:
+            write_table(path, tmp_path / "requests.parquet", {"tiny"})
+            table = pq.read_table(tmp_path / "requests.parquet")
+            assert table.schema.equals(SCHEMA)
+            assert set(table["line"].to_pylist()) == {line.number for line in lines}
+            given = zip(table["prompt"].is_valid().to_pylist(), table["fault"].is_valid().to_pylist(), strict=True)
+            assert all(prompt != fault for prompt, fault in given)
     assert min(ended.values()) > 0, ended
 
 
-def _refusal(source: Path, target: Path) -> str | None:
-    """The line that says why no line can be read."""
+def _read(path: Path) -> tuple[list[BatchLine], str | None]:
+    """The file's lines, or those before the one line that says why no more can be read."""
+    lines: list[BatchLine] = []
     try:
-        write_table(source, target, {"tiny"})
+        for number, line in read_lines(path):
+            assert line is not None
+            lines.append(parse_line(number, line, {"tiny"}))
     except UserError as said:
-        return str(said)
-    return None
+        return lines, str(said)
+    return lines, None
