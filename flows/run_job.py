@@ -1,7 +1,6 @@
 """`trunkline score`: the flow under a progress bar, then what came out."""
 
 import atexit
-import importlib
 import logging
 import os
 import sys
@@ -25,7 +24,7 @@ from flows.score import ShardsFailedError, score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
-from flows.workers import in_process, traced, workers_from
+from flows.workers import begun_process, workers_from
 from tasks.job.job import ScoringJob
 from tasks.transient import OUTSIDE
 
@@ -43,7 +42,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
-            with workers_from(in_process if trace is None else traced(trace)):
+            with workers_from(begun_process(trace)):
                 _run(job, retry_failed, messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
@@ -61,8 +60,6 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
 def _run(job: ScoringJob, retry_failed: bool, messages: Console, then: Tell) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
-        # Two seconds of imports, which most runs need, while the server comes up.
-        importlib.import_module("engine.loop.build")
         if server is not None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())
