@@ -36,6 +36,7 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML fi
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder.", show_default=False)
 ]
+RunFormat = Literal["table", "csv", "json"]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
@@ -159,6 +160,38 @@ def sql(
     if query is None:
         return show_attach(output)
     return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+
+
+@app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="An output folder; else all that your runs used.", show_default=False),
+    ] = None,
+    form: Annotated[RunFormat, typer.Option("--format", "-f", help="How to write them.")] = "table",
+    last: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the newest of a folder; 5 where all folders are listed.", show_default=False),
+    ] = None,
+) -> None:
+    """List runs: what each is doing now, or how it ended, and how many of its rows are done."""
+    from flows.show_runs import show_runs
+
+    show_runs(folder, form, last)
+
+
+@app.command(epilog="Example: [bold]trunkline stop runs/package-topics[/bold]")
+def stop(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Its output folder; else your only run.", show_default=False),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for its end.")] = 60.0,
+) -> None:
+    """End a run at its next step, wherever it runs. What is committed stays, and score continues it."""
+    from flows.stop_run import stop_run
+
+    sys.exit(stop_run(folder, wait))
 
 
 @app.command(epilog="Example: [bold]trunkline batch examples/batch.jsonl -o out.jsonl --errors errors.jsonl[/bold]")

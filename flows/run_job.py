@@ -26,7 +26,10 @@ from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from flows.workers import begun_process, workers_from
 from tasks.job.job import ScoringJob
+from tasks.storage.stop_request import RunStoppedError
 from tasks.transient import OUTSIDE
+
+STOPPED = 3
 
 Tell = Callable[[RunReport, Console], None]
 
@@ -34,7 +37,8 @@ Tell = Callable[[RunReport, Console], None]
 def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, then: Tell | None = None) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process; `then` has the last words.
 
-    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 128 + N where signal N stopped it.
+    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 3 where `trunkline stop` ended it,
+    128 + N where signal N did.
     """
     messages = Console(stderr=True)
     logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
@@ -46,6 +50,8 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
                 _run(job, retry_failed, messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
+        except RunStoppedError as error:
+            code = _say(messages, str(error), STOPPED)
         except ShardsFailedError as error:
             code = _say(messages, str(error), 1)
         except UserError as error:

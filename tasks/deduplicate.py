@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.failpoint import failpoint
+from engine.stages import checkpoint
 from tasks.extract import NEW_REQUESTS, Extracted
 from tasks.step import as_task
 from tasks.storage.duck import BATCH_ROWS, working_connection
@@ -56,6 +57,7 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
         pending = 0
         with parquet_sink(folder / PENDING, reader.schema) as sink:
             for batch in reader:
+                checkpoint()
                 sink.write(batch)
                 pending += batch.num_rows
     (folder / NEW_REQUESTS).unlink()

@@ -16,6 +16,7 @@ from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
+from engine.stages import checkpoint
 from tasks.deduplicate import PENDING, Deduplicated
 from tasks.report.latest import remember_output
 from tasks.report.published import shown_plan
@@ -107,6 +108,7 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
     """Plans of `pending.parquet`; `config` is the run's, with a step's tokens settled."""
     cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
+        checkpoint()
         rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
         sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
         requests = list(chain.from_iterable(rows))
