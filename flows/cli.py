@@ -12,6 +12,7 @@ import typer
 from engine.config import ADMISSION, ORDER, SHARING
 from engine.errors import UserError
 from flows.sql_format import Format
+from flows.store_commands import store_app
 
 # The bar says it on the terminal, and Prefect keeps the log of a run either way.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -31,6 +32,8 @@ app = typer.Typer(
     help="Scores a table of prompts with a language model, offline; the answer is SQL.",
     epilog="Start with [bold]trunkline preview JOB[/bold] and [bold]plan JOB[/bold], then [bold]score JOB[/bold].",
 )
+
+app.add_typer(store_app, name="store")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
 Output = Annotated[
@@ -57,6 +60,7 @@ def score(
     job: JobFile,
     output: Output = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")] = False,
     settings: Settings = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
@@ -72,7 +76,7 @@ def score(
         check_job(loaded)
     from flows.run_job import run_job
 
-    run_job(loaded, retry_failed=retry_failed, trace=trace)
+    run_job(loaded, retry_failed=retry_failed, full=full, trace=trace)
 
 
 @app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,7 +35,14 @@ STOPPED = 3
 Tell = Callable[[RunReport, Console], None]
 
 
-def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, then: Tell | None = None) -> NoReturn:
+def run_job(
+    job: ScoringJob,
+    *,
+    retry_failed: bool,
+    full: bool = False,
+    trace: Path | None = None,
+    then: Tell | None = None,
+) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process; `then` has the last words.
 
     Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 3 where `trunkline stop` ended it,
@@ -47,7 +55,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
             with workers_from(begun_process(trace)):
-                _run(job, retry_failed, messages, then or tell_next_steps)
+                _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
         except RunStoppedError as error:
@@ -63,13 +71,13 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
     leave(code)
 
 
-def _run(job: ScoringJob, retry_failed: bool, messages: Console, then: Tell) -> None:
+def _run(flow: Callable[[], RunReport], messages: Console, then: Tell) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
         if server is not None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())
-        report = score(job, retry_failed=retry_failed)
+        report = flow()
     console = Console()
     print_report(report, console, _seconds_since_command())
     then(report, console)
@@ -82,7 +90,8 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.extract", "tasks.storage.damage", "kernels")]
+    names = ("tasks.extract", "tasks.storage.damage", "tasks.store.share", "kernels")
+    logs = [logging.getLogger(name) for name in names]
     for log in logs:
         log.addHandler(handler)
     try:

@@ -50,13 +50,14 @@ stop_at_exit()
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
     persist_result=False,
 )
-def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
+def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
         job: what to score, with which model, and where the results go, or the path of a job file; relative paths
             start at the working directory.
         retry_failed: score the rows again that ended as errors.
+        full: score all rows again, whatever the output folder and the job's store have of them.
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
@@ -65,16 +66,16 @@ def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
     """
     job = load_job(job) if isinstance(job, str) else job
     try:
-        return _score(job, retry_failed)
+        return _score(job, retry_failed, full)
     except RunStoppedError as stopped:
         # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
         return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
 
 
-def _score(job: ScoringJob, retry_failed: bool) -> RunReport:
+def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
     log = get_run_logger()
     with (
-        open_run(job, retry_failed) as run,
+        open_run(job, retry_failed, full=full) as run,
         open_workers(run) as workers,
         RunControl(run, workers) as control,
     ):
@@ -82,11 +83,12 @@ def _score(job: ScoringJob, retry_failed: bool) -> RunReport:
         with control.stoppable():
             planned = _plan(run, workers, control, log)
         log.info(
-            "%s rows: %s rejected, %s requests, %s of them done before\n%s",
+            "%s rows: %s that cannot be scored, %s equal to another row; of %s requests %s\n%s",
             f"{planned.rows:,}",
             f"{planned.rejected:,}",
+            f"{planned.equal_rows:,}",
             f"{planned.unique:,}",
-            f"{planned.committed:,}",
+            planned.said_of_requests,
             planned.text,
         )
         control.count(planned)
@@ -164,6 +166,9 @@ class ShardRunner:
             shards=len(self._planned.shards),
             scored_rows=sum(done.rows for done in self._done if not done.skipped),
             rejected=self._planned.rejected,
+            equal_rows=self._planned.equal_rows,
+            done_before=self._planned.committed,
+            from_store=self._planned.from_store,
             seconds=seconds,
         )
         self._page.close(report.finished_fraction, report.markdown())

@@ -92,7 +92,7 @@ def extract_rows(run: Run) -> Extracted:
 
 def _open_plan(run: Run, digest: str) -> str | None:
     """One whose adapters are what they were."""
-    found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed)
+    found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed, full=run.full)
     return found if found and are_unchanged(plan_folder(run.folder, found) / REQUESTS) else None
 
 

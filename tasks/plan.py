@@ -65,6 +65,7 @@ def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Sto
         rejected=planned.rejected,
         unique_requests=planned.unique,
         committed_before=planned.committed,
+        from_store=planned.from_store,
         pending=planned.pending,
         ideal_saved_fraction=planned.summary.ideal_saved_fraction,
     )
@@ -131,6 +132,8 @@ def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Sto
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,
         retry_failed=run.retry_failed,
+        full=run.full,
+        from_store=deduplicated.from_store,
         rows=deduplicated.rows,
         rejected=deduplicated.rejected,
         unique=deduplicated.unique,
