@@ -29,6 +29,8 @@ from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
 from tasks.report.used_folders import remember_folder
+from tasks.run_failed import RunFailedError
+from tasks.shard_gate import ShardGate
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
@@ -61,7 +63,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
-        ShardsFailedError: some rows are still without an end; the same call continues.
+        RunFailedError: some rows are still without an end; the same call continues.
         RunStoppedError: somebody asked the run to end; the same call continues.
     """
     job = load_job(job) if isinstance(job, str) else job
@@ -112,7 +114,7 @@ def _name(job: ScoringJob | str) -> str:
     return Path(job).stem if isinstance(job, str) else job.name
 
 
-class ShardsFailedError(RuntimeError):
+class ShardsFailedError(RunFailedError):
     """Shards failed for good; what was committed is published."""
 
 
@@ -124,6 +126,7 @@ class ShardRunner:
         self._control = control
         self._planned = planned
         self._workers = workers
+        self._gate = ShardGate(run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -150,8 +153,9 @@ class ShardRunner:
         try:
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
-            # Whoever stops the run does not want to wait for its shards.
+            # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
+            self._gate.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -176,8 +180,8 @@ class ShardRunner:
             raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
             raise ShardsFailedError(
-                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
-                f"run the same command to continue (last error: {self._failures[-1]})"
+                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet "
+                f"(last error: {self._failures[-1]})"
             ) from self._failures[-1]
         return report
 
@@ -191,12 +195,12 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
-        except UserError:
+        except (RunFailedError, UserError):
             raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):

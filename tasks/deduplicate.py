@@ -57,7 +57,7 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     """
     folder = extracted.folder
     parts = _parts_of(committed_in)
-    with working_connection(folder) as connection:
+    with working_connection(folder, committed_in.root, run.folder.root) as connection:
         counts = connection.execute(statement("steps/count_requests"), {"rows": str(folder / ROWS)}).fetchall()
         [(num_rows, rejected, unique)] = counts
         taken = 0

@@ -19,6 +19,7 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
+from tasks.storage.file_mode import make_folder
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import are_unchanged
@@ -71,7 +72,7 @@ def extract_rows(run: Run) -> Extracted:
     columns = find_columns(run.job)
     builder = RequestBuilder(run, columns.prompt, tokenizer)
     folder = run.folder.staged("extract")
-    folder.mkdir(mode=0o700)
+    make_folder(folder)
     snapshot = take_snapshot(
         source, columns.schema, folder / SNAPSHOT, lambda digest: _open_plan(run, digest) is not None
     )

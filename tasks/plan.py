@@ -25,6 +25,7 @@ from tasks.request.requests import to_requests
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
+from tasks.storage.file_mode import make_folder
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import adapter_sizes
 from tasks.storage.run_record import read_records, update_record
@@ -80,7 +81,7 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> S
     failpoint("plan.start")
     config = _limits(run, workers) if deduplicated.pending else run.config
     staged = run.folder.staged(plan_id_of(run.run_id))
-    staged.mkdir(mode=0o700)
+    make_folder(staged)
     (deduplicated.folder / ROWS).rename(staged / ROWS)
     outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
     planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))

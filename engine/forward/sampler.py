@@ -111,20 +111,27 @@ def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> RowLogprobs:
     return RowLogprobs(logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0], best.values, best.indices)
 
 
-def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
+def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor, *, in_order: bool = False) -> Tensor:
     """(3, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
     the row is finite.
     """
     best = logits.max(-1)
-    lse = logits.logsumexp(-1)
+    lse = _log_sum_exp(logits, in_order)
     logprobs = logits[rows, targets] - lse[rows]
     return torch.stack((logprobs, (best.indices[rows] == targets).float(), torch.isfinite(lse[rows]).float()))
 
 
-def best_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_logprobs(logits: Tensor, count: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:
     """The `count` best tokens of each row of (rows, vocab_size), (rows, count) int64, and their log-probabilities."""
     best = logits.topk(count)
-    return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
+    return best.indices, best.values - _log_sum_exp(logits, in_order)[:, None]
+
+
+def _log_sum_exp(logits: Tensor, in_order: bool) -> Tensor:
+    """(rows,). A row alone is summed by torch in as many parts as there are threads; of several, each in one."""
+    if in_order and len(logits) == 1:
+        return logits.repeat(2, 1).logsumexp(-1)[:1]
+    return logits.logsumexp(-1)
 
 
 def stream_of(prompt_token_ids: TokenIds) -> int:

@@ -24,7 +24,7 @@ from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeWorkers, job_content, write_model
 from tests.tasks.steps import make_job, run_steps, table, use_fakes
 
-ENGINE = FakeWorkers()
+ENGINE = FakeWorkers(killer=b"deadly", step_requests=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ def _started(folder: Path, output: str) -> ScoringJob:
 
 
 def _write_source(path: Path) -> None:
-    """Texts and choices, rows without a prompt, and one that the engine has no answer for."""
+    """Texts and choices, rows without a prompt, one that the engine has no answer for, and one that it dies of."""
     texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(20)]
-    texts[5] = "an unlucky row"
+    texts[5], texts[7] = "an unlucky row", "an unlucky row, and a deadly one"
     rows = [
         {"id": f"r{i:02}", "text": text, "topic": i % 2, "ask": "choice" if i % 2 else None}
         for i, text in enumerate(texts)
