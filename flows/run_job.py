@@ -21,6 +21,7 @@ from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
+from flows.run_events import send_events
 from flows.score import score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
@@ -124,6 +125,7 @@ def leave(code: int) -> NoReturn:
     Taking the interpreter apart is left out: Prefect keeps DuckDB's module alive to the end, of which its binding
     complains over dozens of lines.
     """
+    send_events()
     logging.shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

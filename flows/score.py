@@ -15,11 +15,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from engine.errors import EngineClosedError, UserError
 from engine.plan import Shard
 from flows.artifacts import RunPage
+from flows.dataset import publish
 from flows.event_loops import stop_at_exit
 from flows.in_flight import run_in_flight
 from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
+from flows.run_events import announced_run
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
@@ -27,7 +29,6 @@ from tasks.infer import ShardDone, infer
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
-from tasks.publish import publish
 from tasks.report.used_folders import remember_folder
 from tasks.run_failed import RunFailedError
 from tasks.shard_gate import ShardGate
@@ -77,7 +78,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
 def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
     log = get_run_logger()
     with (
-        open_run(job, retry_failed, full=full) as run,
+        announced_run(open_run(job, retry_failed, full=full)) as run,
         open_workers(run) as workers,
         RunControl(run, workers) as control,
     ):

@@ -13,7 +13,6 @@ from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
-from tasks.step import as_task
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
@@ -98,6 +97,3 @@ def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> Iterator[Answ
 
 def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:
     return connection.execute(statement(f"report/{name}"), values).fetchall()
-
-
-publish = as_task(publish_results, "publish")

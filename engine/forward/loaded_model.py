@@ -50,7 +50,8 @@ class LoadedModel:
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
         self._attention: StepAttention | None = None
-        self._is_torchs_in_part = strict and not isinstance(self.body, FusedBody)
+        # Of a strict model: it computes in part what torch does, one thread of it.
+        self.has_layers_of_torch = strict and not isinstance(self.body, FusedBody)
         # Whether no layer reads a number back from the device: what transformers wrote may.
         self.waits_for_nothing = False
         # Which outputs are settled exactly is a matter of likelihood, and of which thread is first.
@@ -73,7 +74,7 @@ class LoadedModel:
         """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""
         self._attention = attention
         ids, positions = input_ids[None], position_ids[None]
-        with loops_alone() if self._is_torchs_in_part else nullcontext():
+        with loops_alone() if self.has_layers_of_torch else nullcontext():
             output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden if len(hidden) == len(attention.asked_rows) else hidden[attention.asked_rows]

@@ -18,9 +18,12 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.pooling_params import PoolingParams
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from examples.adapters import write_adapter
 from kernels.kv_format import FLOAT32
-from tests.engine.families import save_tiny
+from tests.engine.families import SERVED, save_tiny
 from tests.engine.oracle import Oracle
+from tests.engine.test_adapters import drawn
+from tests.engine.tiny_adapters import llama_linears
 
 VOCAB = 384
 COMMON: dict[str, Any] = {
@@ -227,11 +230,12 @@ def test_answers_are_transformers(models: dict[str, Path], family: str) -> None:
 
 
 def test_the_default_moves_within_its_tolerance(models: dict[str, Path]) -> None:
-    """The same arrangements in the other mode, whose last bits are free."""
+    """The other mode, whose last bits are free: they are others, or the tests above would hold anything."""
     config = replace(strict("float32", "none"), determinism="default")
     rows = tuple(row for row in ALL if REQUESTS[row].labels is not None)
     one = Arrangement(rows, "none", 1024, 1, is_tight=False).run(models["llama"], config)
     other = Arrangement(rows[::-1], "multi_level", 64, 2, is_tight=True).run(models["llama"], config)
+    assert any(bits(output) != bits(other[name]) for name, output in one.items())
     for name, output in one.items():
         for a, b in zip(output.label_scores or (), other[name].label_scores or (), strict=True):
             assert abs(a.logprob - b.logprob) < 1e-3
@@ -247,3 +251,36 @@ def test_what_cannot_be_held_is_refused_by_name(models: dict[str, Path], monkeyp
     monkeypatch.setattr("engine.machine.device.cuda_devices", lambda: 1)
     with pytest.raises(UserError, match=r"engine.determinism: strict is for the CPU alone; take engine.device: cpu"):
         build_engine(files, replace(config, device="cuda"), detokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("gpt2", "h.0.attn.c_attn, a Conv1D"), ("mixtral", "mlp.gate, a MixtralTopKRouter")]
+)
+def test_layers_that_no_loop_computes_are_refused_by_name(family: str, said: str, tmp_path: Path) -> None:
+    config = next(known.config for known in SERVED if known.model_type == family)
+    save_tiny(family, config, tmp_path)
+    with pytest.raises(UserError, match=f"engine.determinism: strict has no loop for .*{said}.*; take default"):
+        build_engine(resolve_model(str(tmp_path)), strict("float32", "none"), detokenize=False)
+
+
+def test_a_row_with_an_adapter_has_the_same_bits_in_any_batch(tmp_path: Path) -> None:
+    save_tiny("llama", COMMON | {"vocab_size": 512, "num_key_value_heads": 2}, tmp_path / "base")
+    linears = llama_linears(64, 64, 32, 96, 2)
+    folders = [str(write_adapter(tmp_path / str(n), linears, n, rank=4 + 9 * n)) for n in range(3)]
+    requests = drawn([None, *folders], rows=20)
+    engine = build_engine(resolve_model(str(tmp_path / "base")), strict("float32", "none"), detokenize=False)
+    together = {
+        output.request_id: bits(output) for output in run_plan(engine, plan_requests(engine, requests), requests)
+    }
+    for part in ([request] for request in requests[::3]):
+        [alone] = run_plan(engine, plan_requests(engine, part), part)
+        assert bits(alone) == together[alone.request_id]
+    engine.close()
+
+
+def test_adapters_of_layers_that_are_not_ours_are_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = str(write_adapter(tmp_path / "adapter", llama_linears(64, 64, 32, 96, 2), 0, rank=4))
+    engine = build_engine(resolve_model(str(models["qwen3"])), strict("float32", "none"), detokenize=False)
+    with pytest.raises(UserError, match=r"engine.determinism: strict adds adapters in layers of our own alone"):
+        engine.runner.adapters.sizes([folder])
+    engine.close()

@@ -60,15 +60,15 @@ def one_thread() -> Iterator[None]:
 def put_in_order(model: Any) -> None:
     """Makes a packed model's products in order, in place; layers that are still torch's are packed first.
 
-    Raises UserError for one that cannot be.
+    Raises UserError for one that cannot be: another kind of linear layer, or weights of experts in one tensor.
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, Projection):
             module.in_order = True
-        elif isinstance(module, nn.Linear | Int8Linear):
-            if not can_pack(module):
-                raise UserError(f"{KEY} has no loop for {path}, a layer of this model; take default")
+        elif isinstance(module, nn.Linear | Int8Linear) and can_pack(module):
             model.set_submodule(path, OrderedLinear(module))
+        elif not isinstance(module, nn.Embedding) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+            raise UserError(f"{KEY} has no loop for {path}, a {type(module).__name__}; take default")
 
 
 class OrderedLinear(nn.Module):
