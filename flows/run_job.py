@@ -26,7 +26,7 @@ from flows.score import score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
-from flows.workers import begun_process, workers_from
+from flows.workers import begun_process
 from tasks.job.job import ScoringJob
 from tasks.run_failed import RunFailedError
 from tasks.storage.stop_request import RunStoppedError
@@ -56,7 +56,7 @@ def run_job(
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
-            with workers_from(begun_process(trace)):
+            with begun_process(trace):
                 _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()

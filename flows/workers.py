@@ -44,15 +44,22 @@ def workers_from(opened: OpenWorkers) -> Iterator[None]:
         _open_workers.reset(token)
 
 
-def begun_process(trace: Path | None) -> OpenWorkers:
-    """An engine for the one run that is called next, whose process begins its imports now; `trace` gets a line a step.
+@contextmanager
+def begun_process(trace: Path | None) -> Iterator[None]:
+    """The run that is called within the context has an engine whose process begins its imports now.
 
-    Raises UserError where that file cannot be written.
+    The file `trace` gets a line a step. Raises UserError where it cannot be written.
     """
     if trace is not None:
         TraceWriter(trace)
     child = Child()
-    return lambda run: EngineProcess(run.model, run.config, trace=trace and trace.absolute(), child=child)
+    try:
+        with workers_from(
+            lambda run: EngineProcess(run.model, run.config, trace=trace and trace.absolute(), child=child)
+        ):
+            yield
+    finally:
+        child.end(at_once=True)  # it is still there where the run did not come so far
 
 
 @contextmanager
