@@ -77,6 +77,7 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    "trunkline score examples/classify.yaml --output runs/strict --set engine.determinism=strict",
     "trunkline drift examples/classify.yaml --rows 200 --set model.quantization=int8",
     'trunkline sql "select label, count(*) as n from results group by label order by n desc"',
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
