@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
 from flows.dataset import asset_key
+from tasks.run_failed import TooManyErrorsError
 from tasks.storage.run import Run
 from tasks.storage.run_record import RunRecord, read_records
 from tasks.storage.stop_request import RunStoppedError
@@ -38,6 +39,8 @@ def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
     except BaseException as problem:
         if begun is not None:
             emit_run_event(_end(problem), begun, cause=type(problem).__name__)
+            if isinstance(problem, TooManyErrorsError):
+                emit_run_event("error-rate-exceeded", begun)
         raise
     emit_run_event("completed", begun)
 

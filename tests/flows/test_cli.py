@@ -19,6 +19,7 @@ from engine.model.tokenizer import load_tokenizer
 from flows import cli
 from tasks.job.job_file import parse_job
 from tasks.job.task_keys import TASK_KEYS
+from tasks.storage.stop_request import RunStoppedError
 
 HEAVY = ("torch", "transformers", "prefect", "duckdb", "pyarrow")
 
@@ -216,6 +217,7 @@ def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_j
         ),
         (MemoryError(), 1, "MemoryError: "),
         (UserError("source.id: is not there"), 2, "source.id: is not there"),
+        (RunStoppedError("stopped by trunkline stop; the same"), 3, "stopped by trunkline stop; the same"),
     ],
     ids=lambda value: type(value).__name__,
 )
