@@ -12,12 +12,23 @@ _hits: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
+class Abandoned(BaseException):
+    """Ends a run as far as exceptions can, in a process that goes on."""
+
+
+def forget_hits() -> None:
+    """Every setting counts from one again."""
+    with _lock:
+        _hits.clear()
+
+
 def failpoint(name: str) -> None:
     """Acts at the n-th hit when the environment says `FAILPOINT=name:n:action`.
 
     Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL, behind a
     line that says where), `crash` (SIGSEGV), `stop` (SIGSTOP, until somebody sends SIGCONT), `error` (an I/O error),
-    `hang`, and `seize`, which hangs with the interpreter's lock held.
+    `hang`, `seize`, which hangs with the interpreter's lock held, and `abandon`, which raises Abandoned at every later
+    hit too, so that nothing more is committed, as behind a kill.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
@@ -30,7 +41,7 @@ def _act(name: str, setting: str) -> None:
         return
     with _lock:
         _hits[setting] += 1
-        reached = _hits[setting] == int(count)
+        reached = _hits[setting] == int(count) or (action == "abandon" and _hits[setting] > int(count))
     if reached:
         _ACTIONS[action](name)
 
@@ -52,6 +63,10 @@ def _error(name: str) -> None:
     raise OSError(errno.EIO, f"failpoint {name}")
 
 
+def _abandon(name: str) -> None:
+    raise Abandoned(name)
+
+
 def _hang(_: str) -> None:
     threading.Event().wait()
 
@@ -67,6 +82,7 @@ _ACTIONS: dict[str, Callable[[str], None]] = {
     "crash": _crash,
     "stop": _stop,
     "error": _error,
+    "abandon": _abandon,
     "hang": _hang,
     "seize": _seize,
 }

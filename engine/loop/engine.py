@@ -107,6 +107,7 @@ class Engine:
         self._turn = turn or DeviceTurn()
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
+        self._accepting: _Submission | None = None
         self._open: dict[int, _Submission] = {}
         self._states: dict[int, OutputState] = {}
         self._in_flight: deque[StepInFlight] = deque()
@@ -222,6 +223,7 @@ class Engine:
             block = False
             if submission is None:
                 return
+            self._accepting = submission
             self._accept(submission)
 
     def _wait(self) -> _Submission | None:
@@ -326,6 +328,8 @@ class Engine:
         with self._lock:
             self._closing = True
             waiting = set(self._open.values())
+            if self._accepting is not None and not self._accepting.future.done():
+                waiting.add(self._accepting)
             while not self._inbox.empty():
                 submission = self._inbox.get()
                 if submission is not None:
