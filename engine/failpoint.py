@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+_TOKEN = "engine.token."
 _hits: Counter[str] = Counter()
 _lock = threading.Lock()
 
@@ -32,6 +33,14 @@ def failpoint(name: str) -> None:
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
+        _act(name, setting)
+
+
+def token_failpoint(step: Container[int]) -> None:
+    """The failpoint `engine.token.<id>` of a step that holds the token. `*` is not this one."""
+    setting = os.environ.get("FAILPOINT", "")
+    name, _, _ = setting.partition(":")
+    if name.startswith(_TOKEN) and int(name.removeprefix(_TOKEN)) in step:
         _act(name, setting)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
-from engine.failpoint import failpoint
+from engine.failpoint import failpoint, token_failpoint
 from engine.forward.model_runner import ModelRunner
 from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
@@ -272,6 +272,7 @@ class Engine:
             self._take(self._in_flight.popleft())
 
     def _launch(self, step: SchedulerOutput, started: float) -> None:
+        token_failpoint(step.input_ids)
         scheduled = perf_counter()
         running = step.num_decode_tokens - step.num_draft_tokens
         held = running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
