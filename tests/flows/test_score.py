@@ -28,7 +28,7 @@ from flows.progress import Progress, watch
 from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
 from flows.stopping import GRACE_SECONDS
-from flows.workers import kept_engines, workers_from
+from flows.workers import workers_from
 from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job_file import parse_job
@@ -99,6 +99,21 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
     assert counts == {"low": 3, "high": 3}
     for _, text in report.published.answers[0].rows:
         assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
+
+
+class Refusing(FakeWorkers):
+    """Workers whose model turns out to be of no use when it is loaded."""
+
+    def submit(self, *_: object, **__: object) -> "Future[list[RequestOutput]]":
+        raise UserError("model.path: no good")
+
+
+def test_a_model_that_cannot_be_loaded_is_the_users_to_mend(small_job: dict[str, Any]) -> None:
+    with (
+        workers_from(lambda _: nullcontext(Refusing())),
+        pytest.raises(UserError, match=r"^model\.path: no good$"),
+    ):
+        run(small_job)
 
 
 @pytest.fixture
@@ -269,23 +284,6 @@ def test_a_run_is_stopped_while_the_model_loads(
     wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name == "trunkline-engine"])
     assert time.monotonic() - stopped < 1
     assert [record.status for record in records_of(small_job)] == ["interrupted"]
-
-
-def test_an_engine_is_kept_from_run_to_run_by_whoever_asks_for_it(small_job: dict[str, Any]) -> None:
-    before = {*threading.enumerate()}
-
-    def engines() -> list[threading.Thread]:
-        return [one for one in threading.enumerate() if one.name == "trunkline-engine" and one not in before]
-
-    other = small_job | {"output": f"{small_job['output']}-2"}
-    with kept_engines():
-        run(small_job)
-        [kept] = engines()
-        run(other)
-        assert engines() == [kept]
-    assert engines() == []
-    run(other | {"output": f"{small_job['output']}-3"})
-    assert engines() == []
 
 
 class Command:
