@@ -33,7 +33,8 @@ class EngineConfig:
     `gpu_memory_utilization` of the device. `max_model_len` 0 takes the model's own; `device` and `dtype` "auto"
     are resolved by `engine.machine.device`. `max_num_batched_tokens` 0 is resolved by `engine.loop.step_budget`, before
     anything is planned or scheduled. `max_num_seqs` bounds `admission="count"` alone. `speculation` lets steps that
-    wait for memory verify tokens that prompts foretell (`engine.scheduling.drafts`).
+    wait for memory verify tokens that prompts foretell (`engine.scheduling.drafts`). An engine in a process of its own
+    that ends no step in `step_timeout` seconds is ended (`tasks.engine_process`).
     """
 
     device: str = "auto"
@@ -51,3 +52,4 @@ class EngineConfig:
     max_num_seqs: int = 256
     speculation: Speculation = "ngram"
     determinism: Determinism = "default"
+    step_timeout: float = 600.0

@@ -9,5 +9,9 @@ class EngineDeadError(RuntimeError):
     """The engine's loop ended; every shard it held must run again."""
 
 
+class EngineNotLoadedError(EngineDeadError):
+    """The engine ended before it could compute, so that no shard is the cause."""
+
+
 class EngineClosedError(RuntimeError):
     """The engine was told to end: what it held is not to run again now."""

@@ -15,8 +15,9 @@ _lock = threading.Lock()
 def failpoint(name: str) -> None:
     """Acts at the n-th hit when the environment says `FAILPOINT=name:n:action`.
 
-    Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL), `crash`
-    (SIGSEGV), `error` (an I/O error), `hang`, and `seize`, which hangs with the interpreter's lock held.
+    Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL, behind a
+    line that says where), `crash` (SIGSEGV), `error` (an I/O error), `hang`, and `seize`, which hangs with the
+    interpreter's lock held.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
@@ -34,7 +35,8 @@ def _act(name: str, setting: str) -> None:
         _ACTIONS[action](name)
 
 
-def _kill(_: str) -> None:
+def _kill(name: str) -> None:
+    os.write(2, f"killed at {name}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -33,12 +33,15 @@ class HeldError(Exception):
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[Holder]:
-    """Has the lock while the context is open; the file's content names the holder. Raises HeldError, at once."""
+def hold(path: Path, pid: int | None = None) -> Iterator[Holder]:
+    """Has the lock while the context is open; the file's content names the holder. Raises HeldError, at once.
+
+    `pid` is of the process that a person knows as the holder, where this one only works for it.
+    """
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8") as file:
         if not _locked(file.fileno(), fcntl.LOCK_EX):
             raise HeldError(str(_parse(file.read()) or "another process"))
-        holder = Holder(os.getpid(), socket.gethostname(), secrets.token_hex(8))
+        holder = Holder(pid or os.getpid(), socket.gethostname(), secrets.token_hex(8))
         content = json.dumps(asdict(holder)).encode() + b"\n"
         # Never empty for a reader who is on the way: written over first, then cut.
         os.pwrite(file.fileno(), content, 0)

@@ -12,6 +12,7 @@ import typer
 from engine.config import ADMISSION, ORDER, SHARING
 from engine.errors import UserError
 from flows.sql_format import Format
+from flows.store_commands import store_app
 
 # The bar says it on the terminal, and Prefect keeps the log of a run either way.
 os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -32,10 +33,13 @@ app = typer.Typer(
     epilog="Start with [bold]trunkline preview JOB[/bold] and [bold]plan JOB[/bold], then [bold]score JOB[/bold].",
 )
 
+app.add_typer(store_app, name="store")
+
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder.", show_default=False)
 ]
+RunFormat = Literal["table", "csv", "json"]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
@@ -56,6 +60,7 @@ def score(
     job: JobFile,
     output: Output = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")] = False,
     settings: Settings = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
@@ -71,7 +76,7 @@ def score(
         check_job(loaded)
     from flows.run_job import run_job
 
-    run_job(loaded, retry_failed=retry_failed, trace=trace)
+    run_job(loaded, retry_failed=retry_failed, full=full, trace=trace)
 
 
 @app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")
@@ -159,6 +164,38 @@ def sql(
     if query is None:
         return show_attach(output)
     return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+
+
+@app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")
+def runs(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="An output folder; else all that your runs used.", show_default=False),
+    ] = None,
+    form: Annotated[RunFormat, typer.Option("--format", "-f", help="How to write them.")] = "table",
+    last: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the newest of a folder; 5 where all folders are listed.", show_default=False),
+    ] = None,
+) -> None:
+    """List runs: what each is doing now, or how it ended, and how many of its rows are done."""
+    from flows.show_runs import show_runs
+
+    show_runs(folder, form, last)
+
+
+@app.command(epilog="Example: [bold]trunkline stop runs/package-topics[/bold]")
+def stop(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="Its output folder; else your only run.", show_default=False),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for its end.")] = 60.0,
+) -> None:
+    """End a run at its next step, wherever it runs. What is committed stays, and score continues it."""
+    from flows.stop_run import stop_run
+
+    sys.exit(stop_run(folder, wait))
 
 
 @app.command(epilog="Example: [bold]trunkline batch examples/batch.jsonl -o out.jsonl --errors errors.jsonl[/bold]")

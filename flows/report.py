@@ -19,7 +19,8 @@ class Outcomes:
 class RunReport:
     """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job.
 
-    `rejected` rows are those of them that no run can score.
+    `rejected` rows are those of them that no run can score, `equal_rows` those whose request is another row's too; of
+    the requests, `done_before` had an answer in the folder when the run began, and `from_store` in the scoring store.
     """
 
     job: str
@@ -30,6 +31,9 @@ class RunReport:
     scored_rows: int
     rejected: int
     seconds: float
+    equal_rows: int = 0
+    done_before: int = 0
+    from_store: int = 0
 
     @property
     def rows_per_second(self) -> float:
@@ -51,10 +55,21 @@ class RunReport:
             facts.append(("scored now", f"{self.scored_rows:,} rows in {figure(self.seconds)} s: {speed}"))
         else:
             facts.append(("scored now", f"nothing: {self._nothing()}"))
+        if skipped := self._skipped():
+            facts.append(("not scored", skipped))
         if p.prompt_tokens:
             facts.append(("prompt tokens", f"{p.prompt_tokens:,} as written, {p.computed_prompt_tokens:,} computed"))
             facts.append(("saved by sharing", f"{percent(p.saved_fraction)} (ideal {percent(p.ideal_saved_fraction)})"))
         return facts
+
+    def _skipped(self) -> str:
+        """Which rows had no need to be scored, and why."""
+        reasons = {
+            "equal to another row": self.equal_rows,
+            "done before": self.done_before,
+            "found in the store": self.from_store,
+        }
+        return ", ".join(f"{count:,} {reason}" for reason, count in reasons.items() if count)
 
     def _nothing(self) -> str:
         """Why a run scored nothing."""
@@ -66,7 +81,8 @@ class RunReport:
         if self.rejected == p.rows:
             return "no row can be scored"
         others = " that can be scored" if self.rejected else ""
-        return f"every row{others} had a committed result"
+        where = " or one in the store" if self.from_store else ""
+        return f"every row{others} had a committed result{where}"
 
     def outcomes(self) -> list[Outcomes]:
         """What each task type shows of its answers, where rows have several types with its name; errors by type last.

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,6 @@ from rich.table import Table
 from engine.errors import UserError
 from flows.sql_format import Format
 from flows.terminal_text import as_text
-from tasks.query import QueryResult
 from tasks.source.cells import cells, has_cells, text_of
 from tasks.source.row_error import RowError
 
@@ -26,7 +25,19 @@ UNLIMITED_WIDTH = 100_000
 NARROWEST_COLUMN = 8
 
 
-def write_result(result: QueryResult, form: Format, out: BinaryIO, *, terminal: bool) -> None:
+class Rows(Protocol):
+    """A table that is read once, as a `tasks.query.QueryResult` is."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    def batches(self) -> Iterable[pa.RecordBatch]: ...
+
+
+def write_result(result: Rows, form: Format, out: BinaryIO, *, terminal: bool) -> None:
     """Writes all rows of `result` to `out`."""
     if form is Format.PARQUET and terminal:
         raise UserError("Parquet is no text for a terminal: add --to FILE, or send the output into a file")
@@ -36,7 +47,7 @@ def write_result(result: QueryResult, form: Format, out: BinaryIO, *, terminal: 
         _WRITERS[form](result, out)
 
 
-def _write_table(result: QueryResult, out: BinaryIO, terminal: bool) -> None:
+def _write_table(result: Rows, out: BinaryIO, terminal: bool) -> None:
     text = io.TextIOWrapper(out, encoding="utf-8", write_through=True)
     console = Console(file=text, width=None if terminal else UNLIMITED_WIDTH, force_terminal=terminal or None)
     rows: list[list[str]] = []
@@ -75,7 +86,7 @@ def _as_record(columns: Sequence[str], row: Sequence[str]) -> Table:
     return record
 
 
-def _write_csv(result: QueryResult, out: BinaryIO) -> None:
+def _write_csv(result: Rows, out: BinaryIO) -> None:
     text = io.TextIOWrapper(out, encoding="utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(result.columns)
@@ -84,7 +95,7 @@ def _write_csv(result: QueryResult, out: BinaryIO) -> None:
     text.detach()
 
 
-def _write_json(result: QueryResult, out: BinaryIO) -> None:
+def _write_json(result: Rows, out: BinaryIO) -> None:
     separator = "["
     for batch in result.batches():
         for row in _rows(batch):
@@ -94,13 +105,13 @@ def _write_json(result: QueryResult, out: BinaryIO) -> None:
     out.write(b"[]\n" if separator == "[" else b"]\n")
 
 
-def _write_parquet(result: QueryResult, out: BinaryIO) -> None:
+def _write_parquet(result: Rows, out: BinaryIO) -> None:
     with pq.ParquetWriter(out, result.schema) as writer:
         for batch in result.batches():
             writer.write_batch(batch)
 
 
-_WRITERS: dict[Format, Callable[[QueryResult, BinaryIO], None]] = {
+_WRITERS: dict[Format, Callable[[Rows, BinaryIO], None]] = {
     Format.CSV: _write_csv,
     Format.JSON: _write_json,
     Format.PARQUET: _write_parquet,

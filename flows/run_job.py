@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,15 +28,26 @@ from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
+from tasks.storage.stop_request import RunStoppedError
 from tasks.transient import OUTSIDE
+
+STOPPED = 3
 
 Tell = Callable[[RunReport, Console], None]
 
 
-def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, then: Tell | None = None) -> NoReturn:
+def run_job(
+    job: ScoringJob,
+    *,
+    retry_failed: bool,
+    full: bool = False,
+    trace: Path | None = None,
+    then: Tell | None = None,
+) -> NoReturn:
     """Runs the flow in this process, prints its report and ends the process; `then` has the last words.
 
-    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 128 + N where signal N stopped it.
+    Exit codes: 1 where rows are left without an end, 2 for what the user can mend, 3 where `trunkline stop` ended it,
+    128 + N where signal N did.
     """
     messages = Console(stderr=True)
     logging.raiseExceptions = False  # a Prefect server that is away is no news for the terminal
@@ -44,9 +56,11 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
             with workers_from(in_process if trace is None else traced(trace)):
-                _run(job, retry_failed, messages, then or tell_next_steps)
+                _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
+        except RunStoppedError as error:
+            code = _say(messages, str(error), STOPPED)
         except ShardsFailedError as error:
             code = _say(messages, str(error), 1)
         except UserError as error:
@@ -58,7 +72,7 @@ def run_job(job: ScoringJob, *, retry_failed: bool, trace: Path | None = None, t
     leave(code)
 
 
-def _run(job: ScoringJob, retry_failed: bool, messages: Console, then: Tell) -> None:
+def _run(flow: Callable[[], RunReport], messages: Console, then: Tell) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
         # Two seconds of imports, which most runs need, while the server comes up.
@@ -66,7 +80,7 @@ def _run(job: ScoringJob, retry_failed: bool, messages: Console, then: Tell) -> 
         if server is not None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())
-        report = score(job, retry_failed=retry_failed)
+        report = flow()
     console = Console()
     print_report(report, console, _seconds_since_command())
     then(report, console)
@@ -79,7 +93,8 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    logs = [logging.getLogger(name) for name in ("tasks.extract", "tasks.storage.damage", "kernels")]
+    names = ("tasks.extract", "tasks.storage.damage", "tasks.store.share", "kernels")
+    logs = [logging.getLogger(name) for name in names]
     for log in logs:
         log.addHandler(handler)
     try:

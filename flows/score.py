@@ -9,14 +9,17 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from engine.errors import EngineClosedError
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.event_loops import stop_at_exit
 from flows.in_flight import run_in_flight
-from flows.progress import Meter, Progress, Work, tell
+from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
+from flows.run_control import RunControl, stopped
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
@@ -25,14 +28,18 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.publish import publish
+from tasks.report.used_folders import remember_folder
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
+from tasks.storage.stop_request import RunStoppedError
 from tasks.workers import Workers
 
 # One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
 SHARDS_IN_FLIGHT = 3
 # Each shard has had its own retries by then: the cause is not in the shards.
 FAILED_SHARDS_ALLOWED = 3
+
+Log = logging.Logger | logging.LoggerAdapter[Any]
 
 stop_at_exit()
 
@@ -43,39 +50,62 @@ stop_at_exit()
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
     persist_result=False,
 )
-def score(job: ScoringJob | str, retry_failed: bool = False) -> RunReport:
+def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
         job: what to score, with which model, and where the results go, or the path of a job file; relative paths
             start at the working directory.
         retry_failed: score the rows again that ended as errors.
+        full: score all rows again, whatever the output folder and the job's store have of them.
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
         ShardsFailedError: some rows are still without an end; the same call continues.
+        RunStoppedError: somebody asked the run to end; the same call continues.
     """
-    log = get_run_logger()
     job = load_job(job) if isinstance(job, str) else job
-    with open_run(job, retry_failed) as run, open_workers(run) as workers:
-        tell(Progress("reading rows"))
-        extracted = extract(run)
-        _log_notes(log, extracted)
-        tell(Progress("finding equal requests", extracted.rows))
-        deduplicated = deduplicate(run, extracted)
-        if deduplicated.pending:
-            workers.start()
-        tell(Progress("planning", extracted.rows))
-        planned = plan(run, deduplicated, workers)
+    try:
+        return _score(job, retry_failed, full)
+    except RunStoppedError as stopped:
+        # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
+        return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
+
+
+def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
+    log = get_run_logger()
+    with (
+        open_run(job, retry_failed, full=full) as run,
+        open_workers(run) as workers,
+        RunControl(run, workers) as control,
+    ):
+        remember_folder(run.root)
+        with control.stoppable():
+            planned = _plan(run, workers, control, log)
         log.info(
-            "%s rows: %s rejected, %s requests, %s of them done before\n%s",
+            "%s rows: %s that cannot be scored, %s equal to another row; of %s requests %s\n%s",
             f"{planned.rows:,}",
             f"{planned.rejected:,}",
+            f"{planned.equal_rows:,}",
             f"{planned.unique:,}",
-            f"{planned.committed:,}",
+            planned.said_of_requests,
             planned.text,
         )
-        return ShardRunner(run, planned, workers, log).run()
+        control.count(planned)
+        return ShardRunner(run, planned, workers, control, log).run()
+
+
+def _plan(run: Run, workers: Workers, control: RunControl, log: Log) -> StoredPlan:
+    """The steps up to the plan."""
+    control.tell(Progress("reading rows"))
+    extracted = extract(run)
+    _log_notes(log, extracted)
+    control.tell(Progress("finding equal requests", extracted.rows))
+    deduplicated = deduplicate(run, extracted)
+    if deduplicated.pending:
+        workers.start()
+    control.tell(Progress("planning", extracted.rows))
+    return plan(run, deduplicated, workers)
 
 
 def _name(job: ScoringJob | str) -> str:
@@ -89,10 +119,9 @@ class ShardsFailedError(RuntimeError):
 class ShardRunner:
     """Runs a plan's shards, tells how far they are, and publishes what is committed."""
 
-    def __init__(
-        self, run: Run, planned: StoredPlan, workers: Workers, log: logging.Logger | logging.LoggerAdapter[Any]
-    ) -> None:
+    def __init__(self, run: Run, planned: StoredPlan, workers: Workers, control: RunControl, log: Log) -> None:
         self._run = run
+        self._control = control
         self._planned = planned
         self._workers = workers
         self._before = workers.totals()
@@ -127,7 +156,7 @@ class ShardRunner:
         finally:
             seconds = time.monotonic() - start
             self._record_limit()
-            tell(replace(self._progress, stage="publishing", seconds_left=None))
+            self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
             published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,
@@ -137,9 +166,14 @@ class ShardRunner:
             shards=len(self._planned.shards),
             scored_rows=sum(done.rows for done in self._done if not done.skipped),
             rejected=self._planned.rejected,
+            equal_rows=self._planned.equal_rows,
+            done_before=self._planned.committed,
+            from_store=self._planned.from_store,
             seconds=seconds,
         )
         self._page.close(report.finished_fraction, report.markdown())
+        if self._control.asked and published.missing:
+            raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
             raise ShardsFailedError(
                 f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
@@ -163,6 +197,8 @@ class ShardRunner:
         try:
             done: ShardDone = future.result()
         except Exception as error:
+            if self._control.asked and isinstance(error, EngineClosedError):
+                return False
             self._failures.append(error)
             self._log.error("shard %s failed: %s", shard.shard_id, error)
             return len(self._failures) < FAILED_SHARDS_ALLOWED
@@ -192,7 +228,7 @@ class ShardRunner:
             if holder != self._waited_for:
                 self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
         self._waited_for = holder
-        tell(self._progress)
+        self._control.tell(self._progress)
         self._page.progress(self._progress.fraction)
 
 
@@ -201,6 +237,6 @@ def artifact_key(name: str) -> str:
     return "trunkline-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
 
 
-def _log_notes(log: logging.Logger | logging.LoggerAdapter[Any], extracted: Extracted) -> None:
+def _log_notes(log: Log, extracted: Extracted) -> None:
     for note in extracted.notes:
         log.info("%s", note)

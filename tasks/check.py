@@ -12,6 +12,7 @@ from tasks.source.source import read_data
 from tasks.source.source_rows import number_rows
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import make_run
+from tasks.store.scoring_store import ScoringStore
 
 
 def check_job(job: ScoringJob) -> None:
@@ -19,6 +20,8 @@ def check_job(job: ScoringJob) -> None:
     find_columns(job)
     folder = OutputFolder(job.output_folder)
     folder.check()
+    if job.store_folder is not None:
+        ScoringStore(job.store_folder).check()
     run = make_run(job, folder)
     check_prompt(job.prompt, load_tokenizer(run.model), run.chat_template)
     if job.source.id is not None:

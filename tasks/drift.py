@@ -74,7 +74,7 @@ def measure_drift(job: ScoringJob, rows: int, tell: Callable[[str], None] = lamb
     with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
         folder = OutputFolder(Path(scratch))
         folder.create()
-        run = make_run(job, folder)
+        run = make_run(job.model_copy(update={"store": None}), folder)
         sample = _sample(run, rows)
     requests = [request for request, _ in sample]
     before, after = (_score(run.model, config, requests, tell) for config in (full, chosen))

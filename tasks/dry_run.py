@@ -19,12 +19,13 @@ from tasks.storage.run import make_run
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """The plan is for the `pending` requests: those without a committed answer in the job's output folder."""
+    """The plan is for the `pending` requests: those without an answer in the job's output folder, or in its store."""
 
     rows: int
     rejected: int
     unique: int
     committed: int
+    from_store: int
     pending: int
     plan: PlanSummary
     shards: tuple[Shard, ...]
@@ -44,7 +45,7 @@ class PlanReport:
         before = self.starting_seconds + self.loading_seconds
         lines = [
             f"rows              {self.rows:>14,}   {_rows_words(self.rows, self.rejected)}",
-            f"unique requests   {self.unique:>14,}   {self.committed:,} have an answer already",
+            f"unique requests   {self.unique:>14,}   {self._answered()}",
             self.text,
             f"  memory at most  {self.memory}",
             f"  expected time   {figure(self.expected_seconds):>12} s   {figure(before)} s of it starting and loading",
@@ -52,6 +53,10 @@ class PlanReport:
         if self.planned_for is not None:
             lines.append(f"  planned for     {self.planned_for}")
         return "\n".join(lines)
+
+    def _answered(self) -> str:
+        stored = f", {self.from_store:,} more in the store" if self.from_store else ""
+        return f"{self.committed:,} have an answer already{stored}"
 
 
 def _rows_words(rows: int, rejected: int) -> str:
@@ -76,6 +81,7 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         rejected=found.rejected,
         unique=found.unique,
         committed=found.committed,
+        from_store=found.from_store,
         pending=found.pending,
         plan=outline.summary,
         shards=outline.shards,

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from engine.failpoint import failpoint
 from engine.model.tokenizer import load_tokenizer
+from engine.stages import checkpoint
 from tasks.job.job import ROW_COLUMN, Source
 from tasks.request.columns import find_columns
 from tasks.request.requests import NewRequest, RequestBuilder
@@ -91,7 +92,7 @@ def extract_rows(run: Run) -> Extracted:
 
 def _open_plan(run: Run, digest: str) -> str | None:
     """One whose adapters are what they were."""
-    found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed)
+    found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed, full=run.full)
     return found if found and are_unchanged(plan_folder(run.folder, found) / REQUESTS) else None
 
 
@@ -111,6 +112,7 @@ def _write_rows(
     with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
         for batch in read_batches(files, columns.names):
             failpoint("extract.batch")
+            checkpoint()
             ids = batch.custom_ids(source.id)
             built = builder.build(batch, ids)
             kept.write(_row_batch(batch, ids, built, source, schema))

@@ -21,6 +21,7 @@ from tasks.storage.manifests import PartFile, ShardManifest, find_manifest, writ
 from tasks.storage.parts import to_part
 from tasks.storage.run import Run
 from tasks.storage.stored_plan import layout_of
+from tasks.store.share import share_results
 from tasks.transient import retry_transient
 from tasks.workers import OnOutput, Workers
 
@@ -52,12 +53,14 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_outpu
     work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
     outputs = outputs_by_row(rows, workers.submit(work, on_output).result())
     failpoint("infer.scored")
-    results = to_part(stored_requests(rows), outputs, answer_of, run.run_id, shard.shard_id)
+    asked = stored_requests(rows)
+    results = to_part(asked, outputs, answer_of, run.run_id, shard.shard_id)
     part = _commit_part(run, shard, results)
     lengths = pc.cast(results.column("prompt_tokens"), pa.int64())
     manifest = _describe(run, plan_id, shard, rows, lengths, outputs, part, time.monotonic() - started)
     write_manifest(run.folder, manifest)
     failpoint("infer.done")
+    share_results(run, asked, results, part)
     return _to_done(manifest, skipped=False)
 
 

@@ -16,6 +16,7 @@ from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
 from engine.plan import Plan, PlanOutline, PrefixNode, join
 from engine.planning.planner import make_plan
+from engine.stages import checkpoint
 from tasks.deduplicate import PENDING, Deduplicated
 from tasks.report.latest import remember_output
 from tasks.report.published import shown_plan
@@ -64,6 +65,7 @@ def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Sto
         rejected=planned.rejected,
         unique_requests=planned.unique,
         committed_before=planned.committed,
+        from_store=planned.from_store,
         pending=planned.pending,
         ideal_saved_fraction=planned.summary.ideal_saved_fraction,
     )
@@ -107,6 +109,7 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
     """Plans of `pending.parquet`; `config` is the run's, with a step's tokens settled."""
     cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
+        checkpoint()
         rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
         sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
         requests = list(chain.from_iterable(rows))
@@ -129,6 +132,8 @@ def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Sto
         fingerprint=run.fingerprint,
         source_digest=deduplicated.source_digest,
         retry_failed=run.retry_failed,
+        full=run.full,
+        from_store=deduplicated.from_store,
         rows=deduplicated.rows,
         rejected=deduplicated.rejected,
         unique=deduplicated.unique,

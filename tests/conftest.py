@@ -28,6 +28,25 @@ import flows  # noqa: E402  # switches Prefect's telemetry off
 assert flows.__doc__
 
 
+# A worker takes whole files. These are the longest, and the first: what is left for the end is short.
+LONGEST = (
+    "tests/test_readme.py",
+    "tests/engine/test_processors.py",
+    "tests/flows/test_score.py",
+    "tests/tasks/test_kill.py",
+    "tests/kernels/cpu/test_objects.py",
+    "tests/flows/test_deployment.py",
+    "tests/test_example_parity.py",
+    "tests/flows/harness/test_embedded.py",
+    "tests/engine/test_models.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {str(Path(__file__).parents[1] / name): number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers with the embedded model's tokenizer and chat template."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
+from engine.failpoint import failpoint
 from engine.forward.model_runner import ModelRunner
 from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
@@ -259,6 +260,7 @@ class Engine:
 
     def _step(self) -> None:
         """Schedules and launches a step, and takes in the one that as many steps behind are in flight."""
+        failpoint("engine.step")
         started = perf_counter()
         step = self.scheduler.schedule() if self.scheduler.has_work() else None
         if step is not None:

@@ -41,10 +41,10 @@ OnStep = Callable[[StepTrace], None]
 class TraceWriter:
     """Writes a JSON line a step; a line is in the file when the call returns."""
 
-    def __init__(self, path: Path) -> None:
-        """Empties the file. Raises UserError where it cannot be written."""
+    def __init__(self, path: Path, *, keep: bool = False) -> None:
+        """Empties the file but where it is to `keep` its lines. Raises UserError where it cannot be written."""
         try:
-            self._file = path.open("w", buffering=1, encoding="utf-8")
+            self._file = path.open("a" if keep else "w", buffering=1, encoding="utf-8")
         except OSError as problem:
             raise UserError(f"--trace {path}: {problem.strerror}") from None
 

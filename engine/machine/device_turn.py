@@ -28,13 +28,15 @@ class DeviceTurn:
     """One for all engines of an owner on a device; another owner in this process waits as another process does.
 
     Without names it is always its owner's turn. `waiting_for` names the process that has the device while an engine of
-    the owner's waits. An engine gives its turn back when it has had no work for `keep_seconds`.
+    the owner's waits. An engine gives its turn back when it has had no work for `keep_seconds`. `pid` is what others
+    are told of the owner, where that is not this process.
     """
 
-    def __init__(self, names: Sequence[str] = (), keep_seconds: float = KEEP_SECONDS) -> None:
+    def __init__(self, names: Sequence[str] = (), keep_seconds: float = KEEP_SECONDS, pid: int | None = None) -> None:
         self.waiting_for: str | None = None
         self.keep_seconds = keep_seconds
         self._names = names
+        self._pid = pid
         self._holders: set[object] = set()
         self._held = ExitStack()
         self._lock = Lock()
@@ -58,7 +60,7 @@ class DeviceTurn:
         with ExitStack() as stack:
             try:
                 for name in self._names:
-                    stack.enter_context(hold(_file(name)))
+                    stack.enter_context(hold(_file(name), self._pid))
             except HeldError as held:
                 if self.waiting_for != str(held):
                     enter(f"waiting for {held}, which has the device")
@@ -71,9 +73,9 @@ class DeviceTurn:
             return True
 
 
-def turn_of(device: Device) -> DeviceTurn:
-    """A turn on the device for whoever calls."""
-    return DeviceTurn(lock_names(device))
+def turn_of(device: Device, pid: int | None = None) -> DeviceTurn:
+    """A turn on the device for whoever calls, or for the process `pid`."""
+    return DeviceTurn(lock_names(device), pid=pid)
 
 
 def lock_names(device: Device) -> tuple[str, ...]:

@@ -15,5 +15,6 @@ FROM read_json({manifests}, format = 'newline_delimited', columns = {{
     computed_prompt_tokens: 'BIGINT',
     generated_tokens: 'BIGINT',
     row_errors: 'BIGINT',
+    from_store: 'BIGINT',
     files: 'STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[]'
 }})

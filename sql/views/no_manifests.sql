@@ -15,5 +15,6 @@ SELECT
     NULL::BIGINT AS computed_prompt_tokens,
     NULL::BIGINT AS generated_tokens,
     NULL::BIGINT AS row_errors,
+    NULL::BIGINT AS from_store,
     NULL::STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[] AS files
 WHERE false

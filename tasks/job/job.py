@@ -251,6 +251,11 @@ class EngineLimits(Part):
         default=EngineConfig().determinism,
         description="strict: a row's answer is the same to its last bit whatever runs beside it; on a CPU.",
     )
+    step_timeout: float = Field(
+        default=EngineConfig().step_timeout,
+        gt=0,
+        description="Seconds in which a step has to end; an engine that hangs is replaced, and its rows run again.",
+    )
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
@@ -272,6 +277,11 @@ class ScoringJob(Part):
         default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what a stopped run can lose."
     )
     output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
+    store: FilePath | None = Field(
+        default=None,
+        description="A folder that keeps results for other jobs and output folders, and is asked before a row is "
+        "scored; none where it is not said. [store.md](store.md) is about it.",
+    )
 
     @classmethod
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
@@ -299,6 +309,10 @@ class ScoringJob(Part):
     @property
     def output_folder(self) -> Path:
         return Path(self.output or f"runs/{self.name}").expanduser().absolute()
+
+    @property
+    def store_folder(self) -> Path | None:
+        return None if self.store is None else Path(self.store).expanduser().absolute()
 
     def engine_config(self) -> EngineConfig:
         precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})

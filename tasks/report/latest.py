@@ -29,6 +29,11 @@ def remember_output(root: Path) -> None:
         log.warning("the latest run is not remembered (%s)", problem.strerror)
 
 
-def _note() -> Path:
+def state_folder() -> Path:
+    """Where a user's programs remember things that are not worth a backup."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(base) / "trunkline" / "latest"
+    return Path(base) / "trunkline"
+
+
+def _note() -> Path:
+    return state_folder() / "latest"

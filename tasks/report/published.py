@@ -53,6 +53,9 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
     name = records[-1].name if records else None
     reasons = list(map(str, damaged_records))
     plan_id = shown_plan(folder, records)
+    running = running_record(folder, records)
+    if plan_id is None and running is not None:
+        raise UserError(f"{folder.root}: {running.run_id} is running, and has no plan yet; try again")
     if plan_id is None:
         reasons += [f"plan/{one.published_plan} is gone" for one in records if one.published_plan is not None]
         said = f": {_listed(reasons)}; {_cure(folder, name)}" if reasons else "; name the output folder of a run"
@@ -65,7 +68,6 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
         reasons.append(str(problem))
     manifests, damaged = inspect_manifests(folder)
     reasons += [f"shard {path.stem.rpartition('-')[2]}: {problem}" for path, problem in damaged.items()]
-    running = running_record(folder, records)
     if running is None:
         reasons += _without_manifest(folder, plan_id)
     run_id = None if running is None else running.run_id

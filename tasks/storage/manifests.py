@@ -29,7 +29,8 @@ class PartFile:
 class ShardManifest:
     """A committed shard. Tokens are of its requests, each counted once, but `row_prompt_tokens`: of their rows.
 
-    `errors` are requests; `row_errors` their rows, None where an earlier version committed the shard.
+    `errors` are requests; `row_errors` their rows, None where an earlier version committed the shard. `from_store` of
+    its requests were taken from the scoring store, and no token of them was computed; such a manifest is no shard's.
 
     `plan_id` and `shard_id` together name the work: a retried shard has an older one's id under a new plan.
     """
@@ -50,6 +51,7 @@ class ShardManifest:
     computed_prompt_tokens: int
     generated_tokens: int
     row_errors: int | None = None
+    from_store: int = 0
 
 
 def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:

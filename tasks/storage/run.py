@@ -51,6 +51,7 @@ FORMAT = 1
 class Run:
     """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `chat_template` the
     text of the job's own, `adapters` those that the job names. `holder` has the output folder; None for a plan alone.
+    With `full`, what was scored before counts for nothing; with `retry_failed`, its errors do not.
     """
 
     folder: OutputFolder
@@ -65,10 +66,16 @@ class Run:
     chat_template: str | None = None
     adapters: Mapping[str, AdapterFiles] = field(default_factory=dict)
     holder: Holder | None = None
+    full: bool = False
 
     @property
     def root(self) -> Path:
         return self.folder.root
+
+    @property
+    def store(self) -> Path | None:
+        """The scoring store that results are taken from and added to; None where the job names none."""
+        return self.job.store_folder
 
     @property
     def max_tokens(self) -> int:
@@ -96,7 +103,10 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
-        job = self.job.model_dump(mode="json", exclude={"output": True, "source": {"folder"}})
+        job = self.job.model_dump(
+            mode="json",
+            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}},
+        )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         decisive += [self.model.templates, self.chat_template]
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]
@@ -108,6 +118,7 @@ def make_run(
     sequence: int = 0,
     *,
     retry_failed: bool = False,
+    full: bool = False,
     not_here: str | None = None,
 ) -> Run:
     """`not_here` names a GPU to plan for, in place of a device of this machine.
@@ -135,7 +146,7 @@ def make_run(
         raise UserError(f"task.{too_many}")
     if (no_grammar := job.sampling.bad_grammar()) is not None:
         raise UserError(f"sampling.{no_grammar}")
-    return replace(run, adapters=job_adapters(job, model, shape, config, device))
+    return replace(run, full=full, adapters=job_adapters(job, model, shape, config, device))
 
 
 Clock = Callable[[], datetime]
@@ -146,13 +157,15 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def open_run(job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now) -> Iterator[Run]:
+def open_run(
+    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False
+) -> Iterator[Run]:
     """Takes the output folder, mends what a killed run left, and keeps the run's record, whose times are `clock`'s.
 
     Raises UserError where another run has the folder, or for a model or device that is not there.
     """
     folder = OutputFolder(job.output_folder)
-    draft = make_run(job, folder, retry_failed=retry_failed)
+    draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
     with folder.locked() as holder, disk_errors(folder.root):
         failpoint("run.locked")
@@ -204,6 +217,7 @@ def _new_record(run: Run, holder: Holder, started: datetime) -> RunRecord:
         model=run.model.name,
         model_fingerprint=run.model.fingerprint,
         retry_failed=run.retry_failed,
+        full=run.full,
         version=_version(),
         started_at=_text(started),
         name=run.job.name,

@@ -35,7 +35,7 @@ def own_counts(manifests: Sequence[ShardManifest], run_id: str) -> dict[str, int
     """Sums over the shards that the run committed itself, by the record's names."""
     own = [manifest for manifest in manifests if manifest.run_id == run_id]
     return {
-        "scored": sum(manifest.requests for manifest in own),
+        "scored": sum(manifest.requests - manifest.from_store for manifest in own),
         "errors": sum(manifest.errors for manifest in own),
         "prompt_tokens": sum(manifest.row_prompt_tokens for manifest in own),
         "unique_prompt_tokens": sum(manifest.prompt_tokens for manifest in own),

@@ -46,6 +46,7 @@ class RunRecord:
     quantization: str = "none"
     kv_cache_dtype: str = "auto"
     determinism: str = "default"
+    full: bool = False
     holder: str = ""
     ended_at: str | None = None
     seconds: float | None = None
@@ -57,6 +58,7 @@ class RunRecord:
     rejected: int | None = None
     unique_requests: int | None = None
     committed_before: int | None = None
+    from_store: int | None = None
     pending: int | None = None
     scored: int | None = None
     errors: int | None = None

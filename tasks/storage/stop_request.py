@@ -6,7 +6,6 @@ the lock that it is for, so that it can end no later run.
 
 import json
 import os
-from collections.abc import Callable
 
 from engine.errors import UserError
 from engine.file_lock import Holder
@@ -40,13 +39,3 @@ def forget_requests(folder: OutputFolder, holder: Holder) -> None:
     """Removes a request for an earlier run. Only the lock's holder may call it."""
     if not is_asked(folder, holder):
         folder.stop_request.unlink(missing_ok=True)
-
-
-def raises_when_asked(folder: OutputFolder, holder: Holder) -> Callable[[], None]:
-    """For `engine.stages.abandonable`: raises RunStoppedError once this holding was asked to end."""
-
-    def check() -> None:
-        if is_asked(folder, holder):
-            raise RunStoppedError("stopped by `trunkline stop`")
-
-    return check

@@ -26,7 +26,8 @@ _NAME = re.compile(r"plan-\d{6,}-[0-9a-f]{6}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """A plan that is on the disk. `pending` requests are in its shards; `committed` ones were scored before it.
+    """A plan that is on the disk. Of its `unique` requests `pending` are in its shards, `committed` had an answer in
+    the output folder before it, and `from_store` in the scoring store.
 
     `layout_id` names the numbering of its nodes: shards of one layout share the KV of a node.
     """
@@ -45,6 +46,20 @@ class StoredPlan:
     summary: PlanSummary
     text: str
     shards: tuple[Shard, ...]
+    full: bool = False
+    from_store: int = 0
+
+    @property
+    def equal_rows(self) -> int:
+        """Rows whose request is another row's too."""
+        return self.rows - self.rejected - self.unique
+
+    @property
+    def said_of_requests(self) -> str:
+        """What becomes of them, in words."""
+        again = "; all are scored again" if self.full else ""
+        counts = {"done before": self.committed, "found in the store": self.from_store, "to score": self.pending}
+        return ", ".join(f"{count:,} {said}" for said, count in counts.items()) + again
 
 
 def plan_folder(folder: OutputFolder, plan_id: str) -> Path:
@@ -100,15 +115,18 @@ def layout_of(folder: OutputFolder, plan_id: str) -> str:
     return load_plan(folder, plan_id).layout_id
 
 
-def find_open_plan(folder: OutputFolder, fingerprint: str, source_digest: str, *, retry_failed: bool) -> str | None:
+def find_open_plan(
+    folder: OutputFolder, fingerprint: str, source_digest: str, *, retry_failed: bool, full: bool
+) -> str | None:
     """The plan that an unfinished run left, if it is the newest and says what a run with these would plan."""
     newest = max(plan_ids(folder), default=None)
     if newest is None:
         return None
     planned = load_plan(folder, newest)
-    same = (planned.fingerprint, planned.source_digest, planned.retry_failed)
+    same = (planned.fingerprint, planned.source_digest, planned.retry_failed, planned.full)
     finished = {record.plan_id for record in read_records(folder) if record.status == COMPLETED}
-    return newest if same == (fingerprint, source_digest, retry_failed) and newest not in finished else None
+    wanted = (fingerprint, source_digest, retry_failed, full)
+    return newest if same == wanted and newest not in finished else None
 
 
 def remove_other_plans(folder: OutputFolder, plan_id: str) -> None:

@@ -210,6 +210,7 @@ def test_a_step_in_parts_pools_what_the_whole_does(tiny_model: Path, oracle: Ora
             assert_right(oracle, requests[int(output.request_id)], output)
 
 
+@pytest.mark.fault(18)
 def test_states_that_are_not_finite_are_an_error(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), EngineConfig(dtype="float32", kv_cache_memory=2**22))
     with torch.no_grad():

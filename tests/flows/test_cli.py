@@ -96,6 +96,8 @@ def test_a_job_that_cannot_run_is_one_line_and_exit_code_2(
         (["sql"], "give one SELECT, or --attach"),
         (["sql", "select 1", "--attach"], "give one SELECT, or --attach"),
         (["sql", "--attach", "--output", "nowhere"], "nowhere"),
+        (["runs", "nowhere"], "nowhere: no run has used it"),
+        (["stop", "nowhere"], "nowhere: no run has used it"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -303,7 +305,7 @@ def test_help_and_version_need_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["score", "plan", "preview", "drift", "sql"])
+@pytest.mark.parametrize("command", ["score", "plan", "preview", "drift", "sql", "runs", "stop"])
 def test_every_command_shows_an_example(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

@@ -296,6 +296,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.fault(1, 3)
 def test_killed_and_stopped_in_the_middle_the_same_command_continues(
     small_job_file: Path, small_job: dict[str, Any], tmp_path: Path
 ) -> None:

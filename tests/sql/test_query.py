@@ -102,6 +102,7 @@ def test_results_outlive_the_database_file(finished: ScoringJob) -> None:
     assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
 
 
+@pytest.mark.fault(23, 24)
 @pytest.mark.parametrize(
     "sql",
     [
@@ -149,6 +150,7 @@ def test_refused_in_one_line(finished: ScoringJob, tmp_path: Path, sql: str) -> 
     assert {path: path.stat().st_mtime_ns for path in finished.output_folder.rglob("*")} == before
 
 
+@pytest.mark.fault(23)
 def test_names_cannot_become_sql(job_of: JobMaker, tmp_path: Path) -> None:
     evil = "x\" from results; drop view results; --'"
     rows = [{"id": "a'; drop view results; --", "text": "one", evil: "kept {braces}"}]

@@ -12,6 +12,7 @@ from tasks.storage.statements import identifier, literal, statement
 FILES = sorted(Path(__file__).parents[2].joinpath("sql").rglob("*.sql"))
 
 
+@pytest.mark.fault(23)
 @given(st.text(alphabet=st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), min_size=1))
 def test_a_quoted_name_stays_one_name_and_a_text_one_text(text: str) -> None:
     [(value,)] = duckdb.sql(f"select {literal(text)} as {identifier(text)}").fetchall()

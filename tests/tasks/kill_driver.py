@@ -1,17 +1,20 @@
-"""Kills a run at the n-th failpoint for n = 1, 2, ... until none is hit, runs it again, and compares.
+"""Kills a run at its n-th failpoint for n = 1, 2, ... until none is hit, runs it again, and compares.
 
 A program of its own, so that nothing has a thread when it forks: each run is a forked child.
-`python -m tests.tasks.kill_driver FOLDER FIRST STEP` prints the number of kills.
+`python -m tests.tasks.kill_driver FOLDER SCENARIO` prints the failpoint of each kill, a line each.
 """
 
+import gc
 import json
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
+import pandas  # noqa: F401  # or pyarrow would import it, in every child
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,99 +24,153 @@ from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeWorkers, job_content, write_model
 from tests.tasks.steps import make_job, run_steps, table, use_fakes
 
+ENGINE = FakeWorkers()
 
-def main(folder: Path, first: int, step: int) -> int:
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What lies in the output folder before the run, how the run is asked for, and how often it is killed."""
+
+    before: Callable[[ScoringJob], None]
+    killed_again: bool = False
+    retry_failed: bool = False
+
+    def run(self, job: ScoringJob, attempt: int) -> None:
+        """Rows that are tried again have an answer then. What the engine scores is logged."""
+        ENGINE.heals = self.retry_failed
+        os.environ["FAKE_ENGINE_LOG"] = f"{job.output_folder}.scored-{attempt}"
+        run_steps(job, retry_failed=self.retry_failed)
+
+
+def _nothing(_: ScoringJob) -> None:
+    """The first run of all."""
+
+
+def _a_shard(job: ScoringJob) -> None:
+    """A run that was killed when it had committed one."""
+    assert _child(lambda: _killed(SCENARIOS["fresh"], job, "infer.done:1", 0)) == -9
+
+
+def _all(job: ScoringJob) -> None:
+    """A whole run, with a row that has no answer."""
+    _child(lambda: SCENARIOS["fresh"].run(job, 0))
+
+
+SCENARIOS = {
+    "fresh": Scenario(_nothing, killed_again=True),
+    "resumed": Scenario(_a_shard),
+    "retried": Scenario(_all, retry_failed=True),
+}
+
+
+def main(folder: Path, name: str) -> Iterator[str]:
+    scenario = SCENARIOS[name]
     os.environ["TRUNKLINE_CACHE"] = str(folder / "cache")
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
     write_model(folder / "model")
-    monkeypatch = pytest.MonkeyPatch()
-    use_fakes(monkeypatch, FakeWorkers())
-    _child(lambda: _write_source(folder / "rows.parquet"))
-    expected = folder / "expected.json"
-    _child(lambda: _undisturbed(_job(folder, "expected"), expected))
-    hit = first
-    while _survives(_job(folder, f"out-{hit}"), hit, json.loads(expected.read_text())):
-        hit += step
-    return (hit - first) // step
+    use_fakes(pytest.MonkeyPatch(), ENGINE)
+    _write_source(folder / "rows.jsonl")
+    gc.freeze()  # a child's collections would copy what it shares with this process
+    start, expected = _job(folder, "start"), folder / "expected.json"
+    scenario.before(start)
+    _child(lambda: _undisturbed(scenario, _started(folder, "expected"), expected))
+    hit = 1
+    while (killed_at := _survives(scenario, _started(folder, f"out-{hit}"), hit, expected)) is not None:
+        yield killed_at
+        hit += 1
 
 
-def _survives(job: ScoringJob, hit: int, expected: list[object]) -> bool:
-    """Kills the job's run twice, and checks what the third makes of it. False where the first is not killed."""
-    if _child(lambda: _killed(job, hit, 1)) == 0:
-        return False
-    _child(lambda: _killed(job, hit // 2 + 1, 2))
-    done = _child_value(lambda: _committed(job))
-    _child(lambda: _logged(job, 3))
-    _child(lambda: _check(job, done, expected))
-    return True
+def _survives(scenario: Scenario, job: ScoringJob, hit: int, expected: Path) -> str | None:
+    """Kills the job's run, maybe twice, and checks what the next makes of it. None where the first is not killed."""
+    said = Path(f"{job.output_folder}.killed")
+    if _child(lambda: _killed(scenario, job, f"*:{hit}", 1), said) == 0:
+        return None
+    killed_at = said.read_text().split()[-1]
+    if scenario.killed_again:
+        _child(lambda: _killed(scenario, job, f"*:{hit // 2 + 1}", 2), said)
+    _child(lambda: _finish(scenario, job, json.loads(expected.read_text())))
+    return killed_at
 
 
 def _job(folder: Path, output: str) -> ScoringJob:
-    source = {"parquet": str(folder / "rows.parquet"), "id": "id", "keep": ["topic"]}
-    return make_job(job_content(folder, source, output=str(folder / output), shard_seconds=1e-4))
+    source = {"jsonl": str(folder / "rows.jsonl"), "id": "id", "keep": ["topic"]}
+    task = {"type": "generate", "column": "ask", "labels": [" yes", " no"]}
+    content = job_content(folder, source, output=str(folder / output), shard_seconds=1e-4, task=task)
+    return make_job(content | {"sampling": {"max_tokens": 3}})
+
+
+def _started(folder: Path, output: str) -> ScoringJob:
+    """The job over a copy of what lay there before."""
+    if (folder / "start").is_dir():
+        shutil.copytree(folder / "start", folder / output)
+    return _job(folder, output)
 
 
 def _write_source(path: Path) -> None:
-    texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(24)]
+    """Texts and choices, rows without a prompt, and one that the engine has no answer for."""
+    texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(20)]
     texts[5] = "an unlucky row"
-    rows = [{"id": f"r{i:02}", "text": text, "topic": i % 2} for i, text in enumerate(texts)]
-    pq.write_table(pa.Table.from_pylist(rows), path)
+    rows = [
+        {"id": f"r{i:02}", "text": text, "topic": i % 2, "ask": "choice" if i % 2 else None}
+        for i, text in enumerate(texts)
+    ]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _undisturbed(job: ScoringJob, expected: Path) -> None:
-    planned, _ = run_steps(job)
-    assert len(planned.shards) >= 3, planned.shards
+def _undisturbed(scenario: Scenario, job: ScoringJob, expected: Path) -> None:
+    scenario.run(job, 1)
+    assert len(read_manifests(OutputFolder(job.output_folder))) >= 3
     expected.write_text(json.dumps(table(job)))
 
 
-def _killed(job: ScoringJob, hit: int, attempt: int) -> None:
-    os.environ["FAILPOINT"] = f"*:{hit}:kill"
-    _logged(job, attempt)
+def _killed(scenario: Scenario, job: ScoringJob, place: str, attempt: int) -> None:
+    os.environ["FAILPOINT"] = f"{place}:kill"
+    scenario.run(job, attempt)
 
 
-def _logged(job: ScoringJob, attempt: int) -> None:
-    os.environ["FAKE_ENGINE_LOG"] = f"{job.output_folder}.scored-{attempt}"
-    run_steps(job)
-
-
-def _committed(job: ScoringJob) -> list[str]:
-    folder = OutputFolder(job.output_folder)
-    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
-    return [name for part in names for name in pq.read_table(folder.parts / part)["request_hash"].to_pylist()]
-
-
-def _check(job: ScoringJob, done: list[str], expected: list[object]) -> None:
-    """The table is the undisturbed run's; what was committed before the last run was not scored in it."""
+def _finish(scenario: Scenario, job: ScoringJob, expected: list[object]) -> None:
+    """The table is the undisturbed run's; what was committed before this run is not scored in it."""
+    done = {name for name, attempts in _committed(job) if attempts > scenario.retry_failed}
+    answered = {row["request_hash"] for row in _parts(job) if row["status"] == "ok"}
+    scenario.run(job, 3)
     log = Path(f"{job.output_folder}.scored-3")
-    scored = log.read_text().split() if log.exists() else []
-    assert not set(scored) & set(done), (scored, done)
+    scored = set(log.read_text().split()) if log.exists() else set()
+    assert not scored & (done | answered), (scored, done, answered)
     assert json.loads(json.dumps(table(job))) == expected
-    assert len(set(_committed(job))) == len(_committed(job))
+    committed = _committed(job)
+    assert len(set(committed)) == len(committed)
     assert not any(OutputFolder(job.output_folder).staging.iterdir())
 
 
-def _child(action: Callable[[], object]) -> int:
-    """Runs it in a forked child. Returns 0, or minus the signal that ended it."""
+def _committed(job: ScoringJob) -> list[tuple[str, int]]:
+    """Each request's name, and which try it was."""
+    return [(row["request_hash"], row["attempts"]) for row in _parts(job)]
+
+
+def _parts(job: ScoringJob) -> list[dict[str, object]]:
+    folder = OutputFolder(job.output_folder)
+    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
+    return [row for name in names for row in pq.read_table(folder.parts / name).to_pylist()]
+
+
+def _child(action: Callable[[], object], errors: Path | None = None) -> int:
+    """Returns 0, or minus the signal that ended the forked child that runs it; its standard error goes to `errors`."""
     child = os.fork()
     if child == 0:
         try:
+            if errors is not None:
+                os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
             action()
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -9), f"a child ended with {status}"
+    assert status in (0, -9), (status, errors and errors.read_text())
     return status
 
 
-def _child_value(action: Callable[[], list[str]]) -> list[str]:
-    read, write = os.pipe()
-    _child(lambda: os.write(write, json.dumps(action()).encode()))
-    os.close(write)
-    with os.fdopen(read) as file:
-        return list(json.load(file))
-
-
 if __name__ == "__main__":
-    sys.stdout.write(f"{main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))}\n")
+    for place in main(Path(sys.argv[1]), sys.argv[2]):
+        sys.stdout.write(f"{place}\n")
+        sys.stdout.flush()

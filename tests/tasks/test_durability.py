@@ -87,14 +87,14 @@ def manifest_that_leads_outside(folder: OutputFolder) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        flip_byte,
-        truncate_part,
-        remove_part,
-        truncate_manifest,
-        empty_manifest,
-        foreign_manifest,
-        swapped_manifest,
-        manifest_that_leads_outside,
+        pytest.param(flip_byte, marks=pytest.mark.fault(7)),
+        pytest.param(truncate_part, marks=pytest.mark.fault(7)),
+        pytest.param(remove_part, marks=pytest.mark.fault(7)),
+        pytest.param(truncate_manifest, marks=pytest.mark.fault(8)),
+        pytest.param(empty_manifest, marks=pytest.mark.fault(8)),
+        pytest.param(foreign_manifest, marks=pytest.mark.fault(8)),
+        pytest.param(swapped_manifest, marks=pytest.mark.fault(8)),
+        pytest.param(manifest_that_leads_outside, marks=pytest.mark.fault(24)),
     ],
 )
 def test_a_damaged_shard_is_set_aside_and_scored_again(
@@ -120,6 +120,7 @@ def test_readers_pass_over_damage_without_moving_anything(finished: ScoringJob) 
     assert not list(folder.root.rglob("*.bad"))
 
 
+@pytest.mark.fault(6)
 def test_what_a_killed_run_left_is_swept(finished: ScoringJob) -> None:
     folder = OutputFolder(finished.output_folder)
     (folder.staging / "half.parquet").write_bytes(b"PAR1")
@@ -131,6 +132,7 @@ def test_what_a_killed_run_left_is_swept(finished: ScoringJob) -> None:
     assert len(verify_manifests(folder)) == len(list(folder.parts.iterdir()))
 
 
+@pytest.mark.fault(8)
 def test_a_damaged_run_record_hides_that_run_alone(finished: ScoringJob) -> None:
     run_steps(finished)
     [first, *_] = sorted(OutputFolder(finished.output_folder).manifests.glob("run-*"))
@@ -139,6 +141,7 @@ def test_a_damaged_run_record_hides_that_run_alone(finished: ScoringJob) -> None
     assert [run["sequence"] for run in ask(finished.output_folder, "select sequence from runs")] == [2, 3]
 
 
+@pytest.mark.fault(24)
 def test_a_link_in_the_place_of_a_folder_is_refused(finished: ScoringJob, tmp_path: Path) -> None:
     folder = OutputFolder(finished.output_folder)
     folder.staging.rmdir()
@@ -150,11 +153,13 @@ def test_a_link_in_the_place_of_a_folder_is_refused(finished: ScoringJob, tmp_pa
     assert (tmp_path / "precious" / "file").exists()
 
 
+@pytest.mark.fault(9)
 def test_a_second_run_is_told_who_has_the_folder(finished: ScoringJob) -> None:
     with open_run(finished), pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
         run_steps(finished)
 
 
+@pytest.mark.fault(3)
 def test_the_lock_dies_with_its_holder(finished: ScoringJob) -> None:
     root = str(finished.output_folder)
     hold = (
@@ -171,11 +176,13 @@ def test_the_lock_dies_with_its_holder(finished: ScoringJob) -> None:
     run_steps(finished)
 
 
+@pytest.mark.fault(10)
 def test_a_stale_lock_file_with_a_living_process_id_holds_nothing(finished: ScoringJob) -> None:
     (finished.output_folder / ".lock").write_text(json.dumps({"pid": 1, "host": "here"}))
     run_steps(finished)
 
 
+@pytest.mark.fault(3)
 def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(ROWS)
     monkeypatch.setenv("FAILPOINT", "run.ending:1:error")  # its end is not recorded, as after kill -9
@@ -189,6 +196,7 @@ def test_a_killed_run_is_interrupted_once_another_begins(job_of: JobMaker, monke
         assert json.loads(record.read_text())["status"] == "interrupted"
 
 
+@pytest.mark.fault(11)
 def test_the_clock_may_jump(finished: ScoringJob) -> None:
     with open_run(finished, clock=lambda: datetime.fromtimestamp(0, UTC)) as run:
         publish_results(run, make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers()).plan_id)
@@ -211,6 +219,7 @@ def full_disk(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.fault(5)
 def test_a_full_disk_that_duckdb_meets_is_the_same_line(tmp_path: Path) -> None:
     with full_disk(2**16), pytest.raises(UserError, match=FULL), disk_errors(tmp_path):
         duckdb.connect(str(tmp_path / "a.duckdb")).execute("CREATE TABLE t AS SELECT range AS i FROM range(1000000)")
@@ -218,6 +227,7 @@ def test_a_full_disk_that_duckdb_meets_is_the_same_line(tmp_path: Path) -> None:
         duckdb.connect(str(tmp_path / "none" / "a.duckdb"))
 
 
+@pytest.mark.fault(5)
 def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(ROWS, shard_seconds=1e-4)
     plan_alone(job, scored_shards=1)

@@ -31,6 +31,7 @@ def rows(*texts: str | None) -> list[dict[str, Any]]:
     return [{"id": f"r{i}", "text": text, "topic": i} for i, text in enumerate(texts)]
 
 
+@pytest.mark.fault(14, 15, 16, 18)
 def test_every_row_ends_once(job_of: JobMaker, engine: FakeWorkers) -> None:
     texts = ["one", None, "two", "one", "", " \n", "x" * 300, "unlucky", "nul\x00"]
     job = job_of(rows(*texts), source={"id": "id", "keep": ["topic"]})
@@ -73,6 +74,7 @@ def test_generated_rows(job_of: JobMaker) -> None:
     assert published.answers[0].shown.quote
 
 
+@pytest.mark.fault(17)
 def test_the_same_command_again_scores_nothing(job_of: JobMaker, engine: FakeWorkers) -> None:
     job = job_of(rows("one", None, "two", "unlucky"))
     run_steps(job)
@@ -91,6 +93,7 @@ def test_only_new_and_changed_rows_are_scored(job_of: JobMaker, engine: FakeWork
     assert (planned.committed, planned.pending, len(engine.scored), published.results) == (2, 2, 2, 4)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -134,6 +137,7 @@ def test_parts_that_lack_a_column_that_came_later_are_read(
     assert [(row["logprob"], row["label"] is None) for row in table(job)] == [(None, False)] * 3
 
 
+@pytest.mark.fault(17)
 def test_draws_without_a_seed_are_not_shared(job_of: JobMaker, engine: FakeWorkers) -> None:
     unseeded = {"temperature": 1.0}
     run_steps(job_of(rows("one", "one"), task=GENERATE, sampling=unseeded, source={"id": "id"}))
@@ -260,6 +264,7 @@ def test_an_empty_table(job_of: JobMaker) -> None:
     assert (published.rows, published.missing) == (0, 0)
 
 
+@pytest.mark.fault(2)
 def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorkers) -> None:
     engine.deaths = 1
     job = job_of(rows("one"))
@@ -271,6 +276,7 @@ def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorker
     assert infer.retries == 3
 
 
+@pytest.mark.fault(6)
 def test_a_try_that_ended_between_part_and_manifest(
     job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +303,7 @@ def test_what_steps_pass_on_can_go_to_another_process(job_of: JobMaker) -> None:
             assert pickle.loads(pickle.dumps(passed)) == passed
 
 
+@pytest.mark.fault(25)
 def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(0)
     job = job_of(rows("a secret", "a secret\x00", "secret" * 60), prompt={"template": "{{ text }}"})
@@ -304,6 +311,7 @@ def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptu
     assert "secret" not in caplog.text
 
 
+@pytest.mark.fault(25)
 def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
     job = job_of(rows("one"))
     run_steps(job)
@@ -313,6 +321,7 @@ def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
     assert OutputFolder(job.output_folder).database in files
 
 
+@pytest.mark.fault(22)
 def test_a_token_without_an_embedding_is_the_rows_own_error(job_of: JobMaker, tmp_path: Path) -> None:
     rows = [{"id": "plain", "text": "plain"}, {"id": "special", "text": "with <|end|> in it"}]
     job = job_of(rows, source={"id": "id"}, prompt={"column": "text", "special_tokens": "parsed"})

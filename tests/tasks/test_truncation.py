@@ -18,6 +18,7 @@ def prompts(engine: FakeWorkers) -> list[str]:
     return sorted((bytes(request.prompt_token_ids.tolist()).decode() for request in asked), key=len)
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize(
     ("keep", "job", "kept"),
     [
@@ -38,6 +39,7 @@ def test_the_last_tokens_are_kept(
     assert prompts(engine) == ["short", LONG[-kept:]]
 
 
+@pytest.mark.fault(15)
 def test_without_it_the_row_is_an_error(job_of: JobMaker) -> None:
     job = job_of([{"text": LONG}, {"text": "short"}], **GENERATE)
     run_steps(job)

@@ -262,6 +262,7 @@ def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine:
     assert len(outputs["fine"].token_ids) == 2
 
 
+@pytest.mark.fault(18)
 def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
     engine = build_engine(resolve_model(str(tiny_model)), CONFIG)
     table = engine.runner.model.body.embed_tokens.weight
@@ -280,6 +281,7 @@ def test_logits_that_are_not_finite_make_an_error_row(tiny_model: Path) -> None:
     engine.close()
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
 def test_a_prompt_that_is_not_finite_is_nothing_to_those_beside_it(
     tiny_model: Path, dtype: Dtype, quantization: Quantization

@@ -24,6 +24,7 @@ def change(folder: Path, name: str, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("fewer", [1, 40_000])
 def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(model_of: Path, fewer: int) -> None:
     whole = load_shape(resolve_model(str(model_of))).vocab_size

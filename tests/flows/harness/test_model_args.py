@@ -61,7 +61,11 @@ def test_thinking_is_an_argument_of_the_template() -> None:
     ("given", "said"),
     [
         ({"max_lenght": 5}, "max_lenght: unknown argument; did you mean max_length?"),
-        ({"trust_remote_code": True}, "trust_remote_code: a model's own code is never run; leave it out"),
+        pytest.param(
+            {"trust_remote_code": True},
+            "trust_remote_code: a model's own code is never run; leave it out",
+            marks=pytest.mark.fault(24),
+        ),
         ({"parallelize": True}, "parallelize: is not taken: a run has one device"),
         ({"gguf_file": "a.gguf"}, "gguf_file: is not taken: give the .gguf file itself as pretrained"),
         ({"max_length": -1}, "max_length: should be greater than or equal to 0 (got -1)"),

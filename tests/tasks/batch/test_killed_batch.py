@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tasks.batch.batch_steps import by_id, lines_of
 
 
@@ -16,6 +18,7 @@ def run(folder: Path, failpoint: str = "") -> int:
     return ended.returncode
 
 
+@pytest.mark.fault(1)
 def test_a_killed_batch_goes_on(tmp_path: Path) -> None:
     for kill in ("requests.staged:1:kill", "infer.done:1:kill", "batch.staged:1:kill"):
         assert run(tmp_path, kill) == -9

@@ -76,6 +76,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, "other"),
     "output": ({}, "elsewhere"),
     "shard_seconds": ({}, 1.0),
+    "store": ({}, "other-store"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),
     "source.jsonl": ({"source": {"jsonl": "rows.jsonl"}}, "other.jsonl"),
@@ -101,6 +102,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "engine.admission": ({}, "count"),
     "engine.max_num_seqs": ({}, 8),
     "engine.speculation": ({}, "none"),
+    "engine.step_timeout": ({}, 60.0),
 }
 # Files: what lies there decides, and their names do not.
 BY_CONTENT = ("model.path", "model.adapters", "model.adapter")

@@ -57,6 +57,7 @@ def test_null_may_be_meant() -> None:
     ]
 
 
+@pytest.mark.fault(14)
 def test_chat_wraps_a_text_and_leaves_messages_as_they_are() -> None:
     assert render(Prompt(column="a", chat=True), a=["hi", " ", None]) == [
         "<|user|>hi<|end|>\n<|bot|>\n",
@@ -67,6 +68,7 @@ def test_chat_wraps_a_text_and_leaves_messages_as_they_are() -> None:
     assert render(Prompt(messages="m"), m=[messages]) == ["<|user|>be<|end|>\n<|user|>hi<|end|>\n<|bot|>\n"]
 
 
+@pytest.mark.fault(22)
 def test_a_model_without_a_chat_template() -> None:
     tokenizer = ByteTokenizer()
     tokenizer.chat_template = None

@@ -79,6 +79,7 @@ def test_ids_become_texts(job_of: JobMaker, values: list[Any], texts: list[str])
     assert set(outcomes(job)) == set(texts)
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     ("ids", "line"),
     [
@@ -142,6 +143,7 @@ def test_sources_that_are_not_there(job_of: JobMaker, tmp_path: Path) -> None:
         check_job(job_of(source={"parquet": str(tmp_path / "half.parquet")}))
 
 
+@pytest.mark.fault(23)
 def test_names_with_dots_and_names_given_twice(job_of: JobMaker, tmp_path: Path) -> None:
     rows = pa.table({"a.b": ["one"], "a": [{"b": "two"}], 'ä "q"': ["kept"]})
     job = job_of(rows, prompt={"column": "a.b"}, source={"keep": ["a.b", "a", 'ä "q"']})
@@ -170,6 +172,7 @@ def test_kept_columns_keep_their_types(job_of: JobMaker) -> None:
     assert [kept[name] for name in ("n", "x", "yes", "when", "tags", 'a b"c')] == list(row.values())[1:]
 
 
+@pytest.mark.fault(13)
 def test_a_source_that_changes_while_it_is_read(
     job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +250,7 @@ def test_a_querys_types(job_of: JobMaker, database: Path, value: str, text: str 
     assert counted["n"] == (text is not None)
 
 
+@pytest.mark.fault(23, 24)
 @pytest.mark.parametrize(
     ("query", "line"),
     [
@@ -332,6 +336,7 @@ def test_labels_and_messages_as_lists_or_json(job_of: JobMaker) -> None:
     assert [row for row in table(job) if row["custom_id"] == "list"] == listed
 
 
+@pytest.mark.fault(17)
 def test_large_tables_are_read_in_bounded_batches(job_of: JobMaker) -> None:
     started = time.monotonic()
     texts = [f"prompt {i % 500}" for i in range(20_000)]

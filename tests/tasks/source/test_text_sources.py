@@ -24,6 +24,7 @@ def csv_job(job_of: JobMaker, tmp_path: Path, content: bytes, **source: Any) -> 
     return job_of(source={"csv": str(tmp_path / "rows.csv"), "id": "id", **source})
 
 
+@pytest.mark.fault(16)
 def test_csv_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Path) -> None:
     content = b'\xef\xbb\xbfid,text,topic\r\n1,"a ""quoted"", two\nlines",x\r\n2,,y\r\n'
     content += b"3,bad \xff byte,\xfe\r\n4,nul \x00,z\r\n"
@@ -80,6 +81,7 @@ def jsonl_job(job_of: JobMaker, tmp_path: Path, lines: list[bytes | dict[str, An
     return job_of(source=source, **changes)
 
 
+@pytest.mark.fault(16)
 def test_jsonl_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Path) -> None:
     lines: list[bytes | dict[str, Any]] = [
         {"id": 1, "text": "one", "topic": {"a": [1]}},
@@ -225,6 +227,7 @@ def test_an_encoding_that_must_be_named(job_of: JobMaker, tmp_path: Path, conten
         check_job(job_of(source={"csv": str(tmp_path / "t.csv")}))
 
 
+@pytest.mark.fault(16)
 def test_what_another_encoding_cannot_read_costs_its_own_row(job_of: JobMaker, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"id,text\n1,caf\xe9\n2,bad \x81\n3,c\n")
     job = job_of(source={"csv": str(tmp_path / "t.csv"), "id": "id", "encoding": "cp1252", "keep": ["text"]})
@@ -280,6 +283,7 @@ def test_a_key_that_is_null_everywhere_is_a_column(job_of: JobMaker, tmp_path: P
     assert prompts_of(job) == ["a"]
 
 
+@pytest.mark.fault(16)
 def test_texts_that_no_encoding_holds_are_kept_with_marks(job_of: JobMaker, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "a", "\\ud800": 1, "hint": "\\ud800\\u00e9"}\n')
     job = job_of(source={"jsonl": str(tmp_path / "t.jsonl"), "keep": ["hint"]})

@@ -92,6 +92,7 @@ def finished(job_of: JobMaker) -> ScoringJob:
 drawn = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.fault(7, 8)
 @settings(drawn, max_examples=30)
 @given(kept=st.sampled_from(sorted(KEPT)), which=st.integers(0, 99), damage=damages())
 def test_any_content_is_told_and_mended(
@@ -136,6 +137,7 @@ def _ask_a_damaged_folder(root: Path, rows: int) -> None:
     assert answered == rows or f"{rows - answered} of {rows}" in said
 
 
+@pytest.mark.fault(7, 8)
 @settings(drawn, max_examples=10)
 @given(kept=st.sampled_from(["plan.json", "rows", "requests", "nodes", "run record", "manifest"]), damage=damages())
 def test_a_run_that_was_stopped_continues_over_damage(
@@ -156,6 +158,7 @@ def warning(job: ScoringJob) -> str:
         return result.warning
 
 
+@pytest.mark.fault(7)
 def test_a_query_names_the_file_the_shard_and_the_cure(finished: ScoringJob) -> None:
     folder = OutputFolder(finished.output_folder)
     part = sorted(folder.parts.iterdir())[0]
@@ -193,6 +196,7 @@ def test_a_lost_record_hides_no_result(finished: ScoringJob) -> None:
     assert f"no row is missing, but: manifests/{record.name} is not as it was written" in warning(finished)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("content", [b"", b"null\n", b"[]\n", b'{"a": 1}\n', b"{}\n", b"[" * 100_000])
 def test_json_of_others_is_damage(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)

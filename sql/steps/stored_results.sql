@@ -1,0 +1,14 @@
+-- Where the store has an answer to each of the wanted requests: its part, counted as `parts` has them, and its row there,
+-- in that order. Where several parts have one, the first: they are answers to the same.
+SELECT place.part, place.part_row, attempts, num_rows
+FROM (
+    SELECT
+        wanted.attempts,
+        wanted.num_rows,
+        min({part: parts.number, part_row: stored.file_row_number}) AS place
+    FROM read_parquet($parts, filename = true, file_row_number = true) AS stored
+    JOIN read_parquet($wanted) AS wanted ON wanted.request_hash = stored.request_hash
+    JOIN (SELECT unnest($parts) AS name, unnest(range(len($parts))) AS number) AS parts ON parts.name = stored.filename
+    GROUP BY wanted.request_hash, wanted.attempts, wanted.num_rows
+)
+ORDER BY place

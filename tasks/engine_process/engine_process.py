@@ -1,0 +1,50 @@
+"""Workers that are one engine in a process of its own."""
+
+from pathlib import Path
+
+from engine.config import EngineConfig
+from engine.model.checkpoint import ModelFiles
+from tasks.engine_process.child import Child
+from tasks.engine_process.remote_engine import RemoteEngine
+from tasks.one_engine import OneEngine
+from tasks.workers import Computed
+
+
+class EngineProcess(OneEngine[RemoteEngine]):
+    """An engine in a child process, another where that ended, however it ended.
+
+    The first child begins its imports with the making of this, or is a `child` that began before. Every one adds to the
+    file `trace` a line a step.
+    """
+
+    def __init__(
+        self, model: ModelFiles, config: EngineConfig, *, trace: Path | None = None, child: Child | None = None
+    ) -> None:
+        super().__init__()
+        self._model = model
+        self._config = config
+        self._trace = trace
+        self._waiting: Child | None = child or Child()
+
+    @property
+    def waiting_for(self) -> str | None:
+        engine = self._engine
+        return None if engine is None or engine.dead else engine.waiting_for
+
+    def _start_engine(self) -> RemoteEngine:
+        child, self._waiting = self._waiting or Child(), None
+        return RemoteEngine(child, self._model, self._config, self._trace)
+
+    def _computed(self, engine: RemoteEngine) -> Computed:
+        return engine.computed
+
+    @property
+    def _loading_stage(self) -> str:
+        engine = self._engine
+        return "loading the model" if engine is None else engine.stage
+
+    def _let_go(self) -> None:
+        if self._waiting is not None:
+            self._waiting.kill()
+            self._waiting.how_it_ended()
+            self._waiting = None

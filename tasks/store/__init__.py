@@ -1,0 +1,1 @@
+"""The scoring store: results by content, over runs, jobs and output folders."""
