@@ -9,6 +9,7 @@ from shutil import rmtree
 
 from engine.errors import UserError
 from engine.file_lock import HeldError, Holder, hold, holder_of
+from tasks.storage.commit import fsync, fsync_new, missing_folders
 
 LOCK_NAME = ".lock"
 
@@ -63,12 +64,14 @@ class OutputFolder:
     def create(self) -> None:
         """Makes the folders. Raises UserError where the root is something else's, or cannot be made."""
         self.check()
-        folders = (self.plans, self.parts, self.manifests, self.staging)
+        folders, missing = (self.plans, self.parts, self.manifests, self.staging), missing_folders(self.root)
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             (self.root / LOCK_NAME).touch(mode=0o600)
+            fsync_new(self.root, missing)  # the lock says whose the folder is, so that it is there before all else
             for folder in folders:
                 folder.mkdir(mode=0o700, exist_ok=True)
+            fsync(self.root)
         except OSError as problem:
             raise UserError(f"output: {self.root} cannot be made ({problem.strerror})") from None
         linked = [folder.name for folder in folders if folder.is_symlink()]
