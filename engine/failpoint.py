@@ -16,8 +16,8 @@ def failpoint(name: str) -> None:
     """Acts at the n-th hit when the environment says `FAILPOINT=name:n:action`.
 
     Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL, behind a
-    line that says where), `crash` (SIGSEGV), `error` (an I/O error), `hang`, and `seize`, which hangs with the
-    interpreter's lock held.
+    line that says where), `crash` (SIGSEGV), `stop` (SIGSTOP, until somebody sends SIGCONT), `error` (an I/O error),
+    `hang`, and `seize`, which hangs with the interpreter's lock held.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
@@ -44,6 +44,10 @@ def _crash(_: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
+def _stop(_: str) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _error(name: str) -> None:
     raise OSError(errno.EIO, f"failpoint {name}")
 
@@ -61,6 +65,7 @@ def _seize(_: str) -> None:
 _ACTIONS: dict[str, Callable[[str], None]] = {
     "kill": _kill,
     "crash": _crash,
+    "stop": _stop,
     "error": _error,
     "hang": _hang,
     "seize": _seize,

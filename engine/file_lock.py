@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Whoever asks for the holder has the lock for a moment, shared with others who ask: a lock is refused after some tries.
-TRIES = 5
-SECONDS_BETWEEN_TRIES = 0.01
+TRIES = 20
+SECONDS_BETWEEN_TRIES = 0.005
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ for _name, _value in {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # A run that is killed is told from one that goes on by its heartbeats, as `automations.yaml` does.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     # Two first runs at once on a new home need longer than Prefect's 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     # The steps' own log lines belong to the flow run.

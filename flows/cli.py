@@ -286,8 +286,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    from flows.terminal_text import harmless
+
     for line in message.splitlines():
-        typer.echo(f"trunkline: {' '.join(line.split())}", err=True)
+        typer.echo(f"trunkline: {harmless(' '.join(line.split()))}", err=True)
     sys.exit(code)
 
 

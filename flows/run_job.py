@@ -22,12 +22,14 @@ from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
 from flows.report import RunReport
-from flows.score import ShardsFailedError, score
+from flows.run_events import send_events
+from flows.score import score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
 from flows.workers import in_process, traced, workers_from
 from tasks.job.job import ScoringJob
+from tasks.run_failed import RunFailedError
 from tasks.storage.stop_request import RunStoppedError
 from tasks.transient import OUTSIDE
 
@@ -61,8 +63,8 @@ def run_job(
             stop()
         except RunStoppedError as error:
             code = _say(messages, str(error), STOPPED)
-        except ShardsFailedError as error:
-            code = _say(messages, str(error), 1)
+        except RunFailedError as error:
+            code = _say(messages, f"{error}; the same command continues", 1)
         except UserError as error:
             code = _say(messages, str(error), 2)
         except OUTSIDE as error:
@@ -93,7 +95,7 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    names = ("tasks.extract", "tasks.storage.damage", "tasks.store.share", "kernels")
+    names = ("tasks.extract", "tasks.shard_scorer", "tasks.storage.damage", "tasks.store.share", "kernels")
     logs = [logging.getLogger(name) for name in names]
     for log in logs:
         log.addHandler(handler)
@@ -126,6 +128,7 @@ def leave(code: int) -> NoReturn:
     Taking the interpreter apart is left out: Prefect keeps DuckDB's module alive to the end, of which its binding
     complains over dozens of lines.
     """
+    send_events()
     logging.shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

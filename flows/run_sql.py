@@ -1,5 +1,6 @@
 """`trunkline sql`: from a query to bytes."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import typer
 from engine.errors import UserError
 from flows.result_writer import write_result
 from flows.sql_format import Format, choose_format
+from flows.terminal_text import harmless
 from tasks.query import query
 from tasks.report.latest import latest_output
 from tasks.report.views import attach_statements
+from tasks.storage.file_mode import file_mode
 from tasks.storage.output_folder import OutputFolder
 
 
@@ -27,13 +30,18 @@ def run_sql(statement: str, output: Path | None, form: Format | None, to: Path |
     folder = output if output is not None else latest_output()
     with query(folder, statement) as result:
         if result.warning is not None:
-            typer.echo(f"trunkline: {result.warning}", err=True)
+            typer.echo(f"trunkline: {harmless(result.warning)}", err=True)
         if to is None:
             write_result(result, form, sys.stdout.buffer, terminal=sys.stdout.isatty())
             sys.stdout.buffer.flush()
             return
         try:
-            with to.open("wb") as file:
+            with open(to, "wb", opener=_private) as file:
                 write_result(result, form, file, terminal=False)
         except OSError as error:
             raise UserError(f"--to {to}: {error.strerror}") from error
+
+
+def _private(name: str, flags: int) -> int:
+    """A file that is there keeps who may read it."""
+    return os.open(name, flags, file_mode())

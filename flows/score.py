@@ -15,11 +15,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from engine.errors import EngineClosedError
 from engine.plan import Shard
 from flows.artifacts import RunPage
+from flows.dataset import publish
 from flows.event_loops import stop_at_exit
 from flows.in_flight import run_in_flight
 from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
+from flows.run_events import announced_run
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.extract import Extracted, extract
@@ -27,8 +29,9 @@ from tasks.infer import ShardDone, infer
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
-from tasks.publish import publish
 from tasks.report.used_folders import remember_folder
+from tasks.run_failed import RunFailedError
+from tasks.shard_gate import ShardGate
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
@@ -61,7 +64,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
-        ShardsFailedError: some rows are still without an end; the same call continues.
+        RunFailedError: some rows are still without an end; the same call continues.
         RunStoppedError: somebody asked the run to end; the same call continues.
     """
     job = load_job(job) if isinstance(job, str) else job
@@ -75,7 +78,7 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
 def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
     log = get_run_logger()
     with (
-        open_run(job, retry_failed, full=full) as run,
+        announced_run(open_run(job, retry_failed, full=full)) as run,
         open_workers(run) as workers,
         RunControl(run, workers) as control,
     ):
@@ -112,7 +115,7 @@ def _name(job: ScoringJob | str) -> str:
     return Path(job).stem if isinstance(job, str) else job.name
 
 
-class ShardsFailedError(RuntimeError):
+class ShardsFailedError(RunFailedError):
     """Shards failed for good; what was committed is published."""
 
 
@@ -124,6 +127,7 @@ class ShardRunner:
         self._control = control
         self._planned = planned
         self._workers = workers
+        self._gate = ShardGate(run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -150,8 +154,9 @@ class ShardRunner:
         try:
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
-            # Whoever stops the run does not want to wait for its shards.
+            # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
+            self._gate.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -176,8 +181,8 @@ class ShardRunner:
             raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
             raise ShardsFailedError(
-                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet; "
-                f"run the same command to continue (last error: {self._failures[-1]})"
+                f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet "
+                f"(last error: {self._failures[-1]})"
             ) from self._failures[-1]
         return report
 
@@ -191,11 +196,13 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
+        except RunFailedError:
+            raise
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False

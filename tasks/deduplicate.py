@@ -38,6 +38,7 @@ class Deduplicated:
     pending: int
     folder: Path
     source_digest: str
+    row_digests: str | None = None
     reused_plan: str | None = None
 
 
@@ -57,9 +58,9 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     """
     folder = extracted.folder
     parts = _parts_of(committed_in)
-    with working_connection(folder) as connection:
-        counts = connection.execute(statement("steps/count_requests"), {"rows": str(folder / ROWS)}).fetchall()
-        [(num_rows, rejected, unique)] = counts
+    with working_connection(folder, committed_in.root, run.folder.root) as connection:
+        counted = connection.execute(statement("steps/count_requests"), {"rows": str(folder / ROWS)}).fetchall()
+        [(num_rows, rejected, unique)] = counted
         taken = 0
         if run.store is not None and not run.full:
             wanted = folder / "wanted.parquet"
@@ -74,7 +75,8 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     failpoint("deduplicate.done")
     assert (extracted.rows, extracted.rejected) == (num_rows, rejected), (extracted, num_rows, rejected)
     committed = unique - taken - pending
-    return Deduplicated(num_rows, rejected, unique, committed, taken, pending, folder, extracted.source_digest)
+    counts = (num_rows, rejected, unique, committed, taken, pending)
+    return Deduplicated(*counts, folder, extracted.source_digest, extracted.row_digests)
 
 
 def _parts_of(folder: OutputFolder) -> list[str]:
@@ -99,7 +101,7 @@ def _write(connection: duckdb.DuckDBPyConnection, query: str, run: Run, folder: 
 def _reused(run: Run, extracted: Extracted, plan_id: str) -> Deduplicated:
     planned = load_plan(run.folder, plan_id)
     counts = (planned.rows, planned.rejected, planned.unique, planned.committed, planned.from_store, planned.pending)
-    return Deduplicated(*counts, extracted.folder, extracted.source_digest, plan_id)
+    return Deduplicated(*counts, extracted.folder, extracted.source_digest, reused_plan=plan_id)
 
 
 deduplicate = as_task(deduplicate_requests, "deduplicate")

@@ -1,7 +1,7 @@
 """First step: reads the source once, and turns each row into a request or an error."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,17 @@ from engine.failpoint import failpoint
 from engine.model.tokenizer import load_tokenizer
 from engine.stages import checkpoint
 from tasks.job.job import ROW_COLUMN, Source
+from tasks.known_rows import KnownRows, NamedRow, find_known_rows
 from tasks.request.columns import find_columns
 from tasks.request.requests import NewRequest, RequestBuilder
+from tasks.request.row_digests import RowDigests
 from tasks.source.ids import check_ids
 from tasks.source.kept import kept_type
 from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
+from tasks.storage.file_mode import make_folder
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import are_unchanged
@@ -51,14 +54,16 @@ _REQUEST_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """`folder` holds `rows.parquet` and `new_requests.parquet`. With `reused_plan`, nothing was read: that plan,
-    of a run that did not finish, has all rows. `notes` are for the user.
+    """`folder` holds `rows.parquet`, `new_requests.parquet` and, where `row_digests` is their key, `digests.parquet`.
+
+    With `reused_plan`, nothing was read: that plan, of a run that did not finish, has all rows. `notes` are for people.
     """
 
     rows: int
     rejected: int
     folder: Path
     source_digest: str
+    row_digests: str | None = None
     reused_plan: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -71,7 +76,7 @@ def extract_rows(run: Run) -> Extracted:
     columns = find_columns(run.job)
     builder = RequestBuilder(run, columns.prompt, tokenizer)
     folder = run.folder.staged("extract")
-    folder.mkdir(mode=0o700)
+    make_folder(folder)
     snapshot = take_snapshot(
         source, columns.schema, folder / SNAPSHOT, lambda digest: _open_plan(run, digest) is not None
     )
@@ -80,14 +85,16 @@ def extract_rows(run: Run) -> Extracted:
         return _reuse(run, plan_id, folder)
     if source.id is not None:
         check_ids(read_batches(snapshot.files, [source.id]), source.id, folder)
-    rows, rejected = _write_rows(run, snapshot.files, columns.schema, builder, folder)
+    digests = RowDigests(run, columns, tokenizer)
+    known = find_known_rows(run, digests, snapshot.files, folder)
+    rows, rejected = _write_rows(run, snapshot.files, columns.schema, builder, known, folder)
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)
     failpoint("extract.done")
     if builder.quoting_rows:
         log.warning(_QUOTING, f"{builder.quoting_rows:,}")
     notes = () if source.id is not None else ("no source.id: a row's id is its position, counted from 0",)
-    return Extracted(rows, rejected, folder, snapshot.digest, notes=notes)
+    return Extracted(rows, rejected, folder, snapshot.digest, digests.key, notes=notes)
 
 
 def _open_plan(run: Run, digest: str) -> str | None:
@@ -99,13 +106,13 @@ def _open_plan(run: Run, digest: str) -> str | None:
 def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:
     planned = load_plan(run.folder, plan_id)
     note = f"taking up {plan_id} of {planned.run_id}, which did not finish"
-    return Extracted(planned.rows, planned.rejected, folder, planned.source_digest, plan_id, (note,))
+    return Extracted(planned.rows, planned.rejected, folder, planned.source_digest, reused_plan=plan_id, notes=(note,))
 
 
 def _write_rows(
-    run: Run, files: Sequence[Path], columns: pa.Schema, builder: RequestBuilder, folder: Path
+    run: Run, files: Sequence[Path], columns: pa.Schema, builder: RequestBuilder, known: KnownRows, folder: Path
 ) -> tuple[int, int]:
-    """Returns the numbers of rows and of rejected rows."""
+    """Returns the numbers of rows and of rejected rows. Of known rows no request is built."""
     source = run.job.source
     schema = _row_schema(columns, source)
     rows = rejected = 0
@@ -114,12 +121,27 @@ def _write_rows(
             failpoint("extract.batch")
             checkpoint()
             ids = batch.custom_ids(source.id)
-            built = builder.build(batch, ids)
-            kept.write(_row_batch(batch, ids, built, source, schema))
+            named = known.between(batch.first_row, batch.first_row + batch.num_rows)
+            others = [row for row in range(batch.num_rows) if row not in named]
+            built = dict(zip(others, _build(builder, batch, others, ids), strict=True))
+            named |= {row: _named(one) for row, one in built.items()}
+            kept.write(_row_batch(batch, ids, [named[row] for row in range(batch.num_rows)], source, schema))
             requests.write(_request_batch(batch.first_row, built))
-            rows += len(built)
-            rejected += sum(isinstance(one, RowError) for one in built)
+            rows += len(named)
+            rejected += sum(one.error_type is not None for one in named.values())
     return rows, rejected
+
+
+def _build(
+    builder: RequestBuilder, batch: SourceBatch, rows: Sequence[int], ids: Sequence[str]
+) -> list[NewRequest | RowError]:
+    return builder.build(batch.choose(rows), [ids[row] for row in rows]) if rows else []
+
+
+def _named(one: NewRequest | RowError) -> NamedRow:
+    if isinstance(one, RowError):
+        return NamedRow(None, None, one.type, one.message)
+    return NamedRow(one.request_hash, len(one.asked.prompt_token_ids))
 
 
 def _row_schema(columns: pa.Schema, source: Source) -> pa.Schema:
@@ -130,26 +152,24 @@ def _row_schema(columns: pa.Schema, source: Source) -> pa.Schema:
 
 
 def _row_batch(
-    batch: SourceBatch, ids: Sequence[str], built: Sequence[NewRequest | RowError], source: Source, schema: pa.Schema
+    batch: SourceBatch, ids: Sequence[str], rows: Sequence[NamedRow], source: Source, schema: pa.Schema
 ) -> pa.RecordBatch:
-    requests = [one if isinstance(one, NewRequest) else None for one in built]
-    errors = [one if isinstance(one, RowError) else None for one in built]
     columns = [
         _positions(batch),
-        pa.array([None if one is None else len(one.asked.prompt_token_ids) for one in requests], pa.int32()),
+        pa.array([row.prompt_tokens for row in rows], pa.int32()),
         pa.array(ids, pa.string()),
-        pa.array([None if one is None else one.request_hash for one in requests], pa.string()),
-        pa.array([None if one is None else one.type for one in errors], pa.string()),
-        pa.array([None if one is None else one.message for one in errors], pa.string()),
+        pa.array([row.request_hash for row in rows], pa.string()),
+        pa.array([row.error_type for row in rows], pa.string()),
+        pa.array([row.error_message for row in rows], pa.string()),
         *(batch.kept(column, schema.field(name).type) for column, name in source.keep.items()),
     ]
     return pa.record_batch(columns, schema=schema)
 
 
-def _request_batch(first_row: int, built: Sequence[NewRequest | RowError]) -> pa.RecordBatch:
-    """Each request of the batch once, at its first row."""
+def _request_batch(first_row: int, built: Mapping[int, NewRequest | RowError]) -> pa.RecordBatch:
+    """Each request of the batch once, at its first row; `built` are by their place in the batch, rising."""
     first: dict[str, int] = {}
-    for offset, one in enumerate(built):
+    for offset, one in built.items():
         if isinstance(one, NewRequest):
             first.setdefault(one.request_hash, offset)
     new = [one for offset in first.values() if isinstance(one := built[offset], NewRequest)]

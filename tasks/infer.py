@@ -1,29 +1,21 @@
 """Fourth step, once a shard: asks the engine, and commits the results as one part and one manifest."""
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, compress
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from prefect.tasks import exponential_backoff
 
 from engine.failpoint import failpoint
 from engine.plan import Shard
-from engine.request import RequestOutput
-from tasks.request.task_types import answer_of
-from tasks.shard_work import outputs_by_row, read_shard, stored_requests, to_work
+from tasks.shard_gate import ShardGate
+from tasks.shard_results import ShardResults
+from tasks.shard_scorer import ShardScorer
 from tasks.step import as_task
-from tasks.storage.commit import commit_file, open_private, sha256_of
-from tasks.storage.manifests import PartFile, ShardManifest, find_manifest, write_manifest
-from tasks.storage.parts import to_part
+from tasks.storage.manifests import find_manifest
 from tasks.storage.run import Run
-from tasks.storage.stored_plan import layout_of
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.store.share import share_results
 from tasks.transient import retry_transient
-from tasks.workers import OnOutput, Workers
+from tasks.workers import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,75 +34,25 @@ class ShardDone:
     skipped: bool
 
 
-def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, on_output: OnOutput | None = None) -> ShardDone:
-    """Scores the shard if it is not committed. Raises EngineDeadError where the engine ends; then try again."""
+def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, gate: ShardGate | None = None) -> ShardDone:
+    """Scores the rows of the shard that have no committed result, and commits it; `gate` is of all shards of the run.
+
+    An engine that dies is another one's turn: the rows that are left are asked again, alone, and the ones that kill it
+    end as `ENGINE_CRASH`. Raises EngineKeepsDyingError where rows are not the reason.
+    """
     done = find_manifest(run.folder, plan_id, shard.shard_id)
     if done is not None:
         return _to_done(done, skipped=True)
     failpoint("infer.start")
-    started = time.monotonic()
-    rows = read_shard(run, plan_id, shard)
-    work = to_work(run, plan_id, layout_of(run.folder, plan_id), shard, rows)
-    outputs = outputs_by_row(rows, workers.submit(work, on_output).result())
-    failpoint("infer.scored")
-    asked = stored_requests(rows)
-    results = to_part(asked, outputs, answer_of, run.run_id, shard.shard_id)
-    part = _commit_part(run, shard, results)
-    lengths = pc.cast(results.column("prompt_tokens"), pa.int64())
-    manifest = _describe(run, plan_id, shard, rows, lengths, outputs, part, time.monotonic() - started)
-    write_manifest(run.folder, manifest)
+    gate = gate or ShardGate(run.job.max_engine_deaths)
+    with gate.entered():
+        results = ShardResults(run, plan_id, shard, gate)
+        ShardScorer(results, workers, gate, run.job.checkpoint_seconds).score()
+        failpoint("infer.scored")
+        manifest, part = results.commit()
     failpoint("infer.done")
-    share_results(run, asked, results, part)
+    share_results(run, results.asked, part, manifest.files[0])
     return _to_done(manifest, skipped=False)
-
-
-def _commit_part(run: Run, shard: Shard, part: pa.Table) -> PartFile:
-    """Named by its content: a part that is there under this name, from a try that went no further, is this part."""
-    staged = run.folder.staged("part.parquet")
-    with open_private(staged) as file:
-        pq.write_table(part, file, compression="zstd")
-    digest = sha256_of(staged)
-    size = staged.stat().st_size
-    name = f"{shard.shard_id}-{digest[:16]}.parquet"
-    failpoint("part.staged")
-    commit_file(staged, run.folder.parts / name)
-    return PartFile(name, digest, part.num_rows, size)
-
-
-def _describe(
-    run: Run,
-    plan_id: str,
-    shard: Shard,
-    rows: pa.RecordBatch,
-    lengths: pa.ChunkedArray,
-    outputs: Sequence[Sequence[RequestOutput]],
-    part: PartFile,
-    seconds: float,
-) -> ShardManifest:
-    """`lengths` are the tokens of each row's prompts."""
-    num_rows = rows.column("num_rows")
-    # Several shards run in one engine at once, so what one of them computed is known from its outputs alone.
-    every = list(chain.from_iterable(outputs))
-    failed = [any(one.finish_reason == "error" for one in row) for row in outputs]
-    computed = sum(one.prompt_tokens - one.num_cached_tokens for one in every if one.finish_reason != "error")
-    return ShardManifest(
-        plan_id=plan_id,
-        shard_id=shard.shard_id,
-        run_id=run.run_id,
-        shard_index=shard.index,
-        fingerprint=run.fingerprint,
-        files=(part,),
-        requests=rows.num_rows,
-        rows=pc.sum(num_rows).as_py(),
-        errors=sum(failed),
-        seconds=round(seconds, 3),
-        prompt_tokens=pc.sum(lengths).as_py(),
-        row_prompt_tokens=pc.sum(pc.multiply(lengths, num_rows)).as_py(),
-        planned_tokens=shard.prefill_tokens,
-        computed_prompt_tokens=computed,
-        generated_tokens=sum(len(one.token_ids) for one in every),
-        row_errors=sum(compress(num_rows.to_pylist(), failed)),
-    )
 
 
 def _to_done(manifest: ShardManifest, *, skipped: bool) -> ShardDone:

@@ -25,10 +25,11 @@ from tasks.request.requests import to_requests
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
+from tasks.storage.file_mode import make_folder
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import adapter_sizes
 from tasks.storage.run_record import read_records, update_record
-from tasks.storage.stored_plan import NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
+from tasks.storage.stored_plan import DIGESTS, NODES, REQUESTS, ROWS, load_plan, plan_id_of, store_plan
 from tasks.storage.stored_plan import StoredPlan as StoredPlan
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS
 from tasks.workers import Workers
@@ -80,8 +81,9 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> S
     failpoint("plan.start")
     config = _limits(run, workers) if deduplicated.pending else run.config
     staged = run.folder.staged(plan_id_of(run.run_id))
-    staged.mkdir(mode=0o700)
-    (deduplicated.folder / ROWS).rename(staged / ROWS)
+    make_folder(staged)
+    for name in (ROWS,) if deduplicated.row_digests is None else (ROWS, DIGESTS):
+        (deduplicated.folder / name).rename(staged / name)
     outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
     planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))
     store_plan(run.folder, planned, run.job.model_dump(mode="json"), staged)
@@ -134,6 +136,7 @@ def _describe(run: Run, deduplicated: Deduplicated, outline: PlanOutline) -> Sto
         retry_failed=run.retry_failed,
         full=run.full,
         from_store=deduplicated.from_store,
+        row_digests=deduplicated.row_digests,
         rows=deduplicated.rows,
         rejected=deduplicated.rejected,
         unique=deduplicated.unique,

@@ -13,8 +13,7 @@ from tasks.report.latest import remember_output
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
-from tasks.step import as_task
-from tasks.storage.manifests import read_manifests
+from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
@@ -60,6 +59,7 @@ def publish_results(run: Run, plan_id: str) -> Published:
     update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
     failpoint("publish.recorded")
     remove_other_plans(run.folder, plan_id)
+    remove_superseded(run.folder)
     remember_output(run.root)
     failpoint("publish.done")
     return published
@@ -97,6 +97,3 @@ def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> Iterator[Answ
 
 def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:
     return connection.execute(statement(f"report/{name}"), values).fetchall()
-
-
-publish = as_task(publish_results, "publish")

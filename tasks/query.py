@@ -1,7 +1,7 @@
 """Answers SQL about an output folder, on a connection that can read that folder and nothing else."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,13 +31,14 @@ class QueryResult(AbstractContextManager["QueryResult"]):
         self._sql = sql
 
     def __enter__(self) -> Self:
-        try:
+        with _in_one_line():
             connection = self._connecting.__enter__()
-            self.warning = self._published.warning(connection)
-            self._reader = connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
-        except duckdb.Error as problem:
-            self._connecting.__exit__(None, None, None)
-            raise UserError(f"sql: {first_line(problem)}") from None
+            try:
+                self.warning = self._published.warning(connection)
+                self._reader = connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
+            except BaseException:
+                self._connecting.__exit__(None, None, None)
+                raise
         return self
 
     def __exit__(
@@ -56,13 +57,24 @@ class QueryResult(AbstractContextManager["QueryResult"]):
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Raises UserError for what goes wrong while rows are computed, such as a cast."""
-        try:
+        with _in_one_line():
             yield from self._reader
-        except (duckdb.Error, pa.ArrowException, OSError) as problem:
-            raise UserError(f"sql: {first_line(problem)}") from None
 
     def table(self) -> pa.Table:
         return pa.Table.from_batches(self.batches(), self.schema)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Raises UserError for what DuckDB says; Ctrl-C, which its binding makes a RuntimeError of, stays what it is."""
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError) as problem:
+        raise UserError(f"sql: {first_line(problem)}") from None
+    except RuntimeError as problem:
+        if "interrupted" not in str(problem).lower():
+            raise
+        raise KeyboardInterrupt from None
 
 
 def query(folder: Path, sql: str) -> QueryResult:

@@ -7,7 +7,7 @@ import duckdb
 import httpx
 import pyarrow as pa
 
-from engine.errors import EngineDeadError
+from engine.errors import EngineDeadError, TerminalError, TransientError
 
 # Disk, memory, network, device: the program is right, and another time it may work.
 OUTSIDE = (OSError, MemoryError, EngineDeadError, duckdb.Error, pa.ArrowException, httpx.HTTPError)
@@ -32,8 +32,10 @@ _ERRNOS = frozenset(
 
 
 def is_transient(problem: BaseException) -> bool:
-    """True for a dead engine, a passing I/O error or a lost connection; a full disk or a bad value stays."""
-    if isinstance(problem, EngineDeadError | ConnectionError | TimeoutError | httpx.TransportError):
+    """Of our own errors, which their class says; else a passing I/O error or a lost connection: a full disk stays."""
+    if isinstance(problem, TerminalError | TransientError):
+        return isinstance(problem, TransientError)
+    if isinstance(problem, ConnectionError | TimeoutError | httpx.TransportError):
         return True
     return isinstance(problem, OSError) and problem.errno in _ERRNOS
 

@@ -13,7 +13,7 @@ import pytest
 
 from engine.device_rates import DeviceRates
 from engine.loop.build import build_engine
-from engine.model.checkpoint import weights_folder
+from engine.model.checkpoint import resolve_model, weights_folder
 from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request
@@ -26,7 +26,7 @@ from tasks.request.requests import to_requests
 from tasks.storage.run import Run, open_run
 from tests.engine.oracle import Oracle
 
-ROWS = int(os.environ.get("PARITY_ROWS", "6"))
+ROWS = int(os.environ.get("PARITY_ROWS", "3"))
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -36,13 +36,25 @@ def requests_of(run: Run) -> list[Request]:
     return list(islice(chain.from_iterable(rows), ROWS))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Has the example's tables."""
+    folder = tmp_path_factory.mktemp("example")
+    write_tables(folder / "examples" / "data", installed_packages())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Oracle:
+    return Oracle(weights_folder(resolve_model("embedded")))
+
+
 @pytest.mark.parametrize("name", ["classify", "summarise"])
 def test_the_example_gives_the_answers_of_transformers(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, folder: Path, oracle: Oracle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_tables(tmp_path / "examples" / "data", installed_packages())
-    monkeypatch.chdir(tmp_path)
-    job = load_job(EXAMPLES / f"{name}.yaml", {"output": "out"})
+    monkeypatch.chdir(folder)
+    job = load_job(EXAMPLES / f"{name}.yaml", {"output": str(tmp_path / "out")})
     with open_run(job) as run:
         requests = requests_of(run)
         # Text ends at its stop strings too; what is compared is tokens.
@@ -58,7 +70,7 @@ def test_the_example_gives_the_answers_of_transformers(
         assert engine.counters().computed_prompt_tokens == plan.summary.computed_tokens
         assert plan.summary.computed_tokens < plan.summary.prompt_tokens
         engine.close()
-        oracle = Oracle(weights_folder(run.model))
+        assert run.model == resolve_model("embedded")
         by_id = {request.request_id: request for request in requests}
         differences = [oracle.assert_same(by_id[output.request_id], output) for output in outputs]
         told = f"{name}: {len(outputs)} requests, {sum(map(bool, differences))} of them apart"

@@ -28,6 +28,8 @@ ELSEWHERE = {
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "prefect concurrency-limit create trunkline:cpu 2": "tests/flows/test_deployment.py",
+    "prefect automation create --from-file automations.yaml": "tests/flows/test_deployment.py",
+    "trunkline stop runs/package-topics": "tests/flows/test_show_runs.py",
     "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
@@ -57,6 +59,8 @@ BATCH_ERRORS = (
     " --output out.jsonl.run/results"
 )
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
+LIVE = 'trunkline sql "select run_id, status, stage, rows_done, rows, row_errors, tokens_per_second, seconds_left'
+LIVE += ' from runs"'
 MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, logprob::text) as answer from results"'
 MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
@@ -79,6 +83,9 @@ HERE = (
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql --attach",
+    "trunkline runs",
+    "trunkline runs runs/package-topics --format json",
+    LIVE,
     "trunkline sql - < examples/accuracy.sql",
     "trunkline score examples/extract.yaml",
     "trunkline sql - --output runs/package-records < examples/records.sql",

@@ -21,7 +21,7 @@ import typer
 from engine.bench.matmul_rate import measure_apart
 from engine.bench.timed_run import TimedRun, time_run
 from engine.bench.workload import read_workload
-from engine.config import ADMISSION, KV_CACHE_DTYPE, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
+from engine.config import ADMISSION, DETERMINISM, KV_CACHE_DTYPE, ORDER, QUANTIZATION, SHARING, Dtype, EngineConfig
 from engine.errors import UserError
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
@@ -54,6 +54,7 @@ def bench(
     sharing: str = "multi_level",
     order: str = "ratio",
     admission: str = "memory",
+    determinism: Annotated[str, typer.Option(help="strict: the same to the last bit in any batch.")] = "default",
     max_num_batched_tokens: Annotated[int, typer.Option(min=0, help="Of a step; 0: measured, then cached.")] = 0,
     trace: Annotated[Path | None, typer.Option(help="Write a JSON line for each of the engine's steps.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="Write {id: token ids} or {id: [[logprob, is_greedy]]}.")] = None,
@@ -62,6 +63,7 @@ def bench(
     choices = [("--dtype", dtype, get_args(Dtype)), ("--quantization", quantization, QUANTIZATION)]
     choices += [("--kv-cache-dtype", kv_cache_dtype, KV_CACHE_DTYPE)]
     choices += [("--sharing", sharing, SHARING), ("--order", order, ORDER), ("--admission", admission, ADMISSION)]
+    choices += [("--determinism", determinism, DETERMINISM)]
     for option, value, allowed in choices:
         _one_of(option, value, allowed)
     config = EngineConfig(
@@ -73,6 +75,7 @@ def bench(
         sharing=sharing,  # type: ignore[arg-type]
         order=order,  # type: ignore[arg-type]
         admission=admission,  # type: ignore[arg-type]
+        determinism=determinism,  # type: ignore[arg-type]
     )
     requests = read_workload(workload)
     started = time.perf_counter()
@@ -111,6 +114,7 @@ def report_of(engine: Engine, run: TimedRun, load_seconds: float) -> dict[str, A
         "dtype": device.dtype,
         "quantization": engine.config.quantization,
         "kv_cache_dtype": engine.config.kv_cache_dtype,
+        "determinism": engine.config.determinism,
         "device": device.described,
         "version": version("trunkline"),
         "torch": version("torch"),

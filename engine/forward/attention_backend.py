@@ -17,9 +17,11 @@ class AttentionBackend(Protocol):
         """The step's, for all of its layers; `inputs` are the step's numbers on the device."""
 
 
-def attention_backend(backend: Backend, cache: KVCache) -> AttentionBackend:
+def attention_backend(backend: Backend, cache: KVCache, *, in_order: bool = False) -> AttentionBackend:
+    """`in_order`: sums go by the keys' positions alone, which a CPU's can."""
     if backend == "torch":
-        return CpuAttention(cache)
+        return CpuAttention(cache, in_order=in_order)
+    assert not in_order, backend
     from engine.forward.gpu.attention import GpuAttention  # where Triton is not installed, nothing asks for it
 
     return GpuAttention(cache)

@@ -1,5 +1,6 @@
 """Loads a model for serving, and refuses by name what the engine would compute wrongly."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from engine.config import KVCacheDtype, Quantization
 from engine.errors import UserError
 from engine.forward.attention import NAME
 from engine.forward.cpu.fused_body import can_fuse, fuse_body
+from engine.forward.cpu.strict import hold_to_its_bits, one_thread, put_in_order, refuse_strict
 from engine.forward.kv_scales import KVScales, calibrate_kv_scales
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.pack_linears import pack_linears
@@ -30,9 +32,19 @@ CALLED_BY_NAME = {"biogpt", "stablelm"}
 
 
 def load_model(
-    files: ModelFiles, device: Device, quantization: Quantization = "none", kv_cache_dtype: KVCacheDtype = "auto"
+    files: ModelFiles,
+    device: Device,
+    quantization: Quantization = "none",
+    kv_cache_dtype: KVCacheDtype = "auto",
+    *,
+    strict: bool = False,
 ) -> LoadedModel:
-    """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly."""
+    """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly.
+
+    `strict`: a row's logits are the same to the last bit in any step; a UserError where they cannot be.
+    """
+    if strict:
+        refuse_strict(device)
     scheme = linear_scheme(quantization, device.backend)
     enter("loading the model")
     found = find_model(files)
@@ -43,9 +55,12 @@ def load_model(
     checkpoint()
     scales = calibrate_kv_scales(model, found.shape) if kv_cache_dtype == "fp8" else None
     kept = keep_stored(model, stored, device, scheme)
-    loaded = pack(model, found.shape, device, scheme, scales)
+    with one_thread() if strict else nullcontext():  # weights of fewer bits follow from products that torch makes
+        loaded = pack(model, found.shape, device, scheme, scales, strict=strict)
     checkpoint()
     probe(loaded, expected, model, device, found.kind, max(tolerance, scheme.tolerance if kept else 0.0))
+    if strict:
+        hold_to_its_bits(loaded, found.kind)
     return loaded
 
 
@@ -136,7 +151,13 @@ def keep_stored(model: Any, stored: dict[str, StoredLinear], device: Device, sch
 
 
 def pack(
-    model: Any, shape: ModelShape, device: Device, scheme: LinearScheme, kv_scales: KVScales | None
+    model: Any,
+    shape: ModelShape,
+    device: Device,
+    scheme: LinearScheme,
+    kv_scales: KVScales | None,
+    *,
+    strict: bool = False,
 ) -> LoadedModel:
     """Fourth step: linear layers as the scheme has them, then decoder layers of the device's own where all are known.
 
@@ -147,11 +168,13 @@ def pack(
     elif _loses_bits(model, device, scheme):
         _round_parameters(model, getattr(torch, device.dtype))
     fused = _fuse(model, device)
+    if strict:
+        put_in_order(model)
     if fused != (device.backend in shape.fused_on):
         others = tuple(backend for backend in shape.fused_on if backend != device.backend)
         shape = replace(shape, fused_on=(*others, device.backend) if fused else others)
     kv_format = device.kv_format(shape, scheme.quantization, "auto" if kv_scales is None else "fp8")
-    loaded = LoadedModel(model, shape, kv_format, kv_scales)
+    loaded = LoadedModel(model, shape, kv_format, kv_scales, strict=strict)
     loaded.waits_for_nothing = device.backend == "triton" and fused
     return loaded
 

@@ -1,6 +1,7 @@
 """A model ready to serve: packed rows to hidden states, and hidden states to logits."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
+from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.projection import Head
 from engine.forward.forward_output import Chosen
 from engine.forward.kv_scales import KVScales
 from engine.forward.sampler import greedy
 from engine.forward.step_attention import StepAttention
 from engine.model.model_shape import ModelShape
+from kernels.cpu.language.openmp import loops_alone
 from kernels.kv_format import KVFormat
 
 # The decoder layers pass no argument on to attention.
@@ -24,13 +27,23 @@ class LoadedModel:
     """A transformers model in two halves: packed rows to hidden states, and hidden states to logits.
 
     The head's half is the model's own forward with the body replaced, so that scaling and caps on logits stay as
-    the architecture has them. `kv_format` is how its keys and values are kept.
+    the architecture has them. `kv_format` is how its keys and values are kept. `strict`: its layers are those of
+    `engine.forward.cpu.strict`, so that a row's logits are the same to the last bit in any step.
     """
 
-    def __init__(self, model: Any, shape: ModelShape, kv_format: KVFormat, kv_scales: KVScales | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        shape: ModelShape,
+        kv_format: KVFormat,
+        kv_scales: KVScales | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
         self.shape = shape
         self.kv_format = kv_format
         self.kv_scales = kv_scales
+        self.strict = strict
         self.prefix: str = model.base_model_prefix
         self.body = model.base_model
         self._head = copy.copy(model)
@@ -38,9 +51,12 @@ class LoadedModel:
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
         self._attention: StepAttention | None = None
+        # Of a strict model: it computes in part what torch does, one thread of it.
+        self.has_layers_of_torch = strict and not isinstance(self.body, FusedBody)
         # Whether no layer reads a number back from the device: what transformers wrote may.
         self.waits_for_nothing = False
-        self._screened = self._if_plain(model.get_output_embeddings())
+        # Which outputs are settled exactly is a matter of likelihood, and of which thread is first.
+        self._screened = None if strict else self._if_plain(model.get_output_embeddings())
         if model.config.model_type in HEARS_NOTHING:
             for module in self.body.modules():
                 if "layer_idx" in vars(module):
@@ -59,7 +75,8 @@ class LoadedModel:
         """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""
         self._attention = attention
         ids, positions = input_ids[None], position_ids[None]
-        output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
+        with loops_alone() if self.has_layers_of_torch else nullcontext():
+            output = self.body(input_ids=ids, position_ids=positions, use_cache=False, step_attention=attention)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden if len(hidden) == len(attention.asked_rows) else hidden[attention.asked_rows]
 

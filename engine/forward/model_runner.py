@@ -50,7 +50,7 @@ class ModelRunner:
             device.name,
             model.kv_scales,
         )
-        self.attention = attention_backend(device.backend, self.cache)
+        self.attention = attention_backend(device.backend, self.cache, in_order=model.strict)
         self.adapters = RunnerAdapters(model, self.cache, config, device)
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
         self.recorder = self._recorder(capture)
@@ -109,7 +109,8 @@ class ModelRunner:
     def _recorder(self, capture: "Capture | None") -> StepRecorder | None:
         """The device's; None where a step does more than launch what can be launched again."""
         if isinstance(self.model.body, FusedBody):
-            return LoopReplay(self.model.body, CpuAttention(self.cache), self.adapters)
+            attention = CpuAttention(self.cache, in_order=self.model.strict)
+            return LoopReplay(self.model.body, attention, self.adapters)
         if self.device.backend != "triton" or not self.model.waits_for_nothing:
             return None
         # Where Triton is not installed, nothing asks for these.

@@ -69,7 +69,9 @@ def probe(
     """
     positions = torch.arange(ROWS, device=device.name)
     cache, step = ProbeCache(loaded, device.name), SchedulerOutput.causal_rows(ROWS)
-    attention = attention_backend(device.backend, cache).prepare(step, step_inputs(step, device.name))
+    attention = attention_backend(device.backend, cache, in_order=loaded.strict).prepare(
+        step, step_inputs(step, device.name)
+    )
     with narrow_windows(model, WINDOW):
         try:
             ours = loaded.logits(loaded.hidden(_tokens(loaded.shape.vocab_size, device), positions, attention))

@@ -75,6 +75,11 @@ class RunnerAdapters:
 
     def _size(self, name: str) -> AdapterSize:
         if name not in self._sizes:
+            if self._model.has_layers_of_torch:
+                raise UserError(
+                    f"adapter {name.partition('#')[0]}: engine.determinism: strict adds adapters in layers of our own "
+                    "alone, which this model has not; take default"
+                )
             try:
                 files = named_adapter(name)
                 check_sites(files, self._sites)

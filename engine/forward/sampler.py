@@ -126,13 +126,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> RowLogprobs:
     return RowLogprobs(logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0], best.values, best.indices)
 
 
-def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor, *, with_leads: bool = False) -> Tensor:
+def target_logprobs(
+    logits: Tensor, rows: Tensor, targets: Tensor, *, in_order: bool = False, with_leads: bool = False
+) -> Tensor:
     """(4, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
     the row is finite, and by how much it is ahead of the best of the others: below 0 where it is behind, and 0 where it
     is the best and its lead is not asked for.
     """
     best = logits.max(-1)
-    lse = logits.logsumexp(-1)
+    lse = _log_sum_exp(logits, in_order)
     own, is_best = logits[rows, targets], best.indices[rows] == targets
     leads = own - best.values[rows]
     if with_leads:
@@ -140,10 +142,17 @@ def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor, *, with_leads
     return torch.stack((own - lse[rows], is_best.float(), torch.isfinite(lse[rows]).float(), leads))
 
 
-def best_logprobs(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best_logprobs(logits: Tensor, count: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:
     """The `count` best tokens of each row of (rows, vocab_size), (rows, count) int64, and their log-probabilities."""
     best = logits.topk(count)
-    return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
+    return best.indices, best.values - _log_sum_exp(logits, in_order)[:, None]
+
+
+def _log_sum_exp(logits: Tensor, in_order: bool) -> Tensor:
+    """(rows,). A row alone is summed by torch in as many parts as there are threads; of several, each in one."""
+    if in_order and len(logits) == 1:
+        return logits.repeat(2, 1).logsumexp(-1)[:1]
+    return logits.logsumexp(-1)
 
 
 def stream_of(prompt_token_ids: TokenIds) -> int:

@@ -70,7 +70,9 @@ def start_engine(
             torch.cuda.set_device(device.name)  # this thread's: kernels are launched there, wherever their tensors are
         weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
         started = time.perf_counter()
-        loaded = load_model(model, device, config.quantization, config.kv_cache_dtype)
+        loaded = load_model(
+            model, device, config.quantization, config.kv_cache_dtype, strict=config.determinism == "strict"
+        )
         leave_files([loaded.body])
         runner = ModelRunner(loaded, config, device)
         if device.backend == "triton":

@@ -254,7 +254,8 @@ class Engine:
                 self._deliver(sequence.key, error_output(sequence, "CONTEXT_OVERFLOW", message))
             else:
                 eos = self.runner.model.shape.eos_token_ids
-                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos, self._grammars)
+                strict = self.runner.model.strict
+                self._states[sequence.key] = OutputState(sequence, self.tokenizer, eos, self._grammars, strict=strict)
         if not work.requests:
             submission.future.set_result([])
 

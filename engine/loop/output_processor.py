@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence as Many
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from engine.grammar.grammar import BAD_GRAMMAR, GrammarError
 from engine.grammar.grammars import Grammars
 from engine.grammar.matcher import Matcher
 from engine.loop.stop_words import bad_word_ids, special_stops
-from engine.request import LabelScore, RequestOutput, TokenLogprobs
+from engine.request import LabelScore, Request, RequestOutput, TokenLogprobs
 from engine.scheduling.sampled import Sampled
 from engine.scheduling.sequence import Sequence
 
@@ -41,7 +42,10 @@ class OutputState:
         tokenizer: "PreTrainedTokenizerFast | None",
         eos_token_ids: Many[int],
         grammars: Grammars | None = None,
+        *,
+        strict: bool = False,
     ) -> None:
+        """`strict`: a text without a seed is drawn by its request's name, and so again as it was."""
         self.sequence = sequence
         self.params = params = sequence.request.params
         self._is_plain = params.greedy and params.logprobs is None and not params.changes_logits_besides
@@ -63,8 +67,7 @@ class OutputState:
         self._stops = tuple(stop for stop in self.params.stop if stop not in self._special_stops.values())
         self._streamed = ""
         self._stream = DecodeStream(skip_special_tokens=True) if self._stops and tokenizer else None
-        seed = self.params.seed
-        self._seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        self._seed = _seed_of(sequence.request, strict=strict)
         self._random_stream = sampler.stream_of(sequence.request.prompt_token_ids)
         penalised = self.params.repetition_penalty != 1
         self._prompt = np.unique(sequence.request.prompt_token_ids).astype(np.int64) if penalised else NONE
@@ -267,6 +270,13 @@ class OutputState:
         if self.params.include_stop_str_in_output and self.finish_reason == "stop":
             text += self._special_stops.get(self.sequence.token_ids[-1], "")
         return text
+
+
+def _seed_of(request: Request, *, strict: bool) -> int:
+    if request.params.seed is not None:
+        return request.params.seed
+    drawn = blake2b(request.request_id.encode(), digest_size=8).digest() if strict else os.urandom(8)
+    return int.from_bytes(drawn, "little")
 
 
 def error_output(sequence: Sequence, error_type: str, message: str) -> RequestOutput:

@@ -79,7 +79,7 @@ class StepReader:
         samples, hidden = step.reads.of_kind(ReadKind.SAMPLE), step.reads.of_kind(ReadKind.HIDDEN)
         places = np.searchsorted(step.asked_rows, step.reads.row)
         places, pooled_places = np.split(places, [len(places) - len(hidden)])
-        pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden)
+        pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden, exact=self._runner.model.strict)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
         may_take = self._may_take_best(samples.key, masks)
         tokens, margins = self._best_tokens(forward, places[: len(samples)], samples.key, takes_best | may_take)
@@ -89,7 +89,7 @@ class StepReader:
         logprobs: dict[int, tuple[int, RowLogprobs]] = {}
         target_values: list[Tensor] = []
         alternatives: list[tuple[Tensor, Tensor]] = []
-        count = self._num_alternatives(step.reads)
+        count, in_order = self._num_alternatives(step.reads), self._runner.model.strict
         for part, logits in self._runner.logits(forward.hidden, head.places):
             reads, rows = head.reads_in(part)
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
@@ -102,9 +102,10 @@ class StepReader:
             if len(targets):
                 at, target = self._runner.index(rows[len(drawn) :]), self._runner.index(step.reads.target[targets])
                 leads = self._asks_for_leads(step.reads, targets)
-                target_values.append(to_host(sampler.target_logprobs(logits, at, target, with_leads=leads)))
+                found = sampler.target_logprobs(logits, at, target, in_order=in_order, with_leads=leads)
+                target_values.append(to_host(found))
                 if count:
-                    best, best_logprobs = sampler.best_logprobs(logits, count)
+                    best, best_logprobs = sampler.best_logprobs(logits, count, in_order=in_order)
                     alternatives.append((to_host(best[at]), to_host(best_logprobs[at])))
         host = Chosen(to_host(tokens), to_host(margins))
         done = None

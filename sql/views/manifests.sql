@@ -15,6 +15,21 @@ FROM read_json({manifests}, format = 'newline_delimited', columns = {{
     computed_prompt_tokens: 'BIGINT',
     generated_tokens: 'BIGINT',
     row_errors: 'BIGINT',
+    is_checkpoint: 'BOOLEAN',
+    shares: 'STRUCT(
+        run_id VARCHAR,
+        requests BIGINT,
+        "rows" BIGINT,
+        errors BIGINT,
+        seconds DOUBLE,
+        prompt_tokens BIGINT,
+        row_prompt_tokens BIGINT,
+        planned_tokens BIGINT,
+        computed_prompt_tokens BIGINT,
+        generated_tokens BIGINT,
+        row_errors BIGINT,
+        from_store BIGINT
+    )[]',
     from_store: 'BIGINT',
     files: 'STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[]'
 }})

@@ -1,4 +1,4 @@
--- The columns of `shards`, for an output folder where nothing is committed yet.
+-- The columns of manifests, for an output folder where nothing is committed yet.
 SELECT
     NULL::VARCHAR AS plan_id,
     NULL::BIGINT AS shard_index,
@@ -15,6 +15,21 @@ SELECT
     NULL::BIGINT AS computed_prompt_tokens,
     NULL::BIGINT AS generated_tokens,
     NULL::BIGINT AS row_errors,
+    NULL::BOOLEAN AS is_checkpoint,
+    NULL::STRUCT(
+        run_id VARCHAR,
+        requests BIGINT,
+        "rows" BIGINT,
+        errors BIGINT,
+        seconds DOUBLE,
+        prompt_tokens BIGINT,
+        row_prompt_tokens BIGINT,
+        planned_tokens BIGINT,
+        computed_prompt_tokens BIGINT,
+        generated_tokens BIGINT,
+        row_errors BIGINT,
+        from_store BIGINT
+    )[] AS shares,
     NULL::BIGINT AS from_store,
     NULL::STRUCT(name VARCHAR, sha256 VARCHAR, "rows" BIGINT, bytes BIGINT)[] AS files
 WHERE false

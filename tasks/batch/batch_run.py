@@ -15,6 +15,7 @@ from engine.model.checkpoint import resolve_model
 from tasks.batch.request_table import write_table
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import override, parse_job
+from tasks.storage.file_mode import make_folder
 
 KEPT = ("line", "batch_id", "reply", "fault")
 
@@ -74,7 +75,7 @@ class BatchRun:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Holds the folder, with the table in it. Raises UserError where another batch has it."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self.folder)
         try:
             with hold(self.folder / ".lock"):
                 for staging in self.folder.glob("staging-*"):  # what a killed run left

@@ -274,7 +274,18 @@ class ScoringJob(Part):
     sampling: Sampling = Sampling()
     engine: EngineLimits = EngineLimits()
     shard_seconds: float = Field(
-        default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what a stopped run can lose."
+        default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what is committed at once."
+    )
+    checkpoint_seconds: float = Field(
+        default=5.0,
+        gt=0,
+        le=86_400,
+        description="How often rows of a shard that have ended are committed before it is done: what a kill can lose.",
+    )
+    max_engine_deaths: int = Field(
+        default=10,
+        ge=1,
+        description="A run ends where the engine died so often in a row over rows asked alone, and none ended between.",
     )
     output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
     store: FilePath | None = Field(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.views import open_views
-from tasks.storage.manifests import ShardManifest, read_manifests
+from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_end import own_counts
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import StoredPlan
 

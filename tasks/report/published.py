@@ -8,9 +8,10 @@ import duckdb
 
 from engine.errors import UserError
 from tasks.storage.damage import DamagedError
-from tasks.storage.manifests import ShardManifest, inspect_manifests, manifest_path
+from tasks.storage.manifests import inspect_manifests, manifest_path, shard_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import RUNNING, RunRecord, inspect_records
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import ROWS, check_plan_file, load_plan, plan_folder, plan_id_of, plan_ids
 
@@ -49,6 +50,7 @@ class PublishedFolder:
 
 def open_published(folder: OutputFolder) -> PublishedFolder:
     """Reads every part against its sha256. Raises UserError where nothing is planned yet, or its rows are damaged."""
+    folder.refuse_links()
     records, damaged_records = inspect_records(folder)
     name = records[-1].name if records else None
     reasons = list(map(str, damaged_records))
@@ -67,7 +69,8 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
             raise UserError(f"{folder.root}: {problem}; {_cure(folder, name)}") from None
         reasons.append(str(problem))
     manifests, damaged = inspect_manifests(folder)
-    reasons += [f"shard {path.stem.rpartition('-')[2]}: {problem}" for path, problem in damaged.items()]
+    reasons += [f"shard {shard_of(path)}: {problem}" for path, problem in damaged.items()]
+    running = running_record(folder, records)
     if running is None:
         reasons += _without_manifest(folder, plan_id)
     run_id = None if running is None else running.run_id

@@ -12,12 +12,14 @@ import duckdb
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from tasks.storage.commit import replace_file
-from tasks.storage.duck import view_connection
-from tasks.storage.manifests import ShardManifest, manifest_path, part_files, read_manifests
+from tasks.storage.duck import new_database, view_connection
+from tasks.storage.file_mode import file_mode
+from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import newest_results
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import read_records, record_path
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import literal, literals, statement
 from tasks.storage.stored_plan import ROWS, plan_folder
 
@@ -25,14 +27,11 @@ from tasks.storage.stored_plan import ROWS, plan_folder
 def write_views(folder: OutputFolder, plan_id: str) -> None:
     """Puts a new `results.duckdb` in the place of the one before."""
     staged = folder.staged("results.duckdb")
-    connection = duckdb.connect(str(staged), config={"file_search_path": str(folder.root)})
-    try:
+    with new_database(staged, folder.root) as connection:
         # What it is read with later does not know whose lock the folder has then: a record is believed.
         for one in _statements(folder, plan_id, read_manifests(folder), "", "holder"):
             connection.execute(one)
-    finally:
-        connection.close()
-    staged.chmod(0o600)
+    staged.chmod(file_mode())
     failpoint("publish.staged")
     replace_file(staged, folder.database)
 
@@ -59,7 +58,7 @@ def _statements(
     folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str, alive: str
 ) -> Iterator[str]:
     """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token."""
-    shards = [manifest_path(folder, one.plan_id, one.shard_id).name for one in manifests]
+    found = _manifests([f"{prefix}manifests/{one.name}" for one in manifests])
     records = [record_path(folder, record).name for record in read_records(folder)]
     rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
     yield statement("views/detail")
@@ -77,7 +76,8 @@ def _statements(
         progress=_progress(folder, prefix),
         alive=alive,
     )
-    yield statement("views/shards", manifests=_shards([f"{prefix}manifests/{name}" for name in shards]))
+    yield statement("views/shares", manifests=found)
+    yield statement("views/shards", manifests=found)
     yield statement("views/prefix_savings")
 
 
@@ -91,5 +91,5 @@ def _progress(folder: OutputFolder, prefix: str) -> str:
     return statement("views/progress", progress=literal(f"{prefix}{folder.progress.name}"))
 
 
-def _shards(files: list[str]) -> str:
+def _manifests(files: list[str]) -> str:
     return statement("views/manifests", manifests=literals(files)) if files else statement("views/no_manifests")

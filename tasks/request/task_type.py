@@ -135,3 +135,9 @@ def tokens_of(outputs: Sequence[RequestOutput]) -> dict[str, int]:
 def nth_id(request_id: str, number: int) -> str:
     """The id of a row's request by its number, from 0: the first has the row's own."""
     return f"{request_id}.{number}" if number else request_id
+
+
+def split_id(request_id: str) -> tuple[str, int]:
+    """The row's request hash, and the number of the request among the row's: what `nth_id` joined."""
+    request_hash, _, number = request_id.partition(".")
+    return request_hash, int(number or 0)

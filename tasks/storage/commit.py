@@ -12,6 +12,7 @@ import duckdb
 
 from engine.errors import UserError
 from engine.failpoint import failpoint
+from tasks.storage.file_mode import file_mode
 
 _DISK_FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)))
 
@@ -30,8 +31,11 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def open_private(path: Path) -> IO[bytes]:
-    """A new file that its owner alone can read."""
-    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+    """A new file of `file_mode`: one that its owner alone can read, unless the owner says otherwise."""
+    mode = file_mode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    os.fchmod(descriptor, mode)  # whatever the process's umask took away
+    return open(descriptor, "wb")
 
 
 def sha256_of(path: Path) -> str:

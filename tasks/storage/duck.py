@@ -1,49 +1,78 @@
-"""DuckDB connections, each allowed no more than its use needs."""
+"""DuckDB connections, each allowed no more than its use needs, from its first statement on.
 
-import tempfile
+Every connection that the project opens is made here. It reads files below the folders that it is given, and spills into
+one of its own; it loads and fetches no extension, attaches no other database, and none of this can be changed any more.
+A link below those folders that leads elsewhere is not followed. Whether a statement only reads is asked of its text, by
+`tasks.storage.statements.single_select`.
+"""
+
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 
 MEMORY_LIMIT = "2GB"
+SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
+
+# Before a file is opened: one that looks like another database's makes DuckDB fetch the extension that reads it.
+_FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
+    "allow_community_extensions": False,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "python_enable_replacements": False,  # a name in a query is no variable of ours
+}
 
 
 @contextmanager
-def working_connection(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory, for the joins of a run; what does not fit is spilled below `spill`."""
-    connection = duckdb.connect(config={"temp_directory": str(spill / "spill"), "memory_limit": MEMORY_LIMIT})
-    try:
+def working_connection(spill: Path, *others: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there."""
+    with closing(_connect(":memory:", spill / "spill")) as connection:
+        _lock(connection, spill, *others)
         yield connection
-    finally:
-        connection.close()
 
 
 @contextmanager
 def view_connection(statements: Iterable[str], folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory with the views that `statements` make; once they are there, nothing but `folder` can be read."""
-    with tempfile.TemporaryDirectory(prefix="trunkline-sql-") as spill, working_connection(Path(spill)) as connection:
+    """In memory with the views that `statements` make over files of `folder`; nothing else can be read."""
+    with TemporaryDirectory(prefix="trunkline-sql-") as spill, closing(_connect(":memory:", Path(spill))) as connection:
+        _lock(connection, folder)
         for one in statements:
             connection.execute(one)
-        _lock(connection, folder)
         yield connection
 
 
 @contextmanager
 def database_connection(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Somebody's database, read-only; its views may read files that lie beside it, and nothing else."""
-    connection = duckdb.connect(str(database), read_only=True)
-    try:
+    with (
+        TemporaryDirectory(prefix="trunkline-source-") as spill,
+        closing(_connect(str(database), Path(spill), read_only=True)) as connection,
+    ):
         _lock(connection, database.parent)
         yield connection
-    finally:
-        connection.close()
 
 
-def _lock(connection: duckdb.DuckDBPyConnection, folder: Path) -> None:
-    """From here on: no file outside `folder`, no extension, no other database, and no way to change that."""
-    connection.execute("SET allowed_directories = $folders", {"folders": [str(folder)]})
+@contextmanager
+def new_database(database: Path, folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A file to put views of our own into, whose relative names start at `folder`, where DuckDB allows no folder."""
+    connection = _connect(str(database), database.parent / "spill", file_search_path=str(folder))
+    with closing(connection):
+        yield connection
+
+
+def _connect(database: str, spill: Path, *, read_only: bool = False, **config: str) -> duckdb.DuckDBPyConnection:
+    limits = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)}
+    connection = duckdb.connect(database, read_only=read_only, config=_FROM_THE_START | limits | config)
+    # DuckDB 2.0.0 shows this limit where a connection begins with it, and does not keep it.
+    connection.execute("SET max_temp_directory_size = $size", {"size": SPILL_LIMIT})
+    return connection
+
+
+def _lock(connection: duckdb.DuckDBPyConnection, *folders: Path) -> None:
+    """From here on: no file outside `folders`, no extension, no other database, and no way to change that."""
+    connection.execute("SET allowed_directories = $folders", {"folders": list(map(str, folders))})
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

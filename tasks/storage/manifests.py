@@ -1,57 +1,26 @@
-"""The manifests decide what is committed: one JSON file a shard, which names its part and the part's sha256."""
+"""The manifests decide what is committed: a JSON file a part, which names the part and its sha256.
+
+A shard that is done has one manifest. Before, each of its checkpoints has one, under a name of its own: they are
+superseded, and no reader's any more, in the moment in which the shard's manifest appears. Their files stay until views
+are published that do not name them.
+"""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from engine.failpoint import failpoint
 from tasks.storage.commit import commit_file, sha256_of
 from tasks.storage.damage import DamagedError, set_aside, tell
 from tasks.storage.output_folder import OutputFolder
+from tasks.storage.shard_manifest import PartFile, ShardManifest, Share
 from tasks.storage.stored_json import read_json, stage_json
 
 _PART_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.parquet", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class PartFile:
-    """A file in `parts/`, by name alone."""
-
-    name: str
-    sha256: str
-    rows: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardManifest:
-    """A committed shard. Tokens are of its requests, each counted once, but `row_prompt_tokens`: of their rows.
-
-    `errors` are requests; `row_errors` their rows, None where an earlier version committed the shard. `from_store` of
-    its requests were taken from the scoring store, and no token of them was computed; such a manifest is no shard's.
-
-    `plan_id` and `shard_id` together name the work: a retried shard has an older one's id under a new plan.
-    """
-
-    plan_id: str
-    shard_id: str
-    run_id: str
-    shard_index: int
-    fingerprint: str
-    files: tuple[PartFile, ...]
-    requests: int
-    rows: int
-    errors: int
-    seconds: float
-    prompt_tokens: int
-    row_prompt_tokens: int
-    planned_tokens: int
-    computed_prompt_tokens: int
-    generated_tokens: int
-    row_errors: int | None = None
-    from_store: int = 0
+_CHECKPOINT = re.compile(r"checkpoint-(.+)-([0-9a-f]+-[0-9a-f]+)\.json", re.ASCII)
 
 
 def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:
@@ -59,8 +28,8 @@ def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:
 
 
 def write_manifest(folder: OutputFolder, manifest: ShardManifest) -> bool:
-    """False where the shard was committed before."""
-    final = manifest_path(folder, manifest.plan_id, manifest.shard_id)
+    """False where the shard, or the checkpoint, was committed before."""
+    final = folder.manifests / manifest.name
     return commit_file(stage_json(folder.staged("manifest.json"), asdict(manifest)), final)
 
 
@@ -72,39 +41,56 @@ def find_manifest(folder: OutputFolder, plan_id: str, shard_id: str) -> ShardMan
         return None
 
 
+def find_checkpoints(folder: OutputFolder, plan_id: str, shard_id: str) -> list[ShardManifest]:
+    """Those of a shard that is not committed."""
+    found = []
+    for path in sorted(folder.manifests.glob(f"checkpoint-{plan_id}-{shard_id}-*.json")):
+        with suppress(DamagedError):
+            found.append(_load(folder, path))
+    return found
+
+
 def read_manifests(folder: OutputFolder) -> list[ShardManifest]:
     """Every manifest whose parts are there with the right size, by name; others are passed over."""
-    good = []
-    for path in _paths(folder):
-        with suppress(DamagedError):
-            good.append(_load(folder, path))
-    return good
+    return _read(folder, _load)[0]
 
 
 def inspect_manifests(folder: OutputFolder) -> tuple[list[ShardManifest], dict[Path, DamagedError]]:
     """Every manifest whose parts are there to the byte; the paths of the others, with what is wrong."""
-    good, damaged = [], {}
-    for path in _paths(folder):
-        try:
-            good.append(_check_parts(folder, _load(folder, path)))
-        except DamagedError as problem:
-            damaged[path] = problem
-    return good, damaged
+    return _read(folder, lambda folder, path: _check_parts(folder, _load(folder, path)))
 
 
 def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
-    """As `inspect_manifests`; what is damaged is set aside as `*.bad`: its shard is to be scored again.
+    """As `inspect_manifests`; what is damaged is set aside as `*.bad`: its rows are to be scored again.
 
     Only the lock's holder may call it. Parts that no manifest names are removed.
     """
     good, damaged = inspect_manifests(folder)
-    for path, problem in damaged.items():
-        tell(problem, "its shard will be scored again")
-        for file in {path, problem.path}:
-            if os.path.lexists(file):
-                set_aside(file)
+    while damaged:
+        for path, problem in damaged.items():
+            tell(problem, "its shard will be scored again")
+            for file in {path, problem.path}:
+                if os.path.lexists(file):
+                    set_aside(file)
+        good, damaged = inspect_manifests(folder)  # a shard's checkpoints may be there yet
     _remove_orphans(folder, good)
     return good
+
+
+def remove_superseded(folder: OutputFolder) -> None:
+    """Removes the checkpoints of committed shards. Only the lock's holder may call it, once no view names them."""
+    named = {part.name for manifest in read_manifests(folder) for part in manifest.files}
+    for path, part in _superseded(folder).items():
+        path.unlink()
+        failpoint("checkpoint.removed")
+        if part not in named:  # a checkpoint that held the whole shard is the shard's part
+            (folder.parts / part).unlink(missing_ok=True)
+
+
+def shard_of(path: Path) -> str:
+    """The id of the shard that a manifest is of, by its name."""
+    found = _CHECKPOINT.fullmatch(path.name)
+    return found[2].partition("-")[0] if found else path.stem.rpartition("-")[2]
 
 
 def part_files(manifests: Sequence[ShardManifest]) -> list[str]:
@@ -112,8 +98,40 @@ def part_files(manifests: Sequence[ShardManifest]) -> list[str]:
     return list(dict.fromkeys(f"parts/{part.name}" for manifest in manifests for part in manifest.files))
 
 
+def _read(
+    folder: OutputFolder, load: Callable[[OutputFolder, Path], ShardManifest]
+) -> tuple[list[ShardManifest], dict[Path, DamagedError]]:
+    """Of one moment: where a checkpoint went meanwhile, its shard's manifest has come, and all are listed again."""
+    while True:
+        good: list[ShardManifest] = []
+        damaged: dict[Path, DamagedError] = {}
+        for path in _paths(folder):
+            try:
+                good.append(load(folder, path))
+            except DamagedError as problem:
+                damaged[path] = problem
+        if all(os.path.lexists(path) for path in damaged):
+            return good, damaged
+
+
 def _paths(folder: OutputFolder) -> list[Path]:
-    return sorted(folder.manifests.glob("shard-*.json")) if folder.manifests.is_dir() else []
+    superseded = _superseded(folder)
+    return [path for path in _listed(folder) if path not in superseded]
+
+
+def _superseded(folder: OutputFolder) -> dict[Path, str]:
+    """The checkpoints of shards that have a manifest, with the name of each one's part."""
+    paths = _listed(folder)
+    names = {path.name for path in paths}
+    found = {path: match for path in paths if (match := _CHECKPOINT.fullmatch(path.name))}
+    shards = {path: f"shard-{match[1]}-{match[2].partition('-')[0]}.json" for path, match in found.items()}
+    return {path: f"{match[2]}.parquet" for path, match in found.items() if shards[path] in names}
+
+
+def _listed(folder: OutputFolder) -> list[Path]:
+    if not folder.manifests.is_dir():
+        return []
+    return sorted([*folder.manifests.glob("checkpoint-*.json"), *folder.manifests.glob("shard-*.json")])
 
 
 def _load(folder: OutputFolder, path: Path) -> ShardManifest:
@@ -121,10 +139,11 @@ def _load(folder: OutputFolder, path: Path) -> ShardManifest:
     content = read_json(path)
     try:
         files = tuple(PartFile(**part) for part in content.pop("files"))
-        manifest = ShardManifest(files=files, **content)
+        shares = tuple(Share(**share) for share in content.pop("shares", ()))
+        manifest = ShardManifest(files=files, shares=shares, **content)
     except (TypeError, KeyError):
         raise DamagedError(path, "is another version's") from None
-    if manifest_path(folder, manifest.plan_id, manifest.shard_id) != path:
+    if folder.manifests / manifest.name != path:
         raise DamagedError(path, "is another shard's")
     for part in files:
         if not _PART_NAME.fullmatch(part.name):
@@ -149,7 +168,7 @@ def _check_parts(folder: OutputFolder, manifest: ShardManifest) -> ShardManifest
 
 def _remove_orphans(folder: OutputFolder, good: Sequence[ShardManifest]) -> None:
     """A run killed between a part and its manifest leaves the part behind."""
-    named = {part.name for manifest in good for part in manifest.files}
+    named = {part.name for manifest in good for part in manifest.files} | {*_superseded(folder).values()}
     for path in folder.parts.iterdir():
         if not _PART_NAME.fullmatch(path.name) or path.name in named:
             continue

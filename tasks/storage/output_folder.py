@@ -2,14 +2,15 @@
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 
 from engine.errors import UserError
 from engine.file_lock import HeldError, Holder, hold, holder_of
-from tasks.storage.commit import fsync, fsync_new, missing_folders
+from tasks.storage.commit import fsync, fsync_new, missing_folders, open_private
+from tasks.storage.file_mode import make_folder
 
 LOCK_NAME = ".lock"
 
@@ -64,19 +65,28 @@ class OutputFolder:
     def create(self) -> None:
         """Makes the folders. Raises UserError where the root is something else's, or cannot be made."""
         self.check()
-        folders, missing = (self.plans, self.parts, self.manifests, self.staging), missing_folders(self.root)
+        missing = missing_folders(self.root)
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self.root / LOCK_NAME).touch(mode=0o600)
+            make_folder(self.root, parents=True)
+            with suppress(FileExistsError):
+                open_private(self.root / LOCK_NAME).close()
             fsync_new(self.root, missing)  # the lock says whose the folder is, so that it is there before all else
-            for folder in folders:
-                folder.mkdir(mode=0o700, exist_ok=True)
+            for folder in self._folders:
+                make_folder(folder)
             fsync(self.root)
         except OSError as problem:
             raise UserError(f"output: {self.root} cannot be made ({problem.strerror})") from None
-        linked = [folder.name for folder in folders if folder.is_symlink()]
-        if linked:
-            raise UserError(f"output: {self.root / linked[0]} is a link; an output folder holds its own files")
+        self.refuse_links()
+
+    def refuse_links(self) -> None:
+        """Raises UserError where one of the folders is a link: what is read or written below it would lie elsewhere."""
+        linked = next((folder for folder in self._folders if folder.is_symlink()), None)
+        if linked is not None:
+            raise UserError(f"output: {linked} is a link; an output folder holds its own files")
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.plans, self.parts, self.manifests, self.staging
 
     def holder(self) -> Holder | None:
         """Who runs on the folder now, asked without being in a run's way."""

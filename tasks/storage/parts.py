@@ -2,11 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from engine.failpoint import failpoint
 from engine.request import RequestOutput
+from tasks.storage.commit import commit_file, open_private, sha256_of
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.shard_manifest import PartFile
 from tasks.storage.statements import literals, statement
 
 # Texts of one prompt, likeliest first; `index` counts them as they were drawn.
@@ -120,3 +126,23 @@ def _row(asked: StoredRequest, outputs: Sequence[RequestOutput], answer: Answer)
         return row | answer(asked, outputs)
     said = {"error_type": failed.error_type or "ERROR", "error_message": failed.error_message}
     return row | {"status": "error", "finish_reason": "error", "completion_tokens": 0, "cached_tokens": 0} | said
+
+
+def join_parts(parts: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all, one after the other; NULL in the columns that came after an earlier version's part."""
+    return pa.concat_tables([PART_SCHEMA.empty_table(), *parts], promote_options="default")
+
+
+def stage_part(folder: OutputFolder, shard_id: str, part: pa.Table) -> tuple[Path, PartFile]:
+    """A part that has no name yet, and the one that it is to have, which is of its content."""
+    staged = folder.staged("part.parquet")
+    with open_private(staged) as file:
+        pq.write_table(part, file, compression="zstd")
+    digest = sha256_of(staged)
+    failpoint("part.staged")
+    return staged, PartFile(f"{shard_id}-{digest[:16]}.parquet", digest, part.num_rows, staged.stat().st_size)
+
+
+def commit_part(folder: OutputFolder, staged: Path, part: PartFile) -> None:
+    """One that is there under this name, from a try that went no further, is this part."""
+    commit_file(staged, folder.parts / part.name)

@@ -45,6 +45,8 @@ from tasks.storage.stored_plan import verify_plans
 
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
+# Keys of the job that say how a run meets faults, which no answer and no plan depends on.
+_RUN_KEYS = {"checkpoint_seconds": True, "max_engine_deaths": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ class Run:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
         job = self.job.model_dump(
             mode="json",
-            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}},
+            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}, **_RUN_KEYS},
         )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         decisive += [self.model.templates, self.chat_template]

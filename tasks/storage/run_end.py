@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from engine.failpoint import failpoint
-from tasks.storage.manifests import ShardManifest, read_manifests
+from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import INTERRUPTED, RUNNING, read_records, update_record
+from tasks.storage.shard_manifest import ShardManifest
 
 
 def record_end(
@@ -32,14 +33,14 @@ def mark_interrupted(folder: OutputFolder) -> None:
 
 
 def own_counts(manifests: Sequence[ShardManifest], run_id: str) -> dict[str, int]:
-    """Sums over the shards that the run committed itself, by the record's names."""
-    own = [manifest for manifest in manifests if manifest.run_id == run_id]
+    """Sums over what the run committed itself, of shards that another finished too, by the record's names."""
+    own = [share for manifest in manifests for share in manifest.by_run if share.run_id == run_id]
     return {
-        "scored": sum(manifest.requests - manifest.from_store for manifest in own),
-        "errors": sum(manifest.errors for manifest in own),
-        "prompt_tokens": sum(manifest.row_prompt_tokens for manifest in own),
-        "unique_prompt_tokens": sum(manifest.prompt_tokens for manifest in own),
-        "computed_prompt_tokens": sum(manifest.computed_prompt_tokens for manifest in own),
-        "planned_tokens": sum(manifest.planned_tokens for manifest in own),
-        "generated_tokens": sum(manifest.generated_tokens for manifest in own),
+        "scored": sum(share.requests - share.from_store for share in own),
+        "errors": sum(share.errors for share in own),
+        "prompt_tokens": sum(share.row_prompt_tokens for share in own),
+        "unique_prompt_tokens": sum(share.prompt_tokens for share in own),
+        "computed_prompt_tokens": sum(share.computed_prompt_tokens for share in own),
+        "planned_tokens": sum(share.planned_tokens for share in own),
+        "generated_tokens": sum(share.generated_tokens for share in own),
     }

@@ -8,6 +8,9 @@ import duckdb
 
 from engine.errors import UserError
 
+# What a person or a program writes; DuckDB's parser takes minutes for some megabytes.
+_LONGEST_QUERY = 1_000_000
+
 _FOLDER = Path(__file__).resolve().parents[2] / "sql"
 
 
@@ -38,6 +41,8 @@ def _read(name: str) -> str:
 
 def single_select(sql: str, what: str) -> str:
     """`sql`, if it is one statement that only reads. Raises UserError that begins with `what` otherwise."""
+    if len(sql) > _LONGEST_QUERY:
+        raise UserError(f"{what}: {len(sql):,} characters are more than a query may have, {_LONGEST_QUERY:,}")
     try:
         found = duckdb.extract_statements(sql)
     except duckdb.Error as problem:

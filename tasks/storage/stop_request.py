@@ -9,6 +9,7 @@ import os
 
 from engine.errors import UserError
 from engine.file_lock import Holder
+from tasks.storage.file_mode import file_mode
 from tasks.storage.output_folder import OutputFolder
 
 
@@ -19,7 +20,7 @@ class RunStoppedError(Exception):
 def ask_to_stop(folder: OutputFolder, holder: Holder) -> None:
     """Asks the run that has the folder to end at its next step. Raises UserError where the folder is not the user's."""
     try:
-        descriptor = os.open(folder.stop_request, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(folder.stop_request, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, file_mode())
     except OSError as problem:
         raise UserError(f"{folder.stop_request}: cannot be written ({problem.strerror})") from None
     with open(descriptor, "w", encoding="utf-8") as file:  # half of it is no request yet

@@ -20,6 +20,8 @@ from tasks.storage.stored_json import read_json, stage_json
 
 ROWS, REQUESTS, NODES, PLAN = "rows.parquet", "requests.parquet", "nodes.parquet", "plan.json"
 FILES = (ROWS, REQUESTS, NODES)
+# Not every plan has it: of each row, a digest of what its request was made of.
+DIGESTS = "digests.parquet"
 
 _NAME = re.compile(r"plan-\d{6,}-[0-9a-f]{6}", re.ASCII)
 
@@ -29,7 +31,8 @@ class StoredPlan:
     """A plan that is on the disk. Of its `unique` requests `pending` are in its shards, `committed` had an answer in
     the output folder before it, and `from_store` in the scoring store.
 
-    `layout_id` names the numbering of its nodes: shards of one layout share the KV of a node.
+    `layout_id` names the numbering of its nodes: shards of one layout share the KV of a node. `row_digests` is the
+    key of those in `digests.parquet`; None for a plan without.
     """
 
     plan_id: str
@@ -48,6 +51,7 @@ class StoredPlan:
     shards: tuple[Shard, ...]
     full: bool = False
     from_store: int = 0
+    row_digests: str | None = None
 
     @property
     def equal_rows(self) -> int:
@@ -72,7 +76,8 @@ def plan_id_of(run_id: str) -> str:
 
 def store_plan(folder: OutputFolder, planned: StoredPlan, job: Mapping[str, Any], staged: Path) -> None:
     """Adds `plan.json` to a staged folder that holds the other files, and gives it its final name."""
-    digests = {name: sha256_of(staged / name) for name in FILES}
+    files = FILES if planned.row_digests is None else (*FILES, DIGESTS)
+    digests = {name: sha256_of(staged / name) for name in files}
     stage_json(staged / PLAN, {**asdict(planned), "job": job, "files": digests})
     for path in staged.iterdir():
         fsync(path)
@@ -102,7 +107,7 @@ def verify_plans(folder: OutputFolder) -> None:
     """Sets plans aside of which anything is damaged, as only the lock's holder may: the rows are then read again."""
     for plan_id in plan_ids(folder):
         try:
-            for name in FILES:
+            for name in {*FILES, *_load(folder, plan_id)[1]}:
                 check_plan_file(folder, plan_id, name)
         except DamagedError as problem:
             tell(problem, "the rows will be planned again")
@@ -127,6 +132,11 @@ def find_open_plan(
     finished = {record.plan_id for record in read_records(folder) if record.status == COMPLETED}
     wanted = (fingerprint, source_digest, retry_failed, full)
     return newest if same == wanted and newest not in finished else None
+
+
+def find_plan_of_digests(folder: OutputFolder, key: str) -> str | None:
+    """The newest plan whose rows have digests of this key."""
+    return next((name for name in reversed(plan_ids(folder)) if load_plan(folder, name).row_digests == key), None)
 
 
 def remove_other_plans(folder: OutputFolder, plan_id: str) -> None:

@@ -29,6 +29,7 @@ from uuid import uuid4
 from engine.errors import UserError
 from tasks.storage.commit import commit_file, fsync, fsync_new, missing_folders, open_private, sha256_of
 from tasks.storage.damage import DamagedError, set_aside, tell
+from tasks.storage.file_mode import make_folder
 from tasks.storage.run import Run
 from tasks.storage.stored_json import read_json, stage_json
 
@@ -98,10 +99,10 @@ class ScoringStore:
         self.check()
         missing = missing_folders(self.root)
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.root, parents=True)
             (self.root / MARK).touch(mode=0o600)
             fsync_new(self.root, missing)  # the mark says that it is a store, so that it is there before all else
-            (self.root / STAGING).mkdir(mode=0o700, exist_ok=True)
+            make_folder(self.root / STAGING)
         except OSError as problem:
             raise UserError(f"store: {self.root} cannot be made ({problem.strerror})") from None
 
@@ -156,7 +157,7 @@ class ScoringStore:
     def _shelf_made(self, run: Run) -> Shelf:
         shelf = self.shelf(run)
         if not (shelf.folder / MODEL).exists():
-            shelf.folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(shelf.folder)
             fsync(self.root)
             content = {
                 "model": run.model.name,

@@ -11,9 +11,9 @@ from engine.failpoint import failpoint
 from tasks.request.ask import parse_ask
 from tasks.request.task_types import task_type_of
 from tasks.storage.commit import open_private, sha256_of
-from tasks.storage.manifests import PartFile
 from tasks.storage.parts import StoredRequest
 from tasks.storage.run import Run
+from tasks.storage.shard_manifest import PartFile
 from tasks.store.scoring_store import ScoringStore
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from engine.failpoint import failpoint
 from tasks.storage.commit import commit_file, sha256_of
 from tasks.storage.duck import working_connection
-from tasks.storage.manifests import PartFile, ShardManifest, write_manifest
+from tasks.storage.manifests import write_manifest
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import Run
+from tasks.storage.shard_manifest import PartFile, ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import plan_id_of
 from tasks.store.scoring_store import ScoringStore, Shelf, is_whole
@@ -92,7 +93,7 @@ def _search(parts: Sequence[Path], wanted: Path) -> list[Found]:
     """Names alone are read of the parts."""
     if not parts:
         return []
-    with working_connection(wanted.parent) as connection:
+    with working_connection(wanted.parent, *{part.parent for part in parts}) as connection:
         values = {"parts": list(map(str, parts)), "wanted": str(wanted)}
         places = connection.sql(statement("steps/stored_results"), params=values).to_arrow_table()
     part, rows, attempts, num_rows = (column.to_numpy() for column in places.columns)

@@ -2,7 +2,9 @@
 
 import json
 import os
-import threading
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,25 +46,31 @@ def test_one_process_id_twice_is_two_holders(path: Path) -> None:
         assert second.token != first.token
 
 
+ASKING = """
+import sys
+from pathlib import Path
+from engine.file_lock import holder_of
+
+print("asking", flush=True)
+while True:
+    holder_of(Path(sys.argv[1]))
+"""
+
+
 @pytest.mark.fault(9)
 def test_whoever_asks_is_in_nobodys_way(path: Path) -> None:
     """Asking takes the lock for a moment; a run that begins in it is not refused."""
     path.touch()
-    stop = threading.Event()
-
-    def keep_asking() -> None:
-        while not stop.wait(0.0005):
-            holder_of(path)
-
-    asking = threading.Thread(target=keep_asking)
-    asking.start()
-    try:
-        for _ in range(300):
-            with hold(path):
-                pass
-    finally:
-        stop.set()
-        asking.join()
+    with subprocess.Popen([sys.executable, "-c", ASKING, str(path)], stdout=subprocess.PIPE) as asking:
+        try:
+            assert asking.stdout is not None
+            assert asking.stdout.readline() == b"asking\n"
+            ended = time.monotonic() + 0.5  # long enough for both processes to have had a turn
+            while time.monotonic() < ended:
+                with hold(path):
+                    pass
+        finally:
+            asking.kill()
 
 
 @pytest.mark.parametrize("content", ["", "{", "7", "[]", '{"pid": 3}', '{"pid": 4, "host": "old"}'])

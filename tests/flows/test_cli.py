@@ -194,7 +194,7 @@ def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_j
 
     asked: list[tuple[Any, Any]] = []
 
-    def note(job: Any, *, retry_failed: bool, trace: Path | None) -> None:
+    def note(job: Any, *, retry_failed: bool, full: bool, trace: Path | None) -> None:
         asked.append((job.engine, trace))
 
     monkeypatch.setattr(flows.run_job, "run_job", note)

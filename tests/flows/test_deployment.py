@@ -1,6 +1,7 @@
 """A real server, a real worker: the commands of the README, with a small job in the place of the example."""
 
 import json
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from prefect.flows import load_flow_from_entrypoint
 from flows.score import score
 from tasks.job.job_file import parse_job
 from tasks.query import query
+from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_record import read_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +54,53 @@ def read(api: str, path: str) -> Any:
         return json.load(answer)
 
 
+@pytest.mark.nightly
+def test_a_run_in_a_worker_is_stopped_from_outside(
+    prefect_processes: Any,
+    small_deployment: Path,
+    small_job: dict[str, Any],
+    small_job_file: Path,
+    tmp_path: Path,
+    write_table: Any,
+) -> None:
+    """Prefect has it as cancelled, not as crashed, and the worker goes on."""
+    small_job |= {
+        "task": {"type": "generate"},
+        "sampling": {"max_tokens": 40, "ignore_eos": True},
+        "shard_seconds": 0.1,
+    }
+    small_job_file.write_text(yaml.safe_dump(small_job))
+    write_table(tmp_path / "rows.parquet", 2000)
+    run, folder = prefect_processes.run, OutputFolder(Path(small_job["output"]))
+    run("prefect work-pool create trunkline --type process --overwrite")
+    run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
+    with prefect_processes.started("prefect worker start --pool trunkline"):
+        run("prefect deployment run trunkline-score/package-topics")
+        deadline = time.monotonic() + 180
+        while not read_manifests(folder):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        said = run(f"trunkline stop {folder.root}")
+        [record] = read_records(folder)
+        assert record.status == "stopped"
+        assert f"{record.run_id} stopped; {record.rows_done:,} of 2,000 rows are done" in said
+        while (state := last_state(prefect_processes.api)) == "RUNNING":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert state == "CANCELLED"
+        time.sleep(5)  # the worker looks at how the process ended
+        assert last_state(prefect_processes.api) == "CANCELLED"
+
+
+def last_state(api: str) -> str:
+    wanted = {"sort": "START_TIME_DESC", "limit": 1}
+    request = urllib.request.Request(
+        f"{api}/flow_runs/filter", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)[0]["state_type"])
+
+
 def scored_now(folder: Path) -> list[int]:
     """Requests of each run's shards, in the order of the runs."""
     statement = "select sum(requests)::int as n from shards group by run_id order by run_id"
@@ -66,6 +117,7 @@ def test_a_scheduled_run_scores_new_rows_only(
     assert "telemetry" not in (prefect_processes.folder / "server.log").read_text()
     run("prefect concurrency-limit create trunkline:cpu 2")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
+    assert "Created 2 automation(s)" in run("prefect automation create --from-file automations.yaml")
 
     deployed = read(prefect_processes.api, "deployments/name/trunkline-score/package-topics")
     assert [(s["slug"], s["schedule"]["cron"], s["active"]) for s in deployed["schedules"]] == [

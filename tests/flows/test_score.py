@@ -1,5 +1,6 @@
 """The flow against one Prefect server: what is scored, retried, published and shown."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from engine.config import EngineConfig
-from engine.errors import EngineDeadError, UserError
+from engine.errors import UserError
 from engine.loop.engine import Engine
 from engine.machine.device_turn import DeviceTurn
 from engine.request import RequestOutput
@@ -111,12 +112,12 @@ class Failing:
         self._errors = errors
         self.tries: dict[str, int] = {}
 
-    def __call__(self, run: Any, plan_id: str, shard: Any, workers: Any) -> Any:
+    def __call__(self, run: Any, plan_id: str, shard: Any, workers: Any, gate: Any) -> Any:
         self.tries[shard.shard_id] = self.tries.get(shard.shard_id, 0) + 1
         error = self._errors(shard.shard_id, self.tries[shard.shard_id])
         if error is not None:
             raise error
-        return infer_shard(run, plan_id, shard, workers)
+        return infer_shard(run, plan_id, shard, workers, gate)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, failing: Failing) -> None:
@@ -126,7 +127,7 @@ def use(monkeypatch: pytest.MonkeyPatch, failing: Failing) -> None:
 
 
 def test_a_passing_failure_is_tried_again(monkeypatch: pytest.MonkeyPatch, many_shards: dict[str, Any]) -> None:
-    failing = Failing(lambda _, tries: EngineDeadError("gone") if tries == 1 else None)
+    failing = Failing(lambda _, tries: OSError(errno.EIO, "gone") if tries == 1 else None)
     use(monkeypatch, failing)
     report = run(many_shards)
     assert report.shards > 3

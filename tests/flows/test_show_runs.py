@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +24,7 @@ from tasks.report.used_folders import remember_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tasks.storage.run_progress import RunProgress, write_progress
-from tasks.storage.run_record import read_records
+from tasks.storage.run_record import read_records, update_record
 from tasks.storage.stop_request import is_asked
 from tests.tasks.conftest import JobMaker, engine, job_of
 from tests.tasks.steps import plan_alone, run_steps
@@ -109,9 +113,43 @@ def test_nothing_runs(used: list[ScoringJob]) -> None:
         stop_run(None, 0)
 
 
-def test_the_only_run_is_meant_where_none_is_named(used: list[ScoringJob], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.fault(10)
+def test_a_dead_runs_process_id_that_is_anothers_now_is_left_alone(used: list[ScoringJob]) -> None:
+    folder = OutputFolder(used[0].output_folder)
+    [record] = read_records(folder)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as innocent:
+        lock = {"pid": innocent.pid, "host": socket.gethostname(), "token": "dead"}
+        (folder.root / ".lock").write_text(json.dumps(lock))
+        update_record(folder, record.run_id, status="running", holder="dead")
+        assert [run.state for run in find_runs(folder.root)] == ["interrupted"]
+        with pytest.raises(UserError, match="nothing runs there"):
+            stop_run(folder.root, 0)
+        innocent.communicate(b"\n")
+        assert innocent.returncode == 0
+    assert not folder.stop_request.exists()
+
+
+@pytest.mark.fault(11)
+def test_runs_keep_their_order_and_their_length_whatever_the_clock_says(used: list[ScoringJob]) -> None:
+    folder = used[0].output_folder
+    for year in (2099, 1970):
+        moments = iter([datetime(year, 1, 2, tzinfo=UTC), datetime(year, 1, 1, tzinfo=UTC)])
+        with open_run(used[0], clock=lambda: next(moments)):  # noqa: B023
+            pass
+    listed = find_runs(folder)[1:]
+    assert [run.started_at[:4] for run in listed] == ["2099", "1970"]
+    assert all(run.seconds is not None and 0 <= run.seconds < 60 for run in listed)
+    assert [run.folder for run in find_runs(None)][-1] != str(folder), "other folders are not ordered by it either"
+
+
+def test_the_only_run_is_meant_where_none_is_named(
+    used: list[ScoringJob], printed: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with open_run(used[0]) as one:
         assert stop_run(None, 0) == 0
+        one.folder.stop_request.unlink()
+        command = "trunkline stop runs/package-topics".replace("runs/package-topics", f"{one.root} --wait 0")
+        assert f"{one.root}: asked process {os.getpid()} on " in printed(*command.split()[1:])
         assert one.holder is not None
         assert is_asked(one.folder, one.holder)
         with open_run(used[1]), pytest.raises(UserError, match=r"several runs go on, in .*one, .*two; name one"):

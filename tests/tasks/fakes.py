@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -89,15 +89,21 @@ class ByteTokenizer:
 class FakeWorkers:
     """Answers that follow from the request alone. Each scored request adds its id to the `FAKE_ENGINE_LOG` file.
 
-    A prompt that holds `BAD_WORD` is an error while `heals` is False.
+    A prompt that holds `BAD_WORD` is an error while `heals` is False. One that holds `killer` kills the engine in its
+    step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
     """
 
     stage: str | None = None
     waiting_for: str | None = None
 
-    def __init__(self, *, heals: bool = False, deaths: int = 0) -> None:
+    def __init__(
+        self, *, heals: bool = False, deaths: int = 0, killer: bytes | None = None, step_requests: int = 4
+    ) -> None:
         self.heals = heals
         self.deaths = deaths
+        self.killer = killer
+        self.killed = 0
+        self.step_requests = step_requests
         self.works: list[ShardWork] = []
 
     def start(self) -> None:
@@ -119,11 +125,18 @@ class FakeWorkers:
             self.deaths -= 1
             future.set_exception(EngineDeadError("dead"))
             return future
-        outputs = [self._answer(request) for request in work.requests]
-        log_scored([output.request_id for output in outputs])
-        for output in outputs:
-            if on_output is not None:
-                on_output(output)
+        outputs: list[RequestOutput] = []
+        for step in batched(work.requests, self.step_requests):
+            if self.killer is not None and any(self.killer in _text(request) for request in step):
+                self.killed += 1
+                future.set_exception(EngineDeadError("killed by signal 11"))
+                return future
+            ended = [self._answer(request) for request in step]
+            log_scored([output.request_id for output in ended])
+            for output in ended:
+                if on_output is not None:
+                    on_output(output)
+            outputs += ended
         future.set_result(outputs)
         return future
 
@@ -134,7 +147,7 @@ class FakeWorkers:
     def _answer(self, request: Request) -> RequestOutput:
         prompt = request.prompt_token_ids
         seed = hashlib.sha256(prompt.tobytes()).digest()
-        if BAD_WORD in np.where(prompt < 256, prompt, 32).astype(np.uint8).tobytes() and not self.heals:
+        if BAD_WORD in _text(request) and not self.heals:
             return RequestOutput(
                 request.request_id, "error", len(prompt), error_type="NON_FINITE", error_message="not finite"
             )
@@ -143,6 +156,15 @@ class FakeWorkers:
             return RequestOutput(request.request_id, "scored", len(prompt), label_scores=scores)
         ids = tuple(seed[: min(request.params.max_tokens, 4)])
         return RequestOutput(request.request_id, "length", len(prompt), token_ids=ids, text=seed.hex()[: len(ids)])
+
+
+def batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    return (requests[first : first + size] for first in range(0, len(requests), size))
+
+
+def _text(request: Request) -> bytes:
+    prompt = request.prompt_token_ids
+    return np.where(prompt < 256, prompt, 32).astype(np.uint8).tobytes()
 
 
 def log_scored(request_ids: Sequence[str]) -> None:

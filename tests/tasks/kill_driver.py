@@ -12,19 +12,21 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas  # noqa: F401  # or pyarrow would import it, in every child
-import pyarrow.parquet as pq
 import pytest
 
+import tasks.shard_scorer
 from tasks.job.job import ScoringJob
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeWorkers, job_content, write_model
-from tests.tasks.steps import make_job, run_steps, table, use_fakes
+from tests.tasks.steps import make_job, part_rows, run_steps, table, use_fakes
 
-ENGINE = FakeWorkers()
+ENGINE = FakeWorkers(killer=b"deadly", step_requests=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,12 @@ class Scenario:
 
 
 def _nothing(_: ScoringJob) -> None:
-    """The first run of all."""
+    """The folder's first run."""
 
 
-def _a_shard(job: ScoringJob) -> None:
-    """A run that was killed when it had committed one."""
-    assert _child(lambda: _killed(SCENARIOS["fresh"], job, "infer.done:1", 0)) == -9
+def _some(job: ScoringJob) -> None:
+    """A run that was killed when it had committed some rows of a shard."""
+    assert _child(lambda: _killed(SCENARIOS["fresh"], job, "checkpoint.done:1", 0)) == -9
 
 
 def _all(job: ScoringJob) -> None:
@@ -58,9 +60,11 @@ def _all(job: ScoringJob) -> None:
 
 SCENARIOS = {
     "fresh": Scenario(_nothing, killed_again=True),
-    "resumed": Scenario(_a_shard),
+    "resumed": Scenario(_some),
     "retried": Scenario(_all, retry_failed=True),
 }
+# A clock that a look at it moves on: a checkpoint comes after so many outputs of a shard, the last one's being its own.
+LOOKS_AN_OUTPUT, OUTPUTS_A_CHECKPOINT = 2, 3
 
 
 def main(folder: Path, name: str) -> Iterator[str]:
@@ -68,11 +72,15 @@ def main(folder: Path, name: str) -> Iterator[str]:
     os.environ["TRUNKLINE_CACHE"] = str(folder / "cache")
     os.environ["XDG_STATE_HOME"] = str(folder / "state")
     write_model(folder / "model")
-    use_fakes(pytest.MonkeyPatch(), ENGINE)
+    patch = pytest.MonkeyPatch()
+    use_fakes(patch, ENGINE)
+    patch.setattr(tasks.shard_scorer, "time", SimpleNamespace(monotonic=count().__next__))
     _write_source(folder / "rows.jsonl")
     gc.freeze()  # a child's collections would copy what it shares with this process
-    start, expected = _job(folder, "start"), folder / "expected.json"
-    scenario.before(start)
+    expected = folder / "expected.json"
+    _child(lambda: SCENARIOS["fresh"].run(_job(folder, "start", "rows-1.jsonl"), 0))
+    (folder / "start").rename(folder / "earlier")
+    scenario.before(_job(folder, "start"))
     _child(lambda: _undisturbed(scenario, _started(folder, "expected"), expected))
     hit = 1
     while (killed_at := _survives(scenario, _started(folder, f"out-{hit}"), hit, expected)) is not None:
@@ -92,34 +100,40 @@ def _survives(scenario: Scenario, job: ScoringJob, hit: int, expected: Path) -> 
     return killed_at
 
 
-def _job(folder: Path, output: str) -> ScoringJob:
-    source = {"jsonl": str(folder / "rows.jsonl"), "id": "id", "keep": ["topic"]}
+def _job(folder: Path, output: str, rows: str = "rows.jsonl") -> ScoringJob:
+    """With a store, that knows some of the rows from an earlier job's run."""
+    source = {"jsonl": str(folder / rows), "id": "id", "keep": ["topic"]}
     task = {"type": "generate", "column": "ask", "labels": [" yes", " no"]}
     content = job_content(folder, source, output=str(folder / output), shard_seconds=1e-4, task=task)
-    return make_job(content | {"sampling": {"max_tokens": 3}})
+    checkpoints = {"checkpoint_seconds": LOOKS_AN_OUTPUT * OUTPUTS_A_CHECKPOINT - 1}
+    return make_job(content | checkpoints | {"sampling": {"max_tokens": 3}, "store": str(folder / f"{output}-store")})
 
 
 def _started(folder: Path, output: str) -> ScoringJob:
     """The job over a copy of what lay there before."""
-    if (folder / "start").is_dir():
-        shutil.copytree(folder / "start", folder / output)
+    for there in ("start", "start-store"):
+        if (folder / there).is_dir():
+            shutil.copytree(folder / there, folder / there.replace("start", output))
     return _job(folder, output)
 
 
 def _write_source(path: Path) -> None:
-    """Texts and choices, rows without a prompt, and one that the engine has no answer for."""
-    texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(20)]
+    """Texts and choices, rows without a prompt, and one that the engine has no answer for; the first two by themselves
+    too.
+    """
+    texts = [f"Instruction. Document {i // 4}. Question {i % 3}?" if i % 9 else None for i in range(1, 15)]
     texts[5] = "an unlucky row"
     rows = [
         {"id": f"r{i:02}", "text": text, "topic": i % 2, "ask": "choice" if i % 2 else None}
         for i, text in enumerate(texts)
     ]
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for file, some in ((path, rows), (path.with_name("rows-1.jsonl"), rows[:2])):
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in some))
 
 
 def _undisturbed(scenario: Scenario, job: ScoringJob, expected: Path) -> None:
     scenario.run(job, 1)
-    assert len(read_manifests(OutputFolder(job.output_folder))) >= 3
+    assert len(read_manifests(OutputFolder(job.output_folder))) > scenario.retry_failed + 1, "fewer than two shards"
     expected.write_text(json.dumps(table(job)))
 
 
@@ -131,7 +145,7 @@ def _killed(scenario: Scenario, job: ScoringJob, place: str, attempt: int) -> No
 def _finish(scenario: Scenario, job: ScoringJob, expected: list[object]) -> None:
     """The table is the undisturbed run's; what was committed before this run is not scored in it."""
     done = {name for name, attempts in _committed(job) if attempts > scenario.retry_failed}
-    answered = {row["request_hash"] for row in _parts(job) if row["status"] == "ok"}
+    answered = {row["request_hash"] for row in part_rows(job) if row["status"] == "ok"}
     scenario.run(job, 3)
     log = Path(f"{job.output_folder}.scored-3")
     scored = set(log.read_text().split()) if log.exists() else set()
@@ -144,13 +158,7 @@ def _finish(scenario: Scenario, job: ScoringJob, expected: list[object]) -> None
 
 def _committed(job: ScoringJob) -> list[tuple[str, int]]:
     """Each request's name, and which try it was."""
-    return [(row["request_hash"], row["attempts"]) for row in _parts(job)]
-
-
-def _parts(job: ScoringJob) -> list[dict[str, object]]:
-    folder = OutputFolder(job.output_folder)
-    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
-    return [row for name in names for row in pq.read_table(folder.parts / name).to_pylist()]
+    return [(row["request_hash"], row["attempts"]) for row in part_rows(job)]
 
 
 def _child(action: Callable[[], object], errors: Path | None = None) -> int:

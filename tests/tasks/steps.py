@@ -20,6 +20,8 @@ from tasks.job.job_file import parse_job
 from tasks.plan import StoredPlan, make_run_plan
 from tasks.publish import Published, publish_results
 from tasks.query import query
+from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run, open_run
 from tasks.workers import Workers
 from tests.tasks.fakes import ByteTokenizer, FakeWorkers, job_content
@@ -84,3 +86,10 @@ def table(job: ScoringJob) -> list[dict[str, Any]]:
 def outcomes(job: ScoringJob) -> dict[str, str]:
     """What became of each row: `ok`, or the type of its error."""
     return {row["custom_id"]: row["error_type"] or row["status"] for row in table(job)}
+
+
+def part_rows(job: ScoringJob) -> list[dict[str, Any]]:
+    """All that is committed, as it lies in the parts."""
+    folder = OutputFolder(job.output_folder)
+    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
+    return [row for name in names for row in pq.read_table(folder.parts / name).to_pylist()]

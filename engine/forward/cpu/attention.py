@@ -12,6 +12,7 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.cpu.attention.attention_plan import AttentionPlan, plan_attention
 from kernels.cpu.attention.cpu_attention import cpu_attention, cpu_attention_takes, replan
 from kernels.cpu.attention.kv_write import reslot, write_kv
+from kernels.cpu.attention.ordered_attention import ordered_attention, replan_ordered
 from kernels.cpu.language.openmp import Recording
 from kernels.cpu.matmul.recorded_adapters import change_adapters
 from kernels.paged_adapters import AdapterRuns
@@ -20,13 +21,14 @@ from kernels.segments import Ints, Segments
 
 
 class CpuAttention:
-    """The `AttentionBackend` of a CPU."""
+    """The `AttentionBackend` of a CPU; `in_order`: what a row attends is the same to the last bit in any step."""
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, *, in_order: bool = False) -> None:
         self._cache = cache
+        self._in_order = in_order
 
     def prepare(self, step: SchedulerOutput, inputs: StepInputs) -> "CpuStepAttention":
-        return CpuStepAttention(step, inputs, self._cache)
+        return CpuStepAttention(step, inputs, self._cache, in_order=self._in_order)
 
 
 class CpuStepAttention:
@@ -35,13 +37,14 @@ class CpuStepAttention:
     `adapters` are those that all rows run with, `asked_adapters` of the asked rows alone.
     """
 
-    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache) -> None:
+    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, in_order: bool = False) -> None:
         self.cache = cache
         self.asked_rows = inputs.asked_rows
         self.adapters: AdapterRuns | None = None
         self.asked_adapters: AdapterRuns | None = None
         self._step = step
         self._slots = inputs.slots
+        self._in_order = in_order
         self._plan = self._planned(step.position_ids, step.segments)
 
     @cached_property
@@ -50,7 +53,8 @@ class CpuStepAttention:
         return self._planned(self._step.position_ids[rows], self._step.segments.for_rows(rows))
 
     def _planned(self, positions: Ints, segments: Segments) -> AttentionPlan:
-        return plan_attention(positions, segments, self.cache.num_kv_heads, torch.get_num_threads())
+        num_kv_heads, threads = self.cache.num_kv_heads, torch.get_num_threads()
+        return plan_attention(positions, segments, num_kv_heads, threads, in_order=self._in_order)
 
     def repeat(self, recording: Recording) -> None:
         """Runs again what another step of as many rows recorded, for this step; no layer's query was cut to asked rows.
@@ -60,7 +64,7 @@ class CpuStepAttention:
         reslot(recording, self._slots)
         if self.adapters is not None:
             change_adapters(recording, self.adapters)
-        replan(recording, self._plan)
+        (replan_ordered if self._in_order else replan)(recording, self._plan)
         recording.run()
 
     def run(
@@ -74,6 +78,8 @@ class CpuStepAttention:
         write_kv((key, value), self._slots, kept, own)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2]) if out is None else out
         attend = cpu_attention if cpu_attention_takes(query, kept[0]) else segment_attention
+        if self._in_order:
+            attend = ordered_attention
         return attend(
             self._plan if query.shape[1] == key.shape[1] else self._asked_plan,
             query.transpose(0, 1),

@@ -31,7 +31,8 @@ def can_pack(layer: Any) -> bool:
 class Projection(nn.Module):
     """One or more linear layers of one input, their outputs side by side; its weights are in large pages.
 
-    Products are exact or in float32, whatever the weights' dtype. `takes` is the dtype that rows come in. `site` is the
+    Products are exact or in float32, whatever the weights' dtype. `in_order`: a row's are the same to the last bit
+    beside any others. `takes` is the dtype that rows come in. `site` is the
     number of its first layer among the places where adapters may add something; those of the others follow.
     """
 
@@ -77,6 +78,7 @@ class Projection(nn.Module):
         self.in_features = weight.shape[1]
         self.out_features = len(weight) // (2 if gated else 1)
         self.site = site
+        self.in_order = False
         self._ranges = panel_ranges([layer.out_features for layer in layers], gated=gated)
 
     @property
@@ -97,7 +99,7 @@ class Projection(nn.Module):
             if dtype == torch.float32:
                 room = self.workspace.rows("transformed", len(rows), width, dtype)
                 rows = hadamard_rows(rows, self.factors, self.eps, room)
-                return matmul.matmul(rows, self.panels, out, add=add, adapters=added)
+                return matmul.matmul(rows, self.panels, out, add=add, in_order=self.in_order, adapters=added)
             made = self.workspace.rows("bytes", len(rows), width, torch.uint8)
             scales = self.workspace.rows("scales", len(rows), 1, torch.float32)[:, 0]
             rows, scales = byte_rows(rows, self.factors, self.eps, (made, scales))
@@ -107,7 +109,8 @@ class Projection(nn.Module):
             rows = rms_norm(rows, self.norm_weight, self.eps, normed)
         if adapters is not None and added is None:
             added = self._added(rows, adapters)
-        return matmul.matmul(rows, self.panels, out, add=add, row_scales=scales, adapters=added)
+        how = {"add": add, "in_order": self.in_order}
+        return matmul.matmul(rows, self.panels, out, **how, row_scales=scales, adapters=added)
 
     def _plain(self, rows: Tensor) -> Tensor:
         """Rows as layers without quantization would take them, in float32."""

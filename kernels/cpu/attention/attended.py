@@ -32,11 +32,11 @@ def write_attended(a: Any, tile: Any, work: Any, has_blocks: bool, scratch: Any)
         else:
             for d in range(dim):
                 made[d] = means[d] * added * share
-        _put(made, dim, a.out, place_of(tile, work.group, lane, a.out_row, a.out_head), a.out_is_bfloat16)
+        put(made, dim, a.out, place_of(tile, work.group, lane, a.out_row, a.out_head), a.out_is_bfloat16)
 
 
 @njit(error_model="numpy")
-def _put(made: Any, dim: int, out: int, start: int, is_bfloat16: int) -> None:
+def put(made: Any, dim: int, out: int, start: int, is_bfloat16: int) -> None:
     """Float32 to element `start` of `out`, an address, in float32 or bfloat16."""
     if is_bfloat16 and dim % WIDTH == 0:
         to_bfloat16(made.ctypes.data, dim // WIDTH, out + 2 * start)

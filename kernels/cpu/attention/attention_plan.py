@@ -28,7 +28,10 @@ class AttentionPlan:
     tile_segments: Ints
 
 
-def plan_attention(positions: Ints, segments: Segments, num_kv_heads: int, threads: int) -> AttentionPlan:
+def plan_attention(
+    positions: Ints, segments: Segments, num_kv_heads: int, threads: int, *, in_order: bool = False
+) -> AttentionPlan:
+    """`in_order`: a tile reads its segments by position, so that each row meets its keys one behind the other."""
     bounds = _bounds(len(positions), segments, num_kv_heads, threads)
     first = np.searchsorted(bounds, segments.row_start, side="right") - 1
     last = np.searchsorted(bounds, segments.row_end, side="left")
@@ -37,7 +40,7 @@ def plan_attention(positions: Ints, segments: Segments, num_kv_heads: int, threa
     tile = np.repeat(first, spread) + np.arange(len(segment)) - np.repeat(np.cumsum(spread) - spread, spread)
     order = np.argsort(-_costs(positions, segments, bounds, tile, segment), kind="stable")
     place = np.argsort(order)[tile]
-    by_tile = np.argsort(place, kind="stable")
+    by_tile = np.lexsort((segments.position[segment], place)) if in_order else np.argsort(place, kind="stable")
     offsets = np.searchsorted(place[by_tile], np.arange(len(bounds)))
     tiles = np.stack((bounds[:-1], bounds[1:]), axis=1)[order]
     return AttentionPlan(positions, segments, tiles, offsets, segment[by_tile])

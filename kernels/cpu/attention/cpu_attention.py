@@ -98,47 +98,60 @@ def cpu_attention(
     rounded to 255 steps, and weights too where several rows read a key. That takes no `softcap`. Scores and
     sums are float32. `softcap` 0.0 is none; `sinks` (heads,) float32.
     """
+    if kv_format_of(cache[0].dtype) == INT8_ROWS:
+        assert not softcap, softcap
+    scoring = {"scale": scale, "window": window, "softcap": softcap, "sinks": sinks}
+    LOOP(**attention_fields(plan, query, cache, own, out, scoring))
+    return out
+
+
+def attention_fields(
+    plan: AttentionPlan,
+    query: Tensor,
+    cache: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    out: Tensor,
+    scoring: dict[str, Any],
+) -> dict[str, Any]:
+    """`AttentionArguments` of a call; `scoring` are the scale, window, softcap and sinks that it was given."""
     rows, heads, dim = query.shape
     keys = cache[0]
     kv_heads, kept = keys.shape[0], kv_format_of(keys.dtype)
-    per_word = 4 // kept.itemsize
     assert query.dtype in (torch.float32, torch.bfloat16), query.dtype
     assert query.stride(2) == out.stride(2) == 1
     assert out.dtype in (torch.float32, torch.bfloat16), out.dtype
     if kept == INT8_ROWS:
         assert takes_bytes(dim), dim
         assert query.dtype == torch.float32, query.dtype
-        assert not softcap, softcap
     for tensor in (*cache, *own):
         assert tensor.dtype == keys.dtype
         assert tensor.stride()[1:] == (kept.row_width(dim), 1), tensor.stride()
-    LOOP(
-        query=query,
-        out=out,
-        cache_keys=keys,
-        cache_values=cache[1],
-        own_keys=own[0],
-        own_values=own[1],
-        sinks=sinks,
-        rows=rows,
-        heads=heads,
-        kv_heads=kv_heads,
-        dim=dim,
-        query_row=query.stride(0),
-        query_head=query.stride(1),
-        out_row=out.stride(0),
-        out_head=out.stride(1),
-        cache_head=kept.itemsize * keys.stride(0),
-        own_head=kept.itemsize * own[0].stride(0),
-        window=NO_WINDOW if window is None else window,
-        per_word=per_word,
-        scale=float(scale),
-        softcap=float(softcap),
-        query_is_bfloat16=query.dtype == torch.bfloat16,
-        out_is_bfloat16=out.dtype == torch.bfloat16,
-        **_of_plan(plan),
-    )
-    return out
+    return {
+        "query": query,
+        "out": out,
+        "cache_keys": keys,
+        "cache_values": cache[1],
+        "own_keys": own[0],
+        "own_values": own[1],
+        "sinks": scoring["sinks"],
+        "rows": rows,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "dim": dim,
+        "query_row": query.stride(0),
+        "query_head": query.stride(1),
+        "out_row": out.stride(0),
+        "out_head": out.stride(1),
+        "cache_head": kept.itemsize * keys.stride(0),
+        "own_head": kept.itemsize * own[0].stride(0),
+        "window": NO_WINDOW if scoring["window"] is None else scoring["window"],
+        "per_word": 4 // kept.itemsize,
+        "scale": float(scoring["scale"]),
+        "softcap": float(scoring["softcap"]),
+        "query_is_bfloat16": query.dtype == torch.bfloat16,
+        "out_is_bfloat16": out.dtype == torch.bfloat16,
+        **fields_of_plan(plan),
+    }
 
 
 def _make_attention(kind: str) -> Any:
@@ -151,7 +164,7 @@ def _make_attention(kind: str) -> Any:
         most = np.int64(0)
         for tile in range(a.num_tiles):
             most = np.maximum(most, tiles[2 * tile + 1] - tiles[2 * tile])
-        work = _work_of(a, most)
+        work = work_of(a, most)
         scratch = scratch_for(work.lanes, work.dim)
         while True:
             unit = next_of(a.units_taken)
@@ -169,7 +182,7 @@ def _make_attention(kind: str) -> Any:
 
 
 @njit(error_model="numpy", fastmath=FASTMATH)
-def _work_of(a: Any, rows: int) -> Any:
+def work_of(a: Any, rows: int) -> Any:
     """What all tiles have in common, of which the largest has so many rows."""
     group = a.heads // a.kv_heads
     # Scores are in powers of two; with a cap, first twice their share of it: tanh(x) = (1 - e^-2x) / (1 + e^-2x).
@@ -206,14 +219,14 @@ def _make_tile(kind: str) -> Any:
         order = int64_at(a.tile_segments, offsets[a.num_tiles])
         for at in range(offsets[index], offsets[index + 1]):
             segment = segment_at(a.segments, order[at])
-            place = _place(a, segment, tile.head, size)
+            place = keys_at(a, segment, tile.head, size)
             readers = min(segment.row_end - tile.row, tile.rows) - max(segment.row_start - tile.row, 0)
             if readers * work.group <= MAX_QUERIES and work.dim % CHUNK == 0:
                 length: Any = np.int64(0)
                 after = Keys(place[0], place[1], length)
                 if at + 1 < offsets[index + 1] and work.window == NO_WINDOW:
                     other = segment_at(a.segments, order[at + 1])
-                    next_place = _place(a, other, tile.head, size)
+                    next_place = keys_at(a, other, tile.head, size)
                     after = Keys(next_place[0], next_place[1], other.kv_end - other.kv_start)
                 own_segment(segment, place, after, tile, work, positions, addresses)
             else:
@@ -227,7 +240,7 @@ def _make_tile(kind: str) -> Any:
 
 
 @njit(error_model="numpy")
-def _place(a: Any, segment: Any, head: int, size: int) -> tuple[int, int]:
+def keys_at(a: Any, segment: Any, head: int, size: int) -> tuple[int, int]:
     """Where a head's keys and values of a segment begin, in rows of `size` bytes."""
     if segment.in_step:
         at = head * a.own_head + segment.kv_start * size
@@ -254,10 +267,10 @@ LOOP = Loop(_attend, AttentionArguments)
 
 def replan(recording: Recording, plan: AttentionPlan) -> None:
     """Makes attention that was recorded go by another plan, of as many rows."""
-    recording.change(LOOP, **_of_plan(plan))
+    recording.change(LOOP, **fields_of_plan(plan))
 
 
-def _of_plan(plan: AttentionPlan) -> dict[str, Any]:
+def fields_of_plan(plan: AttentionPlan) -> dict[str, Any]:
     """The fields of a call that say what is read and in which tiles."""
     return {
         "positions": plan.positions,

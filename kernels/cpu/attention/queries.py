@@ -19,12 +19,12 @@ def make_queries(kind: str) -> Any:
     if kind == "bytes":
         return _quantize
     if kind == "float32":
-        return _in_float32
-    return _in_pairs if NATIVE_BFLOAT16 else _in_parted_pairs
+        return in_float32
+    return _in_pairs if NATIVE_BFLOAT16 else in_parted_pairs
 
 
 @njit(error_model="numpy")
-def _in_float32(a: Any, tile: Any, work: Any, scratch: Any) -> None:
+def in_float32(a: Any, tile: Any, work: Any, scratch: Any) -> None:
     _pack(a, tile, work, False, scratch.by_lane, scratch.queries)
 
 
@@ -34,7 +34,7 @@ def _in_pairs(a: Any, tile: Any, work: Any, scratch: Any) -> None:
 
 
 @njit(error_model="numpy")
-def _in_parted_pairs(a: Any, tile: Any, work: Any, scratch: Any) -> None:
+def in_parted_pairs(a: Any, tile: Any, work: Any, scratch: Any) -> None:
     """Rounded to bfloat16; as lanes in float32, because no instruction multiplies pairs here."""
     _pack(a, tile, work, True, scratch.by_lane, scratch.totals)
     part_pairs(scratch.totals.ctypes.data, work.dim // 2, work.lanes // WIDTH, 0, scratch.queries.ctypes.data)

@@ -165,13 +165,13 @@ def _pack_bytes(keys: int, values: int, length: int, work: Any, scratch: Any) ->
 @njit(error_model="numpy")
 def _widen_pairs(keys: int, values: int, length: int, work: Any, scratch: Any) -> tuple[Any, Any, Any]:
     wide_keys, wide_values = scratch.keys, scratch.values
-    _widen(keys, length * work.dim, wide_keys)
-    _widen(values, length * work.dim, wide_values)
+    widen(keys, length * work.dim, wide_keys)
+    widen(values, length * work.dim, wide_values)
     return wide_keys, wide_values, wide_values
 
 
 @njit(error_model="numpy")
-def _widen(halves: int, count: int, out: int) -> None:
+def widen(halves: int, count: int, out: int) -> None:
     """`count` numbers of bfloat16 become float32; addresses."""
     whole = count // WIDTH * WIDTH
     if whole:

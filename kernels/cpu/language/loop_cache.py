@@ -21,19 +21,25 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from kernels.cpu.language.jit import FASTMATH, cfunc, config, numba_version, types
+from kernels.cpu.language.jit import cfunc, config, numba_version, types
 from kernels.processor import PROCESSOR
 
 _ROOT = Path(__file__).parents[3]
 
 
-def _files_with_a_loop() -> list[Path]:
+def _files_with_a_loop(pattern: str = r"^LOOP = Loop\(") -> list[Path]:
     files = sorted((_ROOT / "kernels" / "cpu").rglob("*.py"))
-    return [file for file in files if re.search(r"^LOOP = Loop\(", file.read_text(), re.MULTILINE)]
+    return [file for file in files if re.search(pattern, file.read_text(), re.MULTILINE)]
 
 
-# Modules that have a loop, in the order in which they are compiled.
-NAMES = tuple(".".join(file.relative_to(_ROOT).with_suffix("").parts) for file in _files_with_a_loop())
+def _names(files: list[Path]) -> tuple[str, ...]:
+    return tuple(".".join(file.relative_to(_ROOT).with_suffix("").parts) for file in files)
+
+
+# Modules that have a loop, in the order in which they are compiled; and those of them that make their sums in order,
+# which few need: they are compiled when one of them is asked for.
+NAMES = _names(_files_with_a_loop())
+IN_ORDER = _names(_files_with_a_loop(r"^LOOP = Loop\(.*in_order=True\)"))
 # Of one loop, the longest of which takes ten seconds of a core that is its own.
 LIMIT_SECONDS = 600.0
 
@@ -44,14 +50,18 @@ log = logging.getLogger(__name__)
 
 
 @cache
-def left_to_torch() -> dict[str, str]:
-    """By loop that is not compiled here, why; compiles first what nobody has tried, and tells of both."""
+def left_to_torch(*, in_order: bool = False) -> dict[str, str]:
+    """By loop that is not compiled here, why; compiles first what nobody has tried, and tells of both.
+
+    Of those `IN_ORDER`, or of all the others.
+    """
     with _locked(folder()):
-        missing = [name for name in NAMES if _note(name, "made") is None and _note(name, "left") is None]
+        wanted = [name for name in NAMES if (name in IN_ORDER) == in_order]
+        missing = [name for name in wanted if _note(name, "made") is None and _note(name, "left") is None]
         if missing:
             log.warning("compiling %d loops for %s: about half a minute, once", len(missing), PROCESSOR)
             make(missing)
-    left = left_loops()
+    left = {name: why for name, why in left_loops().items() if name in wanted}
     for name, why in left.items():
         log.warning("%s", of_left(name, why))
     return left
@@ -124,7 +134,7 @@ def _killing(child: "subprocess.Popen[str]", seconds: float) -> Timer:
     return timer
 
 
-def compile_function(function: Callable[..., None]) -> Any:
+def compile_function(function: Callable[..., None], fastmath: set[str]) -> Any:
     """numba's callback, from its cache on disk or compiled now, in this process: see `left_to_torch`.
 
     numba knows a compiled loop by its own file; what it takes from others is told by the folder's name.
@@ -132,7 +142,7 @@ def compile_function(function: Callable[..., None]) -> Any:
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder())
     try:
         signature = types.void(types.CPointer(types.int64))
-        return cfunc(signature, fastmath=FASTMATH, error_model="numpy", cache=True)(function)
+        return cfunc(signature, fastmath=fastmath, error_model="numpy", cache=True)(function)
     finally:
         config.CACHE_DIR = before
 

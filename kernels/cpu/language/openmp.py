@@ -10,7 +10,8 @@ A loop gets the address of its arguments (`kernels.cpu.language.arguments`). It 
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Generic, ParamSpec
@@ -23,6 +24,8 @@ from kernels.cpu.language.jit import FASTMATH, INSTALLED, binding, carray, float
 from kernels.cpu.language.loop_cache import compile_function, left_to_torch
 
 P = ParamSpec("P")
+# As many as torch has, but within `loops_alone`.
+_num_threads_of_loops: Callable[[], int] = torch.get_num_threads
 _THREAD_SYMBOLS = ("omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -49,27 +52,54 @@ def available() -> bool:
     return _runtime() is not None
 
 
+@contextmanager
+def loops_alone() -> Iterator[None]:
+    """Within it loops have all threads, and what torch computes has one.
+
+    Torch's elementwise functions compute whole vectors, and what is left at the end of a thread's part otherwise: which
+    elements that is follows from how many rows and threads there are. For one thread of the program at a time.
+    """
+    global _num_threads_of_loops
+    threads = torch.get_num_threads()
+    _num_threads_of_loops = lambda: threads  # noqa: E731
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _num_threads_of_loops = torch.get_num_threads
+
+
 class Loop(Generic[P]):
     """A compiled loop, called with the fields of `arguments`, by name; the caller answers for shapes.
 
-    `function` gets the address of the call's words, and reads them by `reader(arguments)`.
+    `function` gets the address of the call's words, and reads them by `reader(arguments)`. The sums
+    of one `in_order` are made as they are written; few need it, so it is compiled when one of them is asked for.
     """
 
-    def __init__(self, function: Callable[[Any], None], arguments: Callable[P, tuple[Any, ...]]) -> None:
+    def __init__(
+        self, function: Callable[[Any], None], arguments: Callable[P, tuple[Any, ...]], *, in_order: bool = False
+    ) -> None:
         self.function = function
         self.arguments = arguments
         self.layout = Layout(arguments)
+        self.in_order = in_order
         self._compiled: Any = None
         self._address = 0
 
     @cached_property
     def available(self) -> bool:
         """Whether it runs here; where not, its kernel takes its torch twin. The first that is asked compiles all."""
-        return available() and self.function.__module__ not in left_to_torch()
+        return available() and self.function.__module__ not in left_to_torch(in_order=self.in_order)
+
+    @property
+    def fastmath(self) -> set[str]:
+        """What the compiler may do to arithmetic."""
+        return set() if self.in_order else FASTMATH
 
     def compile(self) -> None:
         """In a child; and elsewhere, before the first call, what a child has compiled."""
-        compiled = compile_function(self.function)
+        compiled = compile_function(self.function, self.fastmath)
         self._address = compiled.address
         self._compiled = compiled
 
@@ -83,7 +113,7 @@ class Loop(Generic[P]):
             self.compile()
         runtime = _runtime()
         assert runtime is not None
-        runtime.GOMP_parallel(self._address, words, torch.get_num_threads(), 0)
+        runtime.GOMP_parallel(self._address, words, _num_threads_of_loops(), 0)
         recording = getattr(_thread, "recording", None)
         if recording is not None:
             recording.calls.append((self, self._address, words))
@@ -121,7 +151,7 @@ class Recording:
         """Makes the calls again, in their order."""
         runtime = _runtime()
         assert runtime is not None
-        threads = torch.get_num_threads()
+        threads = _num_threads_of_loops()
         for loop, address, words in self.calls:
             counter = loop.layout.counter
             if counter is not None:

@@ -34,7 +34,7 @@ from kernels.processor import NATIVE_BFLOAT16, NATIVE_BYTES
 TILE_ROWS, UNIT_ROWS = 32, 256
 # Steps along the inputs after which a panel would outgrow the cache.
 MAX_STEPS = 2048
-STORE, ADD, GATE = 0, 1, 2
+STORE, ADD, GATE, ADD_WHOLE = 0, 1, 2, 3
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -138,12 +138,14 @@ def matmul(
     out: Tensor,
     *,
     add: bool = False,
+    in_order: bool = False,
     row_scales: Tensor | None = None,
     adapters: PanelAdapters | None = None,
 ) -> Tensor:
     """out = rows @ weights^T + bias in float32 (`add`: out +=); with gated weights, out = silu(gates) * ups.
 
-    What `adapters` make of the rows is added to the sums, before a gate.
+    What `adapters` make of the rows is added to the sums, before a gate. Sums begin with what `out` has where whole
+    tiles of rows are added; `in_order` they are made before they are added, however many rows there are.
 
     rows (n, inputs) in `rows_dtype`, contiguous; bytes are 128 where they mean zero, and have `row_scales` (n,).
     `inputs` is even for bfloat16 and a multiple of 4 for int8. out (n, outputs) in float32, or (n, outputs / 2) in
@@ -172,7 +174,7 @@ def matmul(
         columns=out.shape[1],
         out_row=out.stride(0),
         kind=_KINDS[weights.dtype],
-        mode=GATE if weights.gated else ADD if add else STORE,
+        mode=GATE if weights.gated else STORE if not add else ADD_WHOLE if in_order else ADD,
         out_is_bfloat16=out.dtype == torch.bfloat16,
         num_biases=weights.bias.numel(),
         runs=None if adapters is None else adapters.runs.table,
@@ -273,7 +275,7 @@ def _put_row(done: Any, out: int, start: int, width: int, mode: int, is_bfloat16
         halves = uint16_at(out + 2 * start, width)
         for i in range(width):
             halves[i] = np.uint16(bfloat16_bits(done[i]))
-    elif mode == ADD:
+    elif mode in (ADD, ADD_WHOLE):
         target = float32_at(out + 4 * start, width)
         for i in range(width):
             target[i] += done[i]
@@ -317,7 +319,7 @@ def _multiply(arguments: Any) -> None:
         for row in range(first, min(count, first + UNIT_ROWS), TILE_ROWS):
             taken, at = min(TILE_ROWS, count - row), rows + 4 * row * deep
             # Whole tiles of sums go where they belong; what is cut, biased or gated is made aside first.
-            whole = mode != GATE and not has_bias and width == LANES and taken % _ROWS == 0
+            whole = mode < GATE and not has_bias and width == LANES and taken % _ROWS == 0
             into, into_row = both.ctypes.data, LANES
             if whole:
                 into, into_row = out + 4 * (row * out_row + panel * LANES), out_row

@@ -26,6 +26,7 @@ KEYS = {
     "dtype",
     "quantization",
     "kv_cache_dtype",
+    "determinism",
     "device",
     "version",
 }

@@ -44,8 +44,8 @@ def lowered(triple: str, name: str) -> dict[str, str]:
     assert openmp.available()
     signature, modules = types.void(types.CPointer(types.int64)), {}
     for loop in loop_cache.NAMES:
-        function = importlib.import_module(loop).LOOP.function
-        library = cfunc(signature, fastmath=loop_cache.FASTMATH, error_model="numpy")(function)._library
+        made = importlib.import_module(loop).LOOP
+        library = cfunc(signature, fastmath=made.fastmath, error_model="numpy")(made.function)._library
         modules[loop] = library.get_llvm_str()
     return modules
 

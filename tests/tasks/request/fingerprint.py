@@ -76,6 +76,8 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, "other"),
     "output": ({}, "elsewhere"),
     "shard_seconds": ({}, 1.0),
+    "checkpoint_seconds": ({}, 1.0),
+    "max_engine_deaths": ({}, 1),
     "store": ({}, "other-store"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),

@@ -1,0 +1,176 @@
+"""A shard's results as they come: which rows have ended, which are to be asked, and what of them is committed."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine.failpoint import failpoint
+from engine.plan import Shard, ShardWork
+from engine.request import RequestOutput
+from tasks.request.task_type import nth_id, split_id
+from tasks.request.task_types import answer_of
+from tasks.shard_gate import ShardGate
+from tasks.shard_work import read_shard, stored_requests, to_work
+from tasks.storage.manifests import find_checkpoints, write_manifest
+from tasks.storage.parts import StoredRequest, commit_part, join_parts, stage_part, to_part
+from tasks.storage.run import Run
+from tasks.storage.shard_manifest import ShardManifest, Share, describe
+from tasks.storage.stored_plan import layout_of
+
+Outputs = Sequence[RequestOutput]
+
+
+class ShardResults:
+    """Rows have numbers, in execution order. A row ends with the last output of its requests.
+
+    `flush` commits those that have ended as a checkpoint, which is a part with a manifest of its own; `commit` puts the
+    whole shard in the place of its checkpoints, those of earlier runs too.
+    """
+
+    def __init__(self, run: Run, plan_id: str, shard: Shard, gate: ShardGate) -> None:
+        self._run = run
+        self._plan_id = plan_id
+        self._shard = shard
+        self._gate = gate
+        self._rows = read_shard(run, plan_id, shard)
+        self._stored = stored_requests(self._rows)
+        self._number = {stored.request_hash: number for number, stored in enumerate(self._stored)}
+        self._sizes = [last - first for first, last in pairwise(self._rows.column("nodes").offsets.to_pylist())]
+        self._num_rows = self._rows.column("num_rows").to_pylist()
+        self._open: dict[int, dict[int, RequestOutput]] = {}
+        self._ended: dict[int, Outputs] = {}
+        self._tables: list[pa.Table] = []
+        self._in_tables: list[int] = []
+        self._shares: dict[str, Share] = {}
+        self._since = time.monotonic()
+        for checkpoint in find_checkpoints(run.folder, plan_id, shard.shard_id):
+            self._take_up(checkpoint)
+
+    @property
+    def left(self) -> tuple[int, ...]:
+        """Rows that have not ended."""
+        ended = {*self._in_tables, *self._ended}
+        return tuple(number for number in range(len(self._stored)) if number not in ended)
+
+    def work(self, rows: Sequence[int]) -> ShardWork:
+        """What the engine is asked for these rows."""
+        chosen = self._rows if len(rows) == len(self._stored) else self._rows.take(pa.array(rows, pa.int64()))
+        layout = layout_of(self._run.folder, self._plan_id)
+        return to_work(self._run, self._plan_id, layout, self._shard, chosen)
+
+    def take(self, output: RequestOutput) -> int | None:
+        """The row that ends with this output, if one does."""
+        request_hash, place = split_id(output.request_id)
+        row = self._number[request_hash]
+        got = self._open.setdefault(row, {})
+        got[place] = output
+        if len(got) < self._sizes[row]:
+            return None
+        del self._open[row]
+        self._ended[row] = [got[place] for place in range(len(got))]
+        return row
+
+    def fail(self, row: int, error_type: str, message: str) -> None:
+        """The row ends as an error."""
+        stored = self._stored[row]
+        self._ended[row] = [
+            RequestOutput(name, "error", stored.prompt_tokens, error_type=error_type, error_message=message)
+            for name in (nth_id(stored.request_hash, place) for place in range(self._sizes[row]))
+        ]
+
+    def drop_unfinished(self) -> None:
+        """Rows of which only a part was answered are asked again whole."""
+        self._open.clear()
+
+    def flush(self) -> None:
+        """Commits the rows that have ended since the last time, if there are any."""
+        if not self._ended:
+            return
+        failpoint("checkpoint.start")
+        numbers = sorted(self._ended)
+        table, share = self._part_of(numbers), self._share_of(numbers)
+        self._commit(table, [share], is_checkpoint=True)
+        failpoint("checkpoint.done")
+        self._keep(table, numbers)
+        self._add(share)
+        self._since = time.monotonic()
+        self._ended.clear()
+
+    @property
+    def asked(self) -> Sequence[StoredRequest]:
+        """What each row asks."""
+        return self._stored
+
+    def commit(self) -> tuple[ShardManifest, pa.Table]:
+        """Commits the shard, all of whose rows have ended; with its part."""
+        assert not self.left, len(self.left)
+        numbers = sorted(self._ended)
+        if numbers:
+            self._keep(self._part_of(numbers), numbers)
+            self._add(self._share_of(numbers))
+            self._ended.clear()
+        order = np.argsort(np.array(self._in_tables))
+        part = join_parts(self._tables).take(order)
+        return self._commit(part, self._planned([*self._shares.values()])), part
+
+    def _take_up(self, checkpoint: ShardManifest) -> None:
+        for file in checkpoint.files:
+            table = pq.ParquetFile(self._run.folder.parts / file.name).read()
+            self._keep(table, [self._number[name] for name in table.column("request_hash").to_pylist()])
+        for share in checkpoint.by_run:
+            self._add(share)
+
+    def _keep(self, table: pa.Table, numbers: Iterable[int]) -> None:
+        self._tables.append(table)
+        self._in_tables += numbers
+
+    def _add(self, share: Share) -> None:
+        before = self._shares.pop(share.run_id, None)
+        self._shares[share.run_id] = share if before is None else before + share
+
+    def _part_of(self, numbers: Sequence[int]) -> pa.Table:
+        asked = [self._stored[number] for number in numbers]
+        outputs = [self._ended[number] for number in numbers]
+        return to_part(asked, outputs, answer_of, self._run.run_id, self._shard.shard_id)
+
+    def _share_of(self, numbers: Sequence[int]) -> Share:
+        """What this run did of the shard since the last commit. Other shards ran beside it: outputs alone say what."""
+        outputs = [output for number in numbers for output in self._ended[number]]
+        failed = [number for number in numbers if any(one.finish_reason == "error" for one in self._ended[number])]
+        lengths = {number: self._stored[number].prompt_tokens for number in numbers}
+        of_shard = sum(stored.prompt_tokens for stored in self._stored)
+        prompt_tokens = sum(lengths.values())
+        return Share(
+            run_id=self._run.run_id,
+            requests=len(numbers),
+            rows=sum(self._num_rows[number] for number in numbers),
+            errors=len(failed),
+            seconds=round(time.monotonic() - self._since, 3),
+            prompt_tokens=prompt_tokens,
+            row_prompt_tokens=sum(self._num_rows[number] * length for number, length in lengths.items()),
+            planned_tokens=round(self._shard.prefill_tokens * prompt_tokens / of_shard),
+            computed_prompt_tokens=sum(
+                one.prompt_tokens - one.num_cached_tokens for one in outputs if one.finish_reason != "error"
+            ),
+            generated_tokens=sum(len(one.token_ids) for one in outputs),
+            row_errors=sum(self._num_rows[number] for number in failed),
+        )
+
+    def _planned(self, shares: list[Share]) -> list[Share]:
+        """The shard's planned tokens are those of its shares: what rounding lost is the last one's."""
+        lost = self._shard.prefill_tokens - sum(share.planned_tokens for share in shares)
+        return [*shares[:-1], replace(shares[-1], planned_tokens=shares[-1].planned_tokens + lost)]
+
+    def _commit(self, table: pa.Table, shares: Sequence[Share], *, is_checkpoint: bool = False) -> ShardManifest:
+        staged, part = stage_part(self._run.folder, self._shard.shard_id, table)
+        fingerprint = self._run.fingerprint
+        manifest = describe(self._plan_id, self._shard, fingerprint, part, shares, is_checkpoint=is_checkpoint)
+        with self._gate.committing():
+            commit_part(self._run.folder, staged, part)
+            write_manifest(self._run.folder, manifest)
+        return manifest
