@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from tasks.functions.sql_functions import sql_functions as sql_functions
     from tasks.job.job_file import load_job as load_job
     from tasks.query import query as query
+    from tasks.storage.stop_request import RunStoppedError as RunStoppedError
 
-__all__ = ["TrunklineLM", "UserError", "kept_engines", "load_job", "query", "score", "sql_functions"]
+__all__ = ["RunStoppedError", "TrunklineLM", "UserError", "kept_engines", "load_job", "query", "score", "sql_functions"]
 
 PACKAGES = ("flows", "tasks", "engine", "kernels")
 _HOME = Path(__file__).parent
 _WHERE = {
+    "RunStoppedError": "tasks.storage.stop_request",
     "TrunklineLM": "flows.harness.model",
     "UserError": "engine.errors",
     "kept_engines": "flows.workers",

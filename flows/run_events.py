@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from prefect.events.worker import EventsWorker
 
 from flows.dataset import asset_key
+from tasks.run_failed import TooManyErrorsError
 from tasks.storage.run import Run
 from tasks.storage.run_record import RunRecord, read_records
 from tasks.storage.stop_request import RunStoppedError
@@ -27,7 +28,7 @@ SECONDS_TO_SEND = 3.0
 @contextmanager
 def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
     """The run of `tasks.storage.run.open_run`, whose end is an event: `trunkline.scoring-run.completed`, `.stopped`,
-    `.failed` or `.interrupted`.
+    `.failed` or `.interrupted`; before `.failed`, `.error-rate-exceeded` where that is why.
 
     A run that did not begin, as where another has the folder, is no more than Prefect's own failed flow run.
     """
@@ -37,7 +38,11 @@ def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
             yield begun
     except BaseException as problem:
         if begun is not None:
+            if isinstance(problem, TooManyErrorsError):
+                emit_run_event("error-rate-exceeded", begun, allowed=begun.job.max_error_rate)
             emit_run_event(_end(problem), begun, cause=type(problem).__name__)
+            if isinstance(problem, TooManyErrorsError):
+                emit_run_event("error-rate-exceeded", begun)
         raise
     emit_run_event("completed", begun)
 

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engine.errors import EngineClosedError
+from engine.errors import EngineClosedError, UserError
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.dataset import publish
@@ -24,17 +24,20 @@ from flows.run_control import RunControl, stopped
 from flows.run_events import announced_run
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
+from tasks.error_limit import ErrorLimit
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.report.used_folders import remember_folder
-from tasks.run_failed import RunFailedError
+from tasks.row_names import refuse_rejected
+from tasks.run_failed import ErrorRowError, RunFailedError
 from tasks.shard_gate import ShardGate
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
+from tasks.storage.stored_plan import ROWS, plan_folder
 from tasks.workers import Workers
 
 # One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
@@ -128,6 +131,7 @@ class ShardRunner:
         self._planned = planned
         self._workers = workers
         self._gate = ShardGate(run.job.max_engine_deaths)
+        self._errors = ErrorLimit(run.job, rows=planned.rows, rejected=planned.rejected, pending=planned.pending)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -152,6 +156,7 @@ class ShardRunner:
     def run(self) -> RunReport:
         start = time.monotonic()
         try:
+            self._check_rejected()
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
@@ -184,7 +189,15 @@ class ShardRunner:
                 f"{len(self._failures)} shards failed, {published.missing:,} rows have no result yet "
                 f"(last error: {self._failures[-1]})"
             ) from self._failures[-1]
+        if self._errors.ends_at_first and published.errors:
+            raise ErrorRowError(f"{published.errors:,} rows are errors of an earlier run, and on_error is fail")
         return report
+
+    def _check_rejected(self) -> None:
+        """Raises RunFailedError, before a row is computed, where rows that were rejected are not allowed."""
+        if self._errors.ends_at_first:
+            refuse_rejected(plan_folder(self._run.folder, self._planned.plan_id) / ROWS)
+        self._errors.check_rejected()
 
     def _record_limit(self) -> None:
         share = (self._workers.totals() - self._before).limit_share
@@ -196,13 +209,13 @@ class ShardRunner:
             task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
             tags=[f"trunkline:{self._run.device.name}"],
         )
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate)
+        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate, self._errors)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
-        except RunFailedError:
-            raise
+        except (RunFailedError, UserError):
+            raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False

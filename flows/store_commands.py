@@ -30,15 +30,18 @@ def stats(folder: Folder) -> None:
     from tasks.store.upkeep import store_stats
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("shelf", "model", "precision"):
-        table.add_column(name)
-    for name in ("results", "parts", "size", "its own", "oldest", "newest", "set aside"):
-        table.add_column(name, justify="right")
-    for one in store_stats(_existing(folder)):
+    for name, whole in (("shelf", True), ("model", False), ("precision", True)):
+        table.add_column(name, no_wrap=whole, overflow="fold")
+    for name in ("results", "parts", "size", "its own", "age"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shelves = store_stats(_existing(folder))
+    for one in shelves:
         counts = (f"{one.rows:,}", f"{one.parts:,}", size_words(one.size), size_words(one.own))
-        ages = (age_words(one.oldest), age_words(one.newest))
-        table.add_row(one.shelf[:12], one.model, one.precision, *counts, *ages, f"{one.set_aside:,}")
+        age = f"{age_words(one.newest)} to {age_words(one.oldest)}"
+        table.add_row(one.shelf[:8], one.model, one.precision, *counts, age)
     Console().print(table)
+    if set_aside := sum(one.set_aside for one in shelves):
+        typer.echo(f"{set_aside:,} damaged parts were set aside as *.bad")
 
 
 @store_app.command(epilog="Example: [bold]trunkline store verify runs/store[/bold]")

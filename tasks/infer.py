@@ -6,6 +6,7 @@ from prefect.tasks import exponential_backoff
 
 from engine.failpoint import failpoint
 from engine.plan import Shard
+from tasks.error_limit import ErrorLimit
 from tasks.shard_gate import ShardGate
 from tasks.shard_results import ShardResults
 from tasks.shard_scorer import ShardScorer
@@ -34,11 +35,19 @@ class ShardDone:
     skipped: bool
 
 
-def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, gate: ShardGate | None = None) -> ShardDone:
-    """Scores the rows of the shard that have no committed result, and commits it; `gate` is of all shards of the run.
+def infer_shard(
+    run: Run,
+    plan_id: str,
+    shard: Shard,
+    workers: Workers,
+    gate: ShardGate | None = None,
+    errors: ErrorLimit | None = None,
+) -> ShardDone:
+    """Scores the rows of the shard that have no committed result, and commits it.
 
-    An engine that dies is another one's turn: the rows that are left are asked again, alone, and the ones that kill it
-    end as `ENGINE_CRASH`. Raises EngineKeepsDyingError where rows are not the reason.
+    `gate` and `errors` are of all shards of the run. An engine that dies is another one's turn: the rows that are left
+    are asked again, alone, and the ones that kill it end as `ENGINE_CRASH`. Raises RunFailedError where another shard
+    would end in the same way.
     """
     done = find_manifest(run.folder, plan_id, shard.shard_id)
     if done is not None:
@@ -47,7 +56,7 @@ def infer_shard(run: Run, plan_id: str, shard: Shard, workers: Workers, gate: Sh
     gate = gate or ShardGate(run.job.max_engine_deaths)
     with gate.entered():
         results = ShardResults(run, plan_id, shard, gate)
-        ShardScorer(results, workers, gate, run.job.checkpoint_seconds).score()
+        ShardScorer(results, workers, gate, errors or ErrorLimit(run.job), run.job.checkpoint_seconds).score()
         failpoint("infer.scored")
         manifest, part = results.commit()
     failpoint("infer.done")

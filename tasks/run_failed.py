@@ -9,3 +9,11 @@ class RunFailedError(TerminalError):
 
 class EngineKeepsDyingError(RunFailedError):
     """The engine dies, and rows are not why, or so many that nobody can tell."""
+
+
+class ErrorRowError(RunFailedError):
+    """A row is an error, and the job says `on_error: fail`."""
+
+
+class TooManyErrorsError(RunFailedError):
+    """More of the rows are errors than the job's `max_error_rate` allows."""

@@ -14,6 +14,8 @@ from engine.plan import Shard, ShardWork
 from engine.request import RequestOutput
 from tasks.request.task_type import nth_id, split_id
 from tasks.request.task_types import answer_of
+from tasks.row_names import error_row
+from tasks.run_failed import ErrorRowError
 from tasks.shard_gate import ShardGate
 from tasks.shard_work import read_shard, stored_requests, to_work
 from tasks.storage.manifests import find_checkpoints, write_manifest
@@ -82,6 +84,23 @@ class ShardResults:
             RequestOutput(name, "error", stored.prompt_tokens, error_type=error_type, error_message=message)
             for name in (nth_id(stored.request_hash, place) for place in range(self._sizes[row]))
         ]
+
+    def error_of(self, row: int) -> RequestOutput | None:
+        """Why a row that ended since the last commit is an error, if it is."""
+        return next((one for one in self._ended[row] if one.finish_reason == "error"), None)
+
+    def named(self, error: RequestOutput) -> ErrorRowError:
+        """The error, with the name of the row that it is of."""
+        request_hash, _ = split_id(error.request_id)
+        return error_row(self._run, self._plan_id, request_hash, error.error_type or "", error.error_message or "")
+
+    def num_rows(self, row: int) -> int:
+        """How many rows of the table ask the same as this one."""
+        return int(self._num_rows[row])
+
+    def forget(self, row: int) -> None:
+        """The row has not ended: another run is to ask it again."""
+        del self._ended[row]
 
     def drop_unfinished(self) -> None:
         """Rows of which only a part was answered are asked again whole."""

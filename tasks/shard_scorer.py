@@ -9,16 +9,17 @@ from queue import Empty, SimpleQueue
 from engine.errors import EngineDeadError
 from engine.plan import ShardWork
 from engine.request import RequestOutput
-from tasks.run_failed import EngineKeepsDyingError
+from tasks.error_limit import ErrorLimit
+from tasks.run_failed import EngineKeepsDyingError, RunFailedError
 from tasks.shard_gate import ShardGate
 from tasks.shard_results import ShardResults
+from tasks.source.row_error import ENGINE_CRASH
 from tasks.suspects import Suspects
 from tasks.transient import is_transient
 from tasks.workers import OnOutput, Workers
 
 log = logging.getLogger(__name__)
 
-ENGINE_CRASH = "ENGINE_CRASH"
 # A row that killed the engine once may have been there when the system ran out of memory; twice and alone is its own.
 LONE_TRIES = 2
 # A load that fails three times in a row will fail again.
@@ -35,16 +36,20 @@ class ShardScorer:
     HPDC 2024).
     """
 
-    def __init__(self, results: ShardResults, workers: Workers, gate: ShardGate, checkpoint_seconds: float) -> None:
+    def __init__(
+        self, results: ShardResults, workers: Workers, gate: ShardGate, errors: ErrorLimit, checkpoint_seconds: float
+    ) -> None:
         self._results = results
         self._workers = workers
         self._gate = gate
+        self._errors = errors
         self._checkpoint_seconds = checkpoint_seconds
 
     def score(self) -> None:
         """Every row has ended, each as a result or as an error.
 
-        Raises EngineKeepsDyingError where rows are not what kills the engine.
+        Raises RunFailedError: EngineKeepsDyingError where rows are not what kills the engine, ErrorRowError and
+        TooManyErrorsError for errors that the job does not allow. What has ended is committed then.
         """
         with self._gate.beside():
             death = self._ask(self._results.left)
@@ -74,6 +79,7 @@ class ShardScorer:
         for row in {*suspects.killers} & {*self._results.left}:
             message = f"the engine died {LONE_TRIES} times while it computed this row alone; {how[row]}"
             self._results.fail(row, ENGINE_CRASH, message)
+            self._count(row)
 
     def _ask(self, rows: Sequence[int]) -> EngineDeadError | None:
         """How the engine died, if it did. What of the rows ended is taken in, whatever happens."""
@@ -120,8 +126,22 @@ class ShardScorer:
                 due = time.monotonic() + self._checkpoint_seconds
 
     def _take(self, output: RequestOutput) -> None:
-        if self._results.take(output) is not None:
+        row = self._results.take(output)
+        if row is not None:
             self._gate.worked()
+            self._count(row)
+
+    def _count(self, row: int) -> None:
+        """Raises ErrorRowError or TooManyErrorsError where the row is an error more than the job allows."""
+        error = self._results.error_of(row)
+        try:
+            if error is not None and self._errors.ends_at_first:
+                self._results.forget(row)
+                raise self._results.named(error)
+            self._errors.count(self._results.num_rows(row), is_error=error is not None)
+        except RunFailedError:
+            self._results.flush()
+            raise
 
     def _checkpoint(self) -> None:
         """One that fails in passing is made up for by the next: the shard's own commit is not optional."""

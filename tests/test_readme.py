@@ -65,6 +65,7 @@ MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, 
 MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
+STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
 HERE = (
     "make demo",
     "make summaries",
@@ -77,6 +78,13 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    "trunkline score examples/classify.yaml --set checkpoint_seconds=2 --set max_error_rate=0.5",
+    STORED,
+    f"{STORED} --full",
+    "trunkline store stats runs/store",
+    "trunkline store verify runs/store",
+    "trunkline store prune runs/store --older-than 30d --dry-run",
+    "trunkline store prune runs/store --older-than 30d",
     "trunkline drift examples/classify.yaml --rows 200 --set model.quantization=int8",
     'trunkline sql "select label, count(*) as n from results group by label order by n desc"',
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
@@ -113,6 +121,7 @@ FIRST = (
     "trunkline score examples/extract.yaml",
     "trunkline score examples/taglines.yaml",
     "trunkline score examples/mixed.yaml",
+    STORED,
     BATCH,
     *WORKLOADS,
     TRACE,

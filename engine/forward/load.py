@@ -79,7 +79,7 @@ class FoundModel:
 def find_model(files: ModelFiles) -> FoundModel:
     """First step. Raises UserError, by name, for an architecture that is not served."""
     shape, folder = load_shape(files), weights_folder(files)
-    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     kind = f"model.path: {files.name} ({config.model_type})"
     refuse({**config.to_dict(), **vars(config)}, kind)
     model_class = AutoModelForCausalLM._model_mapping.get(type(config), None)

@@ -71,8 +71,18 @@ def resolve_model(path: str) -> ModelFiles:
         unsafe = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in location.glob(pattern)), None)
         found = f"only {unsafe}, which is a pickle and is never loaded" if unsafe else "no weights"
         raise UserError(f"model.path: {location} holds {found}; convert it to safetensors")
+    for index in location.glob("*.safetensors.index.json"):
+        _check_index(index)
     texts = [file for pattern in _TEXTS for file in sorted(location.glob(pattern)) if file.name not in _TEMPLATES]
     return ModelFiles(location.name, location, None, _fingerprint([*weights, *texts]), _templates_in(location))
+
+
+def _check_index(index: Path) -> None:
+    """transformers loads whatever file an index names, a pickle too."""
+    named = _read_json(index).get("weight_map")
+    for name in named.values() if isinstance(named, dict) else [named]:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UserError(f"model.path: {index} names {name!r:.100}, which is no safetensors file beside it")
 
 
 def _embedded() -> ModelFiles:
@@ -171,7 +181,7 @@ def tokenizer_folder(model: ModelFiles) -> Path:
     def write(folder: Path) -> None:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-        config = AutoConfig.from_pretrained(model.folder, gguf_file=model.gguf_file)
+        config = AutoConfig.from_pretrained(model.folder, gguf_file=model.gguf_file, trust_remote_code=False)
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(model.folder, gguf_file=model.gguf_file).save_pretrained(folder)
@@ -207,6 +217,7 @@ def load_shape(model: ModelFiles) -> ModelShape:
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
     kind = f"model.path: {model.name} ({config.get('model_type')})"
     refuse(config, kind)
+    _refuse_own_code(config, kind)
     stored_format(config, kind)
     try:
         return shape_of(config, generation)
@@ -214,6 +225,15 @@ def load_shape(model: ModelFiles) -> ModelShape:
         raise UserError(
             f"model.path: {folder / 'config.json'} ({config.get('model_type')}) has no {missing}, which planning needs"
         ) from None
+
+
+def _refuse_own_code(config: dict[str, Any], kind: str) -> None:
+    """Code that a folder brings is never run: many bring it beside what transformers has itself by now."""
+    if config.get("auto_map"):
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise UserError(f"{kind} needs Python code of its own (auto_map), which is never run")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

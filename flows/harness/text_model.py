@@ -13,6 +13,7 @@ from lm_eval.models.utils import has_bos_prefix
 from engine.errors import UserError
 from engine.model.checkpoint import ModelFiles
 from engine.model.tokenizer import load_tokenizer
+from tasks.request.budgeted_jinja import chat_budget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -111,15 +112,16 @@ class TextModel(TemplateLM, ABC):
             return self._templated(others, add_generation_prompt)
 
     def _templated(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-                **self._template_args,
+        with chat_budget():
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=not add_generation_prompt,
+                    **self._template_args,
+                )
             )
-        )
 
     def _encode_text(self, text: str, add_special_tokens: bool | None) -> tuple[int, ...]:
         special = self._add_bos_token if add_special_tokens is None else add_special_tokens

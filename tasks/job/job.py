@@ -282,6 +282,12 @@ class ScoringJob(Part):
         le=86_400,
         description="How often rows of a shard that have ended are committed before it is done: what a kill can lose.",
     )
+    on_error: Literal["row", "fail"] = Field(
+        default="row", description="row: a row without an answer is an error row; fail: the first one ends the run."
+    )
+    max_error_rate: float = Field(
+        default=1.0, ge=0, le=1, description="The part of the rows that may be errors; a run with more ends."
+    )
     max_engine_deaths: int = Field(
         default=10,
         ge=1,

@@ -4,17 +4,19 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, TemplateError, nodes
 
+from tasks.request.budgeted_jinja import BudgetError, chat_budget
 from tasks.request.messages import Chat, Message
 from tasks.request.prompt_text import PromptText, RenderedPrompt
-from tasks.source.row_error import BAD_MESSAGES, described
+from tasks.source.row_error import BAD_MESSAGES, TEMPLATE_ERROR, described
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# What a template may raise over a row's own values; RecursionError comes of values that are nested too deeply.
+# What a template may raise over a row's own values; RecursionError comes of values that are nested too deeply, and
+# SyntaxError, Python's, of a chat template that is.
 TEMPLATE_FAILURES = (
     *(TemplateError, ArithmeticError, AttributeError, LookupError),
-    *(RecursionError, TypeError, ValueError),
+    *(RecursionError, SyntaxError, TypeError, ValueError),
 )
 
 
@@ -29,15 +31,18 @@ class ChatRenderer:
     def render(self, chat: Chat) -> RenderedPrompt:
         messages = [self._as_read(message, bool(chat.tools)) for message in chat.messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,  # type: ignore[arg-type]
-                tools=chat.tools,  # type: ignore[arg-type]
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=chat.add_generation_prompt and not chat.continue_final_message,
-                continue_final_message=chat.continue_final_message,
-                **chat.arguments,  # type: ignore[arg-type]
-            )
+            with chat_budget():
+                text = self._tokenizer.apply_chat_template(
+                    messages,  # type: ignore[arg-type]
+                    tools=chat.tools,  # type: ignore[arg-type]
+                    chat_template=self._template,
+                    tokenize=False,
+                    add_generation_prompt=chat.add_generation_prompt and not chat.continue_final_message,
+                    continue_final_message=chat.continue_final_message,
+                    **chat.arguments,  # type: ignore[arg-type]
+                )
+        except BudgetError as problem:
+            return described(TEMPLATE_ERROR, "the model's chat template fails on this row", problem)
         except TEMPLATE_FAILURES as problem:
             return described(BAD_MESSAGES, "the model's chat template refuses the messages", problem)
         return PromptText(str(text), add_special_tokens=False)
@@ -61,7 +66,7 @@ def reads_parts(template: str) -> bool:
     """Whether a chat template goes through a message's content part by part, as vLLM finds it out too."""
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
-    except TemplateError:  # an extension of transformers; those templates have one text for a content
+    except (TemplateError, RecursionError):  # an extension of transformers; those have one text for a content
         return False
     return any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
 

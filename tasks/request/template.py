@@ -8,10 +8,11 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.runtime import LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.sandbox import safe_range
 from jinja2.utils import Namespace
 
 from engine.errors import UserError
+from tasks.request.budgeted_jinja import BudgetedEnvironment, budget, charged
 from tasks.request.template_filters import cell_filters, formatted, printed, refuse_others
 from tasks.source.cells import Cell
 
@@ -33,7 +34,8 @@ class PromptTemplate:
         self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
         for joined in tree.find_all(nodes.Concat):
             joined.nodes = [_as_text(part) for part in joined.nodes]
-        self.names = tuple(sorted({self._column(name) for name in meta.find_undeclared_variables(tree)}))
+        with budget():  # constants are computed here
+            self.names = tuple(sorted({self._column(name) for name in meta.find_undeclared_variables(tree)}))
         self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)}
         self._template = self._environment.from_string(tree, globals=_FUNCTIONS)
 
@@ -48,7 +50,8 @@ class PromptTemplate:
 
     def render(self, cells: Mapping[str, Cell]) -> str:
         """The text for a row. `cells` has the row's cell for each of the columns. Raises what a template may."""
-        return self._template.render({self._own_name if name == "self" else name: cells[name] for name in cells})
+        with budget():
+            return self._template.render({self._own_name if name == "self" else name: cells[name] for name in cells})
 
     def _parse(self, text: str) -> nodes.Template:
         try:
@@ -56,6 +59,10 @@ class PromptTemplate:
             tree = self._environment.parse(text)
         except TemplateSyntaxError as problem:
             raise UserError(f"prompt.template: line {problem.lineno}: {problem.message}") from None
+        except (RecursionError, MemoryError, SyntaxError):  # Python's, which a template becomes
+            raise UserError("prompt.template: is nested too deeply") from None
+        except ValueError as problem:
+            raise UserError(f"prompt.template: holds a number that is too long ({str(problem)[:60]})") from None
         if any(tree.find(kind) is not None for kind in _ALONE):
             raise UserError("prompt.template: block, include, import and extends are not there; write it whole")
         return tree
@@ -64,13 +71,11 @@ class PromptTemplate:
         return "self" if name == self._own_name else name
 
 
-class _CellEnvironment(ImmutableSandboxedEnvironment):
+class _CellEnvironment(BudgetedEnvironment):
     """Attributes are fields, results of filters are cells, and what is printed has a text.
 
     A method is never found: what is one depends on Python, and its text on where it lies in memory.
     """
-
-    intercepted_binops = frozenset("%")
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, finalize=printed)
@@ -99,8 +104,9 @@ class _CellEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`%`, which makes a text of its right side where the left one is a text."""
-        refuse_others(right)
-        if isinstance(left, str):
+        if operator == "%":
+            refuse_others(charged(right))
+        if operator == "%" and isinstance(left, str):
             right = tuple(map(formatted, right)) if isinstance(right, tuple) else formatted(right)
         return super().call_binop(context, operator, left, right)
 

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Undefined, pass_environment
 from jinja2.filters import FILTERS, make_attrgetter
 
+from tasks.request.budgeted_jinja import charged
 from tasks.source.cells import text_of
 
 # Draws, so that no two runs have the same prompts; or shows Python's objects.
@@ -48,7 +49,7 @@ def _on_cells(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def filtered(*arguments: Any, **options: Any) -> Any:
         given = list(arguments)
         for value in [*given[first:], *options.values()]:
-            refuse_others(value)
+            refuse_others(charged(value))
         if name in _OF_TEXTS and not isinstance(given[first], str):
             given[first] = printed(given[first])
         if name == "format":

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from engine.config import EngineConfig
-from engine.errors import UserError
+from engine.errors import TerminalError, UserError
 from engine.failpoint import failpoint
 from engine.file_lock import Holder
 from engine.machine.device import Device, device_not_here, resolve_device
@@ -46,7 +46,7 @@ from tasks.storage.stored_plan import verify_plans
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
 # Keys of the job that say how a run meets faults, which no answer and no plan depends on.
-_RUN_KEYS = {"checkpoint_seconds": True, "max_engine_deaths": True}
+_RUN_KEYS = {"checkpoint_seconds": True, "on_error": True, "max_error_rate": True, "max_engine_deaths": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
-        end(_status(problem), str(problem) if isinstance(problem, UserError) else type(problem).__name__)
+        end(_status(problem), str(problem) if isinstance(problem, TerminalError) else type(problem).__name__)
         raise
     end(COMPLETED, None)
     run.folder.sweep_staging()

@@ -9,12 +9,16 @@ import time
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
+
+from flows.dataset import asset_key
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "automations.yaml"
@@ -31,12 +35,12 @@ def test_prefect_takes_them_all() -> None:
     assert paused.trigger.expect == {"trunkline.scoring-run.error-rate-exceeded"}  # type: ignore[union-attr]
 
 
-def post(api: str, path: str, content: dict[str, Any]) -> Any:
+def post(api: str, path: str, content: Any) -> Any:
     request = urllib.request.Request(
         f"{api}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}, method="POST"
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
+        return json.loads(answer.read() or b"null")
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -83,3 +87,32 @@ def test_a_run_that_was_killed_is_crashed_and_one_that_goes_on_is_not(
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
+
+
+@pytest.mark.nightly
+def test_a_deployment_whose_rows_fail_too_often_is_paused(prefect_processes: Any, tmp_path: Path) -> None:
+    """The event as a flow run of that deployment sends it: Prefect adds the run's deployment to what is related."""
+    run, api = prefect_processes.run, prefect_processes.api
+    run("prefect automation create --from-file automations.yaml")
+    run("prefect work-pool create trunkline --type process --overwrite")
+    run("prefect --no-prompt deploy --all")
+
+    def deployment() -> Any:
+        with urllib.request.urlopen(f"{api}/deployments/name/trunkline-score/package-topics", timeout=30) as answer:
+            return json.load(answer)
+
+    assert not deployment()["paused"]
+    event = {
+        "event": "trunkline.scoring-run.error-rate-exceeded",
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": asset_key(tmp_path)},
+        "related": [
+            {
+                "prefect.resource.id": f"prefect.deployment.{deployment()['id']}",
+                "prefect.resource.role": "deployment",
+            }
+        ],
+    }
+    post(api, "events", [event])
+    wait_for(lambda: bool(deployment()["paused"]))

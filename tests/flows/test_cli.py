@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine.model.tokenizer import load_tokenizer
 from flows import cli
 from tasks.job.job_file import parse_job
 from tasks.job.task_keys import TASK_KEYS
+from tasks.storage.stop_request import RunStoppedError
 
 HEAVY = ("torch", "transformers", "prefect", "duckdb", "pyarrow")
 
@@ -216,6 +218,7 @@ def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_j
         ),
         (MemoryError(), 1, "MemoryError: "),
         (UserError("source.id: is not there"), 2, "source.id: is not there"),
+        (RunStoppedError("stopped by trunkline stop; the same"), 3, "stopped by trunkline stop; the same"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -233,6 +236,7 @@ def test_what_fails_outside_is_one_line(
         raise error
 
     monkeypatch.setattr(module, "start_server", fail)
+    monkeypatch.setattr(module, "begun_process", lambda _: nullcontext())
     monkeypatch.setattr(module, "leave", sys.exit)
     monkeypatch.setattr(module, "end_orphans_with_me", lambda: None)
     monkeypatch.setattr("logging.raiseExceptions", True)

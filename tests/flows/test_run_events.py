@@ -17,6 +17,7 @@ from flows.score import ShardsFailedError, score
 from flows.workers import workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
+from tasks.run_failed import TooManyErrorsError
 from tests.tasks.fakes import FakeWorkers
 
 
@@ -90,6 +91,16 @@ def test_a_run_that_fails_says_the_kind_of_its_error_alone(job: ScoringJob) -> N
     told = ended["payload"]
     assert (told["cause"], told["rows"], told["rows_done"], told["row_errors"]) == ("ShardsFailedError", 21, 1, 1)
     assert "parcel" not in json.dumps(ended)
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_with_more_errors_than_it_may_have(small_job: dict[str, Any]) -> None:
+    job = parse_job(small_job | {"max_error_rate": 0.01}, "test")
+    with workers_from(lambda _: nullcontext(FakeWorkers())), pytest.raises(TooManyErrorsError):
+        score(job)
+    for name in ("failed", "error-rate-exceeded"):
+        [ended] = events(asset_key(job.output_folder), f"trunkline.scoring-run.{name}")
+        assert (ended["payload"]["rows"], ended["payload"]["row_errors"]) == (21, 1)
 
 
 @pytest.mark.parametrize(

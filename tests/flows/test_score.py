@@ -28,11 +28,12 @@ from flows.progress import Progress, watch
 from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
 from flows.stopping import GRACE_SECONDS
-from flows.workers import kept_engines, workers_from
+from flows.workers import workers_from
 from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job_file import parse_job
 from tasks.query import query
+from tasks.run_failed import ErrorRowError, RunFailedError, TooManyErrorsError
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import RunRecord, read_records
 from tests.tasks.fakes import FakeWorkers
@@ -100,6 +101,21 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
         assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
 
 
+class Refusing(FakeWorkers):
+    """Workers whose model turns out to be of no use when it is loaded."""
+
+    def submit(self, *_: object, **__: object) -> "Future[list[RequestOutput]]":
+        raise UserError("model.path: no good")
+
+
+def test_a_model_that_cannot_be_loaded_is_the_users_to_mend(small_job: dict[str, Any]) -> None:
+    with (
+        workers_from(lambda _: nullcontext(Refusing())),
+        pytest.raises(UserError, match=r"^model\.path: no good$"),
+    ):
+        run(small_job)
+
+
 @pytest.fixture
 def many_shards(small_job: dict[str, Any]) -> dict[str, Any]:
     return small_job | {"shard_seconds": 1e-6}
@@ -112,12 +128,12 @@ class Failing:
         self._errors = errors
         self.tries: dict[str, int] = {}
 
-    def __call__(self, run: Any, plan_id: str, shard: Any, workers: Any, gate: Any) -> Any:
+    def __call__(self, run: Any, plan_id: str, shard: Any, *shared: Any) -> Any:
         self.tries[shard.shard_id] = self.tries.get(shard.shard_id, 0) + 1
         error = self._errors(shard.shard_id, self.tries[shard.shard_id])
         if error is not None:
             raise error
-        return infer_shard(run, plan_id, shard, workers, gate)
+        return infer_shard(run, plan_id, shard, *shared)
 
 
 def use(monkeypatch: pytest.MonkeyPatch, failing: Failing) -> None:
@@ -158,6 +174,39 @@ def test_a_lasting_failure_is_not_tried_again_and_the_rest_is_published(
     report = run(many_shards)
     assert (report.published.results, report.published.errors) == (20, 1)
     assert report.scored_rows == 20 - counts["n"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error", "said"),
+    [
+        ("on_error", "fail", ErrorRowError, r"row 'row-20': EMPTY_PROMPT: .* \(on_error: fail\)"),
+        ("max_error_rate", 0.04, TooManyErrorsError, r"4\.8% of the rows were rejected; max_error_rate allows 4\.0%"),
+    ],
+)
+def test_rows_that_are_rejected_end_a_run_that_allows_none_before_one_is_computed(
+    small_job: dict[str, Any], key: str, value: object, error: type[RunFailedError], said: str
+) -> None:
+    engine = FakeWorkers()
+    with workers_from(lambda _: nullcontext(engine)), pytest.raises(error, match=said):
+        run(small_job | {key: value})
+    assert engine.works == []
+    assert answer(small_job, "select custom_id, error_type from errors") == [
+        {"custom_id": "row-20", "error_type": "EMPTY_PROMPT"}
+    ]
+    assert answer(small_job, "select status from runs") == [{"status": "failed"}]
+
+
+def test_an_engine_that_dies_under_shards_side_by_side_ends_with_one_error_row(many_shards: dict[str, Any]) -> None:
+    engine = FakeWorkers(killer=b"Case 3", step_requests=1)
+    with workers_from(lambda _: nullcontext(engine)):
+        report = run(many_shards)
+    assert report.shards > 3
+    crashed = answer(many_shards, "select custom_id, error_type from errors order by custom_id")
+    assert [(row["custom_id"], row["error_type"]) for row in crashed] == [
+        ("row-20", "EMPTY_PROMPT"),
+        ("row-6", "ENGINE_CRASH"),
+        ("row-7", "ENGINE_CRASH"),
+    ]
 
 
 def test_nothing_more_is_submitted_when_every_shard_fails(
@@ -235,23 +284,6 @@ def test_a_run_is_stopped_while_the_model_loads(
     wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name == "trunkline-engine"])
     assert time.monotonic() - stopped < 1
     assert [record.status for record in records_of(small_job)] == ["interrupted"]
-
-
-def test_an_engine_is_kept_from_run_to_run_by_whoever_asks_for_it(small_job: dict[str, Any]) -> None:
-    before = {*threading.enumerate()}
-
-    def engines() -> list[threading.Thread]:
-        return [one for one in threading.enumerate() if one.name == "trunkline-engine" and one not in before]
-
-    other = small_job | {"output": f"{small_job['output']}-2"}
-    with kept_engines():
-        run(small_job)
-        [kept] = engines()
-        run(other)
-        assert engines() == [kept]
-    assert engines() == []
-    run(other | {"output": f"{small_job['output']}-3"})
-    assert engines() == []
 
 
 class Command:

@@ -140,7 +140,7 @@ def test_what_ends_a_step_ends_its_shards_and_the_next_has_another(
             assert "fake_server.py" in "".join(dead.value.__notes__), "where it was"
         assert not isinstance(dead.value, EngineNotLoadedError)
         [warning] = [text for name, _, text in caplog.record_tuples if name.startswith("tasks.engine_process")]
-        assert warning == f"{dead.value}; its shards are tried again"
+        assert warning.startswith(f"{dead.value}\n")
         monkeypatch.delenv("FAILPOINT")
         before = workers.totals()
         assert_equal(workers.submit(work(5)).result(10), work(5).requests)

@@ -78,6 +78,8 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "shard_seconds": ({}, 1.0),
     "checkpoint_seconds": ({}, 1.0),
     "max_engine_deaths": ({}, 1),
+    "max_error_rate": ({}, 0.5),
+    "on_error": ({}, "fail"),
     "store": ({}, "other-store"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),

@@ -16,23 +16,11 @@ from tasks.storage.commit import sha256_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
 from tasks.store.scoring_store import ScoringStore, Shelf
-from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, outcomes, run_steps, table
 
 GENERATE = {"type": "generate"}
 ROWS = [{"id": f"r{i}", "text": f"document {i}"} for i in range(12)]
-
-
-@pytest.fixture
-def stored(job_of: JobMaker, tmp_path: Path) -> Any:
-    """Makes jobs on one store, each with an output folder of its own."""
-
-    def make(name: str, rows: list[dict[str, Any]], **changes: Any) -> ScoringJob:
-        given = {"output": str(tmp_path / name), "store": str(tmp_path / "store"), "source": {"id": "id"}}
-        return job_of(rows, **(given | changes))
-
-    return make
 
 
 def shelves(job: ScoringJob) -> list[Shelf]:
