@@ -68,10 +68,13 @@ class AnySequence(RuleBasedStateMachine):
         self.add_rows(rows)
 
     def teardown(self) -> None:
+        """Behind whatever was drawn, a whole run mends all."""
         if hasattr(self, "folder"):
-            self.run()
-            self.patch.undo()
-            shutil.rmtree(self.folder)
+            try:
+                self.run()
+            finally:
+                self.patch.undo()
+                shutil.rmtree(self.folder)
 
     @rule(rows=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
     def add_rows(self, rows: list[str | None]) -> None:
