@@ -89,8 +89,8 @@ class ByteTokenizer:
 class FakeWorkers:
     """Answers that follow from the request alone. Each scored request adds its id to the `FAKE_ENGINE_LOG` file.
 
-    While `heals` is False, a prompt that holds `BAD_WORD` is an error, and one that holds `killer` kills the engine in its
-    step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
+    While `heals` is False, a prompt that holds `BAD_WORD` is an error, and one that holds `killer` kills the engine in
+    its step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
     """
 
     stage: str | None = None
