@@ -6,10 +6,21 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+_TOKEN = "engine.token."
 _hits: Counter[str] = Counter()
 _lock = threading.Lock()
+
+
+class Abandoned(BaseException):
+    """Ends a run as far as exceptions can, in a process that goes on."""
+
+
+def forget_hits() -> None:
+    """Every setting counts from one again."""
+    with _lock:
+        _hits.clear()
 
 
 def failpoint(name: str) -> None:
@@ -17,10 +28,19 @@ def failpoint(name: str) -> None:
 
     Each setting counts its own hits; the name `*` counts those of every failpoint. Actions: `kill` (SIGKILL, behind a
     line that says where), `crash` (SIGSEGV), `stop` (SIGSTOP, until somebody sends SIGCONT), `error` (an I/O error),
-    `hang`, and `seize`, which hangs with the interpreter's lock held.
+    `hang`, `seize`, which hangs with the interpreter's lock held, and `abandon`, which raises Abandoned at every later
+    hit too, so that nothing more is committed, as behind a kill.
     """
     setting = os.environ.get("FAILPOINT")
     if setting:
+        _act(name, setting)
+
+
+def token_failpoint(step: Container[int]) -> None:
+    """The failpoint `engine.token.<id>` of a step that holds the token. `*` is not this one."""
+    setting = os.environ.get("FAILPOINT", "")
+    name, _, _ = setting.partition(":")
+    if name.startswith(_TOKEN) and int(name.removeprefix(_TOKEN)) in step:
         _act(name, setting)
 
 
@@ -30,7 +50,7 @@ def _act(name: str, setting: str) -> None:
         return
     with _lock:
         _hits[setting] += 1
-        reached = _hits[setting] == int(count)
+        reached = _hits[setting] == int(count) or (action == "abandon" and _hits[setting] > int(count))
     if reached:
         _ACTIONS[action](name)
 
@@ -52,6 +72,10 @@ def _error(name: str) -> None:
     raise OSError(errno.EIO, f"failpoint {name}")
 
 
+def _abandon(name: str) -> None:
+    raise Abandoned(name)
+
+
 def _hang(_: str) -> None:
     threading.Event().wait()
 
@@ -67,6 +91,7 @@ _ACTIONS: dict[str, Callable[[str], None]] = {
     "crash": _crash,
     "stop": _stop,
     "error": _error,
+    "abandon": _abandon,
     "hang": _hang,
     "seize": _seize,
 }

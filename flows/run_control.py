@@ -93,17 +93,17 @@ class RunControl(AbstractContextManager["RunControl"]):
 
     def _write(self) -> None:
         progress = self._progress
-        self._written = replace(
-            self._counted(),
-            stage=progress.stage,
-            seconds=round(time.monotonic() - self._started, 3),
-            tokens_per_second=round(progress.tokens_per_second, 1) or None,
-            seconds_left=None if progress.seconds_left is None else round(progress.seconds_left, 1),
-        )
         try:
+            self._written = replace(
+                self._counted(),
+                stage=progress.stage,
+                seconds=round(time.monotonic() - self._started, 3),
+                tokens_per_second=round(progress.tokens_per_second, 1) or None,
+                seconds_left=None if progress.seconds_left is None else round(progress.seconds_left, 1),
+            )
             write_progress(self._run.folder, self._written)
         except OSError as problem:
-            # A disk that is full ends the run where it commits.
+            # A disk that is full, or gone, ends the run where it commits; who asks it to end is heard all the same.
             log.warning("progress is not written (%s)", problem.strerror)
 
     def _counted(self) -> RunProgress:

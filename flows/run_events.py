@@ -28,7 +28,7 @@ SECONDS_TO_SEND = 3.0
 @contextmanager
 def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
     """The run of `tasks.storage.run.open_run`, whose end is an event: `trunkline.scoring-run.completed`, `.stopped`,
-    `.failed` or `.interrupted`.
+    `.failed` or `.interrupted`; before `.failed`, `.error-rate-exceeded` where that is why.
 
     A run that did not begin, as where another has the folder, is no more than Prefect's own failed flow run.
     """
@@ -38,6 +38,8 @@ def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
             yield begun
     except BaseException as problem:
         if begun is not None:
+            if isinstance(problem, TooManyErrorsError):
+                emit_run_event("error-rate-exceeded", begun, allowed=begun.job.max_error_rate)
             emit_run_event(_end(problem), begun, cause=type(problem).__name__)
             if isinstance(problem, TooManyErrorsError):
                 emit_run_event("error-rate-exceeded", begun)

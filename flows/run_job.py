@@ -1,7 +1,6 @@
 """`trunkline score`: the flow under a progress bar, then what came out."""
 
 import atexit
-import importlib
 import logging
 import os
 import sys
@@ -27,7 +26,7 @@ from flows.score import score
 from flows.stopping import stopping
 from flows.temporary_server import start_server
 from flows.terminal_text import as_text
-from flows.workers import in_process, traced, workers_from
+from flows.workers import begun_process
 from tasks.job.job import ScoringJob
 from tasks.run_failed import RunFailedError
 from tasks.storage.stop_request import RunStoppedError
@@ -57,7 +56,7 @@ def run_job(
     code = 0
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
-            with workers_from(in_process if trace is None else traced(trace)):
+            with begun_process(trace):
                 _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
@@ -77,8 +76,6 @@ def run_job(
 def _run(flow: Callable[[], RunReport], messages: Console, then: Tell) -> None:
     with progress_bar(messages), logs_told(messages):
         server = start_server()
-        # Two seconds of imports, which most runs need, while the server comes up.
-        importlib.import_module("engine.loop.build")
         if server is not None:
             server.wait_until_ready()
         note_starting(_seconds_since_command())

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engine.errors import EngineClosedError
+from engine.errors import EngineClosedError, UserError
 from engine.plan import Shard
 from flows.artifacts import RunPage
 from flows.dataset import publish
@@ -214,8 +214,8 @@ class ShardRunner:
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
         try:
             done: ShardDone = future.result()
-        except RunFailedError:
-            raise
+        except (RunFailedError, UserError):
+            raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False

@@ -26,6 +26,8 @@ def stop_run(path: Path | None, wait: float) -> int:
     holder = folder.holder()
     if holder is None:
         raise UserError(f"{folder.root}: nothing runs there")
+    if not holder.token:
+        raise UserError(f"{folder.root}: a run is just beginning there; try again")
     ask_to_stop(folder, holder)
     typer.echo(f"{folder.root}: asked {holder} to end its run at the next step")
     if not wait:

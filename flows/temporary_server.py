@@ -1,4 +1,4 @@
-"""Prefect's temporary server, which comes up in a process of its own while this one imports the model's libraries.
+"""Prefect's temporary server, which comes up in a process of its own while the engine's imports the model's libraries.
 
 Left alone, Prefect starts the same server when a flow begins, imports all of it into this process too, and waits.
 `python flows/temporary_server.py FD` is the server, on a socket that its parent listens on.

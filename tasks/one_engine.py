@@ -35,17 +35,17 @@ class StartedEngine(Protocol):
     def close(self) -> None: ...
 
 
-E_ = TypeVar("E_", bound=StartedEngine)
+EngineT = TypeVar("EngineT", bound=StartedEngine)
 
 
-class OneEngine(ABC, Generic[E_]):
+class OneEngine(ABC, Generic[EngineT]):
     """An engine that is started when it is first needed, and anew where it died. As a context it closes itself.
 
     It lives from its making to `close`, and belongs to whoever made it.
     """
 
     def __init__(self) -> None:
-        self._engine: E_ | None = None
+        self._engine: EngineT | None = None
         self._before = Computed()
         self._closed = False
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class OneEngine(ABC, Generic[E_]):
                 self._engine.close()
             self._let_go()
 
-    def _living(self) -> E_:
+    def _living(self) -> EngineT:
         with self._lock:
             if self._closed:
                 raise EngineClosedError("the engine was closed")
@@ -96,17 +96,17 @@ class OneEngine(ABC, Generic[E_]):
                 self._engine = self._start_engine()
             return self._engine
 
-    def _loaded(self) -> E_:
+    def _loaded(self) -> EngineT:
         engine = self._living()
         engine.wait_until_loaded()
         return engine
 
     @abstractmethod
-    def _start_engine(self) -> E_:
+    def _start_engine(self) -> EngineT:
         """One that has begun to load."""
 
     @abstractmethod
-    def _computed(self, engine: E_) -> Computed:
+    def _computed(self, engine: EngineT) -> Computed:
         """All that this one computed, dead or alive."""
 
     @property

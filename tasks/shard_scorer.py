@@ -13,13 +13,13 @@ from tasks.error_limit import ErrorLimit
 from tasks.run_failed import EngineKeepsDyingError, RunFailedError
 from tasks.shard_gate import ShardGate
 from tasks.shard_results import ShardResults
+from tasks.source.row_error import ENGINE_CRASH
 from tasks.suspects import Suspects
 from tasks.transient import is_transient
 from tasks.workers import OnOutput, Workers
 
 log = logging.getLogger(__name__)
 
-ENGINE_CRASH = "ENGINE_CRASH"
 # A row that killed the engine once may have been there when the system ran out of memory; twice and alone is its own.
 LONE_TRIES = 2
 # A load that fails three times in a row will fail again.

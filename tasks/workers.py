@@ -58,7 +58,10 @@ class Workers(Protocol):
     """What a run needs of those who compute for it. All of it may be called from any thread."""
 
     def start(self) -> None:
-        """Begins to load the model, and returns before it is loaded. Raises UserError for one that cannot be."""
+        """Begins to load the model, and returns before it is loaded.
+
+        Raises UserError for one that cannot be, where that is known so soon; else `config` and `submit` do.
+        """
 
     def config(self) -> EngineConfig:
         """The limits that requests are computed under, with nothing left open; waits for the model where it must."""

@@ -78,6 +78,8 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    "trunkline score examples/classify.yaml --output runs/strict --set engine.determinism=strict",
+    "trunkline score examples/classify.yaml --set checkpoint_seconds=2 --set max_error_rate=0.5",
     STORED,
     f"{STORED} --full",
     "trunkline store stats runs/store",

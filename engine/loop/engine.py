@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, UserError
-from engine.failpoint import failpoint
+from engine.failpoint import failpoint, token_failpoint
 from engine.forward.model_runner import ModelRunner
 from engine.grammar.grammars import Grammars
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
@@ -107,6 +107,7 @@ class Engine:
         self._turn = turn or DeviceTurn()
         self._counters = EngineCounters()
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
+        self._accepting: _Submission | None = None
         self._open: dict[int, _Submission] = {}
         self._states: dict[int, OutputState] = {}
         self._in_flight: deque[StepInFlight] = deque()
@@ -222,6 +223,7 @@ class Engine:
             block = False
             if submission is None:
                 return
+            self._accepting = submission
             self._accept(submission)
 
     def _wait(self) -> _Submission | None:
@@ -270,6 +272,7 @@ class Engine:
             self._take(self._in_flight.popleft())
 
     def _launch(self, step: SchedulerOutput, started: float) -> None:
+        token_failpoint(step.input_ids)
         scheduled = perf_counter()
         running = step.num_decode_tokens - step.num_draft_tokens
         held = running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
@@ -326,6 +329,8 @@ class Engine:
         with self._lock:
             self._closing = True
             waiting = set(self._open.values())
+            if self._accepting is not None and not self._accepting.future.done():
+                waiting.add(self._accepting)
             while not self._inbox.empty():
                 submission = self._inbox.get()
                 if submission is not None:

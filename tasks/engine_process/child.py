@@ -70,7 +70,10 @@ class Child:
         self._process.wait()
 
     def how_it_ended(self) -> tuple[str, str]:
-        """In a few words, and where each of its threads was, if it could tell. By who received the last of it."""
+        """In a few words, and where each of its threads was, if it could tell.
+
+        For whoever received its last frame; nothing else may be asked of it then but to end.
+        """
         self.end()
         told = self._read_told()
         self.channel.close()

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -71,7 +73,9 @@ class RemoteEngine:
         self._lock = Lock()
         self._loaded: Future[None] = Future()
         self._send(Load(model, config, trace))
-        Thread(target=self._receive, name="trunkline-receiver", daemon=True).start()
+        # What it logs is the flow run's that it is started in.
+        receive = partial(copy_context().run, self._receive)
+        Thread(target=receive, name="trunkline-receiver", daemon=True).start()
         Thread(target=self._watch, name="trunkline-watchdog", daemon=True).start()
 
     @property
@@ -126,8 +130,8 @@ class RemoteEngine:
         self._where = self._where or where
         with self._lock:
             self._over.set()
-        if self._held and not self._closing:
-            log.warning("%s; its shards are tried again", self._error())
+        if self.loaded and not self._closing:
+            log.warning("%s\n%s", self._error(), self._where)
         self._fail_all()
 
     def _take(self, message: FromEngine) -> None:

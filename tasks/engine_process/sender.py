@@ -15,9 +15,9 @@ GATHER_SECONDS = 0.02
 
 
 class Sender:
-    """A thread that sends what is put, a pulse behind it, and a pulse alone where nothing is put for a while.
+    """A thread that sends what is put, behind a pulse, and a pulse alone where nothing is put for a while.
 
-    What is the last that is to be told ends the process once it is sent.
+    So who hears of a shard's end knows already what it took. What nothing can follow ends the process once it is sent.
     """
 
     def __init__(self, channel: Channel, pulse: Callable[[], Pulse]) -> None:
@@ -35,7 +35,7 @@ class Sender:
             messages = self._gather()
             is_last = any(isinstance(message, Died | NotLoaded) for message in messages)
             with suppress(OSError):  # nobody receives: the channel's reader ends this process
-                self._channel.send(from_engine([*messages, self._pulse()]))
+                self._channel.send(from_engine([self._pulse(), *messages]))
         os._exit(1)
 
     def _gather(self) -> list[FromEngine]:

@@ -19,10 +19,23 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from flows.workers import in_process, workers_from
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 SERVER = "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start"
+
+
+@pytest.fixture(autouse=True)
+def engine_in_process() -> Iterator[None]:
+    """A run that a test calls itself has its engine here: one's own process imports torch for seconds.
+
+    Commands run as they do for a person, and `tests/flows/test_workers.py` asks for what they have.
+    """
+    with workers_from(in_process):
+        yield
+
 
 Table = Callable[[Path, int], Path]
 Job = dict[str, Any]

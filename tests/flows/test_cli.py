@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,7 @@ def test_what_fails_outside_is_one_line(
         raise error
 
     monkeypatch.setattr(module, "start_server", fail)
+    monkeypatch.setattr(module, "begun_process", lambda _: nullcontext())
     monkeypatch.setattr(module, "leave", sys.exit)
     monkeypatch.setattr(module, "end_orphans_with_me", lambda: None)
     monkeypatch.setattr("logging.raiseExceptions", True)

@@ -28,7 +28,7 @@ from flows.progress import Progress, watch
 from flows.report import RunReport
 from flows.score import ShardsFailedError, artifact_key, score
 from flows.stopping import GRACE_SECONDS
-from flows.workers import kept_engines, workers_from
+from flows.workers import workers_from
 from tasks.in_process import InProcess
 from tasks.infer import infer_shard
 from tasks.job.job_file import parse_job
@@ -99,6 +99,21 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
     assert counts == {"low": 3, "high": 3}
     for _, text in report.published.answers[0].rows:
         assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
+
+
+class Refusing(FakeWorkers):
+    """Workers whose model turns out to be of no use when it is loaded."""
+
+    def submit(self, *_: object, **__: object) -> "Future[list[RequestOutput]]":
+        raise UserError("model.path: no good")
+
+
+def test_a_model_that_cannot_be_loaded_is_the_users_to_mend(small_job: dict[str, Any]) -> None:
+    with (
+        workers_from(lambda _: nullcontext(Refusing())),
+        pytest.raises(UserError, match=r"^model\.path: no good$"),
+    ):
+        run(small_job)
 
 
 @pytest.fixture
@@ -181,17 +196,14 @@ def test_rows_that_are_rejected_end_a_run_that_allows_none_before_one_is_compute
     assert answer(small_job, "select status from runs") == [{"status": "failed"}]
 
 
-def test_an_engine_that_dies_under_shards_side_by_side_ends_with_one_error_row(many_shards: dict[str, Any]) -> None:
-    engine = FakeWorkers(killer=b"Case 3", step_requests=1)
+@pytest.mark.fault(2)
+def test_shards_that_an_engine_takes_along_are_asked_again_alone_and_not_blamed(many_shards: dict[str, Any]) -> None:
+    engine = FakeWorkers(deaths=2)
     with workers_from(lambda _: nullcontext(engine)):
         report = run(many_shards)
     assert report.shards > 3
-    crashed = answer(many_shards, "select custom_id, error_type from errors order by custom_id")
-    assert [(row["custom_id"], row["error_type"]) for row in crashed] == [
-        ("row-20", "EMPTY_PROMPT"),
-        ("row-6", "ENGINE_CRASH"),
-        ("row-7", "ENGINE_CRASH"),
-    ]
+    assert len(engine.works) == report.shards + 2
+    assert (report.published.results, report.published.error_types) == (20, (("EMPTY_PROMPT", 1),))
 
 
 def test_nothing_more_is_submitted_when_every_shard_fails(
@@ -269,23 +281,6 @@ def test_a_run_is_stopped_while_the_model_loads(
     wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name == "trunkline-engine"])
     assert time.monotonic() - stopped < 1
     assert [record.status for record in records_of(small_job)] == ["interrupted"]
-
-
-def test_an_engine_is_kept_from_run_to_run_by_whoever_asks_for_it(small_job: dict[str, Any]) -> None:
-    before = {*threading.enumerate()}
-
-    def engines() -> list[threading.Thread]:
-        return [one for one in threading.enumerate() if one.name == "trunkline-engine" and one not in before]
-
-    other = small_job | {"output": f"{small_job['output']}-2"}
-    with kept_engines():
-        run(small_job)
-        [kept] = engines()
-        run(other)
-        assert engines() == [kept]
-    assert engines() == []
-    run(other | {"output": f"{small_job['output']}-3"})
-    assert engines() == []
 
 
 class Command:

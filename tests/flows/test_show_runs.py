@@ -113,6 +113,13 @@ def test_nothing_runs(used: list[ScoringJob]) -> None:
         stop_run(None, 0)
 
 
+def test_a_run_that_has_not_said_its_name_yet(used: list[ScoringJob]) -> None:
+    with open_run(used[0]) as run:
+        (run.root / ".lock").write_text("{")
+        with pytest.raises(UserError, match="just beginning there; try again"):
+            stop_run(run.root, 0)
+
+
 @pytest.mark.fault(10)
 def test_a_dead_runs_process_id_that_is_anothers_now_is_left_alone(used: list[ScoringJob]) -> None:
     folder = OutputFolder(used[0].output_folder)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ class ForkedProcess:
 
     def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: object) -> None:
         self.returncode: int | None = None
+        self._lock = threading.Lock()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -37,15 +39,18 @@ class ForkedProcess:
 
     def wait(self, seconds: float = 60.0) -> int:
         deadline = time.monotonic() + seconds
-        while self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                self.returncode = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > deadline:
+        while (code := self._poll()) is None:
+            if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("the engine", seconds)
-            else:
-                time.sleep(0.005)
-        return self.returncode
+            time.sleep(0.005)
+        return code
+
+    def _poll(self) -> int | None:
+        with self._lock:  # another thread may wait too, and a process has one end
+            if self.returncode is None:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+            return self.returncode
 
 
 def _close_all_but(kept: set[int]) -> None:

@@ -1,5 +1,6 @@
 """The steps one after the other, as the flow calls them, on the fakes or on a model."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,9 @@ def outcomes(job: ScoringJob) -> dict[str, str]:
     return {row["custom_id"]: row["error_type"] or row["status"] for row in table(job)}
 
 
-def part_rows(job: ScoringJob) -> list[dict[str, Any]]:
-    """All that is committed, as it lies in the parts."""
+def part_rows(job: ScoringJob, of: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """All that is committed, as it lies in the parts, or in those of these names."""
     folder = OutputFolder(job.output_folder)
-    names = [part.name for manifest in read_manifests(folder) for part in manifest.files]
+    named = [part.name for manifest in read_manifests(folder) for part in manifest.files]
+    names = [name for name in named if of is None or name in of]
     return [row for name in names for row in pq.read_table(folder.parts / name).to_pylist()]

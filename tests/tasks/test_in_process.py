@@ -80,7 +80,7 @@ def test_a_dead_engine_fails_its_shards_and_is_replaced(model: ModelFiles, monke
         workers.submit(WORK).result(timeout=60)
 
         def broken(_: object) -> None:
-            raise MemoryError("no room")
+            raise RuntimeError("no room")
 
         monkeypatch.setattr(starts.engines[0].runner, "forward", broken)
         with pytest.raises(EngineDeadError, match="no room"):
@@ -92,6 +92,19 @@ def test_a_dead_engine_fails_its_shards_and_is_replaced(model: ModelFiles, monke
         assert len(starts.engines) == 2
         # What the dead one had done counts on.
         assert workers.totals() == Computed(requests=2, prefill=12, decode=6)
+
+
+def test_a_shard_that_cannot_even_be_queued_is_told_of_it(model: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts()
+    with InProcess(model, CONFIG, start_engine=starts) as workers:
+        workers.config()
+
+        def broken(*_: object) -> None:
+            raise KeyError("node 7")
+
+        monkeypatch.setattr(starts.engines[0].scheduler, "add", broken)
+        with pytest.raises(EngineDeadError, match="node 7"):
+            workers.submit(WORK).result(timeout=60)
 
 
 def test_every_engine_is_given_the_trace(model: ModelFiles, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from engine.forward import pooler
 from engine.forward.model_runner import ModelRunner
 from engine.forward.pooler import launch_sums
+from engine.scheduling.hidden_reads import from_digits
 from engine.scheduling.reads import Reads
 
 
@@ -56,3 +57,23 @@ def test_nothing_is_made_of_nothing() -> None:
     assert (
         launch_sums(cast(ModelRunner, OnTheHost()), torch.ones(2, 4), np.empty(0, dtype=np.int64), Reads.of([])) == []
     )
+
+
+def test_exact_sums_are_the_same_in_any_parts() -> None:
+    """In digits, whatever the parts and their order; what is dropped is less than a float32 sees."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 48, generator=generator) * torch.logspace(-6, 3, 48)
+    runner = cast(ModelRunner, OnTheHost())
+
+    def total(order: list[int], cut: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        made = []
+        for part in (order[:cut], order[cut:]):
+            reads = [Reads.hidden(np.array([row]), 7, np.array([row + 1])) for row in part]
+            places = np.array(part, dtype=np.int64)
+            made += launch_sums(runner, hidden, places, Reads.of([], *reads), exact=True)
+        return from_digits(sum(pooled.sums.numpy()[0] for pooled in made))
+
+    forth, back = total(list(range(200)), 60), total(list(range(199, -1, -1)), 133)
+    assert forth.tobytes() == back.tobytes()
+    wanted = (hidden.double() * torch.arange(1, 201)[:, None]).sum(0).numpy()
+    assert np.allclose(forth, wanted, rtol=1e-7, atol=1e-9)

@@ -77,7 +77,7 @@ def test_a_shard_is_answered_in_the_order_of_its_requests(workers: EngineProcess
     assert_equal(outputs, asked.requests)
     assert_equal(came, asked.requests[::-1])
     assert all(type(one.embedding) is np.ndarray for one in outputs)
-    wait_for(lambda: held.totals() == Computed(20, 20, 20, 20))
+    assert held.totals() == Computed(20, 20, 20, 20)
     assert held.totals().limit_share == 0.5
     assert held.stage is None
 
@@ -140,12 +140,12 @@ def test_what_ends_a_step_ends_its_shards_and_the_next_has_another(
             assert "fake_server.py" in "".join(dead.value.__notes__), "where it was"
         assert not isinstance(dead.value, EngineNotLoadedError)
         [warning] = [text for name, _, text in caplog.record_tuples if name.startswith("tasks.engine_process")]
-        assert warning == f"{dead.value}; its shards are tried again"
+        assert warning.startswith(f"{dead.value}\n")
         monkeypatch.delenv("FAILPOINT")
         before = workers.totals()
         assert_equal(workers.submit(work(5)).result(10), work(5).requests)
         # What the dead one had told counts on.
-        wait_for(lambda: workers.totals().requests == before.requests + 5)
+        assert workers.totals().requests == before.requests + 5
         if action == "error":
             assert_equal(came, work(5).requests[:2:-1])
 

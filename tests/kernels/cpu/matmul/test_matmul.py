@@ -8,6 +8,7 @@ from kernels.cpu.language import openmp
 from kernels.cpu.matmul import matmul as module
 from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_rows, quantize_rows
 from kernels.cpu.matmul.matmul import matmul, matmul_reference, pack, rows_dtype
+from kernels.cpu.matmul.product import LANES
 
 pytestmark = pytest.mark.skipif(not openmp.available(), reason="this torch has no libgomp: nothing is compiled")
 SIZES = [(0, 64, 48), (1, 4, 2), (7, 64, 50), (33, 100, 96), (300, 576, 192), (9, 1536, 576)]
@@ -87,3 +88,14 @@ def test_rows_without_room_behind_them_are_not_read_beyond() -> None:
     assert x.untyped_storage().nbytes() == x.nbytes
     assert module._with_room(x, 8).untyped_storage().nbytes() >= 8 * 64 * 4
     assert torch.equal(module._with_room(x, 8)[:3], x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [2 * LANES, 100])
+def test_in_order_a_row_is_added_as_it_would_be_alone(dtype: torch.dtype, outputs: int) -> None:
+    torch.manual_seed(0)
+    panels, before = pack(torch.randn(outputs, 130).to(dtype)), torch.randn(19, outputs)
+    rows = torch.randn(19, 130).to(rows_dtype(dtype))
+    together = matmul(rows, panels, before.clone(), add=True, in_order=True)
+    for row, (one, into) in enumerate(zip(rows.split(1), before.split(1), strict=True)):
+        assert torch.equal(matmul(one.clone(), panels, into.clone(), add=True, in_order=True)[0], together[row]), row
