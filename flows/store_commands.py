@@ -30,7 +30,7 @@ def stats(folder: Folder) -> None:
     from tasks.store.upkeep import store_stats
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, whole in (("shelf", True), ("model", False), ("precision", True)):
+    for name, whole in (("shelf", True), ("model", False), ("precision", False)):
         table.add_column(name, no_wrap=whole, overflow="fold", min_width=8)
     for name in ("results", "size", "its own", "age"):
         table.add_column(name, justify="right", no_wrap=True)
