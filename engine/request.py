@@ -85,7 +85,9 @@ class RequestOutput:
     """A request's end: text, label scores, an embedding (dimensions,), or an error with a type and a message.
 
     `finish_reason` is `stop`, `length`, `scored` or `error`. `num_cached_tokens` counts the prompt tokens
-    that another request had already paid for.
+    that another request had already paid for. `min_margin` is how near the output was to being another: in logits, the
+    least by which a token of the text was ahead of the next best one, or what the greedy flag of its one label hung on.
+    None where nothing was chosen.
     """
 
     request_id: str
@@ -99,5 +101,6 @@ class RequestOutput:
     prompt_logprobs: PromptLogprobs | None = None
     embedding: NDArray[np.float32] | None = None
     num_cached_tokens: int = 0
+    min_margin: float | None = None
     error_type: str | None = None
     error_message: str | None = None

@@ -1,8 +1,8 @@
 """A stored plan's shard as the engine wants it, read without the rest of the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.plan import PrefixNode, Shard, ShardWork
-from engine.request import RequestOutput
 from tasks.plan import NODE_FIELDS
 from tasks.request.ask import parse_ask
 from tasks.request.requests import to_requests
@@ -48,12 +47,6 @@ def stored_requests(rows: pa.RecordBatch) -> list[StoredRequest]:
         StoredRequest(name, parse_ask(ask).task.type, ask, tuple(texts), prompt_tokens, attempts)
         for name, ask, texts, attempts, prompt_tokens in zip(*columns, lengths, strict=True)
     ]
-
-
-def outputs_by_row(rows: pa.RecordBatch, outputs: Sequence[RequestOutput]) -> list[Sequence[RequestOutput]]:
-    """The outputs of `to_work`, for each row those of its requests."""
-    bounds = rows.column("nodes").offsets.to_pylist()
-    return [outputs[first - bounds[0] : last - bounds[0]] for first, last in pairwise(bounds)]
 
 
 def _nodes_above(nodes: NDArray[np.int64], adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.projection import Head
+from engine.forward.forward_output import Chosen
 from engine.forward.kv_scales import KVScales
 from engine.forward.sampler import greedy
 from engine.forward.step_attention import StepAttention
@@ -85,9 +86,12 @@ class LoadedModel:
         logits: Tensor = self._head(input_ids=None).logits[0]
         return logits.float()
 
-    def best_tokens(self, hidden: Tensor) -> Tensor:
-        """(rows,) int64: of each row, the token whose logit is the greatest; -1 where they are not finite."""
-        return greedy(self.logits(hidden)) if self._screened is None else self._screened.best(hidden)
+    def best_tokens(self, hidden: Tensor, told: Tensor | None = None) -> Chosen:
+        """Of each row, the token whose logit is the greatest; -1 where they are not finite.
+
+        A margin is exact where it is below `told` (rows,), else that at least: None asks for all of them.
+        """
+        return greedy(self.logits(hidden)) if self._screened is None else self._screened.best(hidden, told)
 
     @torch.inference_mode()
     def _if_plain(self, head: object) -> Head | None:

@@ -12,7 +12,7 @@ from engine.forward.attention_backend import attention_backend
 from engine.forward.cpu.attention import CpuAttention
 from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.loop_replay import LoopReplay
-from engine.forward.forward_output import Forward
+from engine.forward.forward_output import Chosen, Forward
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.runner_adapters import RunnerAdapters
@@ -92,13 +92,15 @@ class ModelRunner:
             yield part, self.model.logits(hidden[self.index(places[part])])
 
     @torch.inference_mode()
-    def best_tokens(self, hidden: Tensor, places: Ints) -> Tensor:
-        """(places,) int64: the token whose logit is the greatest; -1 where they are not finite."""
-        if not len(places):
-            return torch.empty(0, dtype=torch.int64, device=hidden.device)
+    def best_tokens(self, hidden: Tensor, places: Ints, told: Tensor | None = None) -> Chosen:
+        """Of the rows at `places`, as `LoadedModel.best_tokens` has them."""
         whole = len(places) == len(hidden)
-        rows = hidden if whole else hidden[self.index(places)]
-        return torch.cat([self.model.best_tokens(rows[part]) for part in _parts(len(places))])
+        return self._best_tokens(hidden if whole else hidden[self.index(places)], told)
+
+    def _best_tokens(self, rows: Tensor, told: Tensor | None = None) -> Chosen:
+        """A bounded number at a time."""
+        made = [self.model.best_tokens(rows[part], None if told is None else told[part]) for part in _parts(len(rows))]
+        return made[0] if len(made) == 1 else Chosen(*(torch.cat(parts) for parts in zip(*made, strict=True)))
 
     def index(self, places: Ints) -> Tensor:
         """On the device, so that to index by it waits for nothing."""
@@ -117,7 +119,7 @@ class ModelRunner:
 
         def compute(input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Forward:
             hidden = self.model.hidden(input_ids, position_ids, attention)
-            return Forward(hidden, torch.cat([self.model.best_tokens(hidden[part]) for part in _parts(len(hidden))]))
+            return Forward(hidden, self._best_tokens(hidden))
 
         return DecodeGraphs(compute, GpuAttention(self.cache), self.device.name, capture or cuda_capture())
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.forward.forward_output import Chosen
 from engine.forward.philox import Words
 from engine.request import TokenIds, TokenLogprobs
 from engine.sampling_params import SamplingParams
@@ -22,23 +23,26 @@ _GOLDEN_GAMMA, _MIX_FIRST, _MIX_SECOND = (
 NOT_FINITE, ALL_BARRED = -1, -2
 
 
-def greedy(logits: Tensor) -> Tensor:
-    """(rows, vocab_size) to (rows,) int64: each row's best token.
+def greedy(logits: Tensor) -> Chosen:
+    """Of (rows, vocab_size): each row's best token.
 
     ALL_BARRED where every logit is minus infinity, else NOT_FINITE where the best is not finite.
     """
     best = logits.max(-1)
     chosen = torch.where(torch.isfinite(best.values), best.indices, NOT_FINITE)
-    return chosen.masked_fill_(best.values == -torch.inf, ALL_BARRED)
+    chosen.masked_fill_(best.values == -torch.inf, ALL_BARRED)
+    return Chosen(chosen, _leads(logits, best.values, best.indices))
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Tensor:
-    """(rows, vocab_size) to (rows,): a token of each, the one of the greatest logit with noise of Gumbel's added.
+def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Chosen:
+    """Of (rows, vocab_size): a token of each row, the one of the greatest logit with noise of Gumbel's added.
 
     That is a draw from the softmax (Gumbel 1954; Maddison et al., A* sampling, NIPS 2014, section 2). A token's noise
     is its row's key's alone, so that the row gives the same token in any batch, and what a batch changes in the last
     bits of logits moves it only where two tokens are that close. Temperature first, then min_p, then top_k, then top_p
-    over what is left, as vLLM orders them. A row that is not finite gives any token.
+    over what is left, as vLLM orders them. A row that is not finite gives any token. A margin is that of scaled logits
+    with their noise, times the temperature: how far the model's own logits would have to move to draw another token, of
+    those that are left.
     """
     temperature = _on(logits, [[max(p.temperature, _LOWEST_TEMPERATURE)] for p in params], torch.float64)
     scaled = logits.double().div_(temperature)
@@ -47,7 +51,18 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Tenso
         scaled.masked_fill_(shares < _on(logits, [[p.min_p] for p in params], torch.float64), -torch.inf)
     if any(p.top_k or p.top_p < 1 for p in params):
         _keep_top(scaled, params)
-    return scaled.add_(_gumbel_noise(keys, scaled)).argmax(-1)
+    best = scaled.add_(_gumbel_noise(keys, scaled)).max(-1)
+    leads = _leads(scaled, best.values, best.indices).mul_(temperature[:, 0])
+    return Chosen(best.indices, leads.to(logits.dtype))
+
+
+def _leads(scores: Tensor, best: Tensor, places: Tensor) -> Tensor:
+    """(rows,): by how much the best of each row of `scores`, which stays as it is, is ahead of the others."""
+    at = places[:, None]
+    scores.scatter_(-1, at, -torch.inf)
+    behind = scores.amax(-1)
+    scores.scatter_(-1, at, best[:, None])
+    return best - behind
 
 
 def _keep_top(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
@@ -111,14 +126,20 @@ def token_logprobs(logits: Tensor, tokens: Tensor, count: int) -> RowLogprobs:
     return RowLogprobs(logprobs.gather(-1, tokens.clamp(min=0)[:, None])[:, 0], best.values, best.indices)
 
 
-def target_logprobs(logits: Tensor, rows: Tensor, targets: Tensor, *, in_order: bool = False) -> Tensor:
-    """(3, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
-    the row is finite.
+def target_logprobs(
+    logits: Tensor, rows: Tensor, targets: Tensor, *, in_order: bool = False, with_leads: bool = False
+) -> Tensor:
+    """(4, targets) float32. For target i in row `rows[i]`: its log-probability, whether it is the row's best, whether
+    the row is finite, and by how much it is ahead of the best of the others: below 0 where it is behind, and 0 where it
+    is the best and its lead is not asked for.
     """
     best = logits.max(-1)
     lse = _log_sum_exp(logits, in_order)
-    logprobs = logits[rows, targets] - lse[rows]
-    return torch.stack((logprobs, (best.indices[rows] == targets).float(), torch.isfinite(lse[rows]).float()))
+    own, is_best = logits[rows, targets], best.indices[rows] == targets
+    leads = own - best.values[rows]
+    if with_leads:
+        leads = torch.where(is_best, _leads(logits, best.values, best.indices)[rows], leads)
+    return torch.stack((own - lse[rows], is_best.float(), torch.isfinite(lse[rows]).float(), leads))
 
 
 def best_logprobs(logits: Tensor, count: int, *, in_order: bool = False) -> tuple[Tensor, Tensor]:

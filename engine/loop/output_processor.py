@@ -1,5 +1,6 @@
 """Makes requests' outputs out of tokens and scores: when a text ends, what it says, what it was worth."""
 
+import math
 import os
 from collections.abc import Sequence as Many
 from functools import cached_property
@@ -53,9 +54,11 @@ class OutputState:
         self.error: tuple[str, str] | None = None
         self.text_end: int | None = None
         self.logprobs: list[TokenLogprobs] = []
+        self.min_margin = math.inf
         self._num_taken = 0
         self.label_logprobs = [0.0] * len(sequence.request.labels or ())
         self.label_greedy = [True] * len(sequence.request.labels or ())
+        self.label_leads = [math.inf] * len(sequence.request.labels or ())
         self._special_stops = special_stops(tokenizer, self.params.stop) if self.params.stop and tokenizer else {}
         ends = () if self.params.ignore_eos else eos_token_ids
         self.end_token_ids = (*ends, *self.params.stop_token_ids, *self._special_stops)
@@ -134,8 +137,8 @@ class OutputState:
         """Of the last token that was scheduled, in the text."""
         return self.sequence.num_output_tokens - 1
 
-    def take(self, token: int, logprobs: TokenLogprobs | None = None) -> Sampled:
-        """The next token, or what the sampler has in the place of one."""
+    def take(self, token: int, margin: float = math.inf, logprobs: TokenLogprobs | None = None) -> Sampled:
+        """The next token, or what the sampler has in the place of one; `margin` is by how much it was the best."""
         if self.error is not None:
             return self.fail(*self.error)
         if token < 0:
@@ -143,6 +146,8 @@ class OutputState:
             return self.fail(*(_ALL_BARRED if barred else _NOT_FINITE))
         if logprobs is not None:
             self.logprobs.append(logprobs)
+        if margin < self.min_margin:
+            self.min_margin = margin
         count = self._num_taken = self._num_taken + 1
         if self.matcher is not None:
             return self._take_structured(self.matcher, token, count)
@@ -195,11 +200,18 @@ class OutputState:
             self.text_end = at + length if self.params.include_stop_str_in_output else at
         return bool(found)
 
-    def take_score(self, label: int, logprob: float, is_best: bool, finite: bool) -> None:
+    @property
+    def asks_for_leads(self) -> bool:
+        """Whether the request's one label is asked how surely it is the greedy text, or is none."""
+        return self.sequence.request.labels is not None and len(self.sequence.request.labels) == 1
+
+    def take_score(self, label: int, logprob: float, lead: float, *, is_best: bool, finite: bool) -> None:
+        """Of a label's token; by `lead` it is ahead of the best of the others."""
         if not finite and self.error is None:
             self.error = _NOT_FINITE
         self.label_logprobs[label] += logprob
         self.label_greedy[label] &= is_best
+        self.label_leads[label] = min(self.label_leads[label], lead)
 
     def output(self) -> RequestOutput:
         """The finished request's output."""
@@ -209,6 +221,8 @@ class OutputState:
             return error_output(sequence, *self.error)
         if request.labels is not None:
             scores = tuple(map(LabelScore, self.label_logprobs, self.label_greedy))
+            # Behind its greedy flag is the one label's worst token, on whichever side of the others.
+            flagged = self.asks_for_leads and math.isfinite(self.label_leads[0])
             return RequestOutput(
                 request.request_id,
                 "scored",
@@ -217,6 +231,7 @@ class OutputState:
                 prompt_logprobs=sequence.prompt_logprobs,
                 embedding=embedding,
                 num_cached_tokens=sequence.num_cached_tokens,
+                min_margin=abs(self.label_leads[0]) if flagged else None,
             )
         assert self.finish_reason is not None
         return RequestOutput(
@@ -229,6 +244,7 @@ class OutputState:
             logprobs=tuple(self.logprobs) or None,
             prompt_logprobs=sequence.prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens,
+            min_margin=self.min_margin if math.isfinite(self.min_margin) else None,
         )
 
     def _read_prompt(self) -> NDArray[np.float32] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.forward import sampler
-from engine.forward.forward_output import Forward
+from engine.forward.forward_output import Chosen, Forward
 from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
 from engine.forward.philox import words
@@ -35,15 +35,15 @@ from kernels.segments import Ints
 class StepValues:
     """What a step's reads came to, on its way to the host.
 
-    `tokens` (samples,) stay on the device for the next step. `host_tokens`, the tensors of `logprobs` (of SAMPLE reads
-    by index: a row of those made together), `target_values` (3, each) of the reads `target_reads`, if any prompt asks
-    for them the best tokens at the places of these with their log-probabilities, and what HIDDEN reads are `pooled` to
-    are read once `done` has passed.
+    `tokens` (samples,) stay on the device for the next step. `host` has them with their margins. It, the tensors of
+    `logprobs` (of SAMPLE reads by index: a row of those made together), `target_values` (4, each) of the reads
+    `target_reads`, if any prompt asks for them the best tokens at the places of these with their log-probabilities, and
+    what HIDDEN reads are `pooled` to are read once `done` has passed.
     """
 
     step: SchedulerOutput
     tokens: Tensor
-    host_tokens: Tensor
+    host: Chosen
     logprobs: dict[int, tuple[int, RowLogprobs]]
     target_reads: Reads
     target_values: tuple[Tensor, ...]
@@ -82,7 +82,7 @@ class StepReader:
         pooled = launch_sums(self._runner, forward.hidden, pooled_places, hidden, exact=self._runner.model.strict)
         takes_best = np.array([self._states[key].takes_best for key in samples.key.tolist()], dtype=np.bool_)
         may_take = self._may_take_best(samples.key, masks)
-        tokens = self._best_tokens(forward, places[: len(samples)], takes_best | may_take)
+        tokens, margins = self._best_tokens(forward, places[: len(samples)], samples.key, takes_best | may_take)
         for read in np.flatnonzero(may_take).tolist():
             takes_best[read] = masks.allows(int(samples.key[read]), int(tokens[read]))
         head = _HeadRows.of(places, np.flatnonzero(~takes_best), len(samples))
@@ -95,23 +95,26 @@ class StepReader:
             drawn, targets = reads[reads < len(samples)], reads[reads >= len(samples)]
             if len(drawn):
                 chosen, theirs = self._draw(step, drawn, logits[: len(drawn)], masks)
-                tokens[self._runner.index(drawn)] = chosen
+                at = self._runner.index(drawn)
+                tokens[at], margins[at] = chosen
                 if theirs is not None:
                     logprobs |= {read: (row, theirs) for row, read in enumerate(drawn.tolist())}
             if len(targets):
                 at, target = self._runner.index(rows[len(drawn) :]), self._runner.index(step.reads.target[targets])
-                target_values.append(to_host(sampler.target_logprobs(logits, at, target, in_order=in_order)))
+                leads = self._asks_for_leads(step.reads, targets)
+                found = sampler.target_logprobs(logits, at, target, in_order=in_order, with_leads=leads)
+                target_values.append(to_host(found))
                 if count:
                     best, best_logprobs = sampler.best_logprobs(logits, count, in_order=in_order)
                     alternatives.append((to_host(best[at]), to_host(best_logprobs[at])))
-        host_tokens = to_host(tokens)
+        host = Chosen(to_host(tokens), to_host(margins))
         done = None
         if tokens.is_cuda:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         target_reads = Reads(step.reads.table[head.target_reads])
         values = tuple(target_values), tuple(alternatives), tuple(pooled)
-        return StepValues(step, tokens, host_tokens, logprobs, target_reads, *values, done)
+        return StepValues(step, tokens, host, logprobs, target_reads, *values, done)
 
     def _may_take_best(self, keys: Ints, masks: PendingMasks) -> NDArray[np.bool_]:
         """(samples,): texts whose best token is theirs if the grammar allows it.
@@ -122,33 +125,43 @@ class StepReader:
             return np.zeros(len(keys), dtype=np.bool_)
         return np.array([self._states[key].takes_best_if(masks.of(key)) for key in keys.tolist()], dtype=np.bool_)
 
+    def _asks_for_leads(self, reads: Reads, targets: Ints) -> bool:
+        """Whether one of these reads is of a text that is asked how surely it is the greedy one."""
+        keys = reads.key[targets[reads.kind[targets] == ReadKind.LABEL]].tolist()
+        return any(self._states[key].asks_for_leads for key in keys)
+
     def _num_alternatives(self, reads: Reads) -> int:
         """The most that any of the step's prompts asks at the place of a token."""
         keys = np.unique(reads.of_kind(ReadKind.PROMPT).key).tolist()
         nodes = [self._wanted.logprobs.get(key) for key in keys]
         return max((node.num_alternatives for node in nodes if node is not None), default=0)
 
-    def _best_tokens(
-        self, forward: Forward, places: Ints, takes_best: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    ) -> Tensor:
-        """(samples,): the token of the greatest logit where that is all that is asked, which needs no logits."""
-        if takes_best.all():
-            return self._best(forward, places)
-        tokens = torch.zeros(len(places), dtype=torch.int64, device=forward.hidden.device)
+    def _best_tokens(self, forward: Forward, places: Ints, keys: Ints, takes_best: NDArray[np.bool_]) -> Chosen:
+        """Of samples: the token of the greatest logit where that is all that is asked, which needs no logits."""
+        if takes_best.all() and len(places):
+            return self._best(forward, places, keys)
+        empty = torch.zeros(len(places), device=forward.hidden.device)
+        made = Chosen(empty.long(), empty)
         plain = np.flatnonzero(takes_best)
         if len(plain):
-            tokens[self._runner.index(plain)] = self._best(forward, places[plain])
-        return tokens
+            at = self._runner.index(plain)
+            made.tokens[at], made.margins[at] = self._best(forward, places[plain], keys[plain])
+        return made
 
-    def _best(self, forward: Forward, places: Ints) -> Tensor:
-        if forward.best is None:
-            return self._runner.best_tokens(forward.hidden, places)
-        return forward.best if len(places) == len(forward.best) else forward.best[self._runner.index(places)]
+    def _best(self, forward: Forward, places: Ints, keys: Ints) -> Chosen:
+        """A margin that is no less than its text's least so far need not be known."""
+        if forward.best is not None:
+            whole = len(places) == len(forward.best.tokens)
+            return forward.best if whole else Chosen(*(part[self._runner.index(places)] for part in forward.best))
+        told = None
+        if not self._runner.num_steps_ahead:
+            told = torch.tensor([self._states[key].min_margin for key in keys.tolist()], dtype=torch.float32)
+        return self._runner.best_tokens(forward.hidden, places, told)
 
     def _draw(
         self, step: SchedulerOutput, samples: Ints, logits: Tensor, masks: PendingMasks
-    ) -> tuple[Tensor, RowLogprobs | None]:
-        """(samples,) tokens, and on their way to the host the log-probabilities that any sequence asks for.
+    ) -> tuple[Chosen, RowLogprobs | None]:
+        """The tokens of samples, and on their way to the host the log-probabilities that any sequence asks for.
 
         `logits` (samples, vocab_size) are changed in place, as the sequences' parameters say.
         """
@@ -162,11 +175,11 @@ class StepReader:
             if wanted is not None:
                 raw = logits.clone()  # log-probabilities are the model's own
             apply_rules(logits, rules, self._in_flight(step.input_ids[step.reads.row[samples]]))
-        tokens = _choose(logits, states, step.position_ids[step.reads.row[samples]])
+        chosen = _choose(logits, states, step.position_ids[step.reads.row[samples]])
         if wanted is None:
-            return tokens, None
-        made = sampler.token_logprobs(raw, tokens, wanted)
-        return tokens, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
+            return chosen, None
+        made = sampler.token_logprobs(raw, chosen.tokens, wanted)
+        return chosen, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
 
     def _in_flight(self, input_ids: Ints) -> Tensor:
         """(rows,): of each row the token that the step before sampled, which the host has not seen; -1 where it has."""
@@ -187,10 +200,11 @@ class StepReader:
             samples.key.tolist(),
             values.step.input_ids[samples.row].tolist(),
             values.step.position_ids[samples.row].tolist(),
-            values.host_tokens.tolist(),
+            values.host.tokens.tolist(),
+            values.host.margins.tolist(),
             strict=True,
         )
-        for index, (key, given, position, token) in enumerate(rows):
+        for index, (key, given, position, token, margin) in enumerate(rows):
             state = self._states.get(key)
             if state is None:
                 continue  # it ended while this step ran
@@ -202,7 +216,7 @@ class StepReader:
             if count is not None and token >= 0:
                 row, made = values.logprobs[index]
                 logprobs = made.of(row, token, count)
-            taken = state.take(token, logprobs)
+            taken = state.take(token, margin, logprobs)
             sampled[key] = taken if before is None else before.then(taken)
         self._take_targets(values)
         for pooled in values.pooled:
@@ -216,14 +230,14 @@ class StepReader:
         made = np.concatenate([part.numpy() for part in values.target_values], 1)
         is_label = values.target_reads.kind == ReadKind.LABEL
         labels = Reads(values.target_reads.table[is_label])
-        for read, (logprob, is_best, finite) in zip(labels, made[:, is_label].T.tolist(), strict=True):
+        for read, (logprob, is_best, finite, lead) in zip(labels, made[:, is_label].T.tolist(), strict=True):
             if (state := self._states.get(read.key)) is not None:  # else it ended while this step ran
-                state.take_score(read.place, logprob, bool(is_best), bool(finite))
+                state.take_score(read.place, logprob, lead, is_best=bool(is_best), finite=bool(finite))
         best = [
             np.concatenate([part.numpy() for part in parts])[~is_label]
             for parts in zip(*values.alternatives, strict=True)
         ]
-        self._take_prompt_reads(values.target_reads.table[~is_label], made[:, ~is_label], best)
+        self._take_prompt_reads(values.target_reads.table[~is_label], made[:3, ~is_label], best)
 
     def _take_prompt_reads(self, table: Ints, made: NDArray[np.float32], best: list[NDArray[Any]]) -> None:
         """`made` (3, reads) of the PROMPT reads in `table`, to each node its own; `best` tokens, and what they have."""
@@ -274,8 +288,8 @@ class _HeadRows:
         return self.reads[first:last], self.rows[first:last] - part.start
 
 
-def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> Tensor:
-    """(rows,): the token behind each row as its params ask for it, or what `greedy` has in its place."""
+def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> Chosen:
+    """The token behind each row as its params ask for it, or what `greedy` has in its place."""
     best = sampler.greedy(logits)
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
@@ -285,5 +299,6 @@ def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> T
     keys = [states[row].draw_key(int(positions[row])) for row in drawn]
     seeds, streams, places = np.array(keys, dtype=np.uint64).T
     made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
-    best[rows] = torch.where(best[rows] < 0, best[rows], made)
+    best.tokens[rows] = torch.where(best.tokens[rows] < 0, best.tokens[rows], made.tokens)
+    best.margins[rows] = made.margins
     return best

@@ -31,6 +31,7 @@ SELECT
     NULL::DOUBLE AS logprob,
     NULL::BOOLEAN AS is_greedy,
     NULL::DOUBLE AS perplexity,
+    NULL::DOUBLE AS min_margin,
     NULL::FLOAT[] AS embedding,
     NULL::VARCHAR AS error_type,
     NULL::VARCHAR AS error_message,

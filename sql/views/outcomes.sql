@@ -26,6 +26,7 @@ SELECT
     part.logprob,
     part.is_greedy,
     part.perplexity,
+    part.min_margin,
     part.embedding,
     coalesce(row.error_type, part.error_type) AS error_type,
     coalesce(row.error_message, part.error_message) AS error_message,

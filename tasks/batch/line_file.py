@@ -1,6 +1,7 @@
 """A batch file's lines, one at a time, however long the file or a line of it is."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -26,7 +27,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                     yield number, None
                 elif line.strip():
                     yield number, line
-    except (EOFError, OSError) as problem:
+    except (EOFError, OSError, zlib.error) as problem:
         raise UserError(f"{path}: cannot be read ({problem})") from None
 
 

@@ -50,6 +50,7 @@ RESULT_COLUMNS = (
     "logprob",
     "is_greedy",
     "perplexity",
+    "min_margin",
     "embedding",
     "error_type",
     "error_message",

@@ -42,6 +42,7 @@ class Choice(ContinuationTask):
             "cumulative_logprob": float(labels.logprobs[labels.best]),
             "label_probs": labels.by_name(labels.shares),
             "label_logprobs": labels.by_name(labels.logprobs),
+            "min_margin": labels.margin,
         }
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:

@@ -59,6 +59,7 @@ class Classify(ContinuationTask):
             "cumulative_logprob": float(labels.logprobs[labels.best]),
             "label_probs": labels.by_name(labels.shares),
             "label_logprobs": labels.by_name(labels.logprobs),
+            "min_margin": labels.margin,
             "missing_mass": labels.missing,
         }
 

@@ -74,6 +74,7 @@ class Generate(TaskType):
             "cumulative_logprob": best.cumulative_logprob,
             "logprobs": None if ask.sampling.logprobs is None else logprobs_json(best),
             "prompt_logprobs": prompt_logprobs_json(outputs[0]),
+            "min_margin": min((one.min_margin for one in outputs if one.min_margin is not None), default=None),
         }
         if ask.sampling.copies > 1:
             columns["outputs"] = [_completion(number, outputs[number], ask) for number in ranked[: ask.sampling.n]]

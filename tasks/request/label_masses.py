@@ -29,6 +29,14 @@ class LabelMasses:
         return int(np.argmax(self.logprobs))
 
     @property
+    def margin(self) -> float | None:
+        """By how much the likeliest label's log-likelihood is ahead of the next one's; None for a label alone."""
+        if len(self.names) < 2:
+            return None
+        behind, best = np.partition(self.logprobs, -2)[-2:]
+        return float(best - behind)
+
+    @property
     def probs(self) -> Floats:
         return np.exp(self.logprobs)
 

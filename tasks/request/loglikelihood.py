@@ -56,7 +56,7 @@ class Loglikelihood(ContinuationTask):
         del ask, label_texts
         (output,) = outputs
         (score,) = scores_of(output)
-        return {"logprob": score.logprob, "is_greedy": score.is_greedy}
+        return {"logprob": score.logprob, "is_greedy": score.is_greedy, "min_margin": output.min_margin}
 
     def compare(self, pairs: Sequence[tuple[RequestOutput, RequestOutput]]) -> Moved:
         differences = np.concatenate([np.abs(logprobs_of(before) - logprobs_of(after)) for before, after in pairs])

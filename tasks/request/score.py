@@ -81,7 +81,8 @@ class Score(Classify):
         probs = [one.shares if ask.task.apply_softmax else one.probs for one in found]
         scores = [float(one[0]) for one in probs]
         if ask.task.has_items:
-            return {"scores": scores} | tokens_of(outputs)
+            margins = [one.margin for one in found if one.margin is not None]
+            return {"scores": scores, "min_margin": min(margins, default=None)} | tokens_of(outputs)
         (labels,), (own,) = found, probs
         return super().result(ask, label_texts, outputs) | {"score": scores[0], "label_probs": labels.by_name(own)}
 

@@ -1,5 +1,7 @@
 """A source that is a query on a DuckDB database: opened read-only, copied once, closed again."""
 
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,10 @@ from tasks.storage.statements import first_line, identifier, single_select, stat
 _NESTED = {"array", "list", "map", "struct"}
 # Arrow gets a bit string's bytes, a time without its zone, -1 for a large unsigned number; Parquet has no intervals.
 _FOREIGN = {"bignum", "bit", "geometry", "interval", "time with time zone", "uhugeint", "union", "variant", "varint"}
+
+
+# Errors in whose words DuckDB quotes a value: a cell, which may be a prompt. A line for the user is in logs as well.
+_OF_VALUES = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException)
 
 
 def read_schema(database: Path, query: str) -> pa.Schema:
@@ -56,5 +62,17 @@ def _query(database: Path, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
     except duckdb.IOException as problem:
         said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
         raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None
+    except _OF_VALUES as problem:
+        raise UserError(f"source.duckdb.query: {_without_values(first_line(problem))}") from None
     except (duckdb.Error, pa.ArrowNotImplementedError) as problem:
         raise UserError(f"source.duckdb.query: {first_line(problem)}") from None
+
+
+def _without_values(said: str) -> str:
+    """What stands between quotes as its length and hash."""
+
+    def shown(quoted: re.Match[str]) -> str:
+        digest = hashlib.sha256(quoted[1].encode("utf-8", "replace")).hexdigest()[:12]
+        return f"'...' ({len(quoted[1])} characters, sha256 {digest})"
+
+    return re.sub(r"['\"](.*)['\"]", shown, said, flags=re.DOTALL)

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -50,6 +50,17 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """The folder and those above it that are not there yet."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def fsync_new(folder: Path, missing: Sequence[Path]) -> None:
+    """Makes a folder's entries, and its own name with those of `missing` ones that were made, survive a power cut."""
+    for one in (folder, *(made.parent for made in missing)):
+        fsync(one)
 
 
 def commit_file(staged: Path, final: Path) -> bool:

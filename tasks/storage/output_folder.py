@@ -9,7 +9,7 @@ from shutil import rmtree
 
 from engine.errors import UserError
 from engine.file_lock import HeldError, Holder, hold, holder_of
-from tasks.storage.commit import open_private
+from tasks.storage.commit import fsync, fsync_new, missing_folders, open_private
 from tasks.storage.file_mode import make_folder
 
 LOCK_NAME = ".lock"
@@ -65,12 +65,15 @@ class OutputFolder:
     def create(self) -> None:
         """Makes the folders. Raises UserError where the root is something else's, or cannot be made."""
         self.check()
+        missing = missing_folders(self.root)
         try:
             make_folder(self.root, parents=True)
             with suppress(FileExistsError):
                 open_private(self.root / LOCK_NAME).close()
+            fsync_new(self.root, missing)  # the lock says whose the folder is, so that it is there before all else
             for folder in self._folders:
                 make_folder(folder)
+            fsync(self.root)
         except OSError as problem:
             raise UserError(f"output: {self.root} cannot be made ({problem.strerror})") from None
         self.refuse_links()

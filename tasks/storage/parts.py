@@ -56,6 +56,7 @@ PART_SCHEMA = pa.schema(
         ("logprob", pa.float64()),
         ("is_greedy", pa.bool_()),
         ("perplexity", pa.float64()),
+        ("min_margin", pa.float64()),
         ("embedding", pa.list_(pa.float32())),
         ("error_type", pa.string()),
         ("error_message", pa.string()),

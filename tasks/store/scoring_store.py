@@ -27,7 +27,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from engine.errors import UserError
-from tasks.storage.commit import commit_file, open_private, sha256_of
+from tasks.storage.commit import commit_file, fsync, fsync_new, missing_folders, open_private, sha256_of
 from tasks.storage.damage import DamagedError, set_aside, tell
 from tasks.storage.file_mode import make_folder
 from tasks.storage.run import Run
@@ -97,9 +97,11 @@ class ScoringStore:
     def create(self) -> None:
         """Raises UserError where the root is something else's, or cannot be made."""
         self.check()
+        missing = missing_folders(self.root)
         try:
             make_folder(self.root, parents=True)
             (self.root / MARK).touch(mode=0o600)
+            fsync_new(self.root, missing)  # the mark says that it is a store, so that it is there before all else
             make_folder(self.root / STAGING)
         except OSError as problem:
             raise UserError(f"store: {self.root} cannot be made ({problem.strerror})") from None
@@ -156,6 +158,7 @@ class ScoringStore:
         shelf = self.shelf(run)
         if not (shelf.folder / MODEL).exists():
             make_folder(shelf.folder)
+            fsync(self.root)
             content = {
                 "model": run.model.name,
                 "fingerprint": run.model.fingerprint,

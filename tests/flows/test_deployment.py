@@ -76,7 +76,7 @@ def test_a_run_in_a_worker_is_stopped_from_outside(
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
     with prefect_processes.started("prefect worker start --pool trunkline"):
         run("prefect deployment run trunkline-score/package-topics")
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600  # other runs on this machine may have the device
         while not read_manifests(folder):
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.forward.cpu.int8_linear import Int8Linear
+from engine.forward.forward_output import Chosen
 from engine.machine import huge_pages
 from kernels.cpu.layer.rms_norm import rms_norm
 from kernels.cpu.matmul import matmul
@@ -145,10 +146,13 @@ class Head(Projection):
             self.register_buffer("coarse", coarse.words)
         self.screen = screen
 
-    def best(self, rows: Tensor) -> Tensor:
-        """(n, in_features) in any dtype to (n,): the greatest output's number; -1 where the row is not finite."""
+    def best(self, rows: Tensor, told: Tensor | None = None) -> Chosen:
+        """Of (n, in_features) in any dtype: the greatest output's number, -1 where the row is not finite, and by how
+        much it is ahead where that is less than `told` (n,), else that at least.
+        """
         assert self.screen is not None
-        return best_outputs(rows.to(self.panels.dtype).contiguous(), self.screen)
+        told = torch.full((len(rows),), torch.inf) if told is None else told
+        return Chosen(*best_outputs(rows.to(self.panels.dtype).contiguous(), self.screen, told))
 
 
 def pack_head(model: Any, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.forward.forward_output import Forward
+from engine.forward.forward_output import Chosen, Forward
 from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
 from engine.forward.step_inputs import StepInputs, resolved, to_device
 from engine.forward.step_recorder import NotRecorded
@@ -86,7 +86,7 @@ class DecodeGraphs:
         if graph is None or not graph.takes(step):
             graph = self._graphs[size] = self._recorded(step, size)
         made = graph.run(step)
-        return Forward(made.hidden[:rows], made.best[:rows] if made.best is not None else None)
+        return Forward(made.hidden[:rows], Chosen(*(part[:rows] for part in made.best)) if made.best else None)
 
     def rehearse(self, step: SchedulerOutput) -> None:
         """Launches what the graph of a step holds that has one of the sizes, and captures nothing."""

@@ -2,8 +2,9 @@
 
 A text that goes on greedily reads nothing of its logits but where the greatest is. So products of 8 bits, at a half to
 a quarter of the time, leave out all outputs that cannot be it, and the few that are left are multiplied as they are
-(two stages as in arXiv 1810.12406, whose first one is learned). An output is left out where another is greater by the
-margins of both; a margin is `DEVIATIONS` standard deviations of what rounding moves a product by.
+(two stages as in arXiv 1810.12406, whose first one is learned). An output is left out where two others are greater by
+the margins of both, or one by more than it is asked to tell; a margin is `DEVIATIONS` standard deviations of what
+rounding moves a product by.
 """
 
 import math
@@ -46,6 +47,15 @@ class Screen:
     ones: Tensor
 
 
+class BestOutputs(NamedTuple):
+    """Of rows (n,): the greatest output's number, -1 where the row is not finite, and by how much it is ahead of the
+    next: exactly where that is less than was asked, else by that at least.
+    """
+
+    places: Tensor
+    leads: Tensor
+
+
 class BestOutputArguments(NamedTuple):
     codes: Tensor  # the rows in 8 bits, their scales and lengths
     scales: Tensor
@@ -56,9 +66,13 @@ class BestOutputArguments(NamedTuple):
     norms: Tensor
     rows: Tensor  # the rows and the weights as they are
     exact: Tensor
-    floors: Tensor  # (num_rows,)
-    values: Tensor  # (units, num_rows): the best of a unit's outputs, and which it is
+    told: Tensor  # (num_rows,): by how much the greatest may be ahead and be asked by how much
+    floors: Tensor  # (num_rows,): what an output must reach to be asked for; what the two greatest are at least
+    firsts: Tensor
+    seconds: Tensor
+    values: Tensor  # (units, num_rows): the best of a unit's outputs, which it is, and the best of its others
     places: Tensor
+    nexts: Tensor
     units: int
     num_rows: int
     outputs: int
@@ -89,18 +103,22 @@ def make_screen(weight: Tensor, exact: Panels) -> Screen | None:
     return Screen(exact, matmul.pack(codes, scales=steps), norms, torch.ones(inputs))
 
 
-def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
-    """rows (n, inputs) in the exact weights' dtype to (n,) in int64, of equals the first; -1: not a finite row."""
+def best_outputs(rows: Tensor, screen: Screen, told: Tensor) -> BestOutputs:
+    """rows (n, inputs) in the exact weights' dtype; of equals the first. A lead is told exactly where it is below
+    `told` (n,): the less, the fewer outputs have to be multiplied exactly.
+    """
     exact, coarse = screen.exact, screen.coarse
     assert rows.dtype == exact.dtype
     assert rows.is_contiguous()
     wide = rows.float()
     codes, scales = byte_rows(wide, screen.ones)  # with the room behind them that a tile reads
     lengths = wide.norm(dim=1)
-    # What a row's greatest output is at least; all threads raise it, and one that is lost costs a little work.
+    # All threads raise these. Whichever write is lost, they stay what two outputs at least are; it costs a little work.
     floors = torch.where((lengths * scales).isfinite(), -torch.inf, torch.inf)
+    firsts, seconds = torch.full((2, len(rows)), -torch.inf)
     units = -(len(exact.words) // -UNIT_PANELS)
-    values, places = torch.full((units, len(rows)), -torch.inf), torch.empty(units, len(rows), dtype=torch.int64)
+    values, nexts = torch.full((2, units, len(rows)), -torch.inf)
+    places = torch.empty(units, len(rows), dtype=torch.int64)
     LOOP(
         codes=codes,
         coarse=coarse.words,
@@ -109,11 +127,15 @@ def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
         scales=scales,
         norms=screen.norms,
         lengths=lengths,
+        told=told,
         floors=floors,
+        firsts=firsts,
+        seconds=seconds,
         rows=rows,
         exact=exact.words,
         values=values,
         places=places,
+        nexts=nexts,
         units=units,
         num_rows=len(rows),
         outputs=exact.outputs,
@@ -123,13 +145,18 @@ def best_outputs(rows: Tensor, screen: Screen) -> Tensor:
         is_bfloat16=rows.dtype == torch.bfloat16,
     )
     best = values.max(0)
-    return torch.where(best.values.isfinite(), places.gather(0, best.indices[None])[0], -1)
+    unit = best.indices[None]
+    behind = torch.maximum(nexts.gather(0, unit)[0], values.scatter_(0, unit, -torch.inf).amax(0))
+    chosen = torch.where(best.values.isfinite(), places.gather(0, unit)[0], -1)
+    return BestOutputs(chosen, best.values - behind)
 
 
-def best_outputs_reference(rows: Tensor, weight: Tensor) -> Tensor:
-    """`best_outputs` by its definition."""
-    best = (rows.float() @ weight.float().t()).max(-1)
-    return torch.where(best.values.isfinite(), best.indices, -1)
+def best_outputs_reference(rows: Tensor, weight: Tensor) -> BestOutputs:
+    """`best_outputs` by its definition, every lead told."""
+    made = rows.float() @ weight.float().t()
+    best = made.max(-1)
+    behind = made.scatter(-1, best.indices[:, None], -torch.inf).amax(-1)
+    return BestOutputs(torch.where(best.values.isfinite(), best.indices, -1), best.values - behind)
 
 
 @intrinsic
@@ -177,16 +204,22 @@ _floats, _pairs = product(1, 1, "float32"), product(1, 1, "pairs")
 def _note(made: Any, panel: int, width: int, steps: Any, norms: Any, row: int, ofs: Any, notes: Any, count: int) -> int:
     """Raises a row's floor by `width` outputs of a panel and notes those vectors that reach it; how many are noted.
 
-    `ofs` are all rows' parts of a margin, and their floors; `notes` are rows, vectors (panel * VECTORS + which), and
-    what their greatest output is at most.
+    `ofs` are all rows' parts of a margin, what leads are told, floors, and what the two greatest outputs are at least;
+    `notes` are rows, vectors (panel * VECTORS + which), and what their greatest output is at most.
     """
-    of_steps, of_norms, floors = ofs
+    of_steps, of_norms, told, floors, firsts, seconds = ofs
     rows, vectors, tops = notes
-    first = panel * LANES
+    first, most, behind = panel * LANES, firsts[row], seconds[row]
     for lane in range(width):
         margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
-        floors[row] = max(floors[row], made[lane] - margin)
-    for vector in range(VECTORS):
+        least = made[lane] - margin
+        if least > most:
+            most, behind = least, most
+        elif least > behind:
+            behind = least
+    firsts[row], seconds[row] = most, behind
+    floors[row] = max(floors[row], max(behind, most - told[row]))
+    for vector in range(-(width // -WIDTH)):
         top = np.float32(-np.inf)
         for lane in range(vector * WIDTH, min(width, (vector + 1) * WIDTH)):
             margin = of_steps[row] * steps[first + lane] + of_norms[row] * norms[first + lane]
@@ -200,18 +233,20 @@ def _note(made: Any, panel: int, width: int, steps: Any, norms: Any, row: int, o
 @njit(error_model="numpy")
 def _settle(
     rows: int, panels: int, words_: int, is_bfloat16: int, outputs: int, row: int, vector: int, room: Any
-) -> tuple[int, Any]:
-    """The best of a vector of outputs for a row, exactly: which, and what it is."""
+) -> tuple[int, Any, Any]:
+    """The best of a vector of outputs for a row, exactly: which, what it is, and the best of the others."""
     at, panel = rows + 4 * row * words_, panels + 4 * (vector // VECTORS * words_ * LANES + vector % VECTORS * WIDTH)
     if is_bfloat16:
         _pairs(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
     else:
         _floats(at, words_, 1, panel, LANES, words_, room.ctypes.data, WIDTH, 0)
-    best, most = vector * WIDTH, room[0]
+    best, most, behind = vector * WIDTH, room[0], np.float32(-np.inf)
     for lane in range(1, min(WIDTH, outputs - vector * WIDTH)):
         if room[lane] > most:
-            best, most = vector * WIDTH + lane, room[lane]
-    return best, most
+            best, most, behind = vector * WIDTH + lane, room[lane], most
+        elif room[lane] > behind:
+            behind = room[lane]
+    return best, most, behind
 
 
 def _best(arguments: Any) -> None:
@@ -221,7 +256,9 @@ def _best(arguments: Any) -> None:
     coarse_words, exact_words, is_bfloat16 = a.coarse_words, a.exact_words, a.is_bfloat16
     steps, norms = float32_at(a.steps, panels * LANES), float32_at(a.norms, panels * LANES)
     scales, lengths, floors = float32_at(a.scales, count), float32_at(a.lengths, count), float32_at(a.floors, count)
+    told, firsts, seconds = float32_at(a.told, count), float32_at(a.firsts, count), float32_at(a.seconds, count)
     values, places = float32_at(a.values, units * count), int64_at(a.places, units * count)
+    nexts = float32_at(a.nexts, units * count)
     made, zeros, room = lines_of(TILE_ROWS * LANES), lines_of(LANES), lines_of(WIDTH)
     zeros[:] = np.float32(0)
     # A row's parts of a margin: by a weight's step, and by the length of an output's weights.
@@ -229,7 +266,8 @@ def _best(arguments: Any) -> None:
     for row in range(count):
         of_steps[row] = np.float32(DEVIATIONS * OF_A_STEP) * lengths[row]
         of_norms[row] = np.float32(DEVIATIONS * OF_A_STEP) * scales[row]
-    ofs, near, most = (of_steps, of_norms, floors), np.empty(TILE_ROWS, np.int64), UNIT_PANELS * VECTORS * count
+    ofs = (of_steps, of_norms, told, floors, firsts, seconds)
+    near, most = np.empty(TILE_ROWS, np.int64), UNIT_PANELS * VECTORS * count
     notes = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
     while True:
         unit = next_of(a.units_taken)
@@ -252,9 +290,12 @@ def _best(arguments: Any) -> None:
             row, vector, at = notes[0][i], notes[1][i], unit * count + notes[0][i]
             if notes[2][i] < floors[row]:
                 continue
-            best, value = _settle(exact_rows, exact, exact_words, is_bfloat16, outputs, row, vector, room)
+            best, value, behind = _settle(exact_rows, exact, exact_words, is_bfloat16, outputs, row, vector, room)
             if value > values[at]:
+                nexts[at] = max(values[at], behind)
                 values[at], places[at] = value, best
+            else:
+                nexts[at] = max(nexts[at], value)
 
 
 LOOP = Loop(_best, BestOutputArguments)

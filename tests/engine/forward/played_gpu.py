@@ -38,7 +38,8 @@ class PlayedCapture:
             made.hidden.copy_(again.hidden)
             assert made.best is not None
             assert again.best is not None
-            made.best.copy_(again.best)
+            for before, now in zip(made.best, again.best, strict=True):
+                before.copy_(now)
 
         made.hidden.fill_(torch.nan)  # what was captured has not run
         return replay, made

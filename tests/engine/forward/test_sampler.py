@@ -22,7 +22,7 @@ def drawn(logits: torch.Tensor, params: SamplingParams, count: int) -> torch.Ten
     """(count,) tokens of one row's logits, or of (count, vocab_size), each with a key of its own."""
     zeros = np.zeros(count, dtype=np.uint64)
     keys = words(zeros, zeros, np.arange(count, dtype=np.uint64))
-    return sampler.draw(logits.expand(count, -1), [params] * count, keys)
+    return sampler.draw(logits.expand(count, -1), [params] * count, keys).tokens
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -112,20 +112,46 @@ def test_prompts_have_streams_of_their_own() -> None:
 def test_rows_that_are_not_finite_become_no_token(bad: float) -> None:
     logits = torch.stack([LOGITS, LOGITS])
     logits[1, 2] = bad
-    assert sampler.greedy(logits).tolist() == [0, -1]
-    _, _, finite = sampler.target_logprobs(logits, torch.tensor([0, 1]), torch.tensor([1, 1])).tolist()
+    assert sampler.greedy(logits).tokens.tolist() == [0, -1]
+    _, _, finite, _ = sampler.target_logprobs(logits, torch.tensor([0, 1]), torch.tensor([1, 1])).tolist()
     assert finite == [True, False]
 
 
 def test_target_logprobs() -> None:
     logits = torch.stack([LOGITS, LOGITS.flip(0)])
-    logprobs, is_best, finite = sampler.target_logprobs(
-        logits, torch.tensor([0, 1, 1]), torch.tensor([0, 4, 3])
-    ).tolist()
+    rows, targets = torch.tensor([0, 1, 1]), torch.tensor([0, 4, 3])
+    logprobs, is_best, finite, leads = sampler.target_logprobs(logits, rows, targets, with_leads=True).tolist()
+    assert torch.equal(logits, torch.stack([LOGITS, LOGITS.flip(0)]))
+    assert leads == [1, 1, -1]
     p = softmax(LOGITS.tolist())
     assert logprobs == pytest.approx([math.log(p[0]), math.log(p[0]), math.log(p[1])], abs=1e-5)
     assert is_best == [True, True, False]
     assert finite == [True] * 3
+
+
+def test_margins_are_to_the_next_best() -> None:
+    logits = torch.tensor([[1.0, 4.0, 3.5], [2.0, 2.0, 1.0], [7.0, -torch.inf, 0.0], [3.0, -torch.inf, -torch.inf]])
+    made = sampler.greedy(logits)
+    assert made.tokens.tolist() == [1, 0, 0, 0]
+    assert made.margins.tolist() == [0.5, 0, 7, torch.inf], "no other may be chosen in the last"
+
+
+def test_a_draw_s_margin_is_how_far_logits_would_have_to_move() -> None:
+    """Of 200 draws each is another as soon as its next best token has a little more than the margin, and not before."""
+    logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(5))
+    zeros = np.zeros(200, dtype=np.uint64)
+    keys = words(zeros, zeros, np.arange(200, dtype=np.uint64))
+    params = [SamplingParams(temperature=0.7)] * 200
+    made = sampler.draw(logits, params, keys)
+    moved = {}
+    for share in (0.999, 1.001):
+        every = [
+            sampler.draw(logits + share * made.margins[:, None] * torch.eye(30)[token], params, keys).tokens
+            for token in range(30)
+        ]
+        moved[share] = torch.stack([tokens != made.tokens for tokens in every]).any(0)
+    assert not moved[0.999].any()
+    assert moved[1.001].all()
 
 
 def test_token_logprobs_gives_the_best_alternatives_first() -> None:

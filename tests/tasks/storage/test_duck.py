@@ -143,6 +143,16 @@ def test_a_hostile_database_is_read_and_reads_nothing(folders: dict[str, Path]) 
         assert "\n" not in str(said.value)
 
 
+@pytest.mark.fault(25)
+def test_a_value_that_a_query_fails_over_is_told_as_length_and_hash(tmp_path: Path) -> None:
+    """DuckDB quotes it, and the line is Prefect's word of the run's end too."""
+    with duckdb.connect(str(tmp_path / "a.duckdb")) as made:
+        made.execute("create table t as select $value as text", {"value": 'it\'s a secret, "here"'})
+    with pytest.raises(UserError, match=r"\(21 characters, sha256 [0-9a-f]{12}\)") as said:
+        list(read_batches(tmp_path / "a.duckdb", "select cast(text as int) as n from t", ["n"]))
+    assert "secret" not in str(said.value)
+
+
 def test_another_programs_database_fetches_no_extension(tmp_path: Path) -> None:
     """DuckDB would download `sqlite_scanner` for a file that begins so."""
     (tmp_path / "a.db").write_bytes(b"SQLite format 3\0" + bytes(4096))
