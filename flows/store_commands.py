@@ -30,13 +30,13 @@ def stats(folder: Folder) -> None:
     from tasks.store.upkeep import store_stats
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, whole in (("shelf", True), ("model", False), ("precision", True)):
-        table.add_column(name, no_wrap=whole, overflow="fold")
-    for name in ("results", "parts", "size", "its own", "age"):
+    for name, whole in (("shelf", True), ("model", False), ("precision", False)):
+        table.add_column(name, no_wrap=whole, overflow="fold", min_width=8)
+    for name in ("results", "size", "its own", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     shelves = store_stats(_existing(folder))
     for one in shelves:
-        counts = (f"{one.rows:,}", f"{one.parts:,}", size_words(one.size), size_words(one.own))
+        counts = (f"{one.rows:,}", size_words(one.size), size_words(one.own))
         age = f"{age_words(one.newest)} to {age_words(one.oldest)}"
         table.add_row(one.shelf[:8], one.model, one.precision, *counts, age)
     Console().print(table)

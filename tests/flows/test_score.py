@@ -196,17 +196,14 @@ def test_rows_that_are_rejected_end_a_run_that_allows_none_before_one_is_compute
     assert answer(small_job, "select status from runs") == [{"status": "failed"}]
 
 
-def test_an_engine_that_dies_under_shards_side_by_side_ends_with_one_error_row(many_shards: dict[str, Any]) -> None:
-    engine = FakeWorkers(killer=b"Case 3", step_requests=1)
+@pytest.mark.fault(2)
+def test_shards_that_an_engine_takes_along_are_asked_again_alone_and_not_blamed(many_shards: dict[str, Any]) -> None:
+    engine = FakeWorkers(deaths=2)
     with workers_from(lambda _: nullcontext(engine)):
         report = run(many_shards)
     assert report.shards > 3
-    crashed = answer(many_shards, "select custom_id, error_type from errors order by custom_id")
-    assert [(row["custom_id"], row["error_type"]) for row in crashed] == [
-        ("row-20", "EMPTY_PROMPT"),
-        ("row-6", "ENGINE_CRASH"),
-        ("row-7", "ENGINE_CRASH"),
-    ]
+    assert len(engine.works) == report.shards + 2
+    assert (report.published.results, report.published.error_types) == (20, (("EMPTY_PROMPT", 1),))
 
 
 def test_nothing_more_is_submitted_when_every_shard_fails(

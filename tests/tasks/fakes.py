@@ -89,8 +89,8 @@ class ByteTokenizer:
 class FakeWorkers:
     """Answers that follow from the request alone. Each scored request adds its id to the `FAKE_ENGINE_LOG` file.
 
-    A prompt that holds `BAD_WORD` is an error while `heals` is False. One that holds `killer` kills the engine in its
-    step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
+    While `heals` is False, a prompt that holds `BAD_WORD` is an error, and one that holds `killer` kills the engine in
+    its step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
     """
 
     stage: str | None = None
@@ -127,7 +127,7 @@ class FakeWorkers:
             return future
         outputs: list[RequestOutput] = []
         for step in batched(work.requests, self.step_requests):
-            if self.killer is not None and any(self.killer in _text(request) for request in step):
+            if self._dies_of(step):
                 self.killed += 1
                 future.set_exception(EngineDeadError("killed by signal 11"))
                 return future
@@ -139,6 +139,9 @@ class FakeWorkers:
             outputs += ended
         future.set_result(outputs)
         return future
+
+    def _dies_of(self, step: Sequence[Request]) -> bool:
+        return self.killer is not None and not self.heals and any(self.killer in _text(one) for one in step)
 
     @property
     def scored(self) -> list[str]:
