@@ -111,10 +111,9 @@ def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> tup
         local_files_only=True,
         output_loading_info=True,
     )
-    if found.packed is not None and info["missing_keys"]:
-        raise UserError(
-            f"{found.kind} lacks {min(info['missing_keys'])} and {len(info['missing_keys']) - 1} more weights"
-        )
+    if missing := info["missing_keys"]:  # transformers draws them
+        more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
+        raise UserError(f"{found.kind} lacks {min(missing)}{more}: the checkpoint is not whole; get it again")
     if model.base_model is model:
         raise UserError(f"{found.kind} has no body apart from its head")
     return model.to(device.name).eval().requires_grad_(False), stored
