@@ -185,7 +185,8 @@ class _Asking:
 def _slowest(ask: _Asking, plan: StoredPlan) -> tuple[SlowShard, ...]:
     expected = {shard.index: shard.expected_seconds for shard in plan.shards}
     rows = ask.all("slowest_shards", plan_id=plan.plan_id, most=MOST_SHARDS)
-    return tuple(SlowShard(index + 1, *rest, expected.get(index)) for index, *rest in rows)
+    figures = ((row[0] + 1, *row[1:], expected.get(row[0])) for row in rows)
+    return tuple(SlowShard(*one) for one in figures)
 
 
 def _tree(ask: _Asking, folder: OutputFolder, plan: StoredPlan) -> PromptTree:

@@ -200,17 +200,17 @@ def _predictions(facts: Facts) -> list[Prediction]:
     tokens, planned = facts.tokens, facts.planned
     found = []
     if tokens.planned:
-        found.append(_prediction("prompt tokens computed", tokens.planned, tokens.computed, "{:,.0f}"))
+        found.append(_prediction("prompt tokens computed", tokens.planned, tokens.computed))
     if planned is not None and planned.max_decode_tokens:
-        found.append(_prediction("tokens generated, at most", planned.max_decode_tokens, tokens.generated, "{:,.0f}"))
+        found.append(_prediction("tokens generated, at most", planned.max_decode_tokens, tokens.generated))
     busy = facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
     if planned is not None and planned.expected_seconds and busy and not facts.missing:
-        found.append(_prediction("seconds computing", planned.expected_seconds, busy, "{:,.1f}"))
+        found.append(_prediction("seconds computing", planned.expected_seconds, busy, digits=1))
     return found
 
 
-def _prediction(name: str, planned: float, came: float, form: str) -> Prediction:
-    return Prediction(name, form.format(planned), form.format(came), f"{came / planned:.2f}")
+def _prediction(name: str, planned: float, came: float, *, digits: int = 0) -> Prediction:
+    return Prediction(name, figure(planned, digits), figure(came, digits), f"{figure(came / planned, 2)} ×")  # noqa: RUF001
 
 
 def _answer_bars(facts: Facts) -> list[Bar]:
@@ -232,7 +232,7 @@ def _margin_bars(facts: Facts) -> list[Bar]:
     total = sum(rows for _, rows in facts.margins)
     bars, below = [], 0.0
     for bound, rows in facts.margins:
-        name = f"{below:g} or more" if bound is None else f"under {bound:g}"
+        name = f"{below:g} or more" if bound is None else f"{below:g} to {bound:g}" if below else f"under {bound:g}"
         bars.append(Bar(name, f"{rows:,}", 100 * rows / most, percent(rows / total), "kv"))
         below = bound if bound is not None else below
     return bars
