@@ -92,6 +92,7 @@ HERE = (
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql --attach",
+    "trunkline report runs/package-topics",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
     LIVE,
