@@ -1,4 +1,4 @@
-"""What a job would take on so many devices, policy by policy: the scheduler with the cost model's clock, and no model."""
+"""What a job would take on so many devices, policy by policy: the scheduler on the cost model's clock, and no model."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
