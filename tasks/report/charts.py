@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.figures import figure
+from engine.figures import figure, short, ticks
 from tasks.report.facts import PromptTree
 from tasks.storage.step_curve import CurvePoint, StepCurve
 
@@ -68,16 +68,6 @@ class Icicle:
     y_ticks: tuple[Tick, ...]
 
 
-def ticks(highest: float, most: int = 5) -> list[float]:
-    """From 0 to `highest`, in steps of 1, 2 or 5 times a power of ten, `most` steps at most."""
-    if highest <= 0:
-        return [0.0]
-    rough = highest / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(times * power for times in (1, 2, 5, 10) if times * power >= rough * (1 - 1e-9))
-    return [round(step * at, 12) for at in range(int(highest / step + 1e-9) + 1)]
-
-
 def charts(curve: StepCurve) -> tuple[Chart, ...]:
     """Nothing where fewer than two points are known."""
     if len(curve.points) < 2:
@@ -109,7 +99,7 @@ def _speeds(spans: Spans) -> Chart:
     areas = tuple(
         Area(*kinds[at], _steps(spans, tops[place], tops[place + 1], highest)) for place, at in enumerate(used)
     )
-    return _chart("Tokens computed", "tokens/s", spans, areas, highest, figure_words)
+    return _chart("Tokens computed", "tokens/s", spans, areas, highest, short)
 
 
 def _batches(spans: Spans, budget: int) -> Chart:
@@ -117,7 +107,7 @@ def _batches(spans: Spans, budget: int) -> Chart:
     highest = max(*values, float(budget), 1.0) if values else 1.0
     area = Area("batch", "tokens a step, in the mean", _steps(spans, [0.0] * len(spans), values, highest))
     limit = Tick(100 * budget / highest, f"budget {budget:,}") if budget else None
-    return _chart("Batch", "tokens/step", spans, (area,), highest, figure_words, limit)
+    return _chart("Batch", "tokens/step", spans, (area,), highest, short, limit)
 
 
 def _memory(spans: Spans, budget: int) -> Chart:
@@ -133,7 +123,7 @@ def _memory(spans: Spans, budget: int) -> Chart:
         if (budget and highest)
         else None
     )
-    return _chart("KV cache", "MiB", spans, (area,), highest, figure_words, limit)
+    return _chart("KV cache", "MiB", spans, (area,), highest, short, limit)
 
 
 def _chart(
@@ -161,14 +151,6 @@ def time_scale(seconds: float) -> tuple[float, str]:
     if seconds < 180:
         return 1.0, "s"
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
-
-
-def figure_words(value: float) -> str:
-    """A tick's number, short."""
-    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{sign}"
-    return f"{value:g}"
 
 
 def _steps(spans: Spans, low: Sequence[float], high: Sequence[float], highest: float) -> str:
@@ -209,8 +191,8 @@ def icicle(tree: PromptTree) -> Icicle | None:
     return Icicle(
         boxes=boxes,
         lengths=f"M0 0L{'L'.join(outline)}L{SIDE:g} 0Z",
-        x_ticks=tuple(Tick(100 * at / tree.requests, figure_words(at)) for at in ticks(tree.requests, 5)),
-        y_ticks=tuple(Tick(100 * at / tree.longest, figure_words(at)) for at in ticks(tree.longest, 5)),
+        x_ticks=tuple(Tick(100 * at / tree.requests, short(at)) for at in ticks(tree.requests, 5)),
+        y_ticks=tuple(Tick(100 * at / tree.longest, short(at)) for at in ticks(tree.longest, 5)),
     )
 
 
