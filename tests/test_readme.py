@@ -96,6 +96,7 @@ HERE = (
     'trunkline sql "select label, count(*) as n from results group by label order by n desc"',
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
     'trunkline sql "select custom_id, label_probs from results" --format csv',
+    'trunkline sql "select custom_id, label, min_margin from results where min_margin < 0.05 order by min_margin"',
     'trunkline sql "from results" --to results.parquet',
     "trunkline sql --attach",
     "trunkline report runs/package-topics",
