@@ -60,10 +60,14 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Icicle:
-    """Requests from left to right as they run, prompt tokens from the top down; `lengths` is the outline of all."""
+    """Requests from left to right as they run, prompt tokens from the top down.
+
+    `lengths` is the outline of all, `shared` that of what they share, on which `boxes` have a title each.
+    """
 
     boxes: tuple[Box, ...]
     lengths: str
+    shared: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
 
@@ -185,15 +189,23 @@ def icicle(tree: PromptTree) -> Icicle | None:
         )
         for node in sorted(tree.nodes, key=lambda node: (node.start, node.first))
     )
-    column = SIDE / len(tree.lengths)
-    outline = [f"{at * column:.1f} {length * y:.1f}L{(at + 1) * column:.1f} {length * y:.1f}"
-               for at, length in enumerate(tree.lengths)]  # fmt: skip
     return Icicle(
         boxes=boxes,
-        lengths=f"M0 0L{'L'.join(outline)}L{SIDE:g} 0Z",
+        lengths=_outline(tree.lengths, y),
+        shared=_outline(tree.shared, y),
         x_ticks=tuple(Tick(100 * at / tree.requests, short(at)) for at in ticks(tree.requests, 5)),
         y_ticks=tuple(Tick(100 * at / tree.longest, short(at)) for at in ticks(tree.longest, 5)),
     )
+
+
+def _outline(lengths: Sequence[float], scale: float) -> str:
+    """From the top down to each column's length."""
+    column = SIDE / len(lengths)
+    corners = [
+        f"{at * column:.1f} {length * scale:.1f}L{(at + 1) * column:.1f} {length * scale:.1f}"
+        for at, length in enumerate(lengths)
+    ]
+    return f"M0 0L{'L'.join(corners)}L{SIDE:g} 0Z"
 
 
 def _depth(num_requests: int) -> int:

@@ -40,10 +40,11 @@ def test_a_budget_far_above_does_not_flatten_what_is_used() -> None:
 
 
 def test_a_tree_is_drawn_to_scale() -> None:
-    tree = PromptTree(10, 100, (SharedNode(0, 10, 0, 40), SharedNode(5, 5, 40, 90)), (100.0, 50.0))
+    tree = PromptTree(10, 100, (SharedNode(0, 10, 0, 40), SharedNode(5, 5, 40, 90)), (100.0, 50.0), (40.0, 90.0))
     drawn = icicle(tree)
     assert drawn is not None
     assert [(box.x, box.y, box.width, box.height) for box in drawn.boxes] == [(0, 0, 1000, 400), (500, 400, 500, 500)]
     assert drawn.boxes[1].title == "5 requests share tokens 40 to 90: 50 computed for 250 as written"
     assert drawn.lengths == "M0 0L0.0 1000.0L500.0 1000.0L500.0 500.0L1000.0 500.0L1000 0Z"
+    assert drawn.shared == "M0 0L0.0 400.0L500.0 400.0L500.0 900.0L1000.0 900.0L1000 0Z"
     assert icicle(PromptTree()) is None
