@@ -139,13 +139,9 @@ def _chart(
     words: Callable[[float], str],
     budget: Tick | None = None,
 ) -> Chart:
-    first, last = spans[0][0].seconds, spans[-1][1].seconds
-    scale, x_unit = time_scale(last)
-    x_ticks = [
-        Tick(100 * (at * scale - first) / (last - first), f"{at:g}")
-        for at in ticks(last / scale, 6)
-        if at * scale >= first
-    ]
+    length = spans[-1][1].seconds - spans[0][0].seconds
+    scale, x_unit = time_scale(length)
+    x_ticks = [Tick(100 * at * scale / length, f"{at:g}") for at in ticks(length / scale, 6)]
     y_ticks = [Tick(100 * at / highest, words(at)) for at in ticks(highest)] if highest else [Tick(0.0, "0")]
     return Chart(title, unit, areas, tuple(x_ticks), tuple(y_ticks), x_unit, budget)
 
