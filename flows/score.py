@@ -158,6 +158,7 @@ class ShardRunner:
         try:
             self._check_rejected()
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
+            self._tick()
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
@@ -167,6 +168,7 @@ class ShardRunner:
             seconds = time.monotonic() - start
             self._record_limit()
             self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
+            self._control.write_curve()
             published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,
@@ -181,7 +183,7 @@ class ShardRunner:
             from_store=self._planned.from_store,
             seconds=seconds,
         )
-        self._page.close(report.finished_fraction, report.markdown())
+        self._page.close(report)
         if self._control.asked and published.missing:
             raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
@@ -239,7 +241,8 @@ class ShardRunner:
         stage = self._workers.stage if self._planned.pending else None
         if stage is not None:
             self._meter.restart()
-        self._progress = self._meter.read(self._workers.totals() - self._before)
+        errors = self._planned.rejected + sum(done.errors for done in self._done)
+        self._progress = replace(self._meter.read(self._workers.totals() - self._before), errors=errors)
         if stage is not None:
             self._progress = replace(self._progress, stage=stage)
         holder = self._workers.waiting_for
@@ -249,7 +252,7 @@ class ShardRunner:
                 self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
         self._waited_for = holder
         self._control.tell(self._progress)
-        self._page.progress(self._progress.fraction)
+        self._page.progress(self._progress)
 
 
 def artifact_key(name: str) -> str:

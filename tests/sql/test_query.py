@@ -37,7 +37,7 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
     columns = (
         "custom_id status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
         "cached_tokens cumulative_logprob logprobs outputs prompt_logprobs label label_norm label_probs label_logprobs "
-        "missing_mass score scores logprob is_greedy perplexity embedding error_type error_message "
+        "missing_mass score scores logprob is_greedy perplexity min_margin embedding error_type error_message "
         "attempts run_id request_hash topic"
     )
     for view in ("results", "errors"):
