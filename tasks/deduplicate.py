@@ -1,13 +1,18 @@
 """Second step: equal requests become one, and those that have an answer already are left out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from engine.failpoint import failpoint
 from engine.stages import checkpoint
-from tasks.extract import NEW_REQUESTS, Extracted
+from tasks.extract import NEW_REQUESTS, REQUEST_SCHEMA, Extracted
+from tasks.job.job import ROW_COLUMN
 from tasks.step import as_task
 from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.manifests import part_files, read_manifests
@@ -21,6 +26,9 @@ from tasks.store.scoring_store import ScoringStore
 from tasks.store.take import take_results
 
 PENDING = "pending.parquet"
+_OF_REQUEST = REQUEST_SCHEMA.remove(REQUEST_SCHEMA.get_field_index(ROW_COLUMN))
+_OF_ROWS = pa.schema([("attempts", pa.int32()), ("num_rows", pa.int64())])
+PENDING_SCHEMA = pa.unify_schemas([_OF_REQUEST, _OF_ROWS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +72,11 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
         taken = 0
         if run.store is not None and not run.full:
             wanted = folder / "wanted.parquet"
-            if _write(connection, statement("steps/unanswered", newest=newest_results(parts)), run, folder, wanted):
+            if _write_wanted(_unanswered(connection, run, folder, parts), wanted):
                 taken = take_results(run, wanted)
             wanted.unlink()
         parts = list(dict.fromkeys([*parts, *(_parts_of(run.folder) if taken else [])]))
-        unanswered = statement("steps/unanswered", newest=newest_results(parts))
-        query = statement("steps/pending_requests", unanswered=unanswered)
-        pending = _write(connection, query, run, folder, folder / PENDING)
+        pending = write_pending(_unanswered(connection, run, folder, parts), folder)
     (folder / NEW_REQUESTS).unlink()
     failpoint("deduplicate.done")
     assert (extracted.rows, extracted.rejected) == (num_rows, rejected), (extracted, num_rows, rejected)
@@ -83,19 +89,68 @@ def _parts_of(folder: OutputFolder) -> list[str]:
     return [str(folder.root / name) for name in part_files(read_manifests(folder))]
 
 
-def _write(connection: duckdb.DuckDBPyConnection, query: str, run: Run, folder: Path, to: Path) -> int:
-    """Writes what the query gives, which is about the rows and new requests in `folder`. Returns how many rows."""
+def _unanswered(
+    connection: duckdb.DuckDBPyConnection, run: Run, folder: Path, parts: Sequence[str]
+) -> pa.RecordBatchReader:
+    """The rows' requests that have no answer in these parts, by the first row of each."""
     values = {"rows": str(folder / ROWS), "retry_failed": run.retry_failed, "full": run.full}
-    if "$requests" in query:
-        values["requests"] = str(folder / NEW_REQUESTS)
-    reader = connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
+    query = statement("steps/unanswered", newest=newest_results(parts))
+    return connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
+
+
+def _write_wanted(unanswered: pa.RecordBatchReader, to: Path) -> int:
     written = 0
-    with parquet_sink(to, reader.schema) as sink:
-        for batch in reader:
+    with parquet_sink(to, unanswered.schema) as sink:
+        for batch in unanswered:
             checkpoint()
             sink.write(batch)
             written += batch.num_rows
     return written
+
+
+def write_pending(unanswered: pa.RecordBatchReader, folder: Path) -> int:
+    """Writes the unanswered of the new requests, each once. Both come in the source's order: neither is held."""
+    written = 0
+    with (
+        pq.ParquetFile(folder / NEW_REQUESTS) as requests,
+        parquet_sink(folder / PENDING, PENDING_SCHEMA) as sink,
+    ):
+        wanted = Wanted(unanswered)
+        for batch in requests.iter_batches(BATCH_ROWS):
+            checkpoint()
+            chosen = _join(batch, wanted.until(batch.column(ROW_COLUMN)[-1].as_py()))
+            sink.write(chosen)
+            written += chosen.num_rows
+    return written
+
+
+@dataclass(slots=True, eq=False)
+class Wanted:
+    """Reads requests by the first row of each."""
+
+    reader: pa.RecordBatchReader
+    left: pa.Table | None = None
+
+    def until(self, last: int) -> pa.Table:
+        """Those whose first row is not behind `last`, and that were not read yet."""
+        read = [] if self.left is None else [self.left]
+        while not read or not read[-1].num_rows or read[-1].column("first_row")[-1].as_py() <= last:
+            batch = next(self.reader, None)
+            if batch is None:
+                break
+            read.append(pa.Table.from_batches([batch]))
+        found = pa.concat_tables(read) if read else self.reader.schema.empty_table()
+        count = int(np.searchsorted(found.column("first_row").to_numpy(), last, side="right"))
+        self.left = found.slice(count)
+        return found.slice(0, count)
+
+
+def _join(requests: pa.RecordBatch, wanted: pa.Table) -> pa.RecordBatch:
+    rows, firsts = requests.column(ROW_COLUMN).to_numpy(), wanted.column("first_row").to_numpy()
+    _, chosen, of = np.intersect1d(rows, firsts, assume_unique=True, return_indices=True)
+    columns = [requests.column(name).take(pa.array(chosen)) for name in _OF_REQUEST.names]
+    columns += [wanted.column(name).take(pa.array(of)).combine_chunks() for name in _OF_ROWS.names]
+    return pa.record_batch(columns, PENDING_SCHEMA)
 
 
 def _reused(run: Run, extracted: Extracted, plan_id: str) -> Deduplicated:

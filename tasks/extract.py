@@ -38,7 +38,7 @@ _QUOTING = (
     "prompt.special_tokens: parsed"
 )
 
-_REQUEST_SCHEMA = pa.schema(
+REQUEST_SCHEMA = pa.schema(
     [
         (ROW_COLUMN, pa.int64()),
         ("request_hash", pa.string()),
@@ -116,7 +116,7 @@ def _write_rows(
     source = run.job.source
     schema = _row_schema(columns, source)
     rows = rejected = 0
-    with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, _REQUEST_SCHEMA) as requests:
+    with parquet_sink(folder / ROWS, schema) as kept, parquet_sink(folder / NEW_REQUESTS, REQUEST_SCHEMA) as requests:
         for batch in read_batches(files, columns.names):
             failpoint("extract.batch")
             checkpoint()
@@ -184,7 +184,7 @@ def _request_batch(first_row: int, built: Mapping[int, NewRequest | RowError]) -
         pa.array([one.ask.text for one in new], pa.string()),
         pa.array([request.adapter for request in requests], pa.string()),
     ]
-    return pa.record_batch(columns, schema=_REQUEST_SCHEMA)
+    return pa.record_batch(columns, schema=REQUEST_SCHEMA)
 
 
 def _positions(batch: SourceBatch) -> pa.Array:

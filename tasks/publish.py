@@ -20,6 +20,9 @@ from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
+# Beside all else that a run holds; more is spilled.
+_MEMORY_LIMIT = "256MB"
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -55,7 +58,8 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
+    manifests = read_manifests(run.folder)
+    with open_views(run.folder, plan_id, manifests, memory_limit=_MEMORY_LIMIT) as connection:
         published = _figures(run, plan_id, connection)
         ended = published.results + published.errors
         update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)

@@ -11,8 +11,10 @@ from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 
-# Planning takes a few hundred MiB for as many.
-SECTION_ROWS, SECTION_TOKENS = 2**17, 2**25
+# Planning takes about 100 MiB for as many.
+SECTION_ROWS, SECTION_TOKENS = 2**15, 2**23
+# A sort in M bytes merges the runs of M bytes that it has sorted, and holds some of each: M grows with the root of all.
+_SORTED_IN_128_MIB = 2**27
 
 
 def read_sections(pending: Path) -> Iterator[pa.Table]:
@@ -22,14 +24,15 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
     The sort is DuckDB's, and spills beside the file.
     """
     with pq.ParquetFile(pending) as file:
-        rows = file.metadata.num_rows
+        rows, sorted_bytes = file.metadata.num_rows, _bytes(file.metadata)
     first = next(_cut(pending), None)
     if first is None or first.num_rows == rows:
         yield from () if first is None else (first,)
         return
     del first
     ordered = pending.with_name("ordered.parquet")
-    with working_connection(pending.parent) as connection:
+    memory_limit = f"{int(128 * max(1, sorted_bytes / _SORTED_IN_128_MIB) ** 0.5)}MiB"
+    with working_connection(pending.parent, memory_limit=memory_limit) as connection:
         query = connection.sql(statement("steps/requests_by_prompt"), params={"requests": str(pending)})
         reader = query.to_arrow_reader(BATCH_ROWS)
         with parquet_sink(ordered, reader.schema) as sink:
@@ -37,6 +40,10 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
                 sink.write(batch)
     yield from _cut(ordered)
     ordered.unlink()
+
+
+def _bytes(metadata: pq.FileMetaData) -> int:
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 def _cut(path: Path) -> Iterator[pa.Table]:

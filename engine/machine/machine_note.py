@@ -3,6 +3,7 @@
 import json
 import platform
 from contextlib import suppress
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ from engine.config import EngineConfig
 from engine.machine.device import Device
 from engine.model.checkpoint import ModelFiles, cache_dir, publish_file
 from kernels.processor import PROCESSOR
+
+_TORCH = version("torch")
 
 
 def model_identity(model: ModelFiles, config: EngineConfig, device: Device) -> tuple[str, ...]:
@@ -32,10 +35,11 @@ def write_note(kind: str, content: Any, *identity: str) -> None:
 
 
 def _note(kind: str, identity: tuple[str, ...]) -> Path:
-    decisive = (*identity, version("torch"), _processor(), PROCESSOR.name, PROCESSOR.features)
+    decisive = (*identity, _TORCH, _processor(), PROCESSOR.name, PROCESSOR.features)
     return cache_dir() / kind / f"{sha256(repr(decisive).encode()).hexdigest()[:32]}.json"
 
 
+@cache
 def _processor() -> str:
     """This machine's own; loops may be compiled for another, and a home folder may be shared by machines."""
     with suppress(OSError):

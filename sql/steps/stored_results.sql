@@ -7,8 +7,8 @@ FROM (
         wanted.num_rows,
         min({part: parts.number, part_row: stored.file_row_number}) AS place
     FROM read_parquet($parts, filename = true, file_row_number = true) AS stored
-    JOIN read_parquet($wanted) AS wanted ON wanted.request_hash = stored.request_hash
+    JOIN read_parquet($wanted) AS wanted ON wanted.request_hash::UUID = stored.request_hash::UUID
     JOIN (SELECT unnest($parts) AS name, unnest(range(len($parts))) AS number) AS parts ON parts.name = stored.filename
-    GROUP BY wanted.request_hash, wanted.attempts, wanted.num_rows
+    GROUP BY wanted.first_row, wanted.attempts, wanted.num_rows
 )
 ORDER BY place

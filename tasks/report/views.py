@@ -12,7 +12,7 @@ import duckdb
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from tasks.storage.commit import replace_file
-from tasks.storage.duck import new_database, view_connection
+from tasks.storage.duck import MEMORY_LIMIT, new_database, view_connection
 from tasks.storage.file_mode import file_mode
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
@@ -46,12 +46,13 @@ def attach_statements(folder: OutputFolder) -> str:
 
 
 def open_views(
-    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], *, memory_limit: str = MEMORY_LIMIT
 ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
     """A locked connection on which the views of these shards are."""
     holder = folder.holder()
     alive = "NULL" if holder is None else literal(holder.token)
-    return view_connection(_statements(folder, plan_id, manifests, f"{folder.root}/", alive), folder.root)
+    statements = _statements(folder, plan_id, manifests, f"{folder.root}/", alive)
+    return view_connection(statements, folder.root, memory_limit=memory_limit)
 
 
 def _statements(

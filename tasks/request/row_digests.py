@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # What renders and encodes a row, besides our own code: `tasks.storage.run.FORMAT` is that one's version.
-_LIBRARIES = ("trunkline", "transformers", "tokenizers", "jinja2")
+_VERSIONS = tuple(map(version, ("trunkline", "transformers", "tokenizers", "jinja2")))
 # What a template may ask for that is another thing the day after.
 _CLOCK = "strftime_now"
 
@@ -40,7 +40,7 @@ class RowDigests:
         self._takes_ids = asks_itself or task_type_of(job.task).is_drawn_afresh(Ask(job.task, job.sampling))
         template = repr(tokenizer.chat_template if run.chat_template is None else run.chat_template)
         decisive = [
-            *map(version, _LIBRARIES),
+            *_VERSIONS,
             *(job.model_dump_json(include={part}) for part in ("prompt", "task", "sampling")),
             str([columns.schema.field(name).with_nullable(True) for name in self.columns]),
             repr([columns.schema.field(name).metadata for name in self.columns]),

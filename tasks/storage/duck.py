@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 import duckdb
 
 MEMORY_LIMIT = "2GB"
-# The joins and sorts of a run, beside all else that a run holds; more is spilled.
-WORKING_MEMORY_LIMIT = "768MB"
+# The joins of a run, beside all else that a run holds; more is spilled.
+WORKING_MEMORY_LIMIT = "512MB"
 SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
 
@@ -29,17 +29,27 @@ _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
 
 
 @contextmanager
-def working_connection(spill: Path, *others: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there."""
-    with closing(_connect(":memory:", spill / "spill", memory_limit=WORKING_MEMORY_LIMIT)) as connection:
+def working_connection(
+    spill: Path, *others: Path, memory_limit: str = WORKING_MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there.
+
+    Of one thread, for each takes its own share of the memory, and the steps of a run wait for other things.
+    """
+    with closing(_connect(":memory:", spill / "spill", memory_limit=memory_limit, threads="1")) as connection:
         _lock(connection, spill, *others)
         yield connection
 
 
 @contextmanager
-def view_connection(statements: Iterable[str], folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def view_connection(
+    statements: Iterable[str], folder: Path, *, memory_limit: str = MEMORY_LIMIT
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """In memory with the views that `statements` make over files of `folder`; nothing else can be read."""
-    with TemporaryDirectory(prefix="trunkline-sql-") as spill, closing(_connect(":memory:", Path(spill))) as connection:
+    with (
+        TemporaryDirectory(prefix="trunkline-sql-") as spill,
+        closing(_connect(":memory:", Path(spill), memory_limit=memory_limit)) as connection,
+    ):
         _lock(connection, folder)
         for one in statements:
             connection.execute(one)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from tasks.storage.commit import fsync, open_private
 
-_GROUP_ROWS = 64 * 1024
-_GROUP_BYTES = 64 * 2**20
+_GROUP_ROWS = 16 * 1024
+_GROUP_BYTES = 16 * 2**20
 
 
 @dataclass(slots=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -242,6 +243,7 @@ def _text(moment: datetime) -> str:
     return moment.isoformat(timespec="seconds")
 
 
+@cache
 def _version() -> str:
     try:
         return version("trunkline")
