@@ -1,6 +1,7 @@
 """Answers SQL about an output folder, on a connection that can read that folder and nothing else."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +12,14 @@ import pyarrow as pa
 
 from engine.errors import UserError
 from tasks.report.published import open_published
-from tasks.report.views import open_views
+from tasks.report.views import THIS, open_views
 from tasks.storage.duck import BATCH_ROWS
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}", re.ASCII)
+# What DuckDB, or our own views, call something else by.
+_TAKEN = {THIS, "memory", "system", "temp", "main", "detail", "information_schema", "pg_catalog"}
 
 
 class QueryResult(AbstractContextManager["QueryResult"]):
@@ -25,9 +30,10 @@ class QueryResult(AbstractContextManager["QueryResult"]):
 
     warning: str | None = None
 
-    def __init__(self, folder: OutputFolder, sql: str) -> None:
+    def __init__(self, folder: OutputFolder, sql: str, others: Mapping[str, OutputFolder]) -> None:
         self._published = open_published(folder)
-        self._connecting = open_views(folder, self._published.plan_id, self._published.manifests)
+        beside = {name: open_published(other) for name, other in others.items()}
+        self._connecting = open_views(folder, self._published.plan_id, self._published.manifests, beside)
         self._sql = sql
 
     def __enter__(self) -> Self:
@@ -77,6 +83,18 @@ def _in_one_line() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def query(folder: Path, sql: str) -> QueryResult:
-    """Raises UserError for a folder without results, and for anything but one SELECT statement."""
-    return QueryResult(OutputFolder(folder.expanduser().absolute()), single_select(sql, "sql"))
+def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -> QueryResult:
+    """One SELECT over the views of an output folder; those of `others` are `NAME.results` and so on.
+
+    Raises UserError for a folder without results, a name that cannot be one, and for anything but one SELECT statement.
+    """
+    for name in others or {}:
+        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise UserError(f"--with {name}: is no name for a folder; take letters, digits and _, such as other")
+    select = single_select(sql, "sql")
+    beside = {name: _folder(other) for name, other in (others or {}).items()}
+    return QueryResult(_folder(folder), select, beside)
+
+
+def _folder(path: Path) -> OutputFolder:
+    return OutputFolder(path.expanduser().absolute())

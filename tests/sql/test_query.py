@@ -33,11 +33,20 @@ def in_shell(folder: Path, sql: str) -> list[Any]:
 
 def test_views_and_their_columns(finished: ScoringJob) -> None:
     views = ask(finished.output_folder, "show tables")
-    assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
+    assert [view["name"] for view in views] == [
+        "dictionary",
+        "errors",
+        "label_counts",
+        "prefix_savings",
+        "results",
+        "runs",
+        "shards",
+        "throughput",
+    ]
     columns = (
         "custom_id status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
         "cached_tokens cumulative_logprob logprobs outputs prompt_logprobs label label_norm label_probs label_logprobs "
-        "missing_mass score scores logprob is_greedy perplexity embedding error_type error_message "
+        "missing_mass score scores logprob is_greedy perplexity min_margin embedding error_type error_message "
         "attempts run_id request_hash topic"
     )
     for view in ("results", "errors"):

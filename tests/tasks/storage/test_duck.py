@@ -93,7 +93,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 CONNECTIONS: dict[str, Callable[[Path], Connection]] = {
     "of a run": duck.working_connection,
-    "of views": lambda home: duck.view_connection(["create view v as select 1 as a"], home),
+    "of views": lambda home: duck.view_connection(duck.FolderViews(home, ["create view v as select 1 as a"])),
     "of a database": lambda home: duck.database_connection(home / "own.duckdb"),
 }
 
