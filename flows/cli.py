@@ -152,18 +152,22 @@ def sql(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Write into a file; its ending says how.")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=FOLDER", help="Open another output folder beside it; may be repeated."),
+    ] = None,
     attach: Annotated[
         bool, typer.Option("--attach", help="Print the SQL that opens the views in a DuckDB of your own.")
     ] = False,
 ) -> None:
-    """Query the results: views results, errors, runs, shards and prefix_savings."""
+    """Query the results; [bold]from dictionary[/bold] lists views, columns and macros, and what they mean."""
     if attach == (query is not None):
         raise UserError("sql: give one SELECT, or --attach")
     from flows.run_sql import run_sql, show_attach
 
     if query is None:
         return show_attach(output)
-    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to, others or ())
 
 
 @app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")

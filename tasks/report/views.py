@@ -24,7 +24,6 @@ from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import identifier, literal, literals, statement
 from tasks.storage.stored_plan import ROWS, plan_folder
 
-
 # What `compare_runs` calls the folder that is asked; others have the names that they are opened under.
 THIS = "this"
 

@@ -52,7 +52,7 @@ class FolderViews:
 def view_connection(
     own: FolderViews, others: Mapping[str, FolderViews] | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory with `own` views, those of `others` in databases of their names; files of no other folder can be read."""
+    """In memory with `own` views, and those of `others` in databases of their names; no other folder can be read."""
     others = others or {}
     with TemporaryDirectory(prefix="trunkline-sql-") as spill, closing(_connect(":memory:", Path(spill))) as connection:
         for name in others:

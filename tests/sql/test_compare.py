@@ -8,9 +8,7 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
-from engine.plan import ShardWork
 from engine.request import LabelScore, Request, RequestOutput
-from tasks.job.job import ScoringJob
 from tasks.query import query
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
@@ -76,7 +74,9 @@ def test_two_runs_of_a_folder(say: Say, tmp_path: Path) -> None:
     # Of five rows three are alike; by chance 3/5 * 3/5 + 2/5 * 2/5 = 0.52 of them would be.
     assert (met["compared"], met["same"], met["agreement"]) == (5, 3, 0.6)
     assert met["kappa"] == pytest.approx((0.6 - 0.52) / (1 - 0.52), abs=1e-4)
-    assert _ask(out, f"from compare_runs('{second}', 'this')") == _ask(out, f"from compare_runs('{second}', '{second}')")
+    assert _ask(out, f"from compare_runs('{second}', 'this')") == _ask(
+        out, f"from compare_runs('{second}', '{second}')"
+    )
 
 
 def test_a_run_that_scored_only_new_rows_stands_for_all(say: Say, tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_another_duckdb_has_the_macros(say: Say, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with duckdb.connect(str(out / "results.duckdb"), read_only=True, config={"file_search_path": str(out)}) as own:
         assert own.sql(f"select compared, same from agreement('{first}', '{second}')").fetchall()[0] == (5, 3)
-        assert own.sql("select comment from dictionary where column_name = 'label' and name = 'results'").fetchall() == [
-            ("The likeliest label",)
-        ]
+        assert own.sql(
+            "select comment from dictionary where column_name = 'label' and name = 'results'"
+        ).fetchall() == [("The likeliest label",)]
 
 
 def test_every_view_column_and_macro_has_a_comment(say: Say, tmp_path: Path) -> None:
