@@ -65,6 +65,7 @@ MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, 
 MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
+BESIDE = "trunkline sql \"from agreement('this', 'stored')\" --output runs/package-topics --with stored=runs/stored"
 STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
 HERE = (
     "make demo",
@@ -91,6 +92,10 @@ HERE = (
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "from results" --to results.parquet',
+    'trunkline sql "from dictionary"',
+    'trunkline sql "select custom_id, label from results" --to answers.xlsx',
+    'trunkline sql "from results" --to answers.duckdb',
+    BESIDE,
     "trunkline sql --attach",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
@@ -287,7 +292,9 @@ def test_the_harness_runs_from_python(project: Path) -> None:
     assert "acc_norm 0." in shown.stdout
 
 
-@pytest.mark.parametrize("view", ["results", "runs", "shards", "prefix_savings"])
+@pytest.mark.parametrize(
+    "view", ["results", "runs", "shards", "prefix_savings", "throughput", "label_counts", "dictionary"]
+)
 def test_the_page_has_a_views_columns(project: Path, view: str) -> None:
     [said] = re.findall(rf"^\| `{view}` \| .* \| `([\w, ]+)`", QUERY.read_text(), re.MULTILINE)
     with query(project / "runs" / "package-topics", f"select * from {view} limit 0") as result:
