@@ -1,6 +1,6 @@
 """The plan: frozen plain data that says what will run, in which order, and what it will cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 
@@ -24,6 +24,37 @@ class PrefixNode:
     end: int
     num_requests: int
     adapter: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefixNodes:
+    """A plan's nodes as columns, where node i has row i; `adapter` are places in `adapters`.
+
+    A `PrefixNode` is made when one is asked for, so that a plan of millions holds none.
+    """
+
+    parent: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    num_requests: NDArray[np.int64]
+    adapter: NDArray[np.int64]
+    adapters: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.parent)
+
+    def __getitem__(self, node_id: int) -> PrefixNode:
+        return PrefixNode(
+            node_id=node_id,
+            parent=int(self.parent[node_id]),
+            start=int(self.start[node_id]),
+            end=int(self.end[node_id]),
+            num_requests=int(self.num_requests[node_id]),
+            adapter=self.adapters[self.adapter[node_id]],
+        )
+
+    def __iter__(self) -> Iterator[PrefixNode]:
+        return map(self.__getitem__, range(len(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +190,7 @@ class Plan:
     """
 
     layout_id: str
-    nodes: tuple[PrefixNode, ...]
+    nodes: PrefixNodes
     order: NDArray[np.int64]
     node_of: NDArray[np.int64]
     shards: tuple[Shard, ...]

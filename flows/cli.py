@@ -188,6 +188,19 @@ def runs(
     show_runs(folder, form, last)
 
 
+@app.command(epilog="Example: [bold]trunkline report runs/package-topics[/bold]")
+def report(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="FOLDER", help="An output folder; else the latest run's.", show_default=False),
+    ] = None,
+) -> None:
+    """Write report.html anew: what was asked, what came, tokens, time, errors. A run writes it where it ends."""
+    from flows.show_report import write_and_tell
+
+    write_and_tell(folder)
+
+
 @app.command(epilog="Example: [bold]trunkline stop runs/package-topics[/bold]")
 def stop(
     folder: Annotated[

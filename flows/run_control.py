@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 from types import TracebackType
 
 from engine.errors import EngineClosedError
+from engine.loop.step_budget import known_step_tokens
 from engine.stages import abandonable
 from flows.progress import Progress, tell
 from tasks.report.live_counts import LiveCounts
 from tasks.storage.run import Run
 from tasks.storage.run_progress import RunProgress, write_progress
+from tasks.storage.step_curve import CurvePoint, CurveRecorder, StepCurve, write_curve
 from tasks.storage.stop_request import RunStoppedError, is_asked
 from tasks.storage.stored_plan import StoredPlan
 from tasks.workers import Workers
@@ -41,6 +43,8 @@ class RunControl(AbstractContextManager["RunControl"]):
         self._counts: LiveCounts | None = None
         self._written = RunProgress(run.run_id, "starting", 0.0)
         self._next_count = 0.0
+        self._before = workers.totals()
+        self._curve = CurveRecorder(StepCurve(run.run_id))
         self._asked = threading.Event()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="run-control", daemon=True)
@@ -71,7 +75,10 @@ class RunControl(AbstractContextManager["RunControl"]):
             raise stopped()
 
     def count(self, planned: StoredPlan) -> None:
-        """From now on progress has the rows of this plan that are committed."""
+        """From now on progress has the rows of this plan that are committed, and the curve what a step may have."""
+        run = self._run
+        step_tokens = known_step_tokens(run.model, run.config, run.device) or 0
+        self._curve.budgets(step_tokens=step_tokens, kv_budget_bytes=planned.summary.kv_cache_memory)
         self._counts = LiveCounts(self._run.folder, self._run.run_id, planned)
 
     def tell(self, progress: Progress) -> None:
@@ -79,12 +86,27 @@ class RunControl(AbstractContextManager["RunControl"]):
         self._progress = progress
         tell(progress)
 
+    def write_curve(self) -> None:
+        """What was computed until now, for the report; a run that computed nothing leaves the last one's."""
+        self._add_point()
+        curve = self._curve.read(time.monotonic() - self._started)
+        if curve.points:
+            write_curve(self._run.folder, curve)
+
+    def _add_point(self) -> None:
+        now = self._workers.totals()
+        done = now - self._before
+        seconds = round(time.monotonic() - self._started, 3)
+        busy = round(done.busy_seconds, 3)
+        self._curve.add(CurvePoint(seconds, done.steps, done.prefill, done.label, done.decode, now.kv_bytes, busy))
+
     def _watch(self) -> None:
         next_write = 0.0
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
             if not self.asked and is_asked(self._run.folder, self._holder):
                 self._asked.set()
                 self._workers.close()
+            self._add_point()
             if time.monotonic() >= next_write:
                 self._write()
                 next_write = time.monotonic() + SECONDS_BETWEEN_WRITES

@@ -167,6 +167,7 @@ class ShardRunner:
             seconds = time.monotonic() - start
             self._record_limit()
             self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
+            self._control.write_curve()
             published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,

@@ -3,6 +3,7 @@
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
@@ -91,7 +92,7 @@ class OneEngine(ABC, Generic[EngineT]):
                 raise EngineClosedError("the engine was closed")
             if self._engine is None or self._engine.dead:
                 if self._engine is not None:
-                    self._before += self._computed(self._engine)
+                    self._before += replace(self._computed(self._engine), kv_bytes=0)  # its memory went with it
                 self._engine = None
                 self._engine = self._start_engine()
             return self._engine
@@ -128,4 +129,6 @@ def computed_by(engine: "Engine") -> Computed:
         counters.generated_tokens,
         counters.busy_seconds,
         counters.limit_seconds,
+        counters.steps,
+        counters.kv_bytes,
     )

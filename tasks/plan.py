@@ -1,8 +1,7 @@
 """Third step: shared prefixes, execution order and shards, stored so that any process can run any shard."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,14 @@ from engine.config import EngineConfig
 from engine.failpoint import failpoint
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import known_step_tokens
-from engine.plan import Plan, PlanOutline, PrefixNode, join
-from engine.planning.planner import make_plan
+from engine.plan import Plan, PlanOutline, PrefixNodes, join
+from engine.planning.planner import plan_table
 from engine.stages import checkpoint
 from tasks.deduplicate import PENDING, Deduplicated
 from tasks.report.latest import remember_output
 from tasks.report.published import shown_plan
 from tasks.report.views import write_views
-from tasks.request.requests import to_requests
+from tasks.request.request_columns import to_columns
 from tasks.sections import read_sections
 from tasks.step import as_task
 from tasks.storage.commit import open_private
@@ -112,16 +111,15 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
     cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
         checkpoint()
-        rows = [requests for batch in section.to_batches() for requests in to_requests(batch)]
-        sizes = np.array([len(requests) for requests in rows], dtype=np.int64)
-        requests = list(chain.from_iterable(rows))
-        plan = make_plan(
+        (rows,) = section.to_batches()
+        requests, sizes = to_columns(rows)
+        plan = plan_table(
             requests,
             config,
             cost,
             shard_seconds=run.job.shard_seconds,
-            row_sizes=sizes.tolist(),
-            adapters=adapter_sizes(requests, run.shape, run.config, run.device),
+            row_sizes=sizes,
+            adapters=adapter_sizes(requests.adapters, run.shape, run.config, run.device),
         )
         yield PlannedSection(plan, section, sizes)
 
@@ -177,10 +175,10 @@ def _write_requests(section: PlannedSection, first_node: int, writer: pq.Parquet
         writer.write_table(table.select(REQUEST_SCHEMA.names).cast(REQUEST_SCHEMA), row_group_size=len(firsts))
 
 
-def _node_table(nodes: Sequence[PrefixNode], first_node: int) -> pa.Table:
-    columns = {name: [getattr(node, name) for node in nodes] for name in NODE_FIELDS}
-    columns["parent"] = [parent if parent < 0 else first_node + parent for parent in columns["parent"]]
-    return pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()}, NODE_SCHEMA)
+def _node_table(nodes: PrefixNodes, first_node: int) -> pa.Table:
+    columns = {name: getattr(nodes, name) for name in NODE_FIELDS}
+    columns["parent"] = np.where(nodes.parent < 0, nodes.parent, first_node + nodes.parent)
+    return pa.table(columns, NODE_SCHEMA)
 
 
 plan = as_task(make_run_plan, "plan")

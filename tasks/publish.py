@@ -1,6 +1,6 @@
 """Last step: the views over everything committed, and the figures that a run ends with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ import duckdb
 from engine.failpoint import failpoint
 from tasks.job.task import Task
 from tasks.report.latest import remember_output
+from tasks.report.page import publish_report
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
+from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
@@ -54,20 +56,22 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    published = _figures(run, plan_id)
+    manifests = read_manifests(run.folder)
+    published = _figures(run, plan_id, manifests)
     ended = published.results + published.errors
     update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
     failpoint("publish.recorded")
     remove_other_plans(run.folder, plan_id)
     remove_superseded(run.folder)
     remember_output(run.root)
+    publish_report(run.folder, plan_id, manifests)
     failpoint("publish.done")
     return published
 
 
-def _figures(run: Run, plan_id: str) -> Published:
+def _figures(run: Run, plan_id: str, manifests: Sequence[ShardManifest]) -> Published:
     rows = load_plan(run.folder, plan_id).rows
-    with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
+    with open_views(run.folder, plan_id, manifests) as connection:
         [(results, errors)] = _all(connection, "published_counts")
         savings = _all(connection, "run_savings", run_id=run.run_id)
         prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)

@@ -16,7 +16,8 @@ OnOutput = Callable[[RequestOutput], None]
 class Computed:
     """What was computed: finished requests, and tokens of prompts, of labels and of answers.
 
-    It took `busy_seconds`, of which a device at its limit would have needed `limit_seconds`.
+    It took `busy_seconds`, of which a device at its limit would have needed `limit_seconds`, in `steps` steps.
+    `kv_bytes` are in use now.
     """
 
     requests: int = 0
@@ -25,6 +26,8 @@ class Computed:
     decode: int = 0
     busy_seconds: float = field(default=0.0, compare=False)
     limit_seconds: float = field(default=0.0, compare=False)
+    steps: int = field(default=0, compare=False)
+    kv_bytes: int = field(default=0, compare=False)
 
     @property
     def prompt(self) -> int:
@@ -43,6 +46,8 @@ class Computed:
             self.decode + other.decode,
             self.busy_seconds + other.busy_seconds,
             self.limit_seconds + other.limit_seconds,
+            self.steps + other.steps,
+            self.kv_bytes + other.kv_bytes,
         )
 
     def __sub__(self, other: "Computed") -> "Computed":

@@ -97,6 +97,7 @@ HERE = (
     'trunkline sql "from results" --to answers.duckdb',
     BESIDE,
     "trunkline sql --attach",
+    "trunkline report runs/package-topics",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
     LIVE,

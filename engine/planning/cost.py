@@ -1,7 +1,5 @@
 """What a plan's requests cost: tokens and attended keys counted, then priced in seconds."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +9,11 @@ from numpy.typing import NDArray
 from engine.adapter_size import NO_ADAPTERS, AdapterSizes, size_of
 from engine.config import EngineConfig
 from engine.device_rates import DeviceRates
-from engine.label_tree import LabelTree, build_label_tree
+from engine.label_tree import build_label_tree
 from engine.model.model_shape import ModelShape
 from engine.planning.groups import Forest
-from engine.planning.prefix_tree import Ints
-from engine.request import Request
+from engine.planning.prompts import Ints
+from engine.planning.request_table import NO_LOGPROBS, RequestTable
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import KVFormat
 
@@ -67,13 +65,14 @@ class Work:
         return self.prompt_head_rows + self.answer_tokens
 
 
-def count_work(forest: Forest, requests: Sequence[Request], adapters: AdapterSizes = NO_ADAPTERS) -> Work:
+def count_work(forest: Forest, requests: RequestTable, adapters: AdapterSizes = NO_ADAPTERS) -> Work:
     """`forest` is arranged: the nodes that are new with a request are those behind all before it, to its own."""
     order = forest.order
     prompt = forest.end[forest.node_of[order]]
     last = np.maximum.accumulate(forest.node_of[order])
-    decode = np.array([requests[r].max_tokens for r in order], dtype=np.int64)
-    labels, label_depths = _label_counts(requests, order)
+    decode = requests.max_tokens[order]
+    label_set = requests.label_set[order]
+    labels, label_depths, asks_behind = _label_counts(requests, label_set)
     decode_keys = attended_keys(prompt, prompt + np.maximum(decode - 1, 0))
     label_keys = labels * (prompt + 1) + label_depths
     return Work(
@@ -82,8 +81,7 @@ def count_work(forest: Forest, requests: Sequence[Request], adapters: AdapterSiz
         decode_tokens=decode,
         attended_keys=_new_with(last, attended_keys(forest.start, forest.end)) + label_keys + decode_keys,
         decode_keys=decode_keys,
-        prompt_head_rows=_new_with(last, _read_tokens(forest, requests))
-        + np.array([requests[r].labels != () for r in order], dtype=np.int64),
+        prompt_head_rows=_new_with(last, _read_tokens(forest, requests)) + asks_behind,
         **_adapter_counts(requests, order, adapters),
     )
 
@@ -184,12 +182,12 @@ def _new_with(last: Ints, values: Ints) -> Ints:
     return np.diff(np.cumsum(values)[last], prepend=0)
 
 
-def _read_tokens(forest: Forest, requests: Sequence[Request]) -> Ints:
+def _read_tokens(forest: Forest, requests: RequestTable) -> Ints:
     """Of each node, the tokens whose log-probability any request at it or below it asks."""
-    nothing = int(forest.end.max(initial=0))
-    first = np.full(len(forest.end), nothing, dtype=np.int64)
-    asked = [nothing if r.prompt_logprobs_from is None else r.prompt_logprobs_from for r in requests]
-    np.minimum.at(first, forest.node_of, np.array(asked, dtype=np.int64))
+    if (requests.logprobs_from == NO_LOGPROBS).all():
+        return np.zeros_like(forest.end)
+    first = np.full(len(forest.end), int(forest.end.max(initial=0)), dtype=np.int64)
+    np.minimum.at(first, forest.node_of, requests.logprobs_from)
     firsts: list[int] = first.tolist()
     for node, parent in reversed([*enumerate(forest.parent.tolist())]):
         if parent >= 0:
@@ -197,30 +195,29 @@ def _read_tokens(forest: Forest, requests: Sequence[Request]) -> Ints:
     return np.maximum(forest.end - np.maximum(forest.start, np.array(firsts, dtype=np.int64)), 0)
 
 
-def _adapter_counts(requests: Sequence[Request], order: Ints, adapters: AdapterSizes) -> dict[str, NDArray[Any]]:
+def _adapter_counts(requests: RequestTable, order: Ints, adapters: AdapterSizes) -> dict[str, NDArray[Any]]:
     """`Work`'s fields of adapters: all 0 for a request that runs with none, and users 1."""
-    names = [requests[r].adapter for r in order]
-    users = Counter(names)
-    sizes = [size_of(adapters, name) for name in names]
-    first = {name: place for place, name in reversed([*enumerate(names)])}
-    is_new = [name is not None and first[name] == place for place, name in enumerate(names)]
+    adapter = requests.adapter[order]
+    sizes = [size_of(adapters, name) for name in requests.adapters]
+    users = np.bincount(adapter, minlength=len(sizes))
+    found, first = np.unique(adapter, return_index=True)
+    is_new = np.zeros(len(order), dtype=np.bool_)
+    is_new[first] = [requests.adapters[number] is not None for number in found.tolist()]
     return {
-        "adapter_params": np.array([size.params for size in sizes], dtype=np.int64),
-        "adapter_bytes": np.array([size.num_bytes for size in sizes], dtype=np.int64),
-        "adapter_users": np.array([users[name] for name in names], dtype=np.int64),
-        "adapter_is_new": np.array(is_new, dtype=np.bool_),
+        "adapter_params": np.array([size.params for size in sizes], dtype=np.int64)[adapter],
+        "adapter_bytes": np.array([size.num_bytes for size in sizes], dtype=np.int64)[adapter],
+        "adapter_users": users[adapter],
+        "adapter_is_new": is_new,
     }
 
 
-def _label_counts(requests: Sequence[Request], order: Ints) -> tuple[Ints, Ints]:
-    """Size of each request's label trie and the sum of its depths; equal labels are read once."""
-    trees: dict[tuple[bytes, ...], LabelTree] = {}
-    counts = np.zeros((2, len(order)), dtype=np.int64)
-    for at, r in enumerate(order):
-        labels = requests[r].labels
-        if labels is None:
-            continue
-        key = tuple(label.tobytes() for label in labels)
-        tree = trees[key] = trees.get(key) or build_label_tree(labels)
-        counts[:, at] = len(tree.depths), sum(tree.depths)
-    return counts[0], counts[1]
+def _label_counts(requests: RequestTable, label_set: Ints) -> tuple[Ints, Ints, Ints]:
+    """Size of each request's label trie, the sum of its depths, and 1 where anything is asked behind the prompt."""
+    trees = [build_label_tree(labels) for labels in requests.label_sets]
+    # The last row is of requests without labels, which are told by -1.
+    counts = [
+        (len(tree.depths), sum(tree.depths), int(labels != ()))
+        for tree, labels in zip(trees, requests.label_sets, strict=True)
+    ]
+    found = np.array([*counts, (0, 0, 1)], dtype=np.int64)[label_set]
+    return found[:, 0], found[:, 1], found[:, 2]

@@ -1,13 +1,13 @@
 """Sharing and order: which prefixes are computed once, and in which order the groups run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from engine.config import Order, Sharing
-from engine.planning.prefix_tree import Ints, PrefixTree, renumber, subtree_sums
+from engine.planning.prefix_tree import PrefixTree, subtree_sums
+from engine.planning.prompts import Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ def batchllm_groups(tree: PrefixTree) -> Ints:
     return np.array(group, dtype=np.int64)[tree.node_of]
 
 
-def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Sequence[int] | None = None) -> Forest:
+def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Ints | None = None) -> Forest:
     """The forest with its ids in execution order; `decode_tokens` are those that each request may generate.
 
     "fcfs" runs siblings, at every level, by the first request below them. "ratio" runs those with more decode
@@ -159,27 +159,35 @@ def arrange(forest: Forest, decode_tokens: Ints, order: Order, adapters: Sequenc
     arXiv 2311.03285).
     """
     seen = first_seen(forest)
-    adapter = np.asarray(adapters, dtype=np.int64)[seen] if adapters else np.zeros_like(seen)
+    adapter = np.zeros_like(seen) if adapters is None else adapters[seen]
     ranked = np.lexsort((seen, adapter))
     if order == "ratio":
         decode = np.bincount(forest.node_of, weights=decode_tokens, minlength=len(forest.parent)).astype(np.int64)
         ratio = subtree_sums(forest.parent, decode) / subtree_sums(forest.parent, forest.num_tokens)
         ranked = np.lexsort((seen, -ratio, adapter))
-    children: list[list[int]] = [[] for _ in range(len(forest.parent) + 1)]  # the last entry holds the roots (-1)
-    for node in ranked[::-1].tolist():
-        children[forest.parent[node]].append(node)
-    preorder: list[int] = []
-    stack = children[-1]
-    while stack:
-        preorder.append(stack.pop())
-        stack += children[preorder[-1]]
-    new_id = renumber(np.array(preorder, dtype=np.int64))
+    new_id = _preorder_ids(forest.parent, ranked)
+    preorder = np.argsort(new_id)
     return Forest(
-        parent=new_id[forest.parent[preorder]],
+        parent=np.append(new_id, -1)[forest.parent[preorder]],
         start=forest.start[preorder],
         end=forest.end[preorder],
         node_of=new_id[forest.node_of],
     )
+
+
+def _preorder_ids(parent: Ints, ranked: Ints) -> Ints:
+    """Each node's place in depth-first pre-order, where siblings follow each other as in `ranked`."""
+    sizes = subtree_sums(parent, np.ones_like(parent))
+    siblings = ranked[np.argsort(parent[ranked], kind="stable")]
+    before = np.cumsum(sizes[siblings]) - sizes[siblings]
+    leads = np.flatnonzero(np.diff(parent[siblings], prepend=-2))  # the first of each parent's
+    before -= np.repeat(before[leads], np.diff(np.append(leads, len(siblings))))
+    behind_parent = np.empty_like(before)
+    behind_parent[siblings] = before + 1
+    ids: list[int] = behind_parent.tolist()
+    for node, above in enumerate(parent.tolist()):
+        ids[node] += ids[above] if above >= 0 else -1
+    return np.array(ids, dtype=np.int64)
 
 
 def first_seen(forest: Forest) -> Ints:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from engine.adapter_size import NO_ADAPTERS, AdapterSizes, size_of
 from engine.config import EngineConfig
 from engine.model.model_shape import num_kv_blocks
-from engine.plan import Plan, PlanSummary, PrefixNode, Shard, ShardWork
+from engine.plan import Plan, PlanSummary, PrefixNodes, Shard, ShardWork
 from engine.planning.cost import CostModel, Work, count_work
 from engine.planning.groups import Forest, arrange, first_seen, share
-from engine.planning.prefix_tree import Ints, build_prefix_tree, subtree_sums
+from engine.planning.prefix_tree import build_prefix_tree, renumber, subtree_sums
+from engine.planning.prompts import Ints
+from engine.planning.request_table import RequestTable
 from engine.planning.rows import row_starts, spread
 from engine.planning.simulator import PlannedAdapters, simulate
 from engine.request import Request
@@ -23,6 +25,7 @@ from engine.request import Request
 SHARD_SLACK = 0.25
 
 T = TypeVar("T", np.int64, np.float64)
+V = TypeVar("V")
 
 
 def make_plan(
@@ -32,6 +35,21 @@ def make_plan(
     *,
     shard_seconds: float = 45.0,
     row_sizes: Sequence[int] | None = None,
+    adapters: AdapterSizes = NO_ADAPTERS,
+) -> Plan:
+    """Plans requests under `config`'s policies, as `plan_table` does."""
+    sizes = None if row_sizes is None else np.array(row_sizes, dtype=np.int64)
+    table = RequestTable.of(requests)
+    return plan_table(table, config, cost, shard_seconds=shard_seconds, row_sizes=sizes, adapters=adapters)
+
+
+def plan_table(
+    requests: RequestTable,
+    config: EngineConfig,
+    cost: CostModel,
+    *,
+    shard_seconds: float = 45.0,
+    row_sizes: Ints | None = None,
     adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
@@ -44,19 +62,18 @@ def make_plan(
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
     """
-    assert len({request.request_id for request in requests}) == len(requests), "ids differ"
+    assert len(set(requests.request_ids)) == len(requests), "ids differ"
     starts = row_starts(row_sizes, len(requests))
-    firsts = [requests[r] for r in starts.tolist()]
-    numbers = _adapter_numbers(firsts)
-    tree = build_prefix_tree([request.prompt_token_ids for request in firsts], numbers)
-    decode_tokens = _by_row(np.array([request.max_tokens for request in requests], dtype=np.int64), starts)
+    numbers = _adapter_numbers(requests.adapter[starts])
+    tree = build_prefix_tree(requests.prompts.choose(starts), numbers)
+    decode_tokens = _by_row(requests.max_tokens, starts)
     rows = arrange(share(tree, config.sharing, config.block_size), decode_tokens, config.order, numbers)
     forest = spread(rows, requests, starts, shares=config.sharing == "multi_level")
     others = int(forest.num_tokens.sum() - rows.num_tokens.sum())
     work = count_work(forest, requests, adapters)
     seconds = cost.seconds(work, config)
-    names = [_name(requests[r]) for r in forest.order]
-    num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=len(forest.parent)))
+    names = _in_order(requests.names, forest.order)
+    nodes = _nodes(forest, requests)
     sizes = np.diff(np.append(starts, len(requests)))[rows.order]
     shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, shard_seconds))
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
@@ -65,8 +82,8 @@ def make_plan(
     trajectory = simulate(forest, work, config, num_blocks, planned)
     summary = PlanSummary(
         requests=len(requests),
-        groups=int(np.count_nonzero(num_requests > 1)),
-        prompt_tokens=sum(len(request.prompt_token_ids) for request in [*firsts, *_others(requests, forest)]),
+        groups=int(np.count_nonzero(nodes.num_requests > 1)),
+        prompt_tokens=_prompt_tokens(requests, forest, starts),
         computed_tokens=int(work.prefill_tokens.sum()),
         ideal_tokens=int((tree.end - tree.start).sum()) + others,
         label_tokens=int(work.label_tokens.sum()),
@@ -79,7 +96,7 @@ def make_plan(
     )
     return Plan(
         layout_id=_layout_id(names, forest, shards),
-        nodes=_nodes(forest, num_requests, requests),
+        nodes=nodes,
         order=forest.order,
         node_of=forest.node_of,
         shards=shards,
@@ -95,27 +112,35 @@ def _shard_ends(rows: Forest, sizes: Ints, seconds: NDArray[np.float64], shard_s
     return [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()]
 
 
-def _others(requests: Sequence[Request], forest: Forest) -> list[Request]:
-    """Those whose prompts are not their row's first."""
+def _prompt_tokens(requests: RequestTable, forest: Forest, starts: Ints) -> int:
+    """Of each row's first request, and of those whose prompt is another than its."""
+    lengths = requests.prompts.lengths
+    own = int(lengths[starts].sum())
     if forest.row_node is None:
-        return []
-    return [requests[r] for r in np.flatnonzero(forest.node_of != forest.row_node).tolist()]
+        return own
+    return own + int(lengths[forest.node_of != forest.row_node].sum())
 
 
-def _planned(adapters: AdapterSizes, requests: Sequence[Request], forest: Forest) -> PlannedAdapters:
-    of_place = [requests[r].adapter for r in forest.order.tolist()]
-    return PlannedAdapters(of_place, {name: size_of(adapters, name).blocks for name in of_place if name is not None})
+def _planned(adapters: AdapterSizes, requests: RequestTable, forest: Forest) -> PlannedAdapters:
+    of_place = _in_order(requests.adapters, requests.adapter[forest.order])
+    blocks = {name: size_of(adapters, name).blocks for name in requests.adapters if name is not None}
+    return PlannedAdapters(of_place, blocks)
+
+
+def _in_order(values: Sequence[V], places: Ints) -> list[V]:
+    return [values[place] for place in places.tolist()]
 
 
 def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWork:
     """A shard's requests, out of those that `make_plan` was given, and every node on their paths, by id."""
     chosen = plan.order[shard.first : shard.last].tolist()
     node_of = plan.node_of[chosen].tolist()
+    parent = plan.nodes.parent
     path_nodes: set[int] = set()
     for node in node_of:
         while node >= 0 and node not in path_nodes:
             path_nodes.add(node)
-            node = plan.nodes[node].parent
+            node = int(parent[node])
     return ShardWork(
         layout_id=plan.layout_id,
         index=shard.index,
@@ -126,22 +151,18 @@ def shard_work(plan: Plan, shard: Shard, requests: Sequence[Request]) -> ShardWo
     )
 
 
-def _adapter_numbers(requests: Sequence[Request]) -> list[int] | None:
-    """A number for each request's adapter, in the order in which they first appear; None if it is the same for all."""
-    numbers: dict[str | None, int] = {}
-    found = [numbers.setdefault(request.adapter, len(numbers)) for request in requests]
-    return found if len(numbers) > 1 else None
+def _adapter_numbers(adapter: Ints) -> Ints | None:
+    """A number for each row's adapter, in the order in which they first appear; None if it is the same for all."""
+    found, first, number = np.unique(adapter, return_index=True, return_inverse=True)
+    return renumber(np.argsort(first))[number] if len(found) > 1 else None
 
 
-def _name(request: Request) -> str:
-    """What names the request's work, in any run; without an adapter its id alone."""
-    return request.request_id if request.adapter is None else f"{request.request_id}\0{request.adapter}"
-
-
-def _nodes(forest: Forest, num_requests: Ints, requests: Sequence[Request]) -> tuple[PrefixNode, ...]:
-    adapters = [requests[r].adapter for r in first_seen(forest).tolist()]
-    columns = (column.tolist() for column in (forest.parent, forest.start, forest.end, num_requests))
-    return tuple(map(PrefixNode, range(len(adapters)), *columns, adapters))
+def _nodes(forest: Forest, requests: RequestTable) -> PrefixNodes:
+    num_nodes = len(forest.parent)
+    num_requests = subtree_sums(forest.parent, np.bincount(forest.node_of, minlength=num_nodes))
+    one = len(requests.adapters) < 2
+    adapter = np.zeros(num_nodes, dtype=np.int64) if one else requests.adapter[first_seen(forest)]
+    return PrefixNodes(forest.parent, forest.start, forest.end, num_requests, adapter, requests.adapters)
 
 
 def _by_row(values: NDArray[T], starts: Ints) -> NDArray[T]:

@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.request import TokenIds
-
-Ints = NDArray[np.int64]
+from engine.planning.prompts import Ints, Prompts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,18 +27,19 @@ class PrefixTree:
     node_of: Ints
 
 
-def build_prefix_tree(prompts: Sequence[TokenIds], adapters: Sequence[int] | None = None) -> PrefixTree:
+def build_prefix_tree(prompts: Prompts, adapters: Ints | None = None) -> PrefixTree:
     """The trie of `prompts`; those of different `adapters` (a number each, from 0) share nothing.
 
     One sort, one longest common prefix per neighbour, one pass with a stack: no node's children are scanned.
     """
-    order = _sorted_order(prompts, adapters)
-    lengths = [len(prompts[r]) for r in order]
-    assert min(lengths, default=1) > 0, "a prompt has at least one token"
-    shared = [0] * bool(order) + [_common_prefix(prompts[a], prompts[b]) for a, b in pairwise(order)]
-    for at in _adapter_changes(order, adapters):
-        shared[at] = 0
-    parent, end, first, last, ends_at = map(_ints, _stack_pass(shared, lengths))
+    order = prompts.sorted_order(adapters)
+    lengths = prompts.lengths[order]
+    assert lengths.min(initial=1) > 0, "a prompt has at least one token"
+    shared = np.zeros_like(order)
+    shared[1:] = prompts.common_prefixes(order[:-1], order[1:])
+    if adapters is not None:
+        shared[1:][np.diff(adapters[order]) != 0] = 0
+    parent, end, first, last, ends_at = map(_ints, _stack_pass(shared.tolist(), lengths.tolist()))
 
     preorder = np.lexsort((end, first))
     new_id = renumber(preorder)
@@ -55,7 +52,7 @@ def build_prefix_tree(prompts: Sequence[TokenIds], adapters: Sequence[int] | Non
         end=end,
         first=first[preorder],
         last=last[preorder],
-        order=_ints(order),
+        order=order,
         node_of=node_of,
     )
 
@@ -79,29 +76,6 @@ def subtree_sums(parent: Ints, values: Ints) -> Ints:
 
 def _ints(values: Sequence[int]) -> Ints:
     return np.array(values, dtype=np.int64)
-
-
-def _sorted_order(prompts: Sequence[TokenIds], adapters: Sequence[int] | None) -> list[int]:
-    """By adapter, then by tokens."""
-    # Big-endian bytes compare as the tokens do, at the speed of memcmp.
-    keys = [np.asarray(prompt, dtype=">u4").tobytes() for prompt in prompts]
-    by_tokens = sorted(range(len(prompts)), key=keys.__getitem__)
-    return sorted(by_tokens, key=adapters.__getitem__) if adapters else by_tokens
-
-
-def _adapter_changes(order: Sequence[int], adapters: Sequence[int] | None) -> list[int]:
-    """Places in `order` whose prompt is of another adapter than the one before."""
-    if adapters is None:
-        return []
-    changes: list[int] = np.flatnonzero(np.diff(np.asarray(adapters)[order])).tolist()
-    return [before + 1 for before in changes]
-
-
-def _common_prefix(a: TokenIds, b: TokenIds) -> int:
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    at = int(differs.argmax())
-    return at if differs[at] else length
 
 
 def _stack_pass(shared: Sequence[int], lengths: Sequence[int]) -> tuple[list[int], ...]:

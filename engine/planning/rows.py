@@ -5,21 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.planning.groups import Forest
-from engine.planning.prefix_tree import Ints, renumber
-from engine.request import Request
+from engine.planning.prefix_tree import renumber
+from engine.planning.prompts import Ints
+from engine.planning.request_table import RequestTable
 
 
-def row_starts(row_sizes: Sequence[int] | None, num_requests: int) -> Ints:
+def row_starts(row_sizes: Ints | None, num_requests: int) -> Ints:
     """Where each row's requests begin; without sizes each request is a row of its own."""
     if row_sizes is None:
         return np.arange(num_requests)
-    sizes = np.array(row_sizes, dtype=np.int64)
-    assert sizes.sum() == num_requests, (sizes.sum(), num_requests)
-    assert (sizes > 0).all(), "a row has at least one request"
-    return np.cumsum(sizes) - sizes
+    assert row_sizes.sum() == num_requests, (row_sizes.sum(), num_requests)
+    assert (row_sizes > 0).all(), "a row has at least one request"
+    return np.cumsum(row_sizes) - row_sizes
 
 
-def spread(forest: Forest, requests: Sequence[Request], starts: Ints, *, shares: bool = True) -> Forest:
+def spread(forest: Forest, requests: RequestTable, starts: Ints, *, shares: bool = True) -> Forest:
     """The forest over all requests, out of the arranged one over the first request of each row.
 
     A request with the prompt of its row's first ends at the same node. Another prompt is a node of its own, behind that
@@ -29,12 +29,13 @@ def spread(forest: Forest, requests: Sequence[Request], starts: Ints, *, shares:
     if len(starts) == len(requests):
         return forest
     row_of = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(requests))))
-    first: list[int] = starts[row_of].tolist()
-    common = [_common_tokens(requests[r], requests[lead]) for r, lead in enumerate(first)]
-    lengths = np.array([len(request.prompt_token_ids) for request in requests], dtype=np.int64)
-    own = np.flatnonzero((np.array(common) < lengths) | (lengths[first] != lengths))
+    first = starts[row_of]
+    assert (requests.adapter == requests.adapter[first]).all(), "a row has one adapter"
+    common = requests.prompts.common_prefixes(np.arange(len(requests)), first)
+    lengths = requests.prompts.lengths
+    own = np.flatnonzero((common < lengths) | (lengths[first] != lengths))
     # At least its last token is a node of its own, so that no request ends at a node that is needed before its row's.
-    begins = np.minimum(np.array(common)[own], lengths[own] - 1) if shares else np.zeros_like(own)
+    begins = np.minimum(common[own], lengths[own] - 1) if shares else np.zeros_like(own)
     forest, above = _cut(forest, forest.node_of[row_of[own]].tolist(), begins.tolist())
     row_node = forest.node_of[row_of]
     place = np.empty_like(row_node)
@@ -52,16 +53,6 @@ def spread(forest: Forest, requests: Sequence[Request], starts: Ints, *, shares:
         node_of=new_id[node_of],
         row_node=new_id[row_node],
     )
-
-
-def _common_tokens(request: Request, first: Request) -> int:
-    """How many tokens a prompt begins with of its row's first."""
-    assert request.adapter == first.adapter, (request.request_id, request.adapter, first.adapter)
-    if request is first:
-        return len(first.prompt_token_ids)
-    shortest = min(len(request.prompt_token_ids), len(first.prompt_token_ids))
-    differ = request.prompt_token_ids[:shortest] != first.prompt_token_ids[:shortest]
-    return int(differ.argmax()) if differ.any() else shortest
 
 
 def _cut(forest: Forest, nodes: Sequence[int], depths: Sequence[int]) -> tuple[Forest, Ints]:

@@ -14,7 +14,7 @@ from engine.config import EngineConfig
 from engine.plan import Trajectory
 from engine.planning.cost import Work
 from engine.planning.groups import Forest
-from engine.planning.prefix_tree import Ints
+from engine.planning.prompts import Ints
 from engine.scheduling.admission import AdmissionRule, decode_kv_tokens
 from engine.scheduling.resident_adapters import ResidentAdapters
 

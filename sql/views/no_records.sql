@@ -37,5 +37,6 @@ SELECT
     NULL::BIGINT AS generated_tokens,
     NULL::DOUBLE AS ideal_saved_fraction,
     NULL::DOUBLE AS limit_share,
+    NULL::DOUBLE AS price_per_hour,
     NULL::VARCHAR AS error
 WHERE false

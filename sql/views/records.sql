@@ -37,5 +37,6 @@ FROM read_json({records}, format = 'newline_delimited', columns = {{
     generated_tokens: 'BIGINT',
     ideal_saved_fraction: 'DOUBLE',
     limit_share: 'DOUBLE',
+    price_per_hour: 'DOUBLE',
     error: 'VARCHAR'
 }})

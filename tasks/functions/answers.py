@@ -99,7 +99,7 @@ class Answerer:
         """Each request's outputs, by its name."""
         rows = [row_requests(one.request_hash, one.asked, one.ask) for one in section]
         requests = [request for row in rows for request in row]
-        adapters = adapter_sizes(requests, self._shape, self._config, self._device)
+        adapters = adapter_sizes([request.adapter for request in requests], self._shape, self._config, self._device)
         sizes = [len(row) for row in rows]
         plan = make_plan(requests, self._config, self._cost, row_sizes=sizes, adapters=adapters)
         futures = [self._workers.submit(shard_work(plan, shard, requests)) for shard in plan.shards]

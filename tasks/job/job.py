@@ -293,6 +293,9 @@ class ScoringJob(Part):
         ge=1,
         description="A run ends where the engine died so often in a row over rows asked alone, and none ended between.",
     )
+    price_per_hour: float | None = Field(
+        default=None, ge=0, description="What an hour of the machine costs; the run's report says what it cost."
+    )
     output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
     store: FilePath | None = Field(
         default=None,

@@ -73,6 +73,10 @@ class ContinuationTask(TaskType):
         """What is scored, and the name of each."""
         return ids, labels.names
 
+    def asks_once(self, ask: Ask) -> bool:
+        del ask
+        return True
+
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         del ask
         assert asked.labels, request_id

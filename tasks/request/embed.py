@@ -31,6 +31,10 @@ class Embed(TaskType):
     def decisive(self, ask: Ask) -> object:
         return asdict(pooling_of(ask.task))
 
+    def asks_once(self, ask: Ask) -> bool:
+        del ask
+        return True
+
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         return (Request(request_id, asked.prompt_token_ids, labels=(), pooling=pooling_of(ask.task)),)
 

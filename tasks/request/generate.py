@@ -36,6 +36,9 @@ class Generate(TaskType):
     def is_drawn_afresh(self, ask: Ask) -> bool:
         return ask.sampling.temperature > 0 and ask.sampling.seed is None
 
+    def asks_once(self, ask: Ask) -> bool:
+        return ask.sampling.copies == 1
+
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         """One for each text that is drawn, each with draws of its own."""
         assert not asked.labels, request_id

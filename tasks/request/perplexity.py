@@ -35,6 +35,10 @@ class Perplexity(TaskType):
         """How many alternatives are stored beside each token, where any are asked for."""
         return ask.sampling.prompt_logprobs
 
+    def asks_once(self, ask: Ask) -> bool:
+        del ask
+        return True
+
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         params = SamplingParams(prompt_logprobs=ask.sampling.prompt_logprobs)
         return (Request(request_id, asked.prompt_token_ids, params, labels=(), prompt_logprobs_from=1),)

@@ -64,6 +64,9 @@ class Score(Classify):
     def decisive(self, ask: Ask) -> object:
         return {"apply_softmax": ask.task.apply_softmax, "items": ask.task.has_items}
 
+    def asks_once(self, ask: Ask) -> bool:
+        return not ask.task.has_items
+
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         """One for each item."""
         del ask

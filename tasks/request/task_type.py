@@ -100,6 +100,13 @@ class TaskType(ABC):
         del ask
         return False
 
+    def asks_once(self, ask: Ask) -> bool:
+        """Whether each row is one request: with the row's prompt, its labels or none at all, and all else as any row's
+        that asks the same and may generate as many tokens. Planning then needs no object for each row.
+        """
+        del ask
+        return False
+
     @abstractmethod
     def requests(self, request_id: str, asked: RowRequest, ask: Ask) -> tuple[Request, ...]:
         """What the engine is asked for the row, in one request or several: `asked` is what `read` gave.

@@ -47,6 +47,16 @@ class OutputFolder:
         return self.root / "progress.json"
 
     @property
+    def step_curve(self) -> Path:
+        """What the newest run that computed did over its time; see `tasks/storage/step_curve.py`."""
+        return self.root / "curve.json"
+
+    @property
+    def report(self) -> Path:
+        """The newest publication's report; see `tasks/report/page.py`."""
+        return self.root / "report.html"
+
+    @property
     def stop_request(self) -> Path:
         """Who holds the folder is asked here to end; see `tasks/storage/stop_request.py`."""
         return self.root / "stop.json"

@@ -45,8 +45,14 @@ from tasks.storage.stored_plan import verify_plans
 
 # Counted up when stored plans or request hashes change their meaning: older plans are then not taken up again.
 FORMAT = 1
-# Keys of the job that say how a run meets faults, which no answer and no plan depends on.
-_RUN_KEYS = {"checkpoint_seconds": True, "on_error": True, "max_error_rate": True, "max_engine_deaths": True}
+# Keys of the job that say how a run meets faults, or what it costs, which no answer and no plan depends on.
+_RUN_KEYS = {
+    "checkpoint_seconds": True,
+    "on_error": True,
+    "max_error_rate": True,
+    "max_engine_deaths": True,
+    "price_per_hour": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,7 @@ def _new_record(run: Run, holder: Holder, started: datetime) -> RunRecord:
         kv_cache_dtype=run.config.kv_cache_dtype,
         determinism=run.config.determinism,
         device=run.device.label,
+        price_per_hour=run.job.price_per_hour,
     )
 
 

@@ -17,7 +17,6 @@ from engine.model.adapter_files import AdapterFiles, named_adapter, read_adapter
 from engine.model.base_linears import hold_to_base
 from engine.model.checkpoint import ModelFiles
 from engine.model.model_shape import ModelShape
-from engine.request import Request
 from tasks.job.job import ScoringJob
 
 
@@ -54,10 +53,10 @@ def job_adapters(
 
 
 def adapter_sizes(
-    requests: Iterable[Request], shape: ModelShape, config: EngineConfig, device: Device
+    adapters: Iterable[str | None], shape: ModelShape, config: EngineConfig, device: Device
 ) -> dict[str, AdapterSize]:
-    """Of requests' adapters, which were found and held to the model when the rows were read."""
-    names = {request.adapter for request in requests if request.adapter is not None}
+    """Of requests' `adapters`, which were found and held to the model when the rows were read."""
+    names = {name for name in adapters if name is not None}
     try:
         return {name: size_in_cache(named_adapter(name), shape, config, device) for name in names}
     except AdapterError as problem:

@@ -28,8 +28,8 @@ class RunRecord:
 
     `holder` is the token of the lock that the run holds: while nobody holds the folder with it, the run is not alive,
     whatever `status` says. At its end `rows_done` of the plan's `rows` had an end, `row_errors` of them as errors.
-    `limit_share` is the part of the device's limit that it reached while it computed. Times of day are for people;
-    nothing is ordered by them.
+    `limit_share` is the part of the device's limit that it reached while it computed, `price_per_hour` what an hour
+    costs, as the job says. Times of day are for people; nothing is ordered by them.
     """
 
     sequence: int
@@ -69,6 +69,7 @@ class RunRecord:
     generated_tokens: int | None = None
     ideal_saved_fraction: float | None = None
     limit_share: float | None = None
+    price_per_hour: float | None = None
     error: str | None = None
 
 

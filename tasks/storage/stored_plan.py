@@ -93,6 +93,12 @@ def load_plan(folder: OutputFolder, plan_id: str) -> StoredPlan:
     return _load(folder, plan_id)[0]
 
 
+def planned_job(folder: OutputFolder, plan_id: str) -> dict[str, Any]:
+    """The job that a plan was made for, as its file says it. Raises DamagedError like `load_plan`."""
+    job = read_json(plan_folder(folder, plan_id) / PLAN).get("job")
+    return job if isinstance(job, dict) else {}
+
+
 def check_plan_file(folder: OutputFolder, plan_id: str, name: str) -> None:
     """Raises DamagedError where one of a plan's `FILES`, or `plan.json`, is not what a run wrote there."""
     path = plan_folder(folder, plan_id) / name

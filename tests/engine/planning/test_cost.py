@@ -13,6 +13,7 @@ from engine.model.model_shape import ModelShape
 from engine.planning.cost import CostModel, Work, attended_keys, count_work
 from engine.planning.groups import arrange, share
 from engine.planning.prefix_tree import build_prefix_tree
+from engine.planning.request_table import RequestTable
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.reads import Reads
@@ -63,9 +64,10 @@ def test_counts() -> None:
 
 
 def work_of(requests: list[Request]) -> Work:
-    tree = build_prefix_tree([request.prompt_token_ids for request in requests])
+    table = RequestTable.of(requests)
+    tree = build_prefix_tree(table.prompts)
     decode = np.array([request.max_tokens for request in requests])
-    return count_work(arrange(share(tree, "multi_level", 16), decode, "fcfs"), requests)
+    return count_work(arrange(share(tree, "multi_level", 16), decode, "fcfs"), table)
 
 
 def test_log_probabilities_of_prompt_tokens_are_rows_of_the_head() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.config import ORDER, SHARING, Order, Sharing
 from engine.planning.groups import Forest, arrange, share
 from engine.planning.prefix_tree import PrefixTree, build_prefix_tree, subtree_sums
+from engine.planning.prompts import Prompts
 
 # Runs of one token give edges of different lengths, so that the policies differ.
 run = st.integers(0, 3).map(lambda token: [token] * (token + 1))
@@ -19,7 +20,7 @@ prompt_lists = st.lists(prompt, min_size=1, max_size=6)
 
 
 def tree_of(prompts: list[list[int]]) -> PrefixTree:
-    return build_prefix_tree([np.array(p, dtype=np.int32) for p in prompts])
+    return build_prefix_tree(Prompts.of([np.array(p, dtype=np.int32) for p in prompts]))
 
 
 def rows(forest: Forest) -> list[tuple[int, int, int]]:
@@ -194,8 +195,8 @@ def test_ratio_runs_decode_heavy_groups_first() -> None:
 @pytest.mark.parametrize(("order", "expected"), [("fcfs", [1, 3, 2, 0, 4]), ("ratio", [2, 1, 3, 0, 4])])
 def test_groups_of_one_adapter_run_together(order: Order, expected: list[int]) -> None:
     """The adapter of the documents' second goes first; the policy orders what each has."""
-    adapters = [1, 0, 0, 0, 1]
-    tree = build_prefix_tree([np.array(p, dtype=np.int32) for p in ORDERED], adapters)
+    adapters = np.array([1, 0, 0, 0, 1])
+    tree = build_prefix_tree(Prompts.of([np.array(p, dtype=np.int32) for p in ORDERED]), adapters)
     forest = arrange(share(tree, "multi_level", 1), np.array([9, 1, 5, 1, 9]), order, adapters)
     assert forest.order.tolist() == expected
 
@@ -220,5 +221,5 @@ def chain_optimum(depth: int) -> int:
 
 
 def test_deep_chain_stays_exact() -> None:
-    tree = build_prefix_tree([np.arange(length, dtype=np.int32) for length in range(1, 2001)])
+    tree = build_prefix_tree(Prompts.of([np.arange(length, dtype=np.int32) for length in range(1, 2001)]))
     assert share(tree, "single_level", 1).num_tokens.sum() == chain_optimum(2000)

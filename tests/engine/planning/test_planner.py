@@ -53,7 +53,7 @@ REQUESTS = [
 def test_drawn_plan() -> None:
     plan = plan_of(REQUESTS)
     # A generates 7 for 5 prompt tokens, B 4 for 4; b ends at the inner node and so runs before the rows.
-    assert plan.nodes == (
+    assert tuple(plan.nodes) == (
         PrefixNode(node_id=0, parent=-1, start=0, end=3, num_requests=2),
         PrefixNode(node_id=1, parent=0, start=3, end=4, num_requests=1),
         PrefixNode(node_id=2, parent=0, start=3, end=4, num_requests=1),
@@ -92,7 +92,7 @@ def test_label_tokens_are_counted_apart() -> None:
 
 def test_no_requests() -> None:
     plan = plan_of([])
-    assert (plan.nodes, plan.shards, plan.summary.expected_seconds) == ((), (), 0.0)
+    assert (tuple(plan.nodes), plan.shards, plan.summary.expected_seconds) == ((), (), 0.0)
 
 
 def test_groups_counts_shared_nodes() -> None:
@@ -148,7 +148,7 @@ def test_equal_tokens_under_two_adapters_have_two_roots() -> None:
         request_of("1", [1, 1, 7]),
     ]
     plan = plan_of(requests)
-    assert plan.nodes == (
+    assert tuple(plan.nodes) == (
         PrefixNode(node_id=0, parent=-1, start=0, end=2, num_requests=2, adapter="x"),
         PrefixNode(node_id=1, parent=0, start=2, end=3, num_requests=1, adapter="x"),
         PrefixNode(node_id=2, parent=0, start=2, end=3, num_requests=1, adapter="x"),

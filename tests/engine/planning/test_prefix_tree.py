@@ -5,12 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.planning.prefix_tree import PrefixTree, build_prefix_tree, renumber, subtree_sums
+from engine.planning.prompts import Prompts
 
 prompt_lists = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), max_size=12)
 
 
 def tree_of(*prompts: list[int]) -> PrefixTree:
-    return build_prefix_tree([np.array(prompt, dtype=np.int32) for prompt in prompts])
+    return build_prefix_tree(Prompts.of([np.array(prompt, dtype=np.int32) for prompt in prompts]))
 
 
 def rows(tree: PrefixTree) -> list[tuple[int, int, int]]:
@@ -43,7 +44,7 @@ def test_equal_prompts_end_at_one_node() -> None:
 
 def test_prompts_of_two_adapters_share_nothing() -> None:
     prompts = [np.array(tokens, dtype=np.int32) for tokens in ([1, 2, 3], [1, 2, 4], [1, 2, 4], [1, 2])]
-    tree = build_prefix_tree(prompts, [0, 1, 0, 1])
+    tree = build_prefix_tree(Prompts.of(prompts), np.array([0, 1, 0, 1]))
     assert rows(tree) == [(-1, 0, 2), (0, 2, 3), (0, 2, 3), (-1, 0, 2), (3, 2, 3)]
     assert tree.node_of.tolist() == [1, 4, 2, 3]
     assert tree.order.tolist() == [0, 2, 3, 1]
@@ -102,7 +103,7 @@ def test_many_prompts() -> None:
     instruction = rng.integers(0, 50_000, 60).astype(np.int32)
     documents = [np.concatenate([instruction, rng.integers(0, 50_000, 40).astype(np.int32)]) for _ in range(1250)]
     prompts = [np.concatenate([d, np.array([q, q + 1], dtype=np.int32)]) for d in documents for q in range(16)]
-    tree = build_prefix_tree(prompts)
+    tree = build_prefix_tree(Prompts.of(prompts))
     assert len(prompts) == 20_000
     assert 20_000 + 1250 < len(tree.end) < 2 * 20_000
     assert (tree.end - tree.start).sum() == len({p[:d].tobytes() for p in prompts for d in range(1, len(p) + 1)})
@@ -110,6 +111,6 @@ def test_many_prompts() -> None:
 
 def test_deep_chain() -> None:
     tokens = np.arange(5000, dtype=np.int32)
-    tree = build_prefix_tree([tokens[:length] for length in range(5000, 0, -1)])
+    tree = build_prefix_tree(Prompts.of([tokens[:length] for length in range(5000, 0, -1)]))
     assert tree.parent.tolist() == list(range(-1, 4999))
     assert tree.node_of.tolist() == list(range(4999, -1, -1))

@@ -43,6 +43,7 @@ class FakeEngine:
 
     def counters(self) -> Any:
         counted = dict.fromkeys(("computed_prompt_tokens", "label_tokens", "generated_tokens"), self._steps)
+        counted["kv_bytes"] = 0
         return SimpleNamespace(
             steps=self._steps, finished_requests=self._steps, busy_seconds=0.5, limit_seconds=0.25, **counted
         )

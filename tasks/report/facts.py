@@ -1,0 +1,226 @@
+"""What a report says of an output folder: read by SQL that counts, so that a million rows cost no more than ten."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from engine.plan import PlanSummary
+from tasks.report.views import open_views
+from tasks.storage.damage import DamagedError
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run_progress import read_progress
+from tasks.storage.run_record import RunRecord, read_records
+from tasks.storage.shard_manifest import ShardManifest
+from tasks.storage.statements import statement
+from tasks.storage.step_curve import StepCurve, read_curve
+from tasks.storage.stored_plan import NODES, StoredPlan, load_plan, plan_folder, planned_job
+
+MOST_NODES = 400
+COLUMNS = 240
+MOST_SHARDS = 8
+MOST_ANSWERS = 20
+MOST_ERRORS, ERRORS_OF_A_KIND = 12, 3
+MOST_RUNS = 8
+# Differences of log-likelihoods, or of logits, which people look at.
+MARGINS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rows of a task with one answer; the probability of their label, and the median of `min_margin`, where known."""
+
+    task: str
+    answer: str
+    rows: int
+    mean_probability: float | None
+    median_margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SlowShard:
+    """A committed shard, from 1; `expected_seconds` is the plan's, None where that is another plan's."""
+
+    number: int
+    requests: int
+    errors: int
+    seconds: float
+    prompt_tokens: int
+    computed_prompt_tokens: int
+    generated_tokens: int
+    expected_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorExample:
+    error_type: str
+    custom_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SharedNode:
+    """Prompt tokens `[start, end)` that requests `[first, first + num_requests)`, as they run, have in common."""
+
+    first: int
+    num_requests: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTree:
+    """The plan's requests as they run: nodes that stand for most tokens, and the mean length in each of `COLUMNS`."""
+
+    requests: int = 0
+    longest: int = 0
+    nodes: tuple[SharedNode, ...] = ()
+    lengths: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunTokens:
+    """Of what one run committed: prompt tokens as the rows have them, of `unique` prompts, planned and computed."""
+
+    requests: int
+    prompt: int
+    unique: int
+    planned: int
+    computed: int
+    generated: int
+    saved_fraction: float
+    ideal_saved_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`run` is the newest, `scoring` the newest that scored anything, whose are `tokens` and `curve`.
+
+    `planned` is what that run was planned to take; None where its plan is gone. `seconds` are those of `scoring`.
+    `error_types` are (name, rows), `margins` (bound, rows): rows nearer to another answer than that, None for no bound.
+    """
+
+    folder: OutputFolder
+    run: RunRecord
+    scoring: RunRecord
+    runs: tuple[RunRecord, ...]
+    job: dict[str, Any]
+    plan: StoredPlan
+    rows: int
+    results: int
+    errors: int
+    error_types: tuple[tuple[str, int], ...]
+    error_examples: tuple[ErrorExample, ...]
+    answers: tuple[Answer, ...]
+    margins: tuple[tuple[float | None, int], ...]
+    slowest: tuple[SlowShard, ...]
+    tree: PromptTree
+    tokens: RunTokens
+    planned: PlanSummary | None
+    curve: StepCurve
+    seconds: float | None
+
+    @property
+    def missing(self) -> int:
+        return self.rows - self.results - self.errors
+
+    @property
+    def cost(self) -> float | None:
+        """Of the scoring run, in whatever money its `price_per_hour` is in."""
+        price = self.scoring.price_per_hour
+        return None if price is None or self.seconds is None else price * self.seconds / 3600
+
+
+def read_facts(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]) -> Facts:
+    """Of what is committed. Raises DamagedError where the plan cannot be read, ValueError where no run is recorded."""
+    records = read_records(folder)
+    if not records:
+        raise ValueError("its runs have lost their records")
+    plan = load_plan(folder, plan_id)
+    job: dict[str, Any] = {}
+    with suppress(DamagedError):
+        job = planned_job(folder, plan_id)
+    with open_views(folder, plan_id, manifests) as connection:
+        ask = _Asking(connection)
+        scored = ask.all("scoring_run")
+        scoring = next((one for one in records if scored and one.run_id == scored[0][0]), records[-1])
+        [(results, errors)] = ask.all("published_counts")
+        own = job.get("task", {}).get("type") or ""
+        return Facts(
+            folder=folder,
+            run=records[-1],
+            scoring=scoring,
+            runs=tuple(records[-MOST_RUNS:]),
+            job=job,
+            plan=plan,
+            rows=plan.rows,
+            results=results,
+            errors=errors,
+            error_types=tuple(ask.all("error_counts")),
+            error_examples=tuple(
+                ErrorExample(*map(str, row))
+                for row in ask.all("error_examples", each=ERRORS_OF_A_KIND, most=MOST_ERRORS)
+            ),
+            answers=tuple(Answer(*row) for row in ask.all("answers_given", own=own, most=MOST_ANSWERS)),
+            margins=tuple(ask.all("margin_counts", bounds=list(MARGINS))),
+            slowest=_slowest(ask, plan),
+            tree=_tree(ask, folder, plan),
+            tokens=_tokens(ask, scoring.run_id),
+            planned=plan.summary if scoring.plan_id == plan_id else None,
+            curve=read_curve(folder, scoring.run_id),
+            seconds=_seconds(folder, scoring),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    connection: duckdb.DuckDBPyConnection
+
+    def all(self, name: str, **values: object) -> list[Any]:
+        return self.connection.execute(statement(f"report/{name}"), values).fetchall()
+
+
+def _slowest(ask: _Asking, plan: StoredPlan) -> tuple[SlowShard, ...]:
+    expected = {shard.index: shard.expected_seconds for shard in plan.shards}
+    rows = ask.all("slowest_shards", plan_id=plan.plan_id, most=MOST_SHARDS)
+    figures = ((row[0] + 1, *row[1:], expected.get(row[0])) for row in rows)
+    return tuple(SlowShard(*one) for one in figures)
+
+
+def _tree(ask: _Asking, folder: OutputFolder, plan: StoredPlan) -> PromptTree:
+    nodes = str(plan_folder(folder, plan.plan_id) / NODES)
+    columns = ask.all("prompt_lengths", nodes=nodes, columns=COLUMNS)
+    if not columns:
+        return PromptTree()
+    lengths = [0.0] * COLUMNS
+    mean_of = {column: mean for column, mean, _, _ in columns}
+    for column in range(COLUMNS):  # one where no prompt begins to run has more of the prompts of the one before
+        lengths[column] = mean_of.get(column, lengths[column - 1] if column else 0.0)
+    shared = ask.all("wide_nodes", nodes=nodes, most=MOST_NODES)
+    return PromptTree(
+        requests=columns[0][3],
+        longest=max(most for _, _, most, _ in columns),
+        nodes=tuple(SharedNode(*row) for row in shared),
+        lengths=tuple(lengths),
+    )
+
+
+def _tokens(ask: _Asking, run_id: str) -> RunTokens:
+    [(requests, planned, computed, generated)] = ask.all("run_tokens", run_id=run_id)
+    savings = ask.all("run_savings", run_id=run_id)
+    prompt, unique, _, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
+    return RunTokens(requests, prompt, unique, planned, computed, generated, saved, ideal or 0.0)
+
+
+def _seconds(folder: OutputFolder, run: RunRecord) -> float | None:
+    """How long the run took, or takes until now."""
+    if run.seconds is not None:
+        return run.seconds
+    curve = read_curve(folder, run.run_id)
+    progress = read_progress(folder)
+    known = [curve.seconds] if curve.points else []
+    if progress is not None and progress.run_id == run.run_id:
+        known.append(progress.seconds)
+    return max(known, default=None)

@@ -1,0 +1,103 @@
+"""`curve.json`: what the newest run that computed did over its time, in a few hundred points.
+
+Like `progress.json` it is replaced as a whole and not synced, and decides nothing.
+"""
+
+import os
+import threading
+from dataclasses import asdict, dataclass, field, replace
+
+from tasks.storage.damage import DamagedError
+from tasks.storage.output_folder import OutputFolder
+from tasks.storage.stored_json import read_json, stage_json
+
+MAX_POINTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """`seconds` after the run began, all tokens and steps so far; `kv_bytes` are the most in use since the last point.
+
+    `busy_seconds` of them were spent in steps.
+    """
+
+    seconds: float
+    steps: int
+    prefill: int
+    label: int
+    decode: int
+    kv_bytes: int
+    busy_seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return self.prefill + self.label + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class StepCurve:
+    """A run's points, oldest first, and what a step and the KV cache may have at most; 0 where that is not known."""
+
+    run_id: str
+    seconds: float = 0.0
+    step_tokens: int = 0
+    kv_budget_bytes: int = 0
+    points: tuple[CurvePoint, ...] = ()
+
+
+@dataclass(slots=True)
+class CurveRecorder:
+    """Gathers points from any thread, and keeps `MAX_POINTS` at most: every second one goes where there are more.
+
+    Sums so far lose nothing by it; of KV the higher of two stays.
+    """
+
+    curve: StepCurve
+    _every: int = 1
+    _seen: int = 0
+    _points: list[CurvePoint] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, point: CurvePoint) -> None:
+        """Nothing where nothing was computed since the last point."""
+        with self._lock:
+            last = self._points[-1] if self._points else None
+            if (point.tokens, point.steps) == ((last.tokens, last.steps) if last is not None else (0, 0)):
+                return
+            if last is not None and self._seen % self._every:
+                point = replace(point, kv_bytes=max(point.kv_bytes, last.kv_bytes))
+                self._points[-1] = point
+            else:
+                self._points.append(point)
+            self._seen += 1
+            if len(self._points) > MAX_POINTS:
+                self._halve()
+
+    def budgets(self, *, step_tokens: int, kv_budget_bytes: int) -> None:
+        self.curve = replace(self.curve, step_tokens=step_tokens, kv_budget_bytes=kv_budget_bytes)
+
+    def read(self, seconds: float) -> StepCurve:
+        with self._lock:
+            return replace(self.curve, seconds=round(seconds, 3), points=tuple(self._points))
+
+    def _halve(self) -> None:
+        pairs = zip(self._points[::2], self._points[1::2], strict=False)
+        kept = [replace(later, kv_bytes=max(earlier.kv_bytes, later.kv_bytes)) for earlier, later in pairs]
+        self._points = kept + self._points[len(kept) * 2 :]
+        self._every *= 2
+        self._seen = 0
+
+
+def write_curve(folder: OutputFolder, curve: StepCurve) -> None:
+    os.replace(stage_json(folder.staged("curve.json"), asdict(curve)), folder.step_curve)
+
+
+def read_curve(folder: OutputFolder, run_id: str) -> StepCurve:
+    """That run's; one without points where it is not there, or another's, or another version's."""
+    try:
+        content = read_json(folder.step_curve)
+        points = tuple(CurvePoint(**point) for point in content.pop("points"))
+        curve = StepCurve(**content, points=points)
+    except (DamagedError, TypeError, KeyError):
+        return StepCurve(run_id)
+    return curve if curve.run_id == run_id else StepCurve(run_id)

@@ -1,0 +1,81 @@
+"""Axes, areas and the tree as numbers."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.report.charts import charts, figure_words, icicle, ticks, time_scale
+from tasks.report.facts import PromptTree, SharedNode
+from tasks.storage.step_curve import CurvePoint, StepCurve
+
+
+@pytest.mark.parametrize(
+    ("highest", "expected"),
+    [
+        (0, [0.0]),
+        (1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (512, [0, 200, 400]),
+        (816, [0, 200, 400, 600, 800]),
+        (30_000, [0, 10_000, 20_000, 30_000]),
+    ],
+)
+def test_ticks_are_round(highest: float, expected: list[float]) -> None:
+    assert ticks(highest) == expected
+
+
+@given(st.floats(1e-3, 1e15))
+def test_ticks_are_few_and_within(highest: float) -> None:
+    found = ticks(highest)
+    assert 2 <= len(found) <= 6
+    assert found[0] == 0
+    assert found[-1] <= highest * (1 + 1e-6)
+    step = found[1]
+    assert f"{step:e}"[0] in "125"
+    assert all(math.isclose(at, number * step, rel_tol=1e-9) for number, at in enumerate(found))
+
+
+def test_numbers_are_short() -> None:
+    assert list(map(figure_words, (0, 0.5, 1500, 2e6, 3e9))) == ["0", "0.5", "1.5k", "2M", "3G"]
+    assert [time_scale(seconds)[1] for seconds in (10, 600, 20_000)] == ["s", "min", "h"]
+
+
+def test_a_curve_of_one_point_is_no_chart() -> None:
+    assert charts(StepCurve("run", points=(CurvePoint(1.0, 1, 5, 0, 0, 0, 1.0),))) == ()
+
+
+def test_areas_stand_on_each_other() -> None:
+    """A second of 100 prefilled tokens, then one of 50 and 50 decoded: 1,000 units are 100 tokens/s."""
+    points = (CurvePoint(1.0, 1, 100, 0, 0, 2**20, 1.0), CurvePoint(2.0, 3, 150, 0, 50, 2**21, 2.0))
+    speeds, batch, memory = charts(StepCurve("run", 2.0, 200, 2**22, points))
+    decode, prefill = speeds.areas
+    assert (
+        decode.path
+        == "M0.0 1000.0L500.0 1000.0L500.0 500.0L1000.0 500.0L1000.0 1000.0L500.0 1000.0L500.0 1000.0L0.0 1000.0Z"
+    )
+    assert prefill.path == "M0.0 0.0L500.0 0.0L500.0 0.0L1000.0 0.0L1000.0 500.0L500.0 500.0L500.0 1000.0L0.0 1000.0Z"
+    assert [tick.text for tick in speeds.x_ticks] == ["0", "0.5", "1", "1.5", "2"]
+    assert [tick.at for tick in speeds.x_ticks] == [0, 25, 50, 75, 100]
+    assert batch.budget is not None
+    assert (batch.budget.at, batch.areas[0].path[:17]) == (100.0, "M0.0 500.0L500.0 ")
+    assert memory.budget is not None
+    assert (memory.budget.at, memory.y_ticks[-1].text) == (100.0, "4")
+
+
+def test_a_budget_far_above_does_not_flatten_what_is_used() -> None:
+    points = (CurvePoint(1.0, 1, 100, 0, 0, 2**20, 1.0), CurvePoint(2.0, 3, 150, 0, 50, 2**20, 2.0))
+    memory = charts(StepCurve("run", 2.0, 0, 2**31, points))[2]
+    assert memory.budget is not None
+    assert memory.budget.text == "budget 2,048 MiB, far above"
+    assert memory.y_ticks[-1].text == "1"
+
+
+def test_a_tree_is_drawn_to_scale() -> None:
+    tree = PromptTree(10, 100, (SharedNode(0, 10, 0, 40), SharedNode(5, 5, 40, 90)), (100.0, 50.0))
+    drawn = icicle(tree)
+    assert drawn is not None
+    assert [(box.x, box.y, box.width, box.height) for box in drawn.boxes] == [(0, 0, 1000, 400), (500, 400, 500, 500)]
+    assert drawn.boxes[1].title == "5 requests share tokens 40 to 90: 50 computed for 250 as written"
+    assert drawn.lengths == "M0 0L0.0 1000.0L500.0 1000.0L500.0 500.0L1000.0 500.0L1000 0Z"
+    assert icicle(PromptTree()) is None
