@@ -66,6 +66,7 @@ MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
 BESIDE = "trunkline sql \"from agreement('this', 'stored')\" --output runs/package-topics --with stored=runs/stored"
+COLLECTED = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 trunkline score examples/classify.yaml"
 STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
 HERE = (
     "make demo",
@@ -98,6 +99,8 @@ HERE = (
     BESIDE,
     "trunkline sql --attach",
     "trunkline report runs/package-topics",
+    COLLECTED,
+    "TRUNKLINE_LOG_FORMAT=json trunkline score examples/classify.yaml",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
     LIVE,
