@@ -8,7 +8,7 @@ TABLES := $(addprefix examples/data/,questions.parquet packages.parquet searches
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test nightly parity bench bench-peers check format lock clean help
+.PHONY: demo summaries test nightly parity bench bench-plan bench-peers check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -44,6 +44,9 @@ parity: $(STAMP) ## Hold every row of the example to transformers
 
 bench: $(STAMP) ## Time the engine on a fixed set of small workloads; under five minutes
 	$(BIN)/python -m engine.bench.run_set $(FLAGS)
+
+bench-plan: $(STAMP) ## Time planning against a trie in plain Python; a minute
+	$(BIN)/python -m engine.bench.plan $(FLAGS)
 
 bench-peers: $(STAMP) ## Time it against vLLM and lm-eval, installed apart; hours, continues if cut off
 	$(BIN)/python -m examples.peers $(FLAGS)

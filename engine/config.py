@@ -12,9 +12,9 @@ KVCacheDtype = Literal["auto", "fp8"]
 Speculation = Literal["ngram", "none"]
 Determinism = Literal["default", "strict"]
 
-SHARING: tuple[str, ...] = get_args(Sharing)
-ORDER: tuple[str, ...] = get_args(Order)
-ADMISSION: tuple[str, ...] = get_args(Admission)
+SHARING: tuple[Sharing, ...] = get_args(Sharing)
+ORDER: tuple[Order, ...] = get_args(Order)
+ADMISSION: tuple[Admission, ...] = get_args(Admission)
 QUANTIZATION: tuple[str, ...] = get_args(Quantization)
 KV_CACHE_DTYPE: tuple[str, ...] = get_args(KVCacheDtype)
 DETERMINISM: tuple[str, ...] = get_args(Determinism)

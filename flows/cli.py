@@ -1,5 +1,6 @@
 """The command `trunkline`."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder.", show_default=False)
 ]
 RunFormat = Literal["table", "csv", "json"]
+ReportFormat = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to write it.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
@@ -91,12 +93,47 @@ def plan(
         str | None,
         typer.Option("--device", metavar="GPU", help="Plan for a GPU that need not be here, such as h100 or l4."),
     ] = None,
+    form: ReportFormat = "table",
 ) -> None:
     """Show what a job would cost: rows, tokens before and after sharing, memory, time. No model is loaded."""
     with _loaded(job, output, settings, sharing=sharing, order=order, admission=admission) as loaded:
         from tasks.dry_run import plan_job
 
-        typer.echo(str(plan_job(loaded, device)))
+        planned = plan_job(loaded, device)
+    typer.echo(json.dumps(planned.as_json(), indent=2) if form == "json" else str(planned))
+
+
+@app.command(epilog="Example: [bold]trunkline simulate examples/classify.yaml --devices 8 --device h100[/bold]")
+def simulate(
+    job: JobFile,
+    output: Output = None,
+    settings: Settings = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many, alike.")] = 1,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="GPU", help="GPUs that need not be here, such as h100 or l4.")
+    ] = None,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, metavar="PRICE", help="Of a device, for what each policy costs.")
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHAPE", help="Rows in place of the job's: groups=8,degree=16,prefix=1024,distinct=64,output=32."
+        ),
+    ] = None,
+    form: ReportFormat = "table",
+) -> None:
+    """Run the scheduler with a clock in place of the model: time, KV, use and money of each policy."""
+    from engine.planning.described_table import DescribedTable
+
+    described = None if table is None else DescribedTable.parse(table)
+    with _loaded(job, output, settings) as loaded:
+        from tasks.simulate import simulate_job
+
+        found = simulate_job(loaded, devices=devices, device=device, price_per_hour=price_per_hour, table=described)
+    from flows.show_simulation import show_simulation
+
+    show_simulation(found, form)
 
 
 @app.command(epilog="Example: [bold]trunkline preview examples/classify.yaml --rows 1[/bold]")

@@ -35,7 +35,8 @@ class Work:
 class Progress:
     """A moment of a run. `fraction` is of the time that it takes; `seconds_left` is None until a speed is known.
 
-    `waiting_for` names the process that has the device.
+    `waiting_for` names the process that has the device. `errors` are rows that cannot be scored, and requests that
+    failed.
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Progress:
     tokens_per_second: float = 0.0
     seconds_left: float | None = None
     waiting_for: str | None = None
+    errors: int = 0
 
 
 class Meter:

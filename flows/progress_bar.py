@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from engine.figures import percent
 from flows.progress import Progress, watch
 from flows.terminal_text import as_text
 
@@ -55,12 +56,16 @@ def _show(bar: RichProgress, row: TaskID, progress: Progress) -> None:
         completed=progress.fraction,
         total=1.0 if progress.tokens_per_second else None,
         done=done_words(progress),
-        left=f"{time_words(progress.seconds_left)} left" if progress.seconds_left is not None else "",
+        left=left_words(progress),
     )
 
 
+def left_words(progress: Progress) -> str:
+    return f"{time_words(progress.seconds_left)} left" if progress.seconds_left is not None else ""
+
+
 def done_words(progress: Progress) -> str:
-    """Tokens against the plan, then rows; rows alone before there is a plan."""
+    """Tokens against the plan, rows, how fast, how near to the device's limit, and errors; rows alone before a plan."""
     if progress.work is None:
         return f"{progress.rows:,} rows" if progress.rows else ""
     work, computed = progress.work, progress.computed
@@ -72,7 +77,10 @@ def done_words(progress: Progress) -> str:
     ]
     counts = [f"{name} {done:,}/{total:,}" for name, done, total in kinds if total]
     speed = [f"{progress.tokens_per_second:,.0f} tokens/s"] if progress.tokens_per_second else []
-    return ", ".join(counts + speed)
+    share = progress.computed.limit_share
+    limit = [f"{percent(share)} of the limit"] if share is not None else []
+    errors = [f"{progress.errors:,} errors"] if progress.errors else []
+    return ", ".join(counts + speed + limit + errors)
 
 
 def time_words(seconds: float) -> str:

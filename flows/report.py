@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.figures import figure, percent
 from tasks.publish import Answers, Published
+from tasks.storage.output_folder import OutputFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,11 @@ class RunReport:
     @property
     def rows_per_second(self) -> float:
         return self.scored_rows / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def page(self) -> Path:
+        """Where the report for a browser is, if it could be written."""
+        return OutputFolder(self.folder).report
 
     @property
     def finished_fraction(self) -> float:

@@ -147,7 +147,8 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
             table.add_row(as_text(name), as_text(value))
         console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in [*report.facts(), ("from the command", time_words(seconds)), ("results", str(report.folder))]:
+    places = [("results", str(report.folder))] + ([("report", str(report.page))] if report.page.is_file() else [])
+    for name, value in [*report.facts(), ("from the command", time_words(seconds)), *places]:
         facts.add_row(as_text(name), as_text(value))
     console.print(facts)
     console.print()

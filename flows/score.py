@@ -174,6 +174,7 @@ class ShardRunner:
         try:
             self._check_rejected()
             run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
+            self._tick()
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
@@ -199,7 +200,7 @@ class ShardRunner:
             from_store=self._planned.from_store,
             seconds=seconds,
         )
-        self._page.close(report.finished_fraction, report.markdown())
+        self._page.close(report)
         if self._control.asked and published.missing:
             raise stopped(published.rows - published.missing, published.rows)
         if self._failures:
@@ -259,7 +260,8 @@ class ShardRunner:
         stage = self._workers.stage if self._planned.pending else None
         if stage is not None:
             self._meter.restart()
-        self._progress = self._meter.read(self._workers.totals() - self._before)
+        errors = self._planned.rejected + sum(done.errors for done in self._done)
+        self._progress = replace(self._meter.read(self._workers.totals() - self._before), errors=errors)
         if stage is not None:
             self._progress = replace(self._progress, stage=stage)
         holder = self._workers.waiting_for
@@ -270,7 +272,7 @@ class ShardRunner:
         self._waited_for = holder
         self._control.tell(self._progress)
         self._telemetry.progress(self._progress)
-        self._page.progress(self._progress.fraction)
+        self._page.progress(self._progress)
 
 
 def artifact_key(name: str) -> str:

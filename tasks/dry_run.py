@@ -1,8 +1,9 @@
 """What a run would do and cost, without a model's weights and with nothing written to the output folder."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from engine.figures import figure
 from engine.loop.step_budget import planning_config
@@ -40,6 +41,12 @@ class PlanReport:
     def expected_seconds(self) -> float:
         """From the command to its report; a run with nothing to score loads no model."""
         return self.starting_seconds + self.loading_seconds + self.plan.expected_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, with those that follow from others; without the text."""
+        saved = {name: getattr(self.plan, name) for name in ("saved_fraction", "ideal_saved_fraction")}
+        content = asdict(self) | {"expected_seconds": self.expected_seconds, "memory_bytes": self.memory.total}
+        return {name: value for name, value in content.items() if name != "text"} | {"plan": content["plan"] | saved}
 
     def __str__(self) -> str:
         before = self.starting_seconds + self.loading_seconds

@@ -120,7 +120,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_decision_is_in_the_index_once() -> None:
-    index = DECISIONS.read_text().partition("## Index\n")[2].partition("\n## ")[0]
+    before, _, behind = DECISIONS.read_text().partition("## Index\n")
+    assert "\n## " not in before, "the index comes first, then the newest entry"
+    index = behind.partition("\n## ")[0]
     entries = [anchor for anchor in anchors(DECISIONS) if re.match(r"\d{4}-\d\d-\d\d", anchor)]
     assert sorted(re.findall(r"\]\(#([^)]+)\)", index)) == sorted(entries)
     for line in re.findall(r"^- (\d{4}-.*)$", index, re.MULTILINE):

@@ -68,6 +68,8 @@ LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
 BESIDE = "trunkline sql \"from agreement('this', 'stored')\" --output runs/package-topics --with stored=runs/stored"
 COLLECTED = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 trunkline score examples/classify.yaml"
 STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
+SIMULATE = "trunkline simulate examples/classify.yaml --devices 1000 --device h100"
+DESCRIBED = f"{SIMULATE} --table groups=6250000,degree=16,prefix=80,distinct=20,output=8 --format json"
 HERE = (
     "make demo",
     "make summaries",
@@ -77,6 +79,10 @@ HERE = (
     "trunkline preview examples/classify.yaml --rows 1",
     "trunkline plan examples/classify.yaml",
     "trunkline plan examples/classify.yaml --device h100",
+    "trunkline plan examples/classify.yaml --format json",
+    "trunkline simulate examples/classify.yaml --devices 8 --device h100 --price-per-hour 2.5",
+    DESCRIBED,
+    "make bench-plan",
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
@@ -92,6 +98,7 @@ HERE = (
     'trunkline sql "select label, count(*) as n from results group by label order by n desc"',
     'trunkline sql "select * from prefix_savings" --output runs/package-topics',
     'trunkline sql "select custom_id, label_probs from results" --format csv',
+    'trunkline sql "select custom_id, label, min_margin from results where min_margin < 0.05 order by min_margin"',
     'trunkline sql "from results" --to results.parquet',
     'trunkline sql "from dictionary"',
     'trunkline sql "select custom_id, label from results" --to answers.xlsx',
@@ -232,8 +239,12 @@ def run(folder: Path, command: str) -> str:
     if command.startswith("make "):
         # Neither the environment nor the table is made anew.
         command += " --assume-old .venv/.installed --assume-old examples/data/questions.parquet"
-    if command.startswith("make bench"):
+    if command.startswith("make bench-plan"):
+        command += " FLAGS='--rows 300'"
+    elif command.startswith("make bench"):
         command += " FLAGS='--model tiny-model --precision float32 --kv-gib 0.1'"
+    if command == DESCRIBED:
+        command = command.replace("groups=6250000", "groups=6000")
     if "engine.bench.ablation" in command:
         command += " --model embedded --kv-gib 4"
     if command.startswith("trunkline batch"):

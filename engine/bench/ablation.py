@@ -55,7 +55,7 @@ def switched_off(base: EngineConfig) -> list[EngineConfig]:
 def combinations(base: EngineConfig) -> list[EngineConfig]:
     """Every sharing, order and admission."""
     return [
-        replace(base, sharing=sharing, order=order, admission=admission)  # type: ignore[arg-type]
+        replace(base, sharing=sharing, order=order, admission=admission)
         for sharing, order, admission in product(SHARING, ORDER, ADMISSION)
     ]
 

@@ -276,10 +276,11 @@ class Engine:
         scheduled = perf_counter()
         running = step.num_decode_tokens - step.num_draft_tokens
         held = running, len(self.scheduler.sequences), self.pool.num_used * self.runner.block_bytes
+        budget = self.config.max_num_batched_tokens, self.pool.num_blocks * self.runner.block_bytes
         launched = self._launcher.launch(step)
         lost = self.scheduler.lost(step, launched.lost_rows)
         self.runner.last_tokens = launched.tokens
-        self._in_flight.append(StepInFlight(launched, lost, held, (started, scheduled, perf_counter())))
+        self._in_flight.append(StepInFlight(launched, lost, held, budget, (started, scheduled, perf_counter())))
 
     def _take(self, flown: StepInFlight) -> None:
         step, before = flown.launched.step, perf_counter()

@@ -12,13 +12,14 @@ from engine.scheduling.lost_rows import LostRows
 class StepInFlight:
     """A launched step, and what is lost with rows of it that no memory was found for.
 
-    `held` were running, unfinished and KV bytes behind the scheduling; `times` are when scheduling began and ended, and
-    when all was launched.
+    `held` were running, unfinished and KV bytes behind the scheduling; `budget` is the tokens and KV bytes that a step
+    may have; `times` are when scheduling began and ended, and when all was launched.
     """
 
     launched: LaunchedStep
     lost: LostRows
     held: tuple[int, int, int]
+    budget: tuple[int, int]
     times: tuple[float, float, float]
 
     def trace(self, number: int, taking: tuple[float, float, float]) -> StepTrace:
@@ -38,4 +39,6 @@ class StepInFlight:
             schedule_ms=scheduled + updated,
             model_ms=computed,
             sample_ms=launched - computed + taken,
+            step_tokens=self.budget[0],
+            kv_budget_bytes=self.budget[1],
         )

@@ -16,7 +16,8 @@ class StepTrace:
 
     `kv_bytes` are in use while the model runs. Milliseconds: `schedule_ms` chooses the step and takes in its tokens,
     `model_ms` computes hidden states, `sample_ms` logits, tokens and label scores. They are the host's: on a GPU the
-    first launches, and the second launches and waits for what the device has yet to do of the step.
+    first launches, and the second launches and waits for what the device has yet to do of the step. `step_tokens` and
+    `kv_budget_bytes` are what a step and the KV cache may have; 0 in what earlier versions wrote.
     """
 
     step: int
@@ -29,6 +30,8 @@ class StepTrace:
     schedule_ms: float
     model_ms: float
     sample_ms: float
+    step_tokens: int = 0
+    kv_budget_bytes: int = 0
 
     @property
     def milliseconds(self) -> float:
@@ -57,7 +60,10 @@ def read_trace(path: Path) -> list[StepTrace]:
     """Raises UserError for a file that is no trace."""
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [StepTrace(**{field.name: row[field.name] for field in fields(StepTrace)}) for row in rows]
+        return [
+            StepTrace(**{field.name: row[field.name] for field in fields(StepTrace) if field.name in row})
+            for row in rows
+        ]
     except OSError as problem:
         raise UserError(f"{path}: {problem.strerror}") from None
     except (ValueError, KeyError, TypeError) as problem:

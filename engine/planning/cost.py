@@ -143,15 +143,18 @@ class CostModel:
 
         A step that only decodes also reads each token of KV once, for however many rows.
         """
-        matmul, head, attention = self._flops()
-        # Whatever it is cut into, a row's context is all that is before it, and itself.
-        keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
-        flops = matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
-        least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
+        least = max(self.step_flops(step) / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least
         kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
         return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
+
+    def step_flops(self, step: SchedulerOutput) -> float:
+        """What a step's rows, and the logits that are asked for, take."""
+        matmul, head, attention = self._flops()
+        # Whatever it is cut into, a row's context is all that is before it, and itself.
+        keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
+        return matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
 
     def free_rows(self) -> int:
         """Rows of a step whose matmuls are done when the weights have been read; 0 where reading is not measured."""

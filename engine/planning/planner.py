@@ -1,6 +1,7 @@
 """From requests to a plan: shared prefixes, order, shards, and what the run will need."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TypeVar
@@ -23,6 +24,8 @@ from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
+# A fast model computes more in a shard's seconds than a process wants to hold: about 7 KiB a request until its commit.
+MAX_SHARD_REQUESTS = 2**13
 
 T = TypeVar("T", np.int64, np.float64)
 V = TypeVar("V")
@@ -108,7 +111,7 @@ def plan_table(
 def _shard_ends(rows: Forest, sizes: Ints, seconds: NDArray[np.float64], shard_seconds: float) -> list[int]:
     """Requests before each shard, and behind the last; a row has `sizes` of them, in execution order."""
     row_ends = np.cumsum(sizes)
-    cuts = _cuts(_by_row(seconds, row_ends - sizes), _shared_depths(rows), shard_seconds)
+    cuts = _cuts(_by_row(seconds, row_ends - sizes), row_ends, _shared_depths(rows), shard_seconds)
     return [0, *row_ends[np.array(cuts, dtype=np.int64) - 1].tolist()]
 
 
@@ -186,21 +189,26 @@ def _shards(names: Sequence[str], work: Work, seconds: NDArray[np.float64], cuts
     )
 
 
-def _cuts(seconds: NDArray[np.float64], shared: Ints, shard_seconds: float) -> list[int]:
+def _cuts(seconds: NDArray[np.float64], row_ends: Ints, shared: Ints, shard_seconds: float) -> list[int]:
     """How many rows lie before each shard's end: near `shard_seconds`, where the least prefix is shared across it.
 
-    So a cut falls between groups if one ends near, else between a group's rows.
+    So a cut falls between groups if one ends near, else between a group's rows. `row_ends` has the requests before each
+    row's end, of which a shard has `MAX_SHARD_REQUESTS` at most, or one row.
     """
     ends = np.cumsum(seconds)
     cuts: list[int] = []
     first, start = 0, 0.0
     while first < len(ends):
         shortest, longest = start + np.array([1 - SHARD_SLACK, 1 + SHARD_SLACK]) * shard_seconds
-        if ends[-1] <= longest:
+        most = int(np.searchsorted(row_ends, (row_ends[first - 1] if first else 0) + MAX_SHARD_REQUESTS, side="right"))
+        if ends[-1] <= longest and most == len(ends):
             last = len(ends)
         else:
             low = max(int(np.searchsorted(ends, shortest)) + 1, first + 1)
             high = max(int(np.searchsorted(ends, longest, side="right")), low)
+            if high > most:
+                high = max(most, first + 1)
+                low = min(low, first + math.ceil((high - first) * (1 - SHARD_SLACK) / (1 + SHARD_SLACK)))
             window = np.arange(low, high + 1)
             distance = np.abs(ends[window - 1] - (start + shard_seconds))
             last = int(window[np.lexsort((distance, shared[window]))[0]])

@@ -1,5 +1,6 @@
--- Of the nodes that several requests share, those that stand for most tokens as written; `first` of the plan's requests,
--- as they run, is the first below each. A node's own requests run before its children's.
+-- Of the nodes that several requests share, and at least one of `columns` equal parts of all, those that stand for most
+-- tokens as written; `first` of the plan's requests, as they run, is the first below each. A node's own requests run
+-- before its children's.
 WITH node AS (
     SELECT file_row_number AS node, parent, start, "end", num_requests
     FROM read_parquet($nodes, file_row_number = true)
@@ -17,6 +18,6 @@ SELECT
     start,
     "end"
 FROM own
-QUALIFY num_requests > 1
+QUALIFY num_requests > 1 AND num_requests * $columns >= sum(num_own) OVER ()
 ORDER BY num_requests * ("end" - start) DESC, node
 LIMIT $most

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.figures import figure
+from engine.figures import figure, short, ticks
 from tasks.report.facts import PromptTree
 from tasks.storage.step_curve import CurvePoint, StepCurve
 
@@ -60,22 +60,16 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Icicle:
-    """Requests from left to right as they run, prompt tokens from the top down; `lengths` is the outline of all."""
+    """Requests from left to right as they run, prompt tokens from the top down.
+
+    `lengths` is the outline of all, `shared` that of what they share, on which `boxes` have a title each.
+    """
 
     boxes: tuple[Box, ...]
     lengths: str
+    shared: str
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
-
-
-def ticks(highest: float, most: int = 5) -> list[float]:
-    """From 0 to `highest`, in steps of 1, 2 or 5 times a power of ten, `most` steps at most."""
-    if highest <= 0:
-        return [0.0]
-    rough = highest / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(times * power for times in (1, 2, 5, 10) if times * power >= rough * (1 - 1e-9))
-    return [round(step * at, 12) for at in range(int(highest / step + 1e-9) + 1)]
 
 
 def charts(curve: StepCurve) -> tuple[Chart, ...]:
@@ -109,7 +103,7 @@ def _speeds(spans: Spans) -> Chart:
     areas = tuple(
         Area(*kinds[at], _steps(spans, tops[place], tops[place + 1], highest)) for place, at in enumerate(used)
     )
-    return _chart("Tokens computed", "tokens/s", spans, areas, highest, figure_words)
+    return _chart("Tokens computed", "tokens/s", spans, areas, highest, short)
 
 
 def _batches(spans: Spans, budget: int) -> Chart:
@@ -117,7 +111,7 @@ def _batches(spans: Spans, budget: int) -> Chart:
     highest = max(*values, float(budget), 1.0) if values else 1.0
     area = Area("batch", "tokens a step, in the mean", _steps(spans, [0.0] * len(spans), values, highest))
     limit = Tick(100 * budget / highest, f"budget {budget:,}") if budget else None
-    return _chart("Batch", "tokens/step", spans, (area,), highest, figure_words, limit)
+    return _chart("Batch", "tokens/step", spans, (area,), highest, short, limit)
 
 
 def _memory(spans: Spans, budget: int) -> Chart:
@@ -133,7 +127,7 @@ def _memory(spans: Spans, budget: int) -> Chart:
         if (budget and highest)
         else None
     )
-    return _chart("KV cache", "MiB", spans, (area,), highest, figure_words, limit)
+    return _chart("KV cache", "MiB", spans, (area,), highest, short, limit)
 
 
 def _chart(
@@ -145,13 +139,9 @@ def _chart(
     words: Callable[[float], str],
     budget: Tick | None = None,
 ) -> Chart:
-    first, last = spans[0][0].seconds, spans[-1][1].seconds
-    scale, x_unit = time_scale(last)
-    x_ticks = [
-        Tick(100 * (at * scale - first) / (last - first), f"{at:g}")
-        for at in ticks(last / scale, 6)
-        if at * scale >= first
-    ]
+    length = spans[-1][1].seconds - spans[0][0].seconds
+    scale, x_unit = time_scale(length)
+    x_ticks = [Tick(100 * at * scale / length, f"{at:g}") for at in ticks(length / scale, 6)]
     y_ticks = [Tick(100 * at / highest, words(at)) for at in ticks(highest)] if highest else [Tick(0.0, "0")]
     return Chart(title, unit, areas, tuple(x_ticks), tuple(y_ticks), x_unit, budget)
 
@@ -161,14 +151,6 @@ def time_scale(seconds: float) -> tuple[float, str]:
     if seconds < 180:
         return 1.0, "s"
     return (60.0, "min") if seconds < 3 * 3600 else (3600.0, "h")
-
-
-def figure_words(value: float) -> str:
-    """A tick's number, short."""
-    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{sign}"
-    return f"{value:g}"
 
 
 def _steps(spans: Spans, low: Sequence[float], high: Sequence[float], highest: float) -> str:
@@ -203,15 +185,23 @@ def icicle(tree: PromptTree) -> Icicle | None:
         )
         for node in sorted(tree.nodes, key=lambda node: (node.start, node.first))
     )
-    column = SIDE / len(tree.lengths)
-    outline = [f"{at * column:.1f} {length * y:.1f}L{(at + 1) * column:.1f} {length * y:.1f}"
-               for at, length in enumerate(tree.lengths)]  # fmt: skip
     return Icicle(
         boxes=boxes,
-        lengths=f"M0 0L{'L'.join(outline)}L{SIDE:g} 0Z",
-        x_ticks=tuple(Tick(100 * at / tree.requests, figure_words(at)) for at in ticks(tree.requests, 5)),
-        y_ticks=tuple(Tick(100 * at / tree.longest, figure_words(at)) for at in ticks(tree.longest, 5)),
+        lengths=_outline(tree.lengths, y),
+        shared=_outline(tree.shared, y),
+        x_ticks=tuple(Tick(100 * at / tree.requests, short(at)) for at in ticks(tree.requests, 5)),
+        y_ticks=tuple(Tick(100 * at / tree.longest, short(at)) for at in ticks(tree.longest, 5)),
     )
+
+
+def _outline(lengths: Sequence[float], scale: float) -> str:
+    """From the top down to each column's length."""
+    column = SIDE / len(lengths)
+    corners = [
+        f"{at * column:.1f} {length * scale:.1f}L{(at + 1) * column:.1f} {length * scale:.1f}"
+        for at, length in enumerate(lengths)
+    ]
+    return f"M0 0L{'L'.join(corners)}L{SIDE:g} 0Z"
 
 
 def _depth(num_requests: int) -> int:

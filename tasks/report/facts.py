@@ -20,6 +20,8 @@ from tasks.storage.stored_plan import NODES, StoredPlan, load_plan, plan_folder,
 
 MOST_NODES = 400
 COLUMNS = 240
+# A node of less than such a part of the requests could not be seen.
+NODE_COLUMNS = 500
 MOST_SHARDS = 8
 MOST_ANSWERS = 20
 MOST_ERRORS, ERRORS_OF_A_KIND = 12, 3
@@ -72,12 +74,15 @@ class SharedNode:
 
 @dataclass(frozen=True, slots=True)
 class PromptTree:
-    """The plan's requests as they run: nodes that stand for most tokens, and the mean length in each of `COLUMNS`."""
+    """The plan's requests as they run: nodes that stand for most tokens, wide enough to be seen; and in each of
+    `COLUMNS` parts of them, how long prompts are in the mean, and the beginning that they share with another.
+    """
 
     requests: int = 0
     longest: int = 0
     nodes: tuple[SharedNode, ...] = ()
     lengths: tuple[float, ...] = ()
+    shared: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,20 +195,22 @@ def _slowest(ask: _Asking, plan: StoredPlan) -> tuple[SlowShard, ...]:
 
 
 def _tree(ask: _Asking, folder: OutputFolder, plan: StoredPlan) -> PromptTree:
-    nodes = str(plan_folder(folder, plan.plan_id) / NODES)
-    columns = ask.all("prompt_lengths", nodes=nodes, columns=COLUMNS)
+    path = str(plan_folder(folder, plan.plan_id) / NODES)
+    columns = ask.all("prompt_lengths", nodes=path, columns=COLUMNS)
     if not columns:
         return PromptTree()
-    lengths = [0.0] * COLUMNS
-    mean_of = {column: mean for column, mean, _, _ in columns}
-    for column in range(COLUMNS):  # one where no prompt begins to run has more of the prompts of the one before
-        lengths[column] = mean_of.get(column, lengths[column - 1] if column else 0.0)
-    shared = ask.all("wide_nodes", nodes=nodes, most=MOST_NODES)
+    mean_of = {column: (mean, mean_shared) for column, mean, mean_shared, _, _ in columns}
+    filled = [(0.0, 0.0)]
+    for column in range(COLUMNS):  # one where no node begins has more of the requests of the one before
+        filled.append(mean_of.get(column, filled[-1]))
+    lengths, shared = zip(*filled[1:], strict=True)
+    nodes = ask.all("wide_nodes", nodes=path, most=MOST_NODES, columns=NODE_COLUMNS)
     return PromptTree(
-        requests=columns[0][3],
-        longest=max(most for _, _, most, _ in columns),
-        nodes=tuple(SharedNode(*row) for row in shared),
-        lengths=tuple(lengths),
+        requests=columns[0][4],
+        longest=max(most for _, _, _, most, _ in columns),
+        nodes=tuple(SharedNode(*row) for row in nodes),
+        lengths=lengths,
+        shared=shared,
     )
 
 

@@ -146,15 +146,28 @@ def _tiles(facts: Facts) -> list[Tile]:
             Tile("saved by sharing", percent(tokens.saved_fraction), f"ideal {percent(tokens.ideal_saved_fraction)}")
         )
     if seconds is not None:
-        computed = tokens.computed + tokens.generated
-        speed = f"{figure(computed / seconds, 0)} tokens/s" if computed and seconds else "nothing to score"
-        tiles.append(Tile("time", seconds_words(seconds), speed))
+        tiles.append(Tile("time", seconds_words(seconds), _speed(facts)))
     if facts.scoring.limit_share is not None:
         tiles.append(Tile("share of the limit", percent(facts.scoring.limit_share), f"of {facts.scoring.device}"))
     if facts.cost is not None and facts.scoring.price_per_hour is not None:
         each = f"{1e6 * facts.cost / tokens.requests:,.2f} a million requests" if tokens.requests else "no request"
         tiles.append(Tile("cost", f"{facts.cost:,.2f}", f"at {facts.scoring.price_per_hour:,.2f} an hour; {each}"))
     return tiles
+
+
+def _speed(facts: Facts) -> str:
+    """Of the seconds that went into steps, where they are known: loading a model is no part of it."""
+    computed = facts.tokens.computed + facts.tokens.generated
+    busy = _busy_seconds(facts)
+    if not computed:
+        return "nothing was computed"
+    if busy:
+        return f"{figure(computed / busy, 0)} tokens/s while it computed"
+    return f"{figure(computed / facts.seconds, 0)} tokens/s" if facts.seconds else f"{computed:,} tokens"
+
+
+def _busy_seconds(facts: Facts) -> float:
+    return facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
 
 
 def _asked(facts: Facts) -> list[tuple[str, str]]:
@@ -203,7 +216,7 @@ def _predictions(facts: Facts) -> list[Prediction]:
         found.append(_prediction("prompt tokens computed", tokens.planned, tokens.computed))
     if planned is not None and planned.max_decode_tokens:
         found.append(_prediction("tokens generated, at most", planned.max_decode_tokens, tokens.generated))
-    busy = facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
+    busy = _busy_seconds(facts)
     if planned is not None and planned.expected_seconds and busy and not facts.missing:
         found.append(_prediction("seconds computing", planned.expected_seconds, busy, digits=1))
     return found

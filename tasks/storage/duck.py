@@ -17,6 +17,8 @@ import duckdb
 from tasks.storage.statements import identifier, statement
 
 MEMORY_LIMIT = "2GB"
+# The joins and sorts of a run, beside all else that a run holds; more is spilled.
+WORKING_MEMORY_LIMIT = "1GB"
 SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
 
@@ -35,7 +37,7 @@ _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
 @contextmanager
 def working_connection(spill: Path, *others: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there."""
-    with closing(_connect(":memory:", spill / "spill")) as connection:
+    with closing(_connect(":memory:", spill / "spill", memory_limit=WORKING_MEMORY_LIMIT)) as connection:
         _lock(connection, spill, *others)
         yield connection
 

@@ -138,6 +138,10 @@ def test_the_bar_says_tokens_against_the_plan_then_rows() -> None:
     clock.now = 2.0
     words = done_words(measured.read(Computed(25, 500, 25, 75)))
     assert words == "prefill 500/600, label 25/50, decode 75/400, rows 50/100, 300 tokens/s"
+    near = Computed(100, 600, 50, 400, busy_seconds=2.0, limit_seconds=0.5)
+    assert done_words(Progress("scoring", 100, 99, computed=near, work=Work(100, 0, 100, 600), errors=3)) == (
+        "prefill 600/600, rows 99/100, 25.0% of the limit, 3 errors"
+    )
 
 
 def test_watchers_hear_until_they_leave() -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
+from tasks.storage.step_curve import read_curve
 from tasks.storage.stop_request import RunStoppedError
-from tasks.workers import OnOutput
+from tasks.workers import Computed, OnOutput
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask
 
@@ -139,3 +141,25 @@ def test_prefect_calls_it_cancelled_and_tries_no_more(job: ScoringJob) -> None:
     assert state.is_cancelled()
     assert "stopped by trunkline stop" in str(state.message)
     assert len(read_records(OutputFolder(job.output_folder))) == 1
+
+
+class Counting(FakeWorkers):
+    """Has computed more each time that it is asked, from what an earlier run left in its engine on."""
+
+    computed = Computed(5, 1000, 0, 50, busy_seconds=9.0, steps=20)
+
+    def totals(self) -> Computed:
+        self.computed += Computed(1, 100, 0, 10, busy_seconds=0.5, steps=2)
+        return replace(self.computed, kv_bytes=2**20)
+
+
+def test_what_a_run_computed_is_kept_over_its_time(job: ScoringJob) -> None:
+    with workers_from(lambda _: nullcontext(Counting())):
+        report = score(job)
+    folder = OutputFolder(job.output_folder)
+    curve = read_curve(folder, report.run_id)
+    assert curve.points
+    assert (curve.step_tokens, curve.kv_budget_bytes) == (512, 64 * 2**20)
+    assert all(point.prefill == 50 * point.steps == 10 * point.decode for point in curve.points)
+    assert {point.kv_bytes for point in curve.points} == {2**20}
+    assert "Over the run" in folder.report.read_text() or len(curve.points) < 2

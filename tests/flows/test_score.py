@@ -1,6 +1,7 @@
 """The flow against one Prefect server: what is scored, retried, published and shown."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -234,6 +235,14 @@ def test_the_summary_is_an_artifact(small_job: dict[str, Any]) -> None:
     assert "20 results, 1 errors" in str(summary.data)
     assert progress is not None
     assert progress.data == 100.0
+    assert "rows 21/21" in str(progress.description)
+    assert "1 errors" in str(progress.description)
+    errors = Artifact.get("trunkline-artifact-test-errors")
+    assert errors is not None
+    assert json.loads(str(errors.data)) == [{"error": "EMPTY_PROMPT", "rows": 1}]
+    link = Artifact.get("trunkline-artifact-test-report")
+    assert link is not None
+    assert str(link.data) == f"[report.html]({(Path(small_job['output']) / 'report.html').as_uri()})"
 
 
 def test_artifact_keys_are_what_prefect_takes() -> None:

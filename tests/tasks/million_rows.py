@@ -86,7 +86,7 @@ def _stages(rows: int) -> list[Stage]:
 
     @contextmanager
     def stage(name: str) -> Iterator[None]:
-        with _peak_memory() as peak:
+        with peak_memory() as peak:
             started = time.perf_counter()
             yield
             stages.append(Stage(name, time.perf_counter() - started, 0))
@@ -127,7 +127,7 @@ def _write_source(path: Path, rows: int) -> None:
 
 
 @contextmanager
-def _peak_memory() -> Iterator[list[int]]:
+def peak_memory() -> Iterator[list[int]]:
     """The most resident bytes while the context is open, looked at every 5 ms."""
     gc.collect()
     process, done = psutil.Process(), threading.Event()

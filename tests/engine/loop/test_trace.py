@@ -51,6 +51,8 @@ def test_a_row_for_each_step_with_what_it_held(tiny_model: Path, tmp_path: Path)
     assert all(s.running == s.decode_tokens for s in steps)
     assert steps[0].waiting == 4
     assert (steps[-1].running, steps[-1].waiting) == (1, 0)
+    budget = CONFIG.max_num_batched_tokens, engine.pool.num_blocks * engine.runner.block_bytes
+    assert {(s.step_tokens, s.kv_budget_bytes) for s in steps} == {budget}
     assert all(min(s.schedule_ms, s.model_ms, s.sample_ms) > 0 for s in steps)
 
 
@@ -72,6 +74,36 @@ def test_the_plot_has_a_mark_for_each_step(tmp_path: Path, capsys: pytest.Captur
     assert len((line.get("points") or "").split()) == 18
     widths = [float(mark.findall(f"{SVG}rect")[-1].get("width") or 0) for mark in marks]
     assert widths[8] / widths[0] == pytest.approx((0.25 + 13.5 + 1.5) / (0.25 + 5.5 + 1.5), rel=0.01)
+
+
+def words(drawing: str, kind: str) -> list[str]:
+    return [text.text or "" for text in ET.fromstring(drawing).iter(f"{SVG}text") if text.get("class") == kind]
+
+
+def test_axes_have_ticks_and_the_budget_a_line() -> None:
+    """Two seconds, 80 of 100 tokens, 2 of 4 MiB; the budgets are the panels' tops."""
+    step = StepTrace(0, 80, 0, 0, 1, 0, 2**21, 0.0, 1000.0, 0.0, 100, 2**22)
+    drawing = plot_trace.draw([step, step])
+    tokens, kv = ["0", "20", "40", "60", "80", "100"], ["0", "1", "2", "3", "4"]
+    times = ["0 s", "0.2 s", "0.4 s", "0.6 s", "0.8 s", "1 s", "1.2 s", "1.4 s", "1.6 s", "1.8 s", "2 s"]
+    assert words(drawing, "tick") == [*tokens, *kv, "0", "200", "400", "600", "800", "1k", *times]
+    lines = [line for line in ET.fromstring(drawing).iter(f"{SVG}line") if line.get("class") == "budget"]
+    assert [float(line.get("y1") or 0) for line in lines] == [40.0, 230.0]
+    assert "tokens a step; budget 100" in drawing
+
+
+def test_a_budget_far_above_what_is_used_is_told_in_words() -> None:
+    drawing = plot_trace.draw([StepTrace(0, 8, 0, 0, 1, 0, 2**20, 0.0, 9.0, 0.0, 4096, 2**31)])
+    assert "budget 4,096" in drawing
+    assert "KV in use, MiB; budget 2,048 MiB" in drawing
+    assert 'class="budget"' not in drawing
+
+
+def test_a_trace_of_an_earlier_version_has_no_budget(tmp_path: Path) -> None:
+    line = '{"step":0,"prefill_tokens":3,"decode_tokens":0,"label_tokens":0,"running":1,"waiting":0,"kv_bytes":9,'
+    (tmp_path / "old").write_text(line + '"schedule_ms":1.0,"model_ms":2.0,"sample_ms":3.0}\n')
+    assert read_trace(tmp_path / "old") == [StepTrace(0, 3, 0, 0, 1, 0, 9, 1.0, 2.0, 3.0)]
+    assert "budget" not in plot_trace.draw(read_trace(tmp_path / "old"))
 
 
 def test_an_empty_trace_is_an_empty_plot() -> None:

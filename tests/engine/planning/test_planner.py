@@ -130,6 +130,16 @@ def test_a_request_longer_than_a_shard_is_a_shard() -> None:
     assert sizes(plan_of(REQUESTS, shard_seconds=1e-9)) == [1] * 5
 
 
+def test_a_shard_has_no_more_requests_than_a_process_wants_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between groups where one ends near the most, else with as many as it may; a row of more is a shard."""
+    requests = [request_of(f"{d}{row}", [d] * 20 + [row]) for d, n in ((1, 6), (2, 5), (3, 8)) for row in range(n)]
+    monkeypatch.setattr("engine.planning.planner.MAX_SHARD_REQUESTS", 7)
+    assert sizes(plan_of(requests, replace(CONFIG, order="fcfs"))) == [6, 5, 7, 1]
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1.0, 1.0))
+    rows = make_plan(requests, replace(CONFIG, order="fcfs"), cost, shard_seconds=1e9, row_sizes=[9, 1, 6, 3])
+    assert sizes(rows) == [9, 7, 3]
+
+
 def test_shard_ids_come_from_the_requests_alone() -> None:
     one = plan_of(REQUESTS)
     other = plan_of(REQUESTS[::-1], replace(CONFIG, order="fcfs"))

@@ -116,6 +116,7 @@ def test_the_tree_has_the_prefixes_that_are_shared(job_of: JobMaker) -> None:
     assert {(one[0], one[1]) for one in found if one[3] == 10} == {(5, 27)}
     assert {one[2] for one in found if one[3] == 10} == {0, 10}
     assert set(tree.lengths) == {28.0}
+    assert set(tree.shared) == {27.0}
 
 
 def test_a_run_that_is_over_has_its_curve(job_of: JobMaker) -> None:
