@@ -271,7 +271,8 @@ class ShardRunner:
                 self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
         self._waited_for = holder
         self._control.tell(self._progress)
-        self._telemetry.progress(self._progress)
+        now = self._progress
+        self._telemetry.progress(now.computed, now.rows, now.rows_done, now.tokens_per_second)
         self._page.progress(self._progress)
 
 

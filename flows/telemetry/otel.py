@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 from engine.errors import UserError
-from flows.progress import Progress
 from tasks.infer import ShardDone
 from tasks.storage.run import Run
+from tasks.workers import Computed
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Telemetry(Protocol):
     def step(self, name: str, /) -> AbstractContextManager[None]:
         """A step of the flow, as long as the context is open."""
 
-    def progress(self, progress: Progress) -> None:
-        """How far the run is."""
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
+        """How far the run is: what it computed so far, how many of its rows have an end, how fast it is now."""
 
     def shard(self, done: ShardDone) -> None:
         """A shard has ended now."""
@@ -47,7 +47,7 @@ class Silent:
     def step(self, _: str, /) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def progress(self, progress: Progress) -> None:
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
         pass
 
     def shard(self, done: ShardDone) -> None:

@@ -10,9 +10,9 @@ from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
-from flows.progress import Progress
 from tasks.infer import ShardDone
 from tasks.storage.run import Run
+from tasks.workers import Computed
 
 NANOSECONDS = 1_000_000_000
 
@@ -29,7 +29,8 @@ class RunSignals(AbstractContextManager["RunSignals"]):
             "trunkline.job": run.job.name,
             "trunkline.run.id": run.run_id,
         }
-        self._now = Progress("starting")
+        self._computed = Computed()
+        self._rows, self._rows_done, self._speed = 0, 0, 0.0
         more = {"trunkline.device": run.device.label, "trunkline.dtype": run.device.dtype}
         self._run: Span = tracer.start_span("trunkline.run", kind=SpanKind.INTERNAL, attributes=self._about | more)
         self._context = trace.set_span_in_context(self._run)
@@ -41,10 +42,10 @@ class RunSignals(AbstractContextManager["RunSignals"]):
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
-        computed = self._now.computed
+        computed = self._computed
         self._run.set_attribute("gen_ai.usage.input_tokens", computed.prompt)
         self._run.set_attribute("gen_ai.usage.output_tokens", computed.decode)
-        self._run.set_attribute("trunkline.rows", self._now.rows)
+        self._run.set_attribute("trunkline.rows", self._rows)
         _end(self._run, problem)
 
     @contextmanager
@@ -86,26 +87,27 @@ class RunSignals(AbstractContextManager["RunSignals"]):
         )
         _end(span, error)
 
-    def progress(self, progress: Progress) -> None:
-        before, now = self._now.computed, progress.computed
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
+        before, now = self._computed, computed
         if now.steps > before.steps:
             seconds = (now.busy_seconds - before.busy_seconds) / (now.steps - before.steps)
             self._steps.record(seconds, self._about)
-        self._now = progress
+        self._computed = computed
+        self._rows, self._rows_done, self._speed = rows, rows_done, tokens_per_second
 
     def _observe(self, meter: Meter) -> None:
         def tokens(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self._now.computed.prompt, self._about | {"gen_ai.token.type": "input"})
-            yield Observation(self._now.computed.decode, self._about | {"gen_ai.token.type": "output"})
+            yield Observation(self._computed.prompt, self._about | {"gen_ai.token.type": "input"})
+            yield Observation(self._computed.decode, self._about | {"gen_ai.token.type": "output"})
 
         def rows(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self._now.rows_done, self._about)
+            yield Observation(self._rows_done, self._about)
 
         def speed(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self._now.tokens_per_second, self._about)
+            yield Observation(self._speed, self._about)
 
         def kv_share(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self._now.computed.kv_bytes / max(self._kv_bytes, 1), self._about)
+            yield Observation(self._computed.kv_bytes / max(self._kv_bytes, 1), self._about)
 
         meter.create_observable_counter("trunkline.tokens", [tokens], "{token}", "Tokens that were computed")
         meter.create_observable_gauge("trunkline.rows.done", [rows], "{row}", "Rows that have an end")

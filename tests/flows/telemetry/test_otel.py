@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from engine.errors import UserError
-from flows.progress import Progress
 from flows.score import score
 from flows.telemetry.otel import ENDPOINTS, Silent, is_wanted, run_telemetry
 from flows.workers import workers_from
@@ -87,7 +86,7 @@ def tell(signals: Any) -> None:
     signals.shard(DONE)
     signals.shard(replace(DONE, skipped=True))
     signals.failed_shard("cd", RuntimeError(SECRET))
-    signals.progress(Progress("scoring", 9, 4, tokens_per_second=12.5, computed=COMPUTED))
+    signals.progress(COMPUTED, rows=9, rows_done=4, tokens_per_second=12.5)
 
 
 def test_a_run_in_memory(job_of: JobMaker) -> None:
