@@ -41,8 +41,6 @@ def announced_run(opening: AbstractContextManager[Run]) -> Iterator[Run]:
             if isinstance(problem, TooManyErrorsError):
                 emit_run_event("error-rate-exceeded", begun, allowed=begun.job.max_error_rate)
             emit_run_event(_end(problem), begun, cause=type(problem).__name__)
-            if isinstance(problem, TooManyErrorsError):
-                emit_run_event("error-rate-exceeded", begun)
         raise
     emit_run_event("completed", begun)
 

@@ -224,10 +224,8 @@ class ShardRunner:
             update_record(self._run.folder, self._run.run_id, limit_share=round(share, 3))
 
     def _submit(self, shard: Shard) -> PrefectFuture[Any]:
-        here = infer.with_options(
-            task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}",
-            tags=[f"trunkline:{self._run.device.name}"],
-        )
+        # Without tags: for each of them a task asks the server for a slot, so that one that is away would end the run.
+        here = infer.with_options(task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}")
         return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate, self._errors)
 
     def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:

@@ -40,7 +40,9 @@ def show_simulation(found: Simulation, form: Literal["table", "json"]) -> None:
 
 
 def _cells(run: PolicyRun) -> list[str]:
-    cells = [run.sharing, run.order, run.admission, time_words(run.seconds)]
+    # Policies of a short job differ in parts of a second.
+    time = time_words(run.seconds) if run.seconds >= 60 else f"{figure(run.seconds, 2)} s"
+    cells = [run.sharing, run.order, run.admission, time]
     cells += [f"{run.computed_tokens:,}", percent(run.saved_fraction), f"{run.decode_tokens:,}"]
     cells += [percent(share) for share in (run.utilisation, run.kv_peak, run.kv_mean)]
     cells.append(figure(run.device_hours))

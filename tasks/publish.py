@@ -1,6 +1,6 @@
 """Last step: the views over everything committed, and the figures that a run ends with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from tasks.request.task_types import TASK_TYPES
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
-from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
@@ -56,39 +55,38 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    manifests = read_manifests(run.folder)
-    published = _figures(run, plan_id, manifests)
-    ended = published.results + published.errors
-    update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
-    failpoint("publish.recorded")
+    with open_views(run.folder, plan_id, read_manifests(run.folder)) as connection:
+        published = _figures(run, plan_id, connection)
+        ended = published.results + published.errors
+        update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
+        failpoint("publish.recorded")
+        publish_report(run.folder, plan_id, connection)
     remove_other_plans(run.folder, plan_id)
     remove_superseded(run.folder)
     remember_output(run.root)
-    publish_report(run.folder, plan_id, manifests)
     failpoint("publish.done")
     return published
 
 
-def _figures(run: Run, plan_id: str, manifests: Sequence[ShardManifest]) -> Published:
+def _figures(run: Run, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Published:
     rows = load_plan(run.folder, plan_id).rows
-    with open_views(run.folder, plan_id, manifests) as connection:
-        [(results, errors)] = _all(connection, "published_counts")
-        savings = _all(connection, "run_savings", run_id=run.run_id)
-        prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
-        return Published(
-            rows=rows,
-            results=results,
-            errors=errors,
-            missing=rows - results - errors,
-            answers=tuple(_answers(connection, run.job.task)),
-            error_types=tuple(_all(connection, "error_counts")),
-            prompt_tokens=prompt,
-            unique_prompt_tokens=unique,
-            computed_prompt_tokens=computed,
-            saved_fraction=saved,
-            ideal_saved_fraction=ideal,
-            database=run.folder.database,
-        )
+    [(results, errors)] = _all(connection, "published_counts")
+    savings = _all(connection, "run_savings", run_id=run.run_id)
+    prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
+    return Published(
+        rows=rows,
+        results=results,
+        errors=errors,
+        missing=rows - results - errors,
+        answers=tuple(_answers(connection, run.job.task)),
+        error_types=tuple(_all(connection, "error_counts")),
+        prompt_tokens=prompt,
+        unique_prompt_tokens=unique,
+        computed_prompt_tokens=computed,
+        saved_fraction=saved,
+        ideal_saved_fraction=ideal,
+        database=run.folder.database,
+    )
 
 
 def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> Iterator[Answers]:

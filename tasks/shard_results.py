@@ -112,7 +112,8 @@ class ShardResults:
             return
         failpoint("checkpoint.start")
         numbers = sorted(self._ended)
-        table, share = self._part_of(numbers), self._share_of(numbers)
+        table = self._part_of(numbers)
+        share = self._share_of(numbers, table)
         self._commit(table, [share], is_checkpoint=True)
         failpoint("checkpoint.done")
         self._keep(table, numbers)
@@ -130,8 +131,9 @@ class ShardResults:
         assert not self.left, len(self.left)
         numbers = sorted(self._ended)
         if numbers:
-            self._keep(self._part_of(numbers), numbers)
-            self._add(self._share_of(numbers))
+            table = self._part_of(numbers)
+            self._keep(table, numbers)
+            self._add(self._share_of(numbers, table))
             self._ended.clear()
         order = np.argsort(np.array(self._in_tables))
         part = join_parts(self._tables).take(order)
@@ -157,22 +159,25 @@ class ShardResults:
         outputs = [self._ended[number] for number in numbers]
         return to_part(asked, outputs, answer_of, self._run.run_id, self._shard.shard_id)
 
-    def _share_of(self, numbers: Sequence[int]) -> Share:
-        """What this run did of the shard since the last commit. Other shards ran beside it: outputs alone say what."""
+    def _share_of(self, numbers: Sequence[int], table: pa.Table) -> Share:
+        """What this run did of the shard since the last commit, whose rows the table has.
+
+        Other shards ran beside it: outputs alone say what. A row of several prompts has the tokens of all of them.
+        """
         outputs = [output for number in numbers for output in self._ended[number]]
         failed = [number for number in numbers if any(one.finish_reason == "error" for one in self._ended[number])]
-        lengths = {number: self._stored[number].prompt_tokens for number in numbers}
+        lengths = table.column("prompt_tokens").to_pylist()
+        of_rows = sum(self._stored[number].prompt_tokens for number in numbers)
         of_shard = sum(stored.prompt_tokens for stored in self._stored)
-        prompt_tokens = sum(lengths.values())
         return Share(
             run_id=self._run.run_id,
             requests=len(numbers),
             rows=sum(self._num_rows[number] for number in numbers),
             errors=len(failed),
             seconds=round(time.monotonic() - self._since, 3),
-            prompt_tokens=prompt_tokens,
-            row_prompt_tokens=sum(self._num_rows[number] * length for number, length in lengths.items()),
-            planned_tokens=round(self._shard.prefill_tokens * prompt_tokens / of_shard),
+            prompt_tokens=sum(lengths),
+            row_prompt_tokens=sum(self._num_rows[row] * length for row, length in zip(numbers, lengths, strict=True)),
+            planned_tokens=round(self._shard.prefill_tokens * of_rows / of_shard),
             computed_prompt_tokens=sum(
                 one.prompt_tokens - one.num_cached_tokens for one in outputs if one.finish_reason != "error"
             ),

@@ -33,6 +33,7 @@ LONGEST = (
     "tests/test_readme.py",
     "tests/engine/test_processors.py",
     "tests/flows/test_score.py",
+    "tests/flows/test_killed_runs.py",
     "tests/tasks/test_kill.py",
     "tests/tasks/test_kill_at_random.py",
     "tests/tasks/test_any_sequence.py",

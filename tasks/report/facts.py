@@ -1,6 +1,5 @@
 """What a report says of an output folder: read by SQL that counts, so that a million rows cost no more than ten."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,10 @@ from typing import Any
 import duckdb
 
 from engine.plan import PlanSummary
-from tasks.report.views import open_views
 from tasks.storage.damage import DamagedError
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import RunRecord, read_records
-from tasks.storage.shard_manifest import ShardManifest
 from tasks.storage.statements import statement
 from tasks.storage.step_curve import StepCurve, read_curve
 from tasks.storage.stored_plan import NODES, StoredPlan, load_plan, plan_folder, planned_job
@@ -138,8 +135,11 @@ class Facts:
         return None if price is None or self.seconds is None else price * self.seconds / 3600
 
 
-def read_facts(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]) -> Facts:
-    """Of what is committed. Raises DamagedError where the plan cannot be read, ValueError where no run is recorded."""
+def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Facts:
+    """Of what the views of `connection` show.
+
+    Raises DamagedError where the plan cannot be read, ValueError where no run is recorded.
+    """
     records = read_records(folder)
     if not records:
         raise ValueError("its runs have lost their records")
@@ -147,36 +147,34 @@ def read_facts(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardMani
     job: dict[str, Any] = {}
     with suppress(DamagedError):
         job = planned_job(folder, plan_id)
-    with open_views(folder, plan_id, manifests) as connection:
-        ask = _Asking(connection)
-        scored = ask.all("scoring_run")
-        scoring = next((one for one in records if scored and one.run_id == scored[0][0]), records[-1])
-        [(results, errors)] = ask.all("published_counts")
-        own = job.get("task", {}).get("type") or ""
-        return Facts(
-            folder=folder,
-            run=records[-1],
-            scoring=scoring,
-            runs=tuple(records[-MOST_RUNS:]),
-            job=job,
-            plan=plan,
-            rows=plan.rows,
-            results=results,
-            errors=errors,
-            error_types=tuple(ask.all("error_counts")),
-            error_examples=tuple(
-                ErrorExample(*map(str, row))
-                for row in ask.all("error_examples", each=ERRORS_OF_A_KIND, most=MOST_ERRORS)
-            ),
-            answers=tuple(Answer(*row) for row in ask.all("answers_given", own=own, most=MOST_ANSWERS)),
-            margins=tuple(ask.all("margin_counts", bounds=list(MARGINS))),
-            slowest=_slowest(ask, plan),
-            tree=_tree(ask, folder, plan),
-            tokens=_tokens(ask, scoring.run_id),
-            planned=plan.summary if scoring.plan_id == plan_id else None,
-            curve=read_curve(folder, scoring.run_id),
-            seconds=_seconds(folder, scoring),
-        )
+    ask = _Asking(connection)
+    scored = ask.all("scoring_run")
+    scoring = next((one for one in records if scored and one.run_id == scored[0][0]), records[-1])
+    [(results, errors)] = ask.all("published_counts")
+    own = job.get("task", {}).get("type") or ""
+    return Facts(
+        folder=folder,
+        run=records[-1],
+        scoring=scoring,
+        runs=tuple(records[-MOST_RUNS:]),
+        job=job,
+        plan=plan,
+        rows=plan.rows,
+        results=results,
+        errors=errors,
+        error_types=tuple(ask.all("error_counts")),
+        error_examples=tuple(
+            ErrorExample(*map(str, row)) for row in ask.all("error_examples", each=ERRORS_OF_A_KIND, most=MOST_ERRORS)
+        ),
+        answers=tuple(Answer(*row) for row in ask.all("answers_given", own=own, most=MOST_ANSWERS)),
+        margins=tuple(ask.all("margin_counts", bounds=list(MARGINS))),
+        slowest=_slowest(ask, plan),
+        tree=_tree(ask, folder, plan),
+        tokens=_tokens(ask, scoring.run_id),
+        planned=plan.summary if scoring.plan_id == plan_id else None,
+        curve=read_curve(folder, scoring.run_id),
+        seconds=_seconds(folder, scoring),
+    )
 
 
 @dataclass(frozen=True, slots=True)

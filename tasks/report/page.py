@@ -2,20 +2,20 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import duckdb
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from engine.figures import figure, percent
 from tasks.report.charts import Chart, Icicle, charts, icicle, seconds_words
 from tasks.report.facts import Facts, read_facts
 from tasks.report.published import open_published
+from tasks.report.views import open_views
 from tasks.storage.commit import open_private
 from tasks.storage.output_folder import OutputFolder
-from tasks.storage.shard_manifest import ShardManifest
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +69,13 @@ class Page:
     commands: tuple[tuple[str, str], ...]
 
 
-def publish_report(folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]) -> Path | None:
+def publish_report(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Path | None:
     """The report of what is committed, written; None where it could not be, of which the log says the kind alone.
 
     It decides nothing: whatever goes wrong with it costs the page, never the run.
     """
     try:
-        return _write(folder, read_facts(folder, plan_id, manifests))
+        return _write(folder, read_facts(folder, plan_id, connection))
     except Exception as problem:
         log.warning("%s: the report is not written (%s)", folder.root, type(problem).__name__)
         return None
@@ -87,7 +87,8 @@ def write_report(folder: OutputFolder) -> Path:
     Raises UserError where it has no results, DamagedError and ValueError like `read_facts`.
     """
     published = open_published(folder)
-    return _write(folder, read_facts(folder, published.plan_id, published.manifests))
+    with open_views(folder, published.plan_id, published.manifests) as connection:
+        return _write(folder, read_facts(folder, published.plan_id, connection))
 
 
 def _write(folder: OutputFolder, facts: Facts) -> Path:

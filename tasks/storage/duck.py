@@ -18,7 +18,7 @@ from tasks.storage.statements import identifier, statement
 
 MEMORY_LIMIT = "2GB"
 # The joins and sorts of a run, beside all else that a run holds; more is spilled.
-WORKING_MEMORY_LIMIT = "1GB"
+WORKING_MEMORY_LIMIT = "768MB"
 SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
 

@@ -75,7 +75,10 @@ def assert_right(oracle: Oracle, request: Request, output: RequestOutput) -> Non
     best = logits.log_softmax(-1)[first - 1 :].topk(request.num_prompt_alternatives)
     assert got.top_logprobs.shape == got.top_tokens.shape == best.values.shape
     assert np.abs(got.top_logprobs - best.values.numpy()).max(initial=0) < TOLERANCE
-    assert got.top_tokens.tolist() == best.indices.tolist()
+    # Two tokens that are nearer than the tolerance may stand in either order.
+    ranked = logits.log_softmax(-1)[first - 1 :].gather(-1, torch.tensor(got.top_tokens, dtype=torch.long))
+    assert (ranked - best.values).abs().numpy().max(initial=0) < TOLERANCE
+    assert all(len(set(row)) == len(row) for row in got.top_tokens.tolist())
 
 
 @st.composite

@@ -115,7 +115,6 @@ def test_a_scheduled_run_scores_new_rows_only(
     run = prefect_processes.run
     run("prefect work-pool create trunkline --type process")
     assert "telemetry" not in (prefect_processes.folder / "server.log").read_text()
-    run("prefect concurrency-limit create trunkline:cpu 2")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
     assert "Created 2 automation(s)" in run("prefect automation create --from-file automations.yaml")
 

@@ -153,7 +153,8 @@ class Counting(FakeWorkers):
         return replace(self.computed, kv_bytes=2**20)
 
 
-def test_what_a_run_computed_is_kept_over_its_time(job: ScoringJob) -> None:
+def test_what_a_run_computed_is_kept_over_its_time(small_job: dict[str, Any]) -> None:
+    job = parse_job(small_job | {"engine": small_job["engine"] | {"max_num_batched_tokens": 512}}, "test")
     with workers_from(lambda _: nullcontext(Counting())):
         report = score(job)
     folder = OutputFolder(job.output_folder)

@@ -100,7 +100,7 @@ def test_the_wheel_holds_every_module_and_every_statement(wheel: Path) -> None:
         str(path.relative_to(ROOT))
         for package in PACKAGES - {"trunkline.py"}
         for path in (ROOT / package).rglob("*")
-        if path.suffix in (".py", ".sql")
+        if path.suffix in (".py", ".sql", ".jinja")
     }
     assert len([name for name in ours if name.endswith(".sql")]) > 20
     with zipfile.ZipFile(wheel) as archive:

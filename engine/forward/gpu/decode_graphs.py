@@ -86,7 +86,8 @@ class DecodeGraphs:
         if graph is None or not graph.takes(step):
             graph = self._graphs[size] = self._recorded(step, size)
         made = graph.run(step)
-        return Forward(made.hidden[:rows], Chosen(*(part[:rows] for part in made.best)) if made.best else None)
+        best = None if made.best is None else Chosen(*(part[:rows] for part in made.best))
+        return Forward(made.hidden[:rows], best)
 
     def rehearse(self, step: SchedulerOutput) -> None:
         """Launches what the graph of a step holds that has one of the sizes, and captures nothing."""

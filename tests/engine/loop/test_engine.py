@@ -61,7 +61,7 @@ def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "set_device", lambda name: current.update({threading.get_ident(): name}))
     monkeypatch.setattr(build, "resolve_device", lambda _: Device("cuda:1", "bfloat16", "cuda:1"))
 
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise UserError(f"loading on {current[threading.get_ident()]}")
 
     monkeypatch.setattr(build, "load_model", load)

@@ -72,7 +72,7 @@ def test_more_than_the_machine_has_is_refused_before_weights_are_read(
 def test_memory_that_ends_while_the_model_loads_is_one_line(
     problem: Exception, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load(*_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise problem
 
     monkeypatch.setattr("engine.loop.build.load_model", load)

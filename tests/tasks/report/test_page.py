@@ -6,6 +6,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -13,6 +14,7 @@ from engine.errors import UserError
 from tasks.report import page as page_module
 from tasks.report.facts import Facts, read_facts
 from tasks.report.page import page_of, publish_report, render, write_report
+from tasks.report.views import open_views
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
@@ -49,7 +51,8 @@ def rows(count: int) -> list[dict[str, str]]:
 def facts_of(folder: Path) -> Facts:
     output = OutputFolder(folder)
     [plan_id] = [path.name for path in output.plans.iterdir()]
-    return read_facts(output, plan_id, read_manifests(output))
+    with open_views(output, plan_id, read_manifests(output)) as connection:
+        return read_facts(output, plan_id, connection)
 
 
 def read(folder: Path) -> Reader:
@@ -179,4 +182,5 @@ def test_a_report_is_written_anew(job_of: JobMaker, tmp_path: Path) -> None:
     assert "every row has an end" in read(job.output_folder).text
     with pytest.raises(UserError, match="holds no results"):
         write_report(OutputFolder(tmp_path / "none"))
-    assert publish_report(OutputFolder(tmp_path / "none"), "plan-000001-000000", []) is None
+    with duckdb.connect() as connection:
+        assert publish_report(OutputFolder(tmp_path / "none"), "plan-000001-000000", connection) is None

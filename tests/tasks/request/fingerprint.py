@@ -80,6 +80,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "max_engine_deaths": ({}, 1),
     "max_error_rate": ({}, 0.5),
     "on_error": ({}, "fail"),
+    "price_per_hour": ({}, 2.5),
     "store": ({}, "other-store"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),

@@ -117,7 +117,7 @@ def test_a_connection_refuses(folders: dict[str, Path], connect: Callable[[Path]
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_memory_and_what_is_spilled_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bomb: str) -> None:
-    monkeypatch.setattr(duck, "MEMORY_LIMIT", "200MB")
+    monkeypatch.setattr(duck, "WORKING_MEMORY_LIMIT", "200MB")
     monkeypatch.setattr(duck, "SPILL_LIMIT", "50MB")
     with duck.working_connection(tmp_path) as connection, pytest.raises(duckdb.Error, match="Out of Memory"):
         for _ in connection.sql(bomb).to_arrow_reader(4096):
