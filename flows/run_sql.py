@@ -35,7 +35,7 @@ def run_sql(
     """
     form = choose_format(form, to)
     folder = output if output is not None else latest_output()
-    with query(folder, statement, others=dict(map(_named, others))) as result:
+    with query(folder, statement, others=_named(others)) as result:
         if result.warning is not None:
             typer.echo(f"trunkline: {harmless(result.warning)}", err=True)
         if to is None:
@@ -56,11 +56,16 @@ def _write(result: QueryResult, form: Format, to: Path) -> None:
         write_result(result, form, file, terminal=False)
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    if not equals or not folder:
-        raise UserError(f"--with {text}: write it as NAME=FOLDER, such as --with other=runs/other")
-    return name, Path(folder)
+def _named(others: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for text in others:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise UserError(f"--with {text}: write it as NAME=FOLDER, such as --with other=runs/other")
+        if name.lower() in map(str.lower, named):
+            raise UserError(f"--with {text}: {name} is the name of a folder already")
+        named[name] = Path(folder)
+    return named
 
 
 def _private(name: str, flags: int) -> int:

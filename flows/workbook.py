@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from engine.errors import UserError
@@ -13,7 +14,7 @@ MOST_ROWS, MOST_COLUMNS, LONGEST_TEXT = 1_048_576, 16_384, 32_767
 # A number of Excel's is a float64.
 LARGEST_WHOLE = 2**53
 _OPTIONS = {
-    "constant_memory": True,  # rows go to a file of their own as they come
+    "constant_memory": True,  # rows go to a file below `tmpdir` as they come
     "strings_to_formulas": False,  # a row's text runs nothing in whoever's Excel
     "strings_to_urls": False,
     "strings_to_numbers": False,
@@ -31,11 +32,16 @@ def write_workbook(result: Rows, out: BinaryIO) -> None:
         raise UserError("--format xlsx needs XlsxWriter: pip install 'trunkline[xlsx]'") from None
     if len(result.columns) > MOST_COLUMNS:
         raise UserError(f"a sheet holds {MOST_COLUMNS:,} columns, not {len(result.columns):,}")
-    book = xlsxwriter.Workbook(out, _OPTIONS)
+    with TemporaryDirectory(prefix="trunkline-xlsx-") as spill:
+        _write_sheet(result, xlsxwriter.Workbook(out, _OPTIONS | {"tmpdir": spill}))
+
+
+def _write_sheet(result: Rows, book: Any) -> None:
     sheet = book.add_worksheet("answer")
     sheet.freeze_panes(1, 0)
+    bold = book.add_format({"bold": True})
     for place, name in enumerate(result.columns):
-        sheet.write_string(0, place, name, book.add_format({"bold": True}))
+        sheet.write_string(0, place, name, bold)
     at = 0
     for batch in result.batches():
         for row in rows_of(batch):

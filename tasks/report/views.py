@@ -32,9 +32,11 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
     """Puts a new `results.duckdb` in the place of the one before."""
     staged = folder.staged("results.duckdb")
     with new_database(staged, folder.root) as connection:
+        connection.begin()  # the disk is waited for once, not for each of two hundred comments
         # What it is read with later does not know whose lock the folder has then: a record is believed.
         for one in _statements(folder, plan_id, read_manifests(folder), "", "holder"):
             connection.execute(one)
+        connection.commit()
     staged.chmod(file_mode())
     failpoint("publish.staged")
     replace_file(staged, folder.database)
@@ -112,6 +114,8 @@ def _statements(
     yield from _comparisons(literal(f"{prefix}{rows}"), all_results(parts), name, beside)
     yield statement("views/dictionary")
     yield statement("views/comments")
+    for view in ("results", "errors"):
+        yield statement("views/outcome_comments", view=view)
 
 
 def _comparisons(rows: str, parts: str, name: str, beside: Sequence[str]) -> Iterator[str]:

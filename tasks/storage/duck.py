@@ -22,8 +22,8 @@ WORKING_MEMORY_LIMIT = "768MB"
 SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
 
-# DuckDB's own name of a database that has no file.
-_IN_MEMORY = "memory"
+# DuckDB's own name of the database of a connection that has no file.
+MEMORY = "memory"
 
 # Before a file is opened: one that looks like another database's makes DuckDB fetch the extension that reads it.
 _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
@@ -60,7 +60,7 @@ def view_connection(
         for name in others:
             connection.execute(statement("views/attach_memory", database=identifier(name)))
         _lock(connection, own.folder, *(other.folder for other in others.values()))
-        for name, views in {**others, _IN_MEMORY: own}.items():
+        for name, views in {**others, MEMORY: own}.items():
             connection.execute(statement("views/use", database=identifier(name)))
             for one in views.statements:
                 connection.execute(one)

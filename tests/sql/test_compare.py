@@ -74,9 +74,8 @@ def test_two_runs_of_a_folder(say: Say, tmp_path: Path) -> None:
     # Of five rows three are alike; by chance 3/5 * 3/5 + 2/5 * 2/5 = 0.52 of them would be.
     assert (met["compared"], met["same"], met["agreement"]) == (5, 3, 0.6)
     assert met["kappa"] == pytest.approx((0.6 - 0.52) / (1 - 0.52), abs=1e-4)
-    assert _ask(out, f"from compare_runs('{second}', 'this')") == _ask(
-        out, f"from compare_runs('{second}', '{second}')"
-    )
+    now, then = (_ask(out, f"from compare_runs('{second}', '{name}') order by custom_id") for name in ("this", second))
+    assert now == then
 
 
 def test_a_run_that_scored_only_new_rows_stands_for_all(say: Say, tmp_path: Path) -> None:
@@ -108,6 +107,15 @@ def test_two_folders(say: Say, tmp_path: Path) -> None:
     assert by_run == by_name
     counts = "select (select count(*) from results) as here, (select count(*) from other.results) as there"
     assert _ask(out, counts, other=second) == [{"here": 5, "there": 4}]
+
+
+def test_rows_that_another_folder_lacks_are_said(say: Say, tmp_path: Path) -> None:
+    say(["a"])
+    say(["a"], to="second")
+    [part] = (tmp_path / "second" / "parts").glob("**/*.parquet")
+    part.unlink()
+    with query(tmp_path / "out", "select 1", others={"other": tmp_path / "second"}) as result:
+        assert str(result.warning).startswith(f"{tmp_path / 'second'}: 5 of 6 rows are missing")
 
 
 def test_a_name_that_is_nobodys_is_said(say: Say, tmp_path: Path) -> None:
