@@ -179,8 +179,7 @@ def drift(
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
 def sql(
     query: Annotated[
-        str | None,
-        typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.", show_default=False),
+        str | None, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from stdin.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
@@ -191,7 +190,7 @@ def sql(
     ] = None,
     others: Annotated[
         list[str] | None,
-        typer.Option("--with", metavar="NAME=FOLDER", help="Open another output folder beside it; may be repeated."),
+        typer.Option("--with", metavar="NAME=FOLDER", help="Open another folder beside it; repeatable."),
     ] = None,
     attach: Annotated[
         bool, typer.Option("--attach", help="Print the SQL that opens the views in a DuckDB of your own.")
