@@ -25,5 +25,9 @@ class EngineNotLoadedError(EngineDeadError):
     """The engine ended before it could compute, so that no shard is the cause."""
 
 
+class EngineLostError(TerminalError, RuntimeError):
+    """The engine ended and no other can be started in its place: what it held is another's to run."""
+
+
 class EngineClosedError(TerminalError, RuntimeError):
     """The engine was told to end: what it held is not to run again now."""
