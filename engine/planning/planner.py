@@ -39,13 +39,16 @@ def make_plan(
     cost: CostModel,
     *,
     shard_seconds: float = 45.0,
+    min_shards: int = 1,
     row_sizes: Sequence[int] | None = None,
     adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
     """Plans requests under `config`'s policies, as `plan_table` does."""
     sizes = None if row_sizes is None else np.array(row_sizes, dtype=np.int64)
     table = RequestTable.of(requests)
-    return plan_table(table, config, cost, shard_seconds=shard_seconds, row_sizes=sizes, adapters=adapters)
+    return plan_table(
+        table, config, cost, shard_seconds=shard_seconds, min_shards=min_shards, row_sizes=sizes, adapters=adapters
+    )
 
 
 def plan_table(
