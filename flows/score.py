@@ -52,6 +52,7 @@ stop_at_exit()
     flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT * MAX_WORKERS),  # type: ignore[arg-type]
     persist_result=False,
+    result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
 def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
@@ -116,7 +117,10 @@ def _name(job: ScoringJob | str) -> str:
 
 
 class ShardsFailedError(RunFailedError):
-    """Shards failed for good; what was committed is published."""
+    """Shards failed for good; what was committed is published.
+
+    Cure: the line has the first shard's reason; mend that, and run the same command.
+    """
 
 
 class ShardRunner:
