@@ -31,8 +31,9 @@ class Telemetry(Protocol):
     def step(self, name: str, /) -> AbstractContextManager[None]:
         """A step of the flow, as long as the context is open."""
 
-    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
-        """How far the run is: what it computed so far, how many of its rows have an end, how fast it is now."""
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float, engines: int) -> None:
+        """How far the run is: what it computed so far, how many of its rows have an end, how fast it is now, on how
+        many engines."""
 
     def shard(self, done: ShardDone) -> None:
         """A shard has ended now."""
@@ -47,7 +48,7 @@ class Silent:
     def step(self, _: str, /) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float, engines: int) -> None:
         pass
 
     def shard(self, done: ShardDone) -> None:

@@ -30,7 +30,7 @@ class RunSignals(AbstractContextManager["RunSignals"]):
             "trunkline.run.id": run.run_id,
         }
         self._computed = Computed()
-        self._rows, self._rows_done, self._speed = 0, 0, 0.0
+        self._rows, self._rows_done, self._speed, self._kv_share = 0, 0, 0.0, 0.0
         more = {"trunkline.device": run.device.label, "trunkline.dtype": run.device.dtype}
         self._run: Span = tracer.start_span("trunkline.run", kind=SpanKind.INTERNAL, attributes=self._about | more)
         self._context = trace.set_span_in_context(self._run)
@@ -87,13 +87,14 @@ class RunSignals(AbstractContextManager["RunSignals"]):
         )
         _end(span, error)
 
-    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float) -> None:
+    def progress(self, computed: Computed, rows: int, rows_done: int, tokens_per_second: float, engines: int) -> None:
         before, now = self._computed, computed
         if now.steps > before.steps:
             seconds = (now.busy_seconds - before.busy_seconds) / (now.steps - before.steps)
             self._steps.record(seconds, self._about)
         self._computed = computed
         self._rows, self._rows_done, self._speed = rows, rows_done, tokens_per_second
+        self._kv_share = computed.kv_bytes / max(self._kv_bytes * engines, 1)
 
     def _observe(self, meter: Meter) -> None:
         def tokens(_: CallbackOptions) -> Iterable[Observation]:
@@ -107,7 +108,7 @@ class RunSignals(AbstractContextManager["RunSignals"]):
             yield Observation(self._speed, self._about)
 
         def kv_share(_: CallbackOptions) -> Iterable[Observation]:
-            yield Observation(self._computed.kv_bytes / max(self._kv_bytes, 1), self._about)
+            yield Observation(self._kv_share, self._about)
 
         meter.create_observable_counter("trunkline.tokens", [tokens], "{token}", "Tokens that were computed")
         meter.create_observable_gauge("trunkline.rows.done", [rows], "{row}", "Rows that have an end")

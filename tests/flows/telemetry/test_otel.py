@@ -86,7 +86,7 @@ def tell(signals: Any) -> None:
     signals.shard(DONE)
     signals.shard(replace(DONE, skipped=True))
     signals.failed_shard("cd", RuntimeError(SECRET))
-    signals.progress(COMPUTED, rows=9, rows_done=4, tokens_per_second=12.5)
+    signals.progress(COMPUTED, rows=9, rows_done=4, tokens_per_second=12.5, engines=1)
 
 
 def test_a_run_in_memory(job_of: JobMaker) -> None:
