@@ -1,5 +1,6 @@
 """Every command in the README's and docs' shell blocks is run: here, where `ELSEWHERE` says, or `IN_PART`."""
 
+import ast
 import json
 import os
 import re
@@ -20,6 +21,10 @@ BIN = Path(sys.executable).parent
 README, QUERY, CONTRIBUTING = ROOT / "README.md", ROOT / "docs" / "query.md", ROOT / "CONTRIBUTING.md"
 PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
 
+FIRST_PAGE = "tests/flows/test_first_page.py"
+LABELS = "trunkline sql \"select custom_id, label, label_probs[' positive'] as p, text from results\""
+KINDS = 'trunkline sql "select error_type, count(*) as n, any_value(error_message) as example from errors group by all'
+
 # Run as they stand, on a small job, with a Prefect server that belongs to the test.
 ELSEWHERE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start": "tests/flows/conftest.py",
@@ -29,6 +34,12 @@ ELSEWHERE = {
     "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
     "prefect automation create --from-file automations.yaml": "tests/flows/test_deployment.py",
     "trunkline stop runs/package-topics": "tests/flows/test_show_runs.py",
+    "trunkline preview examples/reviews.yaml --rows 1": FIRST_PAGE,
+    "trunkline plan examples/reviews.yaml": FIRST_PAGE,
+    "trunkline score examples/reviews.yaml": FIRST_PAGE,
+    f"{LABELS} --output runs/reviews": FIRST_PAGE,
+    'trunkline sql "select custom_id, error_type, error_message from errors" --output runs/reviews': FIRST_PAGE,
+    f'{KINDS} order by n desc"': FIRST_PAGE,
     "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
@@ -57,6 +68,10 @@ BATCH_ERRORS = (
     "trunkline sql \"select line, batch_id, coalesce(fault ->> 'message', error_message) as why from errors\""
     " --output out.jsonl.run/results"
 )
+TWO_WORKERS = (
+    "OMP_NUM_THREADS=2 trunkline score examples/classify.yaml --output runs/two"
+    " --set engine.device=cpu --set engine.workers=2"
+)
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 LIVE = 'trunkline sql "select run_id, status, stage, rows_done, rows, row_errors, tokens_per_second, seconds_left'
 LIVE += ' from runs"'
@@ -64,6 +79,8 @@ MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, 
 MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
+BESIDE = "trunkline sql \"from agreement('this', 'stored')\" --output runs/package-topics --with stored=runs/stored"
+COLLECTED = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 trunkline score examples/classify.yaml"
 STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
 SIMULATE = "trunkline simulate examples/classify.yaml --devices 1000 --device h100"
 DESCRIBED = f"{SIMULATE} --table groups=6250000,degree=16,prefix=80,distinct=20,output=8 --format json"
@@ -83,6 +100,7 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    TWO_WORKERS,
     "trunkline score examples/classify.yaml --output runs/strict --set engine.determinism=strict",
     "trunkline score examples/classify.yaml --set checkpoint_seconds=2 --set max_error_rate=0.5",
     STORED,
@@ -97,8 +115,14 @@ HERE = (
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "select custom_id, label, min_margin from results where min_margin < 0.05 order by min_margin"',
     'trunkline sql "from results" --to results.parquet',
+    'trunkline sql "from dictionary"',
+    'trunkline sql "select custom_id, label from results" --to answers.xlsx',
+    'trunkline sql "from results" --to answers.duckdb',
+    BESIDE,
     "trunkline sql --attach",
     "trunkline report runs/package-topics",
+    COLLECTED,
+    "TRUNKLINE_LOG_FORMAT=json trunkline score examples/classify.yaml",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
     LIVE,
@@ -164,7 +188,8 @@ def test_every_command_is_known() -> None:
 
 @pytest.mark.parametrize(("command", "file"), ELSEWHERE.items())
 def test_what_is_run_elsewhere_is_there(command: str, file: str) -> None:
-    assert f'"{command}"' in (ROOT / file).read_text()
+    nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+    assert command in {node.value for node in nodes if isinstance(node, ast.Constant)}
 
 
 @pytest.mark.parametrize(("command", "file"), IN_PART.items())
@@ -298,7 +323,9 @@ def test_the_harness_runs_from_python(project: Path) -> None:
     assert "acc_norm 0." in shown.stdout
 
 
-@pytest.mark.parametrize("view", ["results", "runs", "shards", "prefix_savings"])
+@pytest.mark.parametrize(
+    "view", ["results", "runs", "shards", "prefix_savings", "throughput", "label_counts", "dictionary"]
+)
 def test_the_page_has_a_views_columns(project: Path, view: str) -> None:
     [said] = re.findall(rf"^\| `{view}` \| .* \| `([\w, ]+)`", QUERY.read_text(), re.MULTILINE)
     with query(project / "runs" / "package-topics", f"select * from {view} limit 0") as result:

@@ -22,9 +22,7 @@ def test_the_unanswered_are_written_in_the_sources_order(
     rows: set[int], of_them: set[int], cut: int, size: int
 ) -> None:
     wanted = sorted(rows & of_them)
-    requests = [
-        dict.fromkeys(REQUEST_SCHEMA.names) | {"row_index": row, "max_tokens": row} for row in sorted(rows)
-    ]
+    requests = [dict.fromkeys(REQUEST_SCHEMA.names) | {"row_index": row, "max_tokens": row} for row in sorted(rows)]
     unanswered = [{"first_row": row, "num_rows": 2 * row, "attempts": 3 * row} for row in wanted]
     batches = pa.Table.from_pylist(unanswered, UNANSWERED).to_batches(cut)
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
