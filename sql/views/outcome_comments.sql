@@ -29,4 +29,4 @@ COMMENT ON COLUMN {view}.error_type IS 'Why there is no result, in a word';
 COMMENT ON COLUMN {view}.error_message IS 'The same in a sentence';
 COMMENT ON COLUMN {view}.attempts IS 'How many times the row was scored; 0 where it was rejected before';
 COMMENT ON COLUMN {view}.run_id IS 'The run that gave this end';
-COMMENT ON COLUMN {view}.request_hash IS 'The name of the request: rows that are equal in all that decides share it';
+COMMENT ON COLUMN {view}.request_hash IS 'The name of the request: rows that are equal in all that decides share it'
