@@ -78,9 +78,8 @@ class LoadedModel:
         return self._screened is not None
 
     def linear_layers(self) -> list[nn.Module]:
-        """Layers of the body, and the head's, that take rows and give their products with a matrix."""
-        found = {id(layer): layer for layer in (*self.body.modules(), *self._head.modules())}
-        return [layer for layer in found.values() if isinstance(layer, nn.Linear | Projection | Int8Linear)]
+        """Layers of the body that take rows and give their products with a matrix."""
+        return [layer for layer in self.body.modules() if isinstance(layer, nn.Linear | Projection | Int8Linear)]
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
         """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""

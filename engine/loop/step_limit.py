@@ -19,13 +19,13 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 # A product that is timed has so many FLOPs, where that is rows enough to be busy with, and no more than a step has.
 PRODUCT_FLOPS = 2.5e8
 MIN_ROWS, MAX_ROWS = 64, 512
-ROUNDS = 2
+MIN_ROUNDS, MAX_ROUNDS, MAX_SECONDS = 3, 12, 0.05
 
 
 class StepLimit:
     """Seconds that a step takes at the least: its FLOPs at the fastest rate there is, or on a GPU its bytes.
 
-    A GPU's rates are its data sheet's. A processor's sheet has none that its cores keep: the model's own largest layer
+    A GPU's rates are its data sheet's. A processor's sheet has none that its cores keep: the body's own largest layer
     is timed alone once it is loaded. What plans are priced by is the rate of whole passes, and no limit.
     """
 
@@ -61,8 +61,9 @@ def product_flops(layers: Sequence[nn.Module]) -> float:
     flops = 2.0 * num_weights(layer)
     dtype = layer.weight.dtype if isinstance(layer, nn.Linear) else torch.float32
     rows = torch.ones(min(max(int(PRODUCT_FLOPS / flops), MIN_ROWS), MAX_ROWS), width(layer), dtype=dtype)
-    seconds = []
-    for _ in range(1 + ROUNDS):  # the first one touches memory that later ones find
+    began, seconds = time.perf_counter(), list[float]()
+    # The first round touches memory that later ones find; another program's moment may hit the second.
+    while len(seconds) < MIN_ROUNDS or (len(seconds) < MAX_ROUNDS and time.perf_counter() - began < MAX_SECONDS):
         started = time.perf_counter()
         layer(rows)
         seconds.append(time.perf_counter() - started)

@@ -129,9 +129,7 @@ def _memory(spans: Spans, budget: int) -> Chart:
     chart = _chart("KV cache", "MiB", spans, (area,), highest, short, limit)
     if fits or limit is None:  # else the scale ends below the line
         return chart
-    return replace(
-        chart, y_ticks=tuple(tick for tick in chart.y_ticks if tick.at < limit.at)
-    )
+    return replace(chart, y_ticks=tuple(tick for tick in chart.y_ticks if tick.at < limit.at))
 
 
 def _chart(
