@@ -12,8 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from engine.errors import EngineClosedError, UserError
-from engine.plan import Shard
+from engine.errors import EngineClosedError, EngineLostError, UserError
 from flows.artifacts import RunPage
 from flows.dataset import publish
 from flows.event_loops import stop_at_exit
@@ -22,26 +21,26 @@ from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
 from flows.run_events import announced_run
+from flows.telemetry.json_logs import json_logs
+from flows.telemetry.otel import Telemetry, run_telemetry
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
+from tasks.dispatch import SHARDS_IN_FLIGHT, Dispatch, Turn
 from tasks.error_limit import ErrorLimit
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
-from tasks.job.job import ScoringJob
+from tasks.job.job import MAX_WORKERS, ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.report.used_folders import remember_folder
 from tasks.row_names import refuse_rejected
-from tasks.run_failed import ErrorRowError, RunFailedError
-from tasks.shard_gate import ShardGate
+from tasks.run_failed import EngineKeepsDyingError, ErrorRowError, RunFailedError
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
 from tasks.storage.stored_plan import ROWS, plan_folder
 from tasks.workers import Workers
 
-# One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
-SHARDS_IN_FLIGHT = 3
 # Each shard has had its own retries by then: the cause is not in the shards.
 FAILED_SHARDS_ALLOWED = 3
 
@@ -53,7 +52,7 @@ stop_at_exit()
 @flow(
     name="trunkline-score",
     flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
-    task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT * MAX_WORKERS),  # type: ignore[arg-type]
     persist_result=False,
     result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
@@ -73,7 +72,8 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
     """
     job = load_job(job) if isinstance(job, str) else job
     try:
-        return _score(job, retry_failed, full)
+        with json_logs():
+            return _score(job, retry_failed, full)
     except RunStoppedError as stopped:
         # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
         return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
@@ -83,12 +83,13 @@ def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
     log = get_run_logger()
     with (
         announced_run(open_run(job, retry_failed, full=full)) as run,
+        run_telemetry(run) as telemetry,
         open_workers(run) as workers,
         RunControl(run, workers) as control,
     ):
         remember_folder(run.root)
         with control.stoppable():
-            planned = _plan(run, workers, control, log)
+            planned = _plan(run, workers, control, log, telemetry)
         log.info(
             "%s rows: %s that cannot be scored, %s equal to another row; of %s requests %s\n%s",
             f"{planned.rows:,}",
@@ -99,20 +100,23 @@ def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
             planned.text,
         )
         control.count(planned)
-        return ShardRunner(run, planned, workers, control, log).run()
+        return ShardRunner(run, planned, workers, control, log, telemetry).run()
 
 
-def _plan(run: Run, workers: Workers, control: RunControl, log: Log) -> StoredPlan:
+def _plan(run: Run, workers: Workers, control: RunControl, log: Log, telemetry: Telemetry) -> StoredPlan:
     """The steps up to the plan."""
     control.tell(Progress("reading rows"))
-    extracted = extract(run)
+    with telemetry.step("extract"):
+        extracted = extract(run)
     _log_notes(log, extracted)
     control.tell(Progress("finding equal requests", extracted.rows))
-    deduplicated = deduplicate(run, extracted)
+    with telemetry.step("deduplicate"):
+        deduplicated = deduplicate(run, extracted)
     if deduplicated.pending:
         workers.start()
     control.tell(Progress("planning", extracted.rows))
-    return plan(run, deduplicated, workers)
+    with telemetry.step("plan"):
+        return plan(run, deduplicated, workers)
 
 
 def _name(job: ScoringJob | str) -> str:
@@ -129,15 +133,24 @@ class ShardsFailedError(RunFailedError):
 class ShardRunner:
     """Runs a plan's shards, tells how far they are, and publishes what is committed."""
 
-    def __init__(self, run: Run, planned: StoredPlan, workers: Workers, control: RunControl, log: Log) -> None:
+    def __init__(
+        self,
+        run: Run,
+        planned: StoredPlan,
+        workers: Workers,
+        control: RunControl,
+        log: Log,
+        telemetry: Telemetry,
+    ) -> None:
         self._run = run
         self._control = control
         self._planned = planned
         self._workers = workers
-        self._gate = ShardGate(run.job.max_engine_deaths)
         self._errors = ErrorLimit(run.job, rows=planned.rows, rejected=planned.rejected, pending=planned.pending)
+        self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
+        self._telemetry = telemetry
         self._page = RunPage(artifact_key(run.job.name), log)
         summary = planned.summary
         # Equal rows share a request, so the rows already done are only known in proportion.
@@ -161,19 +174,19 @@ class ShardRunner:
         start = time.monotonic()
         try:
             self._check_rejected()
-            run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
-            self._tick()
+            run_in_flight(self._dispatch.next, self._submit, self._finished, self._tick)
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
-            self._gate.close()
+            self._dispatch.commits.close()
             raise
         finally:
             seconds = time.monotonic() - start
             self._record_limit()
             self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
             self._control.write_curve()
-            published = publish(self._run, self._planned.plan_id)
+            with self._telemetry.step("publish"):
+                published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,
             run_id=self._run.run_id,
@@ -210,23 +223,30 @@ class ShardRunner:
         if share is not None:
             update_record(self._run.folder, self._run.run_id, limit_share=round(share, 3))
 
-    def _submit(self, shard: Shard) -> PrefectFuture[Any]:
+    def _submit(self, turn: Turn) -> PrefectFuture[Any]:
         # Without tags: for each of them a task asks the server for a slot, so that one that is away would end the run.
-        here = infer.with_options(task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}")
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate, self._errors)
+        here = infer.with_options(task_run_name=f"shard-{turn.shard.index + 1}-of-{len(self._planned.shards)}")
+        return here.submit(self._run, self._planned.plan_id, turn.shard, turn.worker, turn.heeds)
 
-    def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
+    def _finished(self, turn: Turn, future: PrefectFuture[Any]) -> bool:
+        self._dispatch.ended(turn)
         try:
             done: ShardDone = future.result()
+        except (EngineLostError, EngineKeepsDyingError) as problem:
+            if not self._dispatch.move(turn, problem):
+                raise
+            return True
         except (RunFailedError, UserError):
             raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False
             self._failures.append(error)
-            self._log.error("shard %s failed: %s", shard.shard_id, error)
+            self._telemetry.failed_shard(turn.shard.shard_id, error)
+            self._log.error("shard %s failed: %s", turn.shard.shard_id, error)
             return len(self._failures) < FAILED_SHARDS_ALLOWED
         self._done.append(done)
+        self._telemetry.shard(done)
         if not done.skipped:
             self._meter.commit(done.requests, done.generated_tokens)
         self._log.info(
@@ -254,6 +274,9 @@ class ShardRunner:
                 self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
         self._waited_for = holder
         self._control.tell(self._progress)
+        now = self._progress
+        engines = len(self._workers.each())
+        self._telemetry.progress(now.computed, now.rows, now.rows_done, now.tokens_per_second, engines)
         self._page.progress(self._progress)
 
 
