@@ -179,8 +179,7 @@ def drift(
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
 def sql(
     query: Annotated[
-        str | None,
-        typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.", show_default=False),
+        str | None, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from stdin.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
@@ -189,18 +188,22 @@ def sql(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Write into a file; its ending says how.")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=FOLDER", help="Open another folder beside it; repeatable."),
+    ] = None,
     attach: Annotated[
         bool, typer.Option("--attach", help="Print the SQL that opens the views in a DuckDB of your own.")
     ] = False,
 ) -> None:
-    """Query the results: views results, errors, runs, shards and prefix_savings."""
+    """Query the results; [bold]from dictionary[/bold] lists views, columns and macros, and what they mean."""
     if attach == (query is not None):
         raise UserError("sql: give one SELECT, or --attach")
     from flows.run_sql import run_sql, show_attach
 
     if query is None:
         return show_attach(output)
-    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to, others or ())
 
 
 @app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")
