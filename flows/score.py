@@ -55,8 +55,7 @@ stop_at_exit()
     flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
     task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
     persist_result=False,
-    # Prefect writes the exception of a flow that fails all the same; as JSON it is a class's name and a message.
-    result_serializer="json",
+    result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
 def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.

@@ -1,5 +1,6 @@
 """What a row says is in the output folder and nowhere else: its word is looked for wherever a run writes."""
 
+import json
 import logging
 import sqlite3
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import pytest
 from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL, PREFECT_LOCAL_STORAGE_PATH
 
+from engine.errors import UserError
 from flows.score import score
 from flows.workers import workers_from
 from tasks.job.job_file import parse_job
@@ -65,10 +67,12 @@ def places(folder: Path) -> dict[str, bytes]:
     with sqlite3.connect(database) as connection:
         found = {"prefect": "\n".join(connection.iterdump()).encode()}
     records = [*folder.rglob("*.json"), *folder.rglob("results.duckdb"), *folder.rglob(".lock")]
-    results = Path(str(PREFECT_LOCAL_STORAGE_PATH.value()))
-    stored = [path for path in results.rglob("*") if path.is_file()] if results.is_dir() else []
-    assert stored == []  # Prefect persists no result, so that none of its pickles is ever read
     return found | {str(path): path.read_bytes() for path in records}
+
+
+def stored_by_prefect() -> set[Path]:
+    """The results that flows of this process have left below Prefect's home."""
+    return {path for path in Path(str(PREFECT_LOCAL_STORAGE_PATH.value())).rglob("*") if path.is_file()}
 
 
 def hold_nothing(folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
@@ -85,10 +89,19 @@ def test_rows_that_fail_in_every_way(
     tmp_path: Path, tiny_model: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], deaths: int
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    job = job_of(tmp_path, tiny_model)
+    job, before = job_of(tmp_path, tiny_model), stored_by_prefect()
     with workers_from(lambda _: nullcontext(FakeWorkers(deaths=deaths))):
         score(job)
     with query(job.output_folder, "select error_type from errors") as result:
         kinds = [row["error_type"] for row in result.table().to_pylist()]
     assert len(set(kinds)) >= 7, kinds
     hold_nothing(job.output_folder, caplog, capfd)
+    assert stored_by_prefect() == before
+
+
+def test_what_prefect_keeps_of_a_failed_run_is_plain_text(tmp_path: Path) -> None:
+    before = stored_by_prefect()
+    with pytest.raises(UserError):
+        score(str(tmp_path / "none.yaml"))
+    [stored] = stored_by_prefect() - before
+    assert json.loads(stored.read_bytes())["__exc_type__"] == "engine.errors.UserError"
