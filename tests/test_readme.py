@@ -26,7 +26,7 @@ ELSEWHERE = {
     "prefect work-pool create trunkline --type process": "tests/flows/test_deployment.py",
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
-    "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
+    "prefect deployment run trunkline-score/nightly": "tests/flows/test_deployment.py",
     "prefect automation create --from-file automations.yaml": "tests/flows/test_deployment.py",
     "trunkline stop runs/package-topics": "tests/flows/test_show_runs.py",
     "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",

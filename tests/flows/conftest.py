@@ -84,6 +84,26 @@ def small_job_file(tmp_path: Path, small_job: Job) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def write_deployments() -> Callable[[Path, Path], Path]:
+    """Writes prefect.yaml with another job in the place of the example, and everything else as it stands there."""
+
+    def write(path: Path, job_file: Path) -> Path:
+        content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        for deployment in content["deployments"]:
+            if "job" in deployment["parameters"]:
+                deployment["parameters"]["job"] = str(job_file)
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_deployment(tmp_path: Path, small_job_file: Path, write_deployments: Callable[[Path, Path], Path]) -> Path:
+    return write_deployments(tmp_path / "prefect.yaml", small_job_file)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
