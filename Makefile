@@ -8,7 +8,7 @@ TABLES := $(addprefix examples/data/,questions.parquet packages.parquet searches
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test nightly parity bench bench-plan bench-peers check format lock clean help
+.PHONY: demo summaries test nightly docs parity bench bench-plan bench-peers check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -39,6 +39,10 @@ nightly: $(STAMP) ## The tests that take longer
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-nightly.lock
 	$(BIN)/python -m pytest --numprocesses 2 -m nightly
 
+docs: $(STAMP) ## Make a site of docs/, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
 parity: $(STAMP) ## Hold every row of the example to transformers
 	PARITY_ROWS=1000000 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -rP tests/test_example_parity.py
 
@@ -61,7 +65,7 @@ format: $(STAMP) ## Rewrite the code in the agreed form
 	$(BIN)/ruff format .
 
 lock: $(STAMP) ## Resolve the pins of requirements.lock afresh
-	$(BIN)/pip-compile --upgrade --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	$(BIN)/pip-compile --upgrade --extra dev --extra docs --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	    --strip-extras --allow-unsafe --output-file requirements.lock pyproject.toml
 	sed -i 's/^torch==\([0-9.]*\)+cpu/torch==\1/' requirements.lock # a GPU machine's index serves another build
 

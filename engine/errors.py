@@ -14,16 +14,30 @@ class TransientError(Exception):
 
 
 class UserError(TerminalError):
-    """Bad input from the user: one clear line that names the file, key or row and the cure (exit code 2)."""
+    """Bad input: one clear line that names the file, key or row, before any row is scored (exit code 2).
+
+    Cure: the line says it.
+    """
 
 
 class EngineDeadError(TransientError, RuntimeError):
-    """The engine's loop ended; every shard it held must run again."""
+    """The engine's loop ended; every shard it held must run again.
+
+    Cure: the run starts another engine by itself. Where it ends so (exit code 1), the line says how the engine died, by
+    a signal or a step that did not end: give it less memory (`engine.kv_cache_memory`) or more time
+    (`engine.step_timeout`), and run the same command again.
+    """
 
 
 class EngineNotLoadedError(EngineDeadError):
-    """The engine ended before it could compute, so that no shard is the cause."""
+    """The engine ended before it could compute, so that no shard is the cause.
+
+    Cure: free memory, or lower `engine.kv_cache_memory`; `trunkline plan` says what a run takes. Then the same command.
+    """
 
 
 class EngineClosedError(TerminalError, RuntimeError):
-    """The engine was told to end: what it held is not to run again now."""
+    """The engine was told to end: what it held is not to run again now.
+
+    Cure: none is needed; the run was stopped, and the same command continues.
+    """

@@ -14,7 +14,10 @@ _lock = threading.Lock()
 
 
 class Abandoned(BaseException):
-    """Ends a run as far as exceptions can, in a process that goes on."""
+    """Ends a run as far as exceptions can, in a process that goes on.
+
+    Seen as: nothing; tests alone raise it.
+    """
 
 
 def forget_hits() -> None:

@@ -29,7 +29,10 @@ class Holder:
 
 
 class HeldError(Exception):
-    """Somebody else has the lock; the message names them."""
+    """Somebody else has the lock; the message names them.
+
+    Seen as: a UserError where a run has the output folder, and a wait for one's turn on a device.
+    """
 
 
 @contextmanager

@@ -126,7 +126,10 @@ def _name(job: ScoringJob | str) -> str:
 
 
 class ShardsFailedError(RunFailedError):
-    """Shards failed for good; what was committed is published."""
+    """Shards failed for good; what was committed is published.
+
+    Cure: the line has the first shard's reason; mend that, and run the same command.
+    """
 
 
 class ShardRunner:

@@ -10,7 +10,10 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 
 
 class NotRecorded(Exception):
-    """There is no memory to record a step in; none of its size is taken from now on."""
+    """There is no memory to record a step in; none of its size is taken from now on.
+
+    Seen as: nothing; such steps run without being recorded.
+    """
 
 
 class StepRecorder(Protocol):

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 BAD_GRAMMAR = "BAD_GRAMMAR"
+"""What the row's text has to be is no grammar, or one that no text satisfies.
+
+Cure: mend the schema, pattern or grammar of its `structured_outputs` at the place that the message names.
+"""
 
 # JSON is laid out as Python's `json.dumps` does: a model that may choose its white space may write nothing else, and
 # what it may not choose need not be decoded.
@@ -25,7 +29,10 @@ _LONGEST_MESSAGE = 300
 
 
 class GrammarError(Exception):
-    """What is asked for is no grammar, or one that no text satisfies. Its message is one line."""
+    """What is asked for is no grammar, or one that no text satisfies. Its message is one line.
+
+    Seen as: the row's `BAD_GRAMMAR`, or a UserError where the job has the grammar.
+    """
 
 
 @lru_cache(maxsize=256)

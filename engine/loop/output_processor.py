@@ -25,8 +25,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NON_FINITE = "NON_FINITE"
+"""The model's logits or hidden states are NaN or infinite for this row.
+
+Cure: compute in a wider type (`model.dtype: bfloat16` in the place of float16, or float32); where that gives the same,
+the weights are broken.
+"""
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
+"""The device has no memory for a token of this row, or of a prefix that it shares, even in a step alone.
+
+Cure: lower `engine.kv_cache_memory` or `engine.gpu_memory_utilization`, free the device, then `--retry-failed`.
+"""
 NO_TOKEN = "NO_TOKEN"
+"""The row's sampling parameters, taken together, bar every token.
+
+Cure: drop one of them, such as `allowed_token_ids` that the grammar has no use for.
+"""
 NO_MEMORY = (OUT_OF_MEMORY, "the device has no memory for this row's step alone")
 _NOT_FINITE = (NON_FINITE, "the model's logits are not finite")
 _ALL_BARRED = (NO_TOKEN, "its sampling parameters, taken together, bar every token; drop one of them")

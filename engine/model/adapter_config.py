@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 BAD_ADAPTER = "BAD_ADAPTER"
+"""The row's adapter is not there, is for another base, is not served, or does not fit the KV cache.
+
+Cure: name one of `model.adapters`, or a folder that PEFT saved for this model; the message says what is wrong with it.
+"""
 
 # A key that holds anything but nothing, and what the adapter does then.
 REASONS = {
@@ -26,7 +30,10 @@ CHANGES_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
 
 class AdapterError(ValueError):
-    """What is wrong with an adapter, in a line that does not say which one it is."""
+    """What is wrong with an adapter, in a line that does not say which one it is.
+
+    Seen as: the row's `BAD_ADAPTER`, or a UserError where the job names the adapter.
+    """
 
 
 @dataclass(frozen=True, slots=True)

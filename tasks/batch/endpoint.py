@@ -9,7 +9,10 @@ Json = dict[str, Any]
 
 
 class BadRequestError(Exception):
-    """What is wrong with a line: `code` and `param` are for programs, the message is for people."""
+    """What is wrong with a line of a batch file: `code` and `param` are for programs, the message is for people.
+
+    Seen as: that line's entry in the errors file (`docs/batch.md`).
+    """
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -36,7 +36,10 @@ T = TypeVar("T")
 
 
 class BudgetError(TemplateError):
-    """The template does too much over this row."""
+    """The template does too much over this row.
+
+    Seen as: the row's `TEMPLATE_ERROR`.
+    """
 
     def __init__(self) -> None:
         super().__init__(f"it does too much: more than {MOST_WORK:,} iterations, calls or lines of text")

@@ -43,7 +43,10 @@ _AS_PYTHON = (pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.typ
 
 
 class CellError(ValueError):
-    """A value that has no text."""
+    """A value that has no text.
+
+    Seen as: the row's `TEMPLATE_ERROR`, where a template prints it.
+    """
 
 
 def cells(array: pa.Array) -> list[CellOrError]:

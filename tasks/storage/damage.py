@@ -8,7 +8,10 @@ log = logging.getLogger(__name__)
 
 
 class DamagedError(Exception):
-    """A file, or a folder in its place, that is not what a run wrote there."""
+    """A file, or a folder in its place, that is not what a run wrote there.
+
+    Cure: run the job again: the file is set aside as `*.bad`, and its rows are scored again.
+    """
 
     def __init__(self, path: Path, said: str) -> None:
         super().__init__(f"{path.parent.name}/{path.name} {said}")

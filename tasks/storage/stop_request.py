@@ -14,7 +14,10 @@ from tasks.storage.output_folder import OutputFolder
 
 
 class RunStoppedError(Exception):
-    """The run was asked to end, and did."""
+    """The run was asked to end, and did (exit code 3).
+
+    Cure: none is needed; the same command continues.
+    """
 
 
 def ask_to_stop(folder: OutputFolder, holder: Holder) -> None:

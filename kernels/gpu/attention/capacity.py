@@ -12,7 +12,10 @@ MIN_ROOM = 256
 
 
 class CapacityError(ValueError):
-    """A step has more work items than a captured graph has room for."""
+    """A step has more work items than a captured graph has room for.
+
+    Seen as: nothing; the step is launched kernel by kernel.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,7 @@
-"""A report in a browser: no error, no request, small and quick however many rows there are.
-
-Debian's chromium is driven by its command line; where no chromium is installed, there is nothing to open it with.
-"""
+"""A report in a browser: no error, no request, small and quick however many rows there are."""
 
 import re
-import shutil
-import socketserver
-import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +15,10 @@ from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records, update_record
 from tasks.storage.step_curve import MAX_POINTS, CurvePoint, StepCurve, write_curve
 from tasks.storage.stored_plan import NODES, plan_folder
+from tests.browser import CHROMIUM, opened
 from tests.tasks.conftest import JobMaker
 from tests.tasks.steps import run_steps
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# What the browser asks for on its own account.
-OWN = re.compile(
-    r"(clients\d|accounts|www)\.google\.com|gvt1\.com|(update|autofill|guide-pa|safebrowsing)\.googleapis\.com"
-)
 # Groups of 250 requests, too narrow to be seen each, and before them wide ones of twenty times as many.
 GROUPS, IN_A_GROUP, WIDE, TIMES = 3_000, 250, 50, 20
 
@@ -80,56 +66,12 @@ def million_nodes() -> pa.Table:
     return pa.table({name: pa.array(arrays[name], pa.int64()) for name in NODE_SCHEMA.names}, NODE_SCHEMA)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """The document as the browser has it, what it logs, what it asks its proxy for, and the seconds that it takes."""
-
-    document: str
-    logged: str
-    requests: list[str]
-    seconds: float
-
-
-class Proxy(socketserver.StreamRequestHandler):
-    """Answers nothing; the first line of each request is kept."""
-
-    def handle(self) -> None:
-        self.server.lines.append(self.rfile.readline().decode(errors="replace"))  # type: ignore[attr-defined]
-
-
-@contextmanager
-def proxy() -> Iterator[tuple[int, list[str]]]:
-    """Its port, and what came."""
-    lines: list[str] = []
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy) as server:
-        server.lines = lines  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield server.server_address[1], lines
-        server.shutdown()
-        thread.join()
-
-
-def opened(page: Path, profile: Path, *more: str) -> Opened:
-    assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
-    flags += [f"--user-data-dir={profile}", "--disable-background-networking", "--disable-component-update"]
-    with proxy() as (port, requests):
-        flags.append(f"--proxy-server=127.0.0.1:{port}")
-        began = time.perf_counter()
-        done = subprocess.run([CHROMIUM, *flags, *more, page.as_uri()], capture_output=True, text=True, timeout=120)
-        seconds = time.perf_counter() - began
-    assert done.returncode == 0, done.stderr[-2000:]
-    asked = [line.split()[1] for line in requests if line.strip()]
-    return Opened(done.stdout, done.stderr, [url for url in asked if not OWN.search(url)], seconds)
-
-
 def test_a_report_of_a_million_rows_opens(report: Path, tmp_path: Path) -> None:
     assert report.stat().st_size < 5e6
     empty = tmp_path / "empty.html"
     empty.write_text("<!doctype html><title>nothing</title>")
-    least = opened(empty, tmp_path / "profile")
-    page = opened(report, tmp_path / "profile")
+    least = opened(empty.as_uri(), tmp_path / "profile")
+    page = opened(report.as_uri(), tmp_path / "profile")
     assert "1M" in page.document
     assert page.document.count("<rect") == 1 + WIDE
     assert "CONSOLE" not in page.logged
@@ -140,7 +82,7 @@ def test_a_report_of_a_million_rows_opens(report: Path, tmp_path: Path) -> None:
 def test_an_error_and_a_request_would_be_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text('<!doctype html><script>console.error("seen")</script><img src="http://example.com/x.png">')
-    seen = opened(page, tmp_path / "profile")
+    seen = opened(page.as_uri(), tmp_path / "profile")
     assert "CONSOLE" in seen.logged
     assert set(seen.requests) == {"http://example.com/x.png"}
 
@@ -153,7 +95,7 @@ def test_a_report_is_as_wide_as_its_window(report: Path, tmp_path: Path, width: 
     asked = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", f"{asked}</body>"), encoding="utf-8")
-    document = opened(page, tmp_path / "profile", f"--window-size={width},900").document
+    document = opened(page.as_uri(), tmp_path / "profile", f"--window-size={width},900").document
     found = re.search(r"<title>(\d+) of (\d+)</title>", document)
     assert found is not None
     assert int(found[1]) <= int(found[2]) == width
