@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +177,14 @@ class PrefectProcesses:
         pytest.fail("the Prefect server was not ready in two minutes")
 
     def _arguments(self, command: str, more: tuple[str, ...]) -> list[str]:
-        program, *arguments = [word for word in shlex.split(command) if "=" not in word]
+        program, *arguments = shlex.split(command)[len(_settings(command)) :]
         return [str(self.bin / program), *arguments, *more]
 
 
 def _settings(command: str) -> dict[str, str]:
     """What stands before the program, as in `NAME=value program`."""
-    return dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
+    before = takewhile(re.compile(r"\w+=").match, shlex.split(command))
+    return {name: value for name, _, value in (word.partition("=") for word in before)}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,5 +1,6 @@
 """prefect.yaml, a real server, a real worker: the pages' commands, with a small job in the place of the example."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,10 @@ from tasks.query import query
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
-from tests.flows.prefect_api import get, last_run, wait_for
+from tests.flows.prefect_api import get, last_run, post, wait_for
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "schedule.md"
 DEPLOYMENTS: dict[str, Any] = {
     one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 }
@@ -99,6 +101,19 @@ def test_a_run_in_a_worker_is_stopped_from_outside(
         assert last_run(api)["state_type"] == "CANCELLED"
         time.sleep(5)  # the worker looks at how the process ended
         assert last_run(api)["state_type"] == "CANCELLED"
+
+
+@pytest.mark.nightly
+def test_the_flow_is_served_as_the_page_says(
+    prefect_processes: Any, small_job_file: Path, small_job: dict[str, Any]
+) -> None:
+    [program] = [one for one in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "serve" in one]
+    wanted = {"deployments": {"name": {"any_": ["served"]}}}
+    with prefect_processes.started("python -c", program):
+        wait_for(lambda: bool(post(prefect_processes.api, "deployments/filter", wanted)))
+        given = ("--param", f"job={small_job_file}")
+        prefect_processes.run("prefect deployment run trunkline-score/served", *given, "--watch")
+    assert scored_now(Path(small_job["output"])) == [20]
 
 
 def scored_now(folder: Path) -> list[int]:

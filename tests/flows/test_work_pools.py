@@ -13,8 +13,14 @@ from prefect.client.schemas.objects import FlowRun, WorkPool
 from prefect.utilities.schema_tools import validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
+from tests.flows.prefect_api import get
+
 ROOT = Path(__file__).parents[2]
 POOLS = ("docker", "kubernetes")
+CREATE = (
+    "prefect work-pool create trunkline --type docker --base-job-template flows/deploy/docker.json",
+    "prefect work-pool create trunkline --type kubernetes --base-job-template flows/deploy/kubernetes.json",
+)
 GPU = {
     "docker": {
         "image": "trunkline:cuda",
@@ -110,6 +116,21 @@ def test_a_pod_has_the_folder_and_the_gpu() -> None:
     assert plain["containers"][0]["resources"]["limits"] == {"memory": "16Gi"}
     assert gpu["containers"][0]["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": 1}
     assert plain["securityContext"]["runAsUser"] == 1000
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("pool", "create"), zip(POOLS, CREATE, strict=True))
+def test_the_deployments_fit_a_pool_on_a_server(prefect_processes: Any, pool: str, create: str) -> None:
+    """The commands of docs/schedule.md; the worker's package need not be where they are given."""
+    run = prefect_processes.run
+    run(create)
+    run("prefect --no-prompt deploy --all")
+    for deployment in deployments():
+        made = get(prefect_processes.api, f"deployments/name/trunkline-score/{deployment['name']}")
+        assert made["work_pool_name"] == "trunkline"
+        assert made["job_variables"] == deployment["work_pool"]["job_variables"]
+    assert get(prefect_processes.api, "work_pools/trunkline")["type"] == pool
+    run("prefect --no-prompt work-pool delete trunkline")
 
 
 @pytest.mark.nightly
