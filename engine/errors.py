@@ -36,6 +36,14 @@ class EngineNotLoadedError(EngineDeadError):
     """
 
 
+class EngineLostError(TerminalError, RuntimeError):
+    """The engine ended and no other can be started in its place: what it held is another's to run.
+
+    Cure: none is needed while other workers are there. Where the run ends so, its last worker is gone, or a third over
+    the same shard: bring workers back, and run the same command again.
+    """
+
+
 class EngineClosedError(TerminalError, RuntimeError):
     """The engine was told to end: what it held is not to run again now.
 

@@ -53,8 +53,8 @@ class RunPage:
     def close(self, report: RunReport) -> None:
         """Writes the last state, the summary, a table of errors where there are any, and a link; waits for all."""
         self._write(partial(self._write_progress, report.finished_fraction, self._told))
-        rows, counted = report.facts()[0]
-        summary = partial(create_markdown_artifact, report.markdown(), description=f"{rows}: {counted}")
+        name, counted = report.facts()[0]
+        summary = partial(create_markdown_artifact, report.markdown(), description=f"{name}: {counted}")
         self._write(partial(summary, key=f"{self._key}-summary"))
         if report.published.error_types:
             rows = [{"error": kind, "rows": count} for kind, count in report.published.error_types]

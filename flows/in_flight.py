@@ -1,7 +1,6 @@
-"""Runs a list of jobs a few at a time, in order, and looks up once in a while."""
+"""Runs jobs side by side, as many as there is room for, and looks up once in a while."""
 
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -11,35 +10,33 @@ T = TypeVar("T")
 
 
 def run_in_flight(
-    items: Iterable[T],
+    next_item: Callable[[], T | None],
     submit: Callable[[T], PrefectFuture[Any]],
     finished: Callable[[T, PrefectFuture[Any]], bool],
     tick: Callable[[], None],
     *,
-    width: int,
     seconds: float = 1.0,
 ) -> None:
-    """Submits `items` in order with at most `width` unfinished.
+    """Submits what `next_item` says, until nothing runs and it says None, which is that nothing is to begin now.
 
     `finished` hears of each end as it comes; when it answers False nothing more is submitted, but what
     runs is waited for. `tick` is called at least every `seconds`.
     """
-    waiting = deque(items)
     ended: SimpleQueue[tuple[T, PrefectFuture[Any]]] = SimpleQueue()
-    running = 0
-    while waiting or running:
-        while waiting and running < width:
-            _start(waiting.popleft(), submit, ended)
+    running, is_stopped = 0, False
+    while True:
+        while not is_stopped and (item := next_item()) is not None:
+            _start(item, submit, ended)
             running += 1
         tick()
+        if not running:
+            return
         try:
             item, future = ended.get(timeout=seconds)
         except Empty:
             continue
         running -= 1
-        if not finished(item, future):
-            waiting.clear()
-    tick()
+        is_stopped = not finished(item, future) or is_stopped
 
 
 def _start(

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import EngineDeadError, UserError
+from engine.errors import EngineDeadError, EngineLostError, UserError
 from engine.machine.start_time import note_starting
 from flows.orphans import end_orphans_with_me
 from flows.progress_bar import progress_bar, time_words
@@ -70,7 +70,7 @@ def run_job(
             code = _say(messages, str(error), 2)
         except OUTSIDE as error:
             said = str(error).strip().partition("\n")[0]
-            kind = "" if isinstance(error, EngineDeadError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, EngineDeadError | EngineLostError) else f"{type(error).__name__}: "
             code = _say(messages, f"{kind}{said}; the same command continues", 1)
     leave(code)
 
@@ -94,8 +94,15 @@ def logs_told(messages: Console) -> Iterator[None]:
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
     )
-    storage = ("tasks.storage.damage", "tasks.storage.output_folder")
-    names = ("tasks.extract", "tasks.shard_scorer", *storage, "tasks.store.share", "kernels")
+    names = (
+        "tasks.extract",
+        "tasks.shard_scorer",
+        "tasks.dispatch",
+        "tasks.storage.damage",
+        "tasks.storage.output_folder",
+        "tasks.store.share",
+        "kernels",
+    )
     logs = [logging.getLogger(name) for name in names]
     for log in logs:
         log.addHandler(handler)

@@ -13,8 +13,7 @@ from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from engine.errors import EngineClosedError, UserError
-from engine.plan import Shard
+from engine.errors import EngineClosedError, EngineLostError, UserError
 from flows.artifacts import RunPage
 from flows.dataset import publish
 from flows.event_loops import stop_at_exit
@@ -26,24 +25,22 @@ from flows.run_control import RunControl, stopped
 from flows.run_events import announced_run
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
+from tasks.dispatch import SHARDS_IN_FLIGHT, Dispatch, Turn
 from tasks.error_limit import ErrorLimit
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
-from tasks.job.job import ScoringJob
+from tasks.job.job import MAX_WORKERS, ScoringJob
 from tasks.job.job_file import load_job
 from tasks.plan import StoredPlan, plan
 from tasks.report.used_folders import remember_folder
 from tasks.row_names import refuse_rejected
-from tasks.run_failed import ErrorRowError, RunFailedError
-from tasks.shard_gate import ShardGate
+from tasks.run_failed import EngineKeepsDyingError, ErrorRowError, RunFailedError
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
 from tasks.storage.stored_plan import ROWS, plan_folder
 from tasks.workers import Workers
 
-# One shard's decode tail overlaps the prefill of the next; a third keeps the engine fed while one commits.
-SHARDS_IN_FLIGHT = 3
 # Each shard has had its own retries by then: the cause is not in the shards.
 FAILED_SHARDS_ALLOWED = 3
 
@@ -55,7 +52,7 @@ stop_at_exit()
 @flow(
     name="trunkline-score",
     flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
-    task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=SHARDS_IN_FLIGHT * MAX_WORKERS),  # type: ignore[arg-type]
     persist_result=False,
     result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
@@ -140,8 +137,8 @@ class ShardRunner:
         self._control = control
         self._planned = planned
         self._workers = workers
-        self._gate = ShardGate(run.job.max_engine_deaths)
         self._errors = ErrorLimit(run.job, rows=planned.rows, rejected=planned.rejected, pending=planned.pending)
+        self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
         self._page = RunPage(artifact_key(run.job.name), log)
@@ -167,12 +164,11 @@ class ShardRunner:
         start = time.monotonic()
         try:
             self._check_rejected()
-            run_in_flight(self._planned.shards, self._submit, self._finished, self._tick, width=SHARDS_IN_FLIGHT)
-            self._tick()
+            run_in_flight(self._dispatch.next, self._submit, self._finished, self._tick)
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()
-            self._gate.close()
+            self._dispatch.commits.close()
             raise
         finally:
             seconds = time.monotonic() - start
@@ -216,21 +212,26 @@ class ShardRunner:
         if share is not None:
             update_record(self._run.folder, self._run.run_id, limit_share=round(share, 3))
 
-    def _submit(self, shard: Shard) -> PrefectFuture[Any]:
+    def _submit(self, turn: Turn) -> PrefectFuture[Any]:
         # Without tags: for each of them a task asks the server for a slot, so that one that is away would end the run.
-        here = infer.with_options(task_run_name=f"shard-{shard.index + 1}-of-{len(self._planned.shards)}")
-        return here.submit(self._run, self._planned.plan_id, shard, self._workers, self._gate, self._errors)
+        here = infer.with_options(task_run_name=f"shard-{turn.shard.index + 1}-of-{len(self._planned.shards)}")
+        return here.submit(self._run, self._planned.plan_id, turn.shard, turn.worker, turn.heeds)
 
-    def _finished(self, shard: Shard, future: PrefectFuture[Any]) -> bool:
+    def _finished(self, turn: Turn, future: PrefectFuture[Any]) -> bool:
+        self._dispatch.ended(turn)
         try:
             done: ShardDone = future.result()
+        except (EngineLostError, EngineKeepsDyingError) as problem:
+            if not self._dispatch.move(turn, problem):
+                raise
+            return True
         except (RunFailedError, UserError):
             raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False
             self._failures.append(error)
-            self._log.error("shard %s failed: %s", shard.shard_id, error)
+            self._log.error("shard %s failed: %s", turn.shard.shard_id, error)
             return len(self._failures) < FAILED_SHARDS_ALLOWED
         self._done.append(done)
         if not done.skipped:

@@ -7,18 +7,42 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.loop.trace import TraceWriter
+from engine.machine.place import places
 from tasks.engine_process.child import Child
 from tasks.engine_process.engine_process import EngineProcess
 from tasks.in_process import InProcess
+from tasks.many_engines import ManyEngines
 from tasks.storage.run import Run
 from tasks.workers import Workers
 
 OpenWorkers = Callable[[Run], AbstractContextManager[Workers]]
 
 
-def own_process(run: Run) -> AbstractContextManager[Workers]:
-    """An engine for this run alone, in a process that ends with it: what ends the engine does not end the run."""
-    return EngineProcess(run.model, run.config)
+Opened = EngineProcess | ManyEngines
+
+
+def own_processes(run: Run, trace: Path | None = None, child: Child | None = None) -> Opened:
+    """Engines for this run alone, in processes that end with it: what ends an engine does not end the run.
+
+    One for each place that the job gives it. The first may have begun as `child`; each writes a trace of its own.
+    """
+    found = places(run.config, run.job.engine.workers)
+    traces = [
+        trace and (trace if number == 0 else trace.with_stem(f"{trace.stem}-{number + 1}"))
+        for number in range(len(found))
+    ]
+    members = [
+        EngineProcess(
+            run.model,
+            run.config,
+            trace=traces[number],
+            place=place,
+            label=f"worker {number + 1} of {len(found)} ({place})" if len(found) > 1 else "the engine",
+            child=child if number == 0 else None,
+        )
+        for number, place in enumerate(found)
+    ]
+    return ManyEngines(members) if len(members) > 1 else members[0]
 
 
 def in_process(run: Run) -> AbstractContextManager[Workers]:
@@ -27,7 +51,7 @@ def in_process(run: Run) -> AbstractContextManager[Workers]:
 
 
 # Not a parameter of the flow: those are what a deployment's form shows.
-_open_workers: ContextVar[OpenWorkers] = ContextVar("open_workers", default=own_process)
+_open_workers: ContextVar[OpenWorkers] = ContextVar("open_workers", default=own_processes)
 
 
 def open_workers(run: Run) -> AbstractContextManager[Workers]:
@@ -54,9 +78,7 @@ def begun_process(trace: Path | None) -> Iterator[None]:
         TraceWriter(trace)
     child = Child()
     try:
-        with workers_from(
-            lambda run: EngineProcess(run.model, run.config, trace=trace and trace.absolute(), child=child)
-        ):
+        with workers_from(lambda run: own_processes(run, trace and trace.absolute(), child)):
             yield
     finally:
         child.end(at_once=True)  # it is still there where the run did not come so far
@@ -64,17 +86,17 @@ def begun_process(trace: Path | None) -> Iterator[None]:
 
 @contextmanager
 def kept_engines() -> Iterator[None]:
-    """Runs that are called within the context, and in its thread, share an engine for each model and its limits.
+    """Runs that are called within the context, and in its thread, share engines for each model, its limits and workers.
 
     A model is loaded by the first run that needs it, and freed when the context ends, or by a run that fails.
     """
-    kept: dict[tuple[str, EngineConfig], EngineProcess] = {}
+    kept: dict[tuple[str, EngineConfig, int], Opened] = {}
 
     @contextmanager
     def lend(run: Run) -> Iterator[Workers]:
-        key = run.model.fingerprint, run.config
+        key = run.model.fingerprint, run.config, run.job.engine.workers
         if key not in kept or kept[key].closed:
-            kept[key] = EngineProcess(run.model, run.config)
+            kept[key] = own_processes(run)
         try:
             yield kept[key]
         except BaseException:

@@ -8,6 +8,7 @@ from typing import Any
 from engine.figures import figure
 from engine.loop.step_budget import planning_config
 from engine.machine.memory import MemoryNeed, memory_need
+from engine.machine.place import places
 from engine.machine.start_time import expected_loading, expected_starting
 from engine.plan import PlanSummary, Shard, join
 from tasks.deduplicate import PENDING, find_pending
@@ -79,7 +80,9 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         extracted = extract_rows(run)
         found = find_pending(run, extracted, OutputFolder(job.output_folder))
         config = planning_config(run.model, run.config, run.device)
-        outlines = [section.plan.outline for section in plan_sections(run, found.folder / PENDING, config)]
+        workers = len(places(run.config, job.engine.workers)) if device is None else max(1, job.engine.workers)
+        sections = plan_sections(run, found.folder / PENDING, config, workers)
+        outlines = [section.plan.outline for section in sections]
         outline = join(outlines, config.kv_cache_memory)
     memory = memory_need(run.model, run.shape, config, run.device)
     loading = expected_loading(memory.weights, run.model, run.config, run.device) if found.pending else 0.0

@@ -7,6 +7,7 @@ from prefect.tasks import exponential_backoff
 from engine.failpoint import failpoint
 from engine.plan import Shard
 from tasks.error_limit import ErrorLimit
+from tasks.run_commits import RunCommits
 from tasks.shard_gate import ShardGate
 from tasks.shard_results import ShardResults
 from tasks.shard_scorer import ShardScorer
@@ -16,7 +17,7 @@ from tasks.storage.run import Run
 from tasks.storage.shard_manifest import ShardManifest
 from tasks.store.share import share_results
 from tasks.transient import retry_transient
-from tasks.workers import Workers
+from tasks.workers import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +36,41 @@ class ShardDone:
     skipped: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Heeds:
+    """What a shard heeds of others: `gate` is of its worker's, `commits` and `errors` of all of the run.
+
+    It is `suspected` where a worker was lost that had it.
+    """
+
+    gate: ShardGate
+    commits: RunCommits
+    errors: ErrorLimit
+    suspected: bool = False
+
+
 def infer_shard(
     run: Run,
     plan_id: str,
     shard: Shard,
-    workers: Workers,
-    gate: ShardGate | None = None,
-    errors: ErrorLimit | None = None,
+    worker: Worker,
+    heeds: Heeds | None = None,
 ) -> ShardDone:
     """Scores the rows of the shard that have no committed result, and commits it.
 
-    `gate` and `errors` are of all shards of the run. An engine that dies is another one's turn: the rows that are left
-    are asked again, alone, and the ones that kill it end as `ENGINE_CRASH`. Raises RunFailedError where another shard
-    would end in the same way.
+    `heeds` is what other shards have in common with it. An engine that dies is another one's turn: the rows that are
+    left are asked again, alone, and the ones that kill it end as `ENGINE_CRASH`. Raises RunFailedError where another
+    shard would end in the same way, and EngineLostError where the worker is lost.
     """
     done = find_manifest(run.folder, plan_id, shard.shard_id)
     if done is not None:
         return _to_done(done, skipped=True)
     failpoint("infer.start")
-    gate = gate or ShardGate(run.job.max_engine_deaths)
-    with gate.entered():
-        results = ShardResults(run, plan_id, shard, gate)
-        ShardScorer(results, workers, gate, errors or ErrorLimit(run.job), run.job.checkpoint_seconds).score()
+    heeds = heeds or Heeds(ShardGate(run.job.max_engine_deaths), RunCommits(), ErrorLimit(run.job))
+    with heeds.commits.entered():
+        results = ShardResults(run, plan_id, shard, heeds.commits)
+        scorer = ShardScorer(results, worker, heeds.gate, heeds.errors, run.job.checkpoint_seconds)
+        scorer.score(suspected=heeds.suspected)
         failpoint("infer.scored")
         manifest, part = results.commit()
     failpoint("infer.done")

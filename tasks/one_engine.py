@@ -2,6 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
@@ -45,7 +46,8 @@ class OneEngine(ABC, Generic[EngineT]):
     It lives from its making to `close`, and belongs to whoever made it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "the engine") -> None:
+        self.label = label
         self._engine: EngineT | None = None
         self._before = Computed()
         self._closed = False
@@ -60,6 +62,9 @@ class OneEngine(ABC, Generic[EngineT]):
     @property
     def closed(self) -> bool:
         return self._closed
+
+    def each(self) -> Sequence[Self]:
+        return (self,)
 
     def start(self) -> None:
         self._living()

@@ -47,6 +47,9 @@ REQUEST_SCHEMA = pa.schema(
         ("nodes", pa.list_(pa.int64())),  # of each of the engine's requests for the row
     ]
 )
+# At the end of a run a worker waits for another's last shard at most: the less, the more of them there are. The fewer,
+# the more rows are computed side by side.
+SHARDS_A_WORKER = 4
 NODE_FIELDS = ("parent", "start", "end", "num_requests")
 NODE_SCHEMA = pa.schema([(name, pa.int64()) for name in NODE_FIELDS])
 
@@ -83,7 +86,8 @@ def _reuse_or_store(run: Run, deduplicated: Deduplicated, workers: Workers) -> S
     make_folder(staged)
     for name in (ROWS,) if deduplicated.row_digests is None else (ROWS, DIGESTS):
         (deduplicated.folder / name).rename(staged / name)
-    outlines = list(_write_sections(plan_sections(run, deduplicated.folder / PENDING, config), staged))
+    sections = plan_sections(run, deduplicated.folder / PENDING, config, len(workers.each()))
+    outlines = list(_write_sections(sections, staged))
     planned = _describe(run, deduplicated, join(outlines, config.kv_cache_memory))
     store_plan(run.folder, planned, run.job.model_dump(mode="json"), staged)
     return planned
@@ -106,8 +110,8 @@ class PlannedSection:
     row_sizes: NDArray[np.int64]
 
 
-def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[PlannedSection]:
-    """Plans of `pending.parquet`; `config` is the run's, with a step's tokens settled."""
+def plan_sections(run: Run, pending: Path, config: EngineConfig, workers: int = 1) -> Iterator[PlannedSection]:
+    """Plans of `pending.parquet` for so many workers; `config` is the run's, with a step's tokens settled."""
     cost = plan_cost(run.model, run.shape, run.config, run.device)
     for section in read_sections(pending):
         checkpoint()
@@ -118,6 +122,7 @@ def plan_sections(run: Run, pending: Path, config: EngineConfig) -> Iterator[Pla
             config,
             cost,
             shard_seconds=run.job.shard_seconds,
+            min_shards=SHARDS_A_WORKER * workers if workers > 1 else 1,
             row_sizes=sizes,
             adapters=adapter_sizes(requests.adapters, run.shape, run.config, run.device),
         )

@@ -1,18 +1,15 @@
-"""What the shards of a run heed of each other, which are threads of one process."""
+"""What the shards of one worker heed of each other, which are threads of one process."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.errors import EngineClosedError, EngineDeadError
+from engine.errors import EngineDeadError
 from tasks.run_failed import EngineKeepsDyingError
-
-# How long an ended run waits for its shards to commit what they have.
-ENDING_SECONDS = 1.0
 
 
 class ShardGate:
-    """Lets shards compute side by side, or one alone; and lets none of them commit once the run has ended.
+    """Lets shards of a worker compute side by side, or one alone. What other workers compute is none of its matter.
 
     Whoever waits to be alone goes before those that would come beside others, as a readers-writer lock does that
     prefers writers.
@@ -22,24 +19,9 @@ class ShardGate:
         self._max_deaths = max_engine_deaths
         self._deaths = 0
         self._changed = threading.Condition()
-        self._inside = 0
         self._beside = 0
         self._waiting = 0
         self._alone = False
-        self._closed = False
-        self._commits = threading.Lock()
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        """As long as a shard has something to commit."""
-        with self._changed:
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -86,18 +68,3 @@ class ShardGate:
                 f"the engine died {self._deaths} times in a row over rows that were asked alone, and computed none "
                 f"between ({death}); if the rows are what kills it, allow more with max_engine_deaths"
             )
-
-    @contextmanager
-    def committing(self) -> Iterator[None]:
-        """Raises EngineClosedError once the run has ended: another may have the folder, and ask for the same rows."""
-        with self._commits:
-            if self._closed:
-                raise EngineClosedError("the run has ended")
-            yield
-
-    def close(self) -> None:
-        """Ends the run's commits, after those of shards that end by themselves within `ENDING_SECONDS`."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._inside, ENDING_SECONDS)
-        with self._commits:
-            self._closed = True

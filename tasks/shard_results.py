@@ -15,8 +15,8 @@ from engine.request import RequestOutput
 from tasks.request.task_type import nth_id, split_id
 from tasks.request.task_types import answer_of
 from tasks.row_names import error_row
+from tasks.run_commits import RunCommits
 from tasks.run_failed import ErrorRowError
-from tasks.shard_gate import ShardGate
 from tasks.shard_work import read_shard, stored_requests, to_work
 from tasks.storage.manifests import find_checkpoints, write_manifest
 from tasks.storage.parts import StoredRequest, commit_part, join_parts, stage_part, to_part
@@ -34,11 +34,11 @@ class ShardResults:
     whole shard in the place of its checkpoints, those of earlier runs too.
     """
 
-    def __init__(self, run: Run, plan_id: str, shard: Shard, gate: ShardGate) -> None:
+    def __init__(self, run: Run, plan_id: str, shard: Shard, commits: RunCommits) -> None:
         self._run = run
         self._plan_id = plan_id
         self._shard = shard
-        self._gate = gate
+        self._commits = commits
         self._rows = read_shard(run, plan_id, shard)
         self._stored = stored_requests(self._rows)
         self._number = {stored.request_hash: number for number, stored in enumerate(self._stored)}
@@ -194,7 +194,7 @@ class ShardResults:
         staged, part = stage_part(self._run.folder, self._shard.shard_id, table)
         fingerprint = self._run.fingerprint
         manifest = describe(self._plan_id, self._shard, fingerprint, part, shares, is_checkpoint=is_checkpoint)
-        with self._gate.committing():
+        with self._commits.committing():
             commit_part(self._run.folder, staged, part)
             write_manifest(self._run.folder, manifest)
         return manifest

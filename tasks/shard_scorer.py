@@ -16,7 +16,7 @@ from tasks.shard_results import ShardResults
 from tasks.source.row_error import ENGINE_CRASH
 from tasks.suspects import Suspects
 from tasks.transient import is_transient
-from tasks.workers import OnOutput, Workers
+from tasks.workers import OnOutput, Worker
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +37,29 @@ class ShardScorer:
     """
 
     def __init__(
-        self, results: ShardResults, workers: Workers, gate: ShardGate, errors: ErrorLimit, checkpoint_seconds: float
+        self, results: ShardResults, worker: Worker, gate: ShardGate, errors: ErrorLimit, checkpoint_seconds: float
     ) -> None:
         self._results = results
-        self._workers = workers
+        self._worker = worker
         self._gate = gate
         self._errors = errors
         self._checkpoint_seconds = checkpoint_seconds
 
-    def score(self) -> None:
-        """Every row has ended, each as a result or as an error.
+    def score(self, *, suspected: bool = False) -> None:
+        """Every row has ended, each as a result or as an error; where it is `suspected`, with no other shard beside it.
 
-        Raises RunFailedError: EngineKeepsDyingError where rows are not what kills the engine, ErrorRowError and
-        TooManyErrorsError for errors that the job does not allow. What has ended is committed then.
+        Raises EngineLostError where the worker is lost, and RunFailedError: EngineKeepsDyingError where rows are not
+        what kills the engine, ErrorRowError and TooManyErrorsError for errors that the job does not allow. What has
+        ended is committed then.
         """
-        with self._gate.beside():
-            death = self._ask(self._results.left)
-        if death is not None:
+        if not suspected:
+            with self._gate.beside():
+                death = self._ask(self._results.left)
+            if death is None:
+                return
             log.warning("%s; its rows are asked again, and no others beside them", death)
-            with self._gate.alone():
-                self._score_alone()
+        with self._gate.alone():
+            self._score_alone()
 
     def _score_alone(self) -> None:
         suspects = Suspects(self._results.left, LONE_TRIES)
@@ -102,7 +105,7 @@ class ShardScorer:
         """An engine that dies before it can be asked has nothing against the rows."""
         for left in reversed(range(START_TRIES)):
             try:
-                return self._workers.submit(work, on_output)
+                return self._worker.submit(work, on_output)
             except EngineDeadError as death:
                 if not left:
                     said = f"the engine died {START_TRIES} times before it was asked for anything ({_words(death)})"

@@ -7,10 +7,10 @@ import duckdb
 import httpx
 import pyarrow as pa
 
-from engine.errors import EngineDeadError, TerminalError, TransientError
+from engine.errors import EngineDeadError, EngineLostError, TerminalError, TransientError
 
 # Disk, memory, network, device: the program is right, and another time it may work.
-OUTSIDE = (OSError, MemoryError, EngineDeadError, duckdb.Error, pa.ArrowException, httpx.HTTPError)
+OUTSIDE = (OSError, MemoryError, EngineDeadError, EngineLostError, duckdb.Error, pa.ArrowException, httpx.HTTPError)
 
 _ERRNOS = frozenset(
     {

@@ -1,6 +1,6 @@
 """Who computes for a run, wherever that is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import astuple, dataclass, field
 from typing import Protocol
@@ -59,6 +59,21 @@ class Computed:
         return self.limit_seconds / self.busy_seconds if self.busy_seconds and self.limit_seconds else None
 
 
+class Worker(Protocol):
+    """Who computes a shard: one engine at a time, which is replaced in its place where it died."""
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+
+    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
+        """A shard's outputs, in the order of its requests; waits for the model. `on_output` gets each as it ends.
+
+        Raises EngineDeadError where another try may help, EngineLostError where none here ever will, and
+        EngineClosedError after `close`.
+        """
+
+
 class Workers(Protocol):
     """What a run needs of those who compute for it. All of it may be called from any thread."""
 
@@ -71,11 +86,8 @@ class Workers(Protocol):
     def config(self) -> EngineConfig:
         """The limits that requests are computed under, with nothing left open; waits for the model where it must."""
 
-    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
-        """A shard's outputs, in the order of its requests; waits for the model. `on_output` gets each as it ends.
-
-        Raises EngineDeadError where another try may help, and EngineClosedError after `close`.
-        """
+    def each(self) -> Sequence[Worker]:
+        """Those that shards can be given to now: the same objects in every call, with who came meanwhile."""
 
     def totals(self) -> Computed:
         """All that was computed so far."""

@@ -77,6 +77,10 @@ BATCH_ERRORS = (
     "trunkline sql \"select line, batch_id, coalesce(fault ->> 'message', error_message) as why from errors\""
     " --output out.jsonl.run/results"
 )
+TWO_WORKERS = (
+    "OMP_NUM_THREADS=2 trunkline score examples/classify.yaml --output runs/two"
+    " --set engine.device=cpu --set engine.workers=2"
+)
 TRACE = "python -m engine.bench.run --kv-gib 4 --model embedded generate.jsonl --trace trace.jsonl"
 LIVE = 'trunkline sql "select run_id, status, stage, rows_done, rows, row_errors, tokens_per_second, seconds_left'
 LIVE += ' from runs"'
@@ -103,6 +107,7 @@ HERE = (
     "trunkline score examples/classify.yaml",
     "trunkline score examples/classify.yaml --output runs/other --set engine.kv_cache_memory=1GiB",
     "trunkline score examples/classify.yaml --retry-failed",
+    TWO_WORKERS,
     "trunkline score examples/classify.yaml --output runs/strict --set engine.determinism=strict",
     "trunkline score examples/classify.yaml --set checkpoint_seconds=2 --set max_error_rate=0.5",
     STORED,

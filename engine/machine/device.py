@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineConfig, KVCacheDtype, Quantization
 from engine.errors import UserError
@@ -65,6 +65,18 @@ class Device:
     def backend(self) -> Backend:
         return "triton" if self.known is not None else backend_of(self.name)
 
+    def shared_by(self, workers: int) -> "Device":
+        """What each of so many engines has of it: of a processor its part of the cores, of a GPU, which is one's, all.
+
+        Raises UserError for more engines than cores.
+        """
+        if self.name != "cpu" or workers < 2:
+            return self
+        if workers > self.cores:
+            raise UserError(f"engine.workers: {workers} are more than the {self.cores} cores that there are")
+        cores = self.cores // workers
+        return replace(self, label=_cpu_label(cores), cores=cores)
+
 
 def resolve_device(config: EngineConfig) -> Device:
     """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there."""
@@ -77,11 +89,15 @@ def resolve_device(config: EngineConfig) -> Device:
         linear_scheme(config.quantization, "torch")
         if config.kv_cache_dtype == "fp8":
             raise UserError("model.kv_cache_dtype: fp8 is for GPUs alone; take auto, or engine.device: cuda")
-        return Device("cpu", dtype, f"cpu ({cores} cores)", cores)
+        return Device("cpu", dtype, _cpu_label(cores), cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {cuda_devices()} of them")
     return _checked(Device(f"cuda:{index}", _gpu_dtype(config), f"cuda:{index}"), config)
+
+
+def _cpu_label(cores: int) -> str:
+    return f"cpu ({cores} cores)"
 
 
 def device_not_here(name: str, config: EngineConfig) -> Device:

@@ -92,14 +92,17 @@ def device_memory(device: Device) -> int:
     return int(torch.cuda.get_device_properties(device.name).total_memory)
 
 
-def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device) -> None:
-    """Raises UserError where the machine, or the GPU, has less memory than an engine would take."""
+def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device, workers: int = 1) -> None:
+    """Raises UserError where the machine, or the GPU, has less memory than an engine would take.
+
+    So many `workers` have the machine's in equal parts; each has a GPU of its own.
+    """
     on_cpu = device.name == "cpu"
-    held = machine_memory() if on_cpu else device_memory(device) - GPU_RESERVE
+    held = machine_memory() // workers if on_cpu else device_memory(device) - GPU_RESERVE
     if need.total > held:
         room = held - need.total + config.kv_cache_memory
         cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
-        where = "this machine" if on_cpu else device.label
+        where = device.label if not on_cpu else "this machine" if workers == 1 else f"each of {workers} workers"
         raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
 
 

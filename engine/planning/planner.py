@@ -24,6 +24,8 @@ from engine.request import Request
 
 # A shard may be this much shorter or longer than asked, so as to end where little is shared.
 SHARD_SLACK = 0.25
+# A run of several engines is cut finer than asked, down to this, so that each of them gets several shards.
+LEAST_SHARD_SECONDS = 2.0
 # A fast model computes more in a shard's seconds than a process wants to hold: about 7 KiB a request until its commit.
 MAX_SHARD_REQUESTS = 2**13
 
@@ -37,13 +39,16 @@ def make_plan(
     cost: CostModel,
     *,
     shard_seconds: float = 45.0,
+    min_shards: int = 1,
     row_sizes: Sequence[int] | None = None,
     adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
     """Plans requests under `config`'s policies, as `plan_table` does."""
     sizes = None if row_sizes is None else np.array(row_sizes, dtype=np.int64)
     table = RequestTable.of(requests)
-    return plan_table(table, config, cost, shard_seconds=shard_seconds, row_sizes=sizes, adapters=adapters)
+    return plan_table(
+        table, config, cost, shard_seconds=shard_seconds, min_shards=min_shards, row_sizes=sizes, adapters=adapters
+    )
 
 
 def plan_table(
@@ -52,12 +57,14 @@ def plan_table(
     cost: CostModel,
     *,
     shard_seconds: float = 45.0,
+    min_shards: int = 1,
     row_sizes: Ints | None = None,
     adapters: AdapterSizes = NO_ADAPTERS,
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
 
-    `cost` says what they take on a device, and so where shards of about `shard_seconds` end. `row_sizes` says how many
+    `cost` says what they take on a device, and so where shards of about `shard_seconds` end: of fewer where there would
+    not be `min_shards`, but hardly of fewer than `LEAST_SHARD_SECONDS`. `row_sizes` says how many
     of the requests, which follow each other, each row has (None: one): a row is placed by its first request, and lies
     in one shard. The others share with it what their prompts begin with alike, and nothing with other rows. `adapters`
     has what each of the requests' takes; one that it lacks takes nothing.
@@ -78,7 +85,9 @@ def plan_table(
     names = _in_order(requests.names, forest.order)
     nodes = _nodes(forest, requests)
     sizes = np.diff(np.append(starts, len(requests)))[rows.order]
-    shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, shard_seconds))
+    finest = max(float(seconds.sum()) / min_shards, LEAST_SHARD_SECONDS)
+    each = min(shard_seconds, finest) if min_shards > 1 else shard_seconds
+    shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, each))
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     planned = _planned(adapters, requests, forest)

@@ -1,30 +1,46 @@
-"""Workers that are one engine in a process of its own."""
+"""A worker that is one engine in a process of its own."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
 from tasks.engine_process.child import Child
-from tasks.engine_process.remote_engine import RemoteEngine
+from tasks.engine_process.engine_child import EngineChild
+from tasks.engine_process.remote_engine import ANYWHERE, RemoteEngine
 from tasks.one_engine import OneEngine
 from tasks.workers import Computed
+
+StartChild = Callable[[], EngineChild]
 
 
 class EngineProcess(OneEngine[RemoteEngine]):
     """An engine in a child process, another where that ended, however it ended.
 
-    The first child begins its imports with the making of this, or is a `child` that began before. Every one adds to the
-    file `trace` a line a step.
+    The first child begins its imports with the making of this, or is a `child` that began before; `start_child` makes
+    the others, elsewhere than on this machine too. Every one computes in its `place` there, and adds to the file
+    `trace` a line a step.
     """
 
     def __init__(
-        self, model: ModelFiles, config: EngineConfig, *, trace: Path | None = None, child: Child | None = None
+        self,
+        model: ModelFiles,
+        config: EngineConfig,
+        *,
+        trace: Path | None = None,
+        place: Place = ANYWHERE,
+        label: str = "the engine",
+        child: EngineChild | None = None,
+        start_child: StartChild | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(label)
         self._model = model
         self._config = config
         self._trace = trace
-        self._waiting: Child | None = child or Child()
+        self._place = place
+        self._start_child = start_child or Child
+        self._waiting: EngineChild | None = child or self._start_child()
 
     @property
     def waiting_for(self) -> str | None:
@@ -32,8 +48,8 @@ class EngineProcess(OneEngine[RemoteEngine]):
         return None if engine is None or engine.dead else engine.waiting_for
 
     def _start_engine(self) -> RemoteEngine:
-        child, self._waiting = self._waiting or Child(), None
-        return RemoteEngine(child, self._model, self._config, self._trace)
+        child, self._waiting = self._waiting or self._start_child(), None
+        return RemoteEngine(child, self._model, self._config, self._trace, self._place)
 
     def _computed(self, engine: RemoteEngine) -> Computed:
         return engine.computed

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.config import EngineConfig
+from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
 from engine.plan import ShardWork
 from engine.request import RequestOutput
@@ -20,11 +21,12 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Load(Message, frozen=True):
-    """The first of all: which model, and the file that gets a line a step."""
+    """The first of all: which model, the file that gets a line a step, and where of the machine to compute."""
 
     model: ModelFiles
     config: EngineConfig
     trace: Path | None
+    place: Place = Place()
 
 
 class Submit(Message, frozen=True):

@@ -15,10 +15,12 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.errors import EngineClosedError, EngineDeadError, EngineNotLoadedError, UserError
+from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
 from engine.plan import ShardWork
 from engine.request import RequestOutput
-from tasks.engine_process.child import SECONDS_TO_END, Child
+from tasks.engine_process.child import SECONDS_TO_END
+from tasks.engine_process.engine_child import EngineChild
 from tasks.engine_process.messages import (
     Died,
     Done,
@@ -40,6 +42,8 @@ from tasks.workers import Computed, OnOutput
 
 log = logging.getLogger(__name__)
 
+ANYWHERE = Place()
+
 
 @dataclass(slots=True, eq=False)
 class _Submission:
@@ -55,7 +59,14 @@ class RemoteEngine:
     EngineDeadError, and so does every later call; after `close` it is EngineClosedError.
     """
 
-    def __init__(self, child: Child, model: ModelFiles, config: EngineConfig, trace: Path | None = None) -> None:
+    def __init__(
+        self,
+        child: EngineChild,
+        model: ModelFiles,
+        config: EngineConfig,
+        trace: Path | None = None,
+        place: Place = ANYWHERE,
+    ) -> None:
         self.config = config
         self.stage = "loading the model"
         self.waiting_for: str | None = None
@@ -72,7 +83,7 @@ class RemoteEngine:
         self._over = Event()
         self._lock = Lock()
         self._loaded: Future[None] = Future()
-        self._send(Load(model, config, trace))
+        self._send(Load(model, config, trace, place))
         # What it logs is the flow run's that it is started in.
         receive = partial(copy_context().run, self._receive)
         Thread(target=receive, name="trunkline-receiver", daemon=True).start()

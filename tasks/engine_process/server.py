@@ -98,6 +98,7 @@ class EngineServer:
             while (frame := self._channel.receive()) is not None:
                 message = read_to_engine(frame)
                 if isinstance(message, Load):
+                    message.place.take()  # in this thread, from which those that compute have it
                     Thread(target=self._load, args=(message,), name="trunkline-load", daemon=True).start()
                 else:
                     self._submit(message)

@@ -59,6 +59,8 @@ RESULT_COLUMNS = (
     "request_hash",
 )
 ROW_COLUMN = "row_index"
+# Of a run: each has threads of the run's process, and a model of its own in a device's memory.
+MAX_WORKERS = 256
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
 _SCALE = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -259,6 +261,13 @@ class EngineLimits(Part):
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_WORKERS,
+        description="Engines, each with a GPU or an equal part of the cores, and a KV cache, of its own; 0: one a GPU, "
+        "or one on all cores. [clusters.md](clusters.md) is about it.",
+    )
 
 
 class ScoringJob(Part):
@@ -336,7 +345,7 @@ class ScoringJob(Part):
 
     def engine_config(self) -> EngineConfig:
         precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})
-        return EngineConfig(**precision, **self.engine.model_dump())
+        return EngineConfig(**precision, **self.engine.model_dump(exclude={"workers"}))
 
 
 def _is_idle(sampling: object, keys: TaskKeys) -> bool:

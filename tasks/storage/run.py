@@ -113,7 +113,13 @@ class Run:
         """A digest of all that decides which requests there are and how they are planned, but the source's content."""
         job = self.job.model_dump(
             mode="json",
-            exclude={"output": True, "store": True, "source": {"folder"}, "engine": {"step_timeout"}, **_RUN_KEYS},
+            exclude={
+                "output": True,
+                "store": True,
+                "source": {"folder"},
+                "engine": {"step_timeout", "workers"},
+                **_RUN_KEYS,
+            },
         )
         decisive = [FORMAT, job, self.model.fingerprint, self.device.dtype, self.device.label, self.max_tokens]
         decisive += [self.model.templates, self.chat_template]
@@ -139,9 +145,10 @@ def make_run(
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     wanted = job.engine_config()
-    device = resolve_device(wanted) if not_here is None else device_not_here(not_here, wanted)
+    workers = max(1, job.engine.workers)
+    device = resolve_device(wanted).shared_by(workers) if not_here is None else device_not_here(not_here, wanted)
     config = settled(model, shape, wanted, device)
-    refuse_too_large(memory_need(model, shape, config, device), config, device)
+    refuse_too_large(memory_need(model, shape, config, device), config, device, workers)
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config, chat_template)
     if run.max_tokens < 2:
         raise UserError("engine.kv_cache_memory: holds no request of this model; give it more")

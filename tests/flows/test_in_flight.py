@@ -45,9 +45,13 @@ class Bench:
         self.ended.append(item)
         return item != self._stop_at
 
+    def next_of(self, items: list[int]) -> Callable[[], int | None]:
+        """In order, while fewer than three run."""
+        return lambda: items.pop(0) if items and len(self._running) < 3 else None
+
 
 def run(bench: Bench, items: list[int]) -> None:
-    run_in_flight(items, bench.submit, bench.finished, bench.tick, width=3, seconds=0.01)  # type: ignore[arg-type]
+    run_in_flight(bench.next_of(items), bench.submit, bench.finished, bench.tick, seconds=0.01)  # type: ignore[arg-type]
 
 
 def test_items_run_in_order_and_no_more_than_the_width_at_once() -> None:
@@ -64,6 +68,17 @@ def test_after_a_stop_what_runs_is_waited_for() -> None:
     assert bench.started[-1] == 4
 
 
+def test_what_ends_may_bring_more() -> None:
+    bench, items = Bench(), [1]
+
+    def finished(item: int, future: object) -> bool:
+        items.extend([2] if item == 1 else [])
+        return bench.finished(item, future)
+
+    run_in_flight(bench.next_of(items), bench.submit, finished, bench.tick, seconds=0.01)  # type: ignore[arg-type]
+    assert bench.started == bench.ended == [1, 2]
+
+
 def test_no_items_is_no_work() -> None:
     bench = Bench()
     run(bench, [])
@@ -75,7 +90,14 @@ def test_it_looks_up_while_it_waits() -> None:
     timer = threading.Timer(0.2, slow.end)
     timer.start()
     ticks: list[int] = []
-    run_in_flight([1], lambda _: slow, lambda *_: True, lambda: ticks.append(1), width=1, seconds=0.01)  # type: ignore[arg-type,return-value]
+    items = [1]
+    run_in_flight(
+        lambda: items.pop() if items else None,
+        lambda _: slow,  # type: ignore[arg-type,return-value]
+        lambda *_: True,
+        lambda: ticks.append(1),
+        seconds=0.01,
+    )
     timer.join()
     assert len(ticks) > 3
 
@@ -85,4 +107,4 @@ def test_a_failing_submit_is_not_swallowed() -> None:
         raise RuntimeError(item)
 
     with pytest.raises(RuntimeError):
-        run_in_flight([1], fail, lambda *_: True, lambda: None, width=1)  # type: ignore[arg-type]
+        run_in_flight(lambda: 1, fail, lambda *_: True, lambda: None)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from flows.score import score
-from flows.workers import kept_engines, own_process, workers_from
+from flows.workers import kept_engines, own_processes, workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
@@ -68,6 +68,6 @@ def test_an_engine_is_kept_from_run_to_run_and_replaced_where_it_is_killed(small
 def test_a_run_with_nothing_to_do_leaves_no_process(small_job: Job) -> None:
     job = job_of(small_job, "again")
     score(job)
-    with workers_from(own_process):
+    with workers_from(own_processes):
         assert score(job).scored_rows == 0
     assert engines() == []

@@ -93,6 +93,7 @@ class FakeWorkers:
     its step, which is of `step_requests` of a shard's requests, in order; `killed` counts those deaths.
     """
 
+    label = "the fake engine"
     stage: str | None = None
     waiting_for: str | None = None
 
@@ -105,6 +106,9 @@ class FakeWorkers:
         self.killed = 0
         self.step_requests = step_requests
         self.works: list[ShardWork] = []
+
+    def each(self) -> "tuple[FakeWorkers, ...]":
+        return (self,)
 
     def start(self) -> None:
         """Nothing is to be loaded."""

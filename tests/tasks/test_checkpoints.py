@@ -8,10 +8,12 @@ import duckdb
 import pytest
 
 from engine.errors import EngineClosedError
-from tasks.infer import infer_shard
+from tasks.error_limit import ErrorLimit
+from tasks.infer import Heeds, infer_shard
 from tasks.job.job import ScoringJob
 from tasks.plan import make_run_plan
 from tasks.publish import publish_results
+from tasks.run_commits import RunCommits
 from tasks.shard_gate import ShardGate
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
@@ -187,8 +189,9 @@ def test_a_run_that_has_ended_commits_nothing_more(job_of: JobMaker) -> None:
     job = job_of(rows(8), **EACH_ROW)
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
-        gate = ShardGate(10)
-        gate.close()
+        commits = RunCommits()
+        commits.close()
+        heeds = Heeds(ShardGate(10), commits, ErrorLimit(job))
         with pytest.raises(EngineClosedError, match="the run has ended"):
-            infer_shard(run, planned.plan_id, planned.shards[0], FakeWorkers(), gate)
+            infer_shard(run, planned.plan_id, planned.shards[0], FakeWorkers(), heeds)
         assert read_manifests(run.folder) == []

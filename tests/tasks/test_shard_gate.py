@@ -1,11 +1,11 @@
-"""Shards side by side, one alone, and none once the run has ended."""
+"""Shards side by side, and one alone."""
 
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from engine.errors import EngineClosedError, EngineDeadError
+from engine.errors import EngineDeadError
 from tasks.run_failed import EngineKeepsDyingError
 from tasks.shard_gate import ShardGate
 
@@ -53,28 +53,6 @@ def test_a_shard_that_is_alone_keeps_all_others_out() -> None:
         order.append("first")
     thread.join(10)
     assert order == ["first", "other"]
-
-
-def test_an_ended_run_lets_a_shard_commit_what_it_has_and_none_after() -> None:
-    gate, committed = ShardGate(10), list[str]()
-    inside, may_commit = threading.Event(), threading.Event()
-
-    def shard() -> None:
-        with gate.entered():
-            inside.set()
-            may_commit.wait(10)
-            with gate.committing():
-                committed.append("rows")
-
-    thread = started(shard)
-    assert inside.wait(10)
-    closing = started(gate.close)
-    may_commit.set()
-    closing.join(10)
-    thread.join(10)
-    assert committed == ["rows"]
-    with pytest.raises(EngineClosedError, match="the run has ended"), gate.committing():
-        committed.append("more")
 
 
 def test_deaths_count_in_a_row() -> None:

@@ -108,6 +108,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "engine.max_num_seqs": ({}, 8),
     "engine.speculation": ({}, "none"),
     "engine.step_timeout": ({}, 60.0),
+    "engine.workers": ({}, 1),
 }
 # Files: what lies there decides, and their names do not.
 BY_CONTENT = ("model.path", "model.adapters", "model.adapter")

@@ -1,0 +1,65 @@
+"""Where of a machine each of a run's engines computes."""
+
+import os
+from dataclasses import dataclass
+
+from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.machine.device import cuda_devices, resolve_device
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part of a machine: `threads` on `cores`, or the GPU that CUDA knows as `gpu`; what is not said is all of it."""
+
+    cores: tuple[int, ...] = ()
+    threads: int = 0
+    gpu: str | None = None
+
+    def take(self) -> None:
+        """This process computes there, in threads that this one starts from now on; nothing has asked for a device yet.
+
+        Pinned to its cores, an engine takes the turns of those alone (`engine.machine.device_turn`).
+        """
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        if self.threads:
+            os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+
+    def __str__(self) -> str:
+        if self.gpu is not None:
+            return f"GPU {self.gpu}"
+        return f"cores {', '.join(map(str, self.cores))}" if self.cores else "this machine"
+
+
+def places(config: EngineConfig, workers: int) -> tuple[Place, ...]:
+    """A place for each engine; `workers` 0: one on each GPU, or where `config` names one there, or one on all cores.
+
+    Raises UserError for more than there are GPUs or cores.
+    """
+    device = resolve_device(config)
+    if device.name == "cpu":
+        return _on_cores(workers, device.shared_by(workers).cores)
+    here = 1 if ":" in config.device else cuda_devices()
+    if workers > here:
+        raise UserError(f"engine.workers: {workers} are more than the {here} GPUs that engine.device names")
+    names = visible_gpus(here)[: workers or here]
+    return tuple(Place(gpu=name) for name in names) if here > 1 else (Place(),)
+
+
+def visible_gpus(count: int) -> list[str]:
+    """How CUDA_VISIBLE_DEVICES names the first `count` GPUs that this process sees."""
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(index) for index in range(count)])[:count]
+
+
+def _on_cores(workers: int, threads: int) -> tuple[Place, ...]:
+    """Cores side by side, which share more of a processor than others do."""
+    if workers < 2:
+        return (Place(),)
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(cores) // workers)
+    parts = [tuple(cores[first : first + each]) for first in range(0, workers * each, each)]
+    return tuple(Place(part, min(threads, len(part)) if part else threads) for part in parts)

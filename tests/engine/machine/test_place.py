@@ -1,0 +1,98 @@
+"""Where engines compute: cores in equal parts, a GPU each."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.machine.device import Device
+from engine.machine.device_turn import lock_names
+from engine.machine.place import Place, places, visible_gpus
+
+CPU = EngineConfig(device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8, 16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.machine.device.cuda_devices", lambda: 4)
+    monkeypatch.setattr("engine.machine.place.cuda_devices", lambda: 4)
+
+
+def test_one_engine_has_the_machine() -> None:
+    assert places(CPU, 0) == places(CPU, 1) == (Place(),)
+
+
+def test_cores_are_dealt_side_by_side() -> None:
+    assert places(CPU, 3) == (Place((8, 9), 2), Place((10, 11), 2), Place((12, 13), 2))
+
+
+def test_threads_that_were_asked_for_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert places(CPU, 2) == (Place((8, 9, 10, 11), 2), Place((12, 13, 14, 15), 2))
+
+
+def test_more_engines_than_cores_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^engine\.workers: 9 are more than the 8 cores that there are$"):
+        places(CPU, 9)
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(
+    ("device", "workers", "expected"),
+    [("auto", 0, ["0", "1", "2", "3"]), ("cuda", 2, ["0", "1"]), ("auto", 1, ["0"]), ("cuda:2", 0, [None])],
+)
+def test_each_gpu_is_an_engines(device: str, workers: int, expected: list[str | None]) -> None:
+    assert [place.gpu for place in places(EngineConfig(device=device), workers)] == expected
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize(("device", "there"), [("auto", 4), ("cuda:1", 1)])
+def test_more_engines_than_gpus_are_refused(device: str, there: int) -> None:
+    with pytest.raises(UserError, match=f"^engine.workers: 5 are more than the {there} GPUs that engine.device names$"):
+        places(EngineConfig(device=device), 5)
+
+
+def test_gpus_have_the_names_that_cuda_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-8932f937, 5")
+    assert visible_gpus(2) == ["3", "GPU-8932f937"]
+
+
+def test_a_processors_part_is_what_it_is_planned_for() -> None:
+    whole = Device("cpu", "float32", "cpu (8 cores)", 8)
+    assert whole.shared_by(3) == Device("cpu", "float32", "cpu (2 cores)", 2)
+    assert whole.shared_by(0) is whole
+    gpu = Device("cuda:0", "bfloat16", "cuda:0")
+    assert gpu.shared_by(8) is gpu
+
+
+def test_turns_are_taken_on_its_own_cores_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {10, 11})
+    assert lock_names(Device("cpu", "float32", "cpu (2 cores)", 2)) == ("core-10", "core-11")
+
+
+TAKES = """
+import os, sys, threading
+from engine.machine.place import Place
+core = min(os.sched_getaffinity(0))
+Place((core,), 1, "7").take()
+there = []
+thread = threading.Thread(target=lambda: there.append(os.sched_getaffinity(0)))
+thread.start()
+thread.join()
+print(there == [{core}], os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+
+
+def test_threads_started_there_are_there() -> None:
+    done = subprocess.run([sys.executable, "-c", TAKES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "1", "7"]
