@@ -119,7 +119,7 @@ def test_a_pod_has_the_folder_and_the_gpu() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("pool", "create"), zip(POOLS, CREATE, strict=True))
+@pytest.mark.parametrize(("pool", "create"), list(zip(POOLS, CREATE, strict=True)))
 def test_the_deployments_fit_a_pool_on_a_server(prefect_processes: Any, pool: str, create: str) -> None:
     """The commands of docs/schedule.md; the worker's package need not be where they are given."""
     run = prefect_processes.run
