@@ -63,9 +63,7 @@ def score(
     output: Output = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Wait so long for a run that has the output folder.")
-    ] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait for a run that has the folder.")] = 0.0,
     settings: Settings = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
@@ -182,8 +180,7 @@ def drift(
 @app.command(epilog='Example: [bold]trunkline sql "select label, count(*) from results group by all"[/bold]')
 def sql(
     query: Annotated[
-        str | None,
-        typer.Argument(metavar="QUERY", help="One SELECT; - reads it from the standard input.", show_default=False),
+        str | None, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from stdin.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
@@ -192,18 +189,22 @@ def sql(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Write into a file; its ending says how.")
     ] = None,
+    others: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=FOLDER", help="Open another folder beside it; repeatable."),
+    ] = None,
     attach: Annotated[
         bool, typer.Option("--attach", help="Print the SQL that opens the views in a DuckDB of your own.")
     ] = False,
 ) -> None:
-    """Query the results: views results, errors, runs, shards and prefix_savings."""
+    """Query the results; [bold]from dictionary[/bold] lists views, columns and macros, and what they mean."""
     if attach == (query is not None):
         raise UserError("sql: give one SELECT, or --attach")
     from flows.run_sql import run_sql, show_attach
 
     if query is None:
         return show_attach(output)
-    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to)
+    return run_sql(sys.stdin.read() if query == "-" else query, output, form, to, others or ())
 
 
 @app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")
@@ -259,9 +260,7 @@ def batch(
     ],
     errors: Annotated[
         Path | None,
-        typer.Option(
-            "--errors", metavar="FILE", help="A line for each error; else OUT with .errors before its ending."
-        ),
+        typer.Option("--errors", metavar="FILE", help="A line an error; else OUT with .errors before its ending."),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", metavar="MODEL", help="embedded, a folder with safetensors, or a .gguf file.")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -10,8 +11,9 @@ from engine.errors import UserError
 from flows.result_writer import write_result
 from flows.sql_format import Format, choose_format
 from flows.terminal_text import harmless
-from tasks.query import query
+from tasks.query import QueryResult, query
 from tasks.report.latest import latest_output
+from tasks.report.table_file import write_table_file
 from tasks.report.views import attach_statements
 from tasks.storage.file_mode import file_mode
 from tasks.storage.output_folder import OutputFolder
@@ -24,11 +26,16 @@ def show_attach(output: Path | None) -> None:
     typer.echo(" ".join(line for line in lines if not line.startswith("--")) + ";")
 
 
-def run_sql(statement: str, output: Path | None, form: Format | None, to: Path | None) -> None:
-    """Answers one SELECT over the views of an output folder, by default that of the latest run."""
+def run_sql(
+    statement: str, output: Path | None, form: Format | None, to: Path | None, others: Sequence[str] = ()
+) -> None:
+    """Answers one SELECT over the views of an output folder, by default that of the latest run.
+
+    `others` are written NAME=FOLDER.
+    """
     form = choose_format(form, to)
     folder = output if output is not None else latest_output()
-    with query(folder, statement) as result:
+    with query(folder, statement, others=_named(others)) as result:
         if result.warning is not None:
             typer.echo(f"trunkline: {harmless(result.warning)}", err=True)
         if to is None:
@@ -36,10 +43,29 @@ def run_sql(statement: str, output: Path | None, form: Format | None, to: Path |
             sys.stdout.buffer.flush()
             return
         try:
-            with open(to, "wb", opener=_private) as file:
-                write_result(result, form, file, terminal=False)
+            _write(result, form, to)
         except OSError as error:
             raise UserError(f"--to {to}: {error.strerror}") from error
+
+
+def _write(result: QueryResult, form: Format, to: Path) -> None:
+    if form is Format.DUCKDB:
+        write_table_file(to, result.schema, result.batches())
+        return
+    with open(to, "wb", opener=_private) as file:
+        write_result(result, form, file, terminal=False)
+
+
+def _named(others: Sequence[str]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for text in others:
+        name, equals, folder = text.partition("=")
+        if not equals or not folder:
+            raise UserError(f"--with {text}: write it as NAME=FOLDER, such as --with other=runs/other")
+        if name.lower() in map(str.lower, named):
+            raise UserError(f"--with {text}: {name} is the name of a folder already")
+        named[name] = Path(folder)
+    return named
 
 
 def _private(name: str, flags: int) -> int:

@@ -23,6 +23,8 @@ from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
 from flows.run_events import announced_run
+from flows.telemetry.json_logs import json_logs
+from flows.telemetry.otel import Telemetry, run_telemetry
 from flows.workers import open_workers
 from tasks.deduplicate import deduplicate
 from tasks.dispatch import SHARDS_IN_FLIGHT, Dispatch, Turn
@@ -79,7 +81,7 @@ def score(
     outlive_console()
     job = load_job(job) if isinstance(job, str) else job
     try:
-        with announced_run(open_run(job, retry_failed, full=full, wait=wait)) as run:
+        with json_logs(), announced_run(open_run(job, retry_failed, full=full, wait=wait)) as run:
             return _score(run)
     except RunStoppedError as stopped:
         # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
@@ -88,10 +90,10 @@ def score(
 
 def _score(run: Run) -> RunReport:
     log = get_run_logger()
-    with open_workers(run) as workers, RunControl(run, workers) as control:
+    with run_telemetry(run) as telemetry, open_workers(run) as workers, RunControl(run, workers) as control:
         remember_folder(run.root)
         with control.stoppable():
-            planned = _plan(run, workers, control, log)
+            planned = _plan(run, workers, control, log, telemetry)
         log.info(
             "%s rows: %s that cannot be scored, %s equal to another row; of %s requests %s\n%s",
             f"{planned.rows:,}",
@@ -102,20 +104,23 @@ def _score(run: Run) -> RunReport:
             planned.text,
         )
         control.count(planned)
-        return ShardRunner(run, planned, workers, control, log).run()
+        return ShardRunner(run, planned, workers, control, log, telemetry).run()
 
 
-def _plan(run: Run, workers: Workers, control: RunControl, log: Log) -> StoredPlan:
+def _plan(run: Run, workers: Workers, control: RunControl, log: Log, telemetry: Telemetry) -> StoredPlan:
     """The steps up to the plan."""
     control.tell(Progress("reading rows"))
-    extracted = extract(run)
+    with telemetry.step("extract"):
+        extracted = extract(run)
     _log_notes(log, extracted)
     control.tell(Progress("finding equal requests", extracted.rows))
-    deduplicated = deduplicate(run, extracted)
+    with telemetry.step("deduplicate"):
+        deduplicated = deduplicate(run, extracted)
     if deduplicated.pending:
         workers.start()
     control.tell(Progress("planning", extracted.rows))
-    return plan(run, deduplicated, workers)
+    with telemetry.step("plan"):
+        return plan(run, deduplicated, workers)
 
 
 def _name(job: ScoringJob | str) -> str:
@@ -132,7 +137,15 @@ class ShardsFailedError(RunFailedError):
 class ShardRunner:
     """Runs a plan's shards, tells how far they are, and publishes what is committed."""
 
-    def __init__(self, run: Run, planned: StoredPlan, workers: Workers, control: RunControl, log: Log) -> None:
+    def __init__(
+        self,
+        run: Run,
+        planned: StoredPlan,
+        workers: Workers,
+        control: RunControl,
+        log: Log,
+        telemetry: Telemetry,
+    ) -> None:
         self._run = run
         self._control = control
         self._planned = planned
@@ -141,6 +154,7 @@ class ShardRunner:
         self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths)
         self._before = workers.totals()
         self._log = log
+        self._telemetry = telemetry
         self._page = RunPage(artifact_key(run.job.name), log)
         summary = planned.summary
         # Equal rows share a request, so the rows already done are only known in proportion.
@@ -175,7 +189,8 @@ class ShardRunner:
             self._record_limit()
             self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
             self._control.write_curve()
-            published = publish(self._run, self._planned.plan_id)
+            with self._telemetry.step("publish"):
+                published = publish(self._run, self._planned.plan_id)
         report = RunReport(
             job=self._run.job.name,
             run_id=self._run.run_id,
@@ -231,9 +246,11 @@ class ShardRunner:
             if self._control.asked and isinstance(error, EngineClosedError):
                 return False
             self._failures.append(error)
+            self._telemetry.failed_shard(turn.shard.shard_id, error)
             self._log.error("shard %s failed: %s", turn.shard.shard_id, error)
             return len(self._failures) < FAILED_SHARDS_ALLOWED
         self._done.append(done)
+        self._telemetry.shard(done)
         if not done.skipped:
             self._meter.commit(done.requests, done.generated_tokens)
         self._log.info(
@@ -261,6 +278,9 @@ class ShardRunner:
                 self._log.info("%s has %s: waiting for it to end", holder, self._run.device.label)
         self._waited_for = holder
         self._control.tell(self._progress)
+        now = self._progress
+        engines = len(self._workers.each())
+        self._telemetry.progress(now.computed, now.rows, now.rows_done, now.tokens_per_second, engines)
         self._page.progress(self._progress)
 
 

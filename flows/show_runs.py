@@ -13,9 +13,10 @@ from rich.table import Table
 
 from engine.errors import UserError
 from flows.progress_bar import time_words
-from flows.result_writer import UNLIMITED_WIDTH, write_result
+from flows.result_writer import write_result
 from flows.sql_format import Format
 from flows.terminal_text import as_text
+from flows.text_table import UNLIMITED_WIDTH
 from tasks.report.run_list import ListedRun, list_runs
 from tasks.report.used_folders import used_folders
 from tasks.storage.output_folder import LOCK_NAME, OutputFolder

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engine.figures import figure, percent
 from flows.progress_bar import time_words
-from flows.result_writer import UNLIMITED_WIDTH
+from flows.text_table import UNLIMITED_WIDTH
 from tasks.simulate import PolicyRun, Simulation
 
 

@@ -11,10 +11,12 @@ class Format(StrEnum):
     CSV = "csv"
     JSON = "json"
     PARQUET = "parquet"
+    XLSX = "xlsx"
+    DUCKDB = "duckdb"
 
 
 # A text table is for reading: it is cut after a thousand rows.
-_ENDINGS = {f".{form}": form for form in (Format.CSV, Format.JSON, Format.PARQUET)} | {".txt": Format.TABLE}
+_ENDINGS = {f".{form}": form for form in Format if form is not Format.TABLE} | {".txt": Format.TABLE}
 
 
 def choose_format(asked: Format | None, to: Path | None) -> Format:

@@ -1,6 +1,7 @@
 """Answers SQL about an output folder, on a connection that can read that folder and nothing else."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +12,15 @@ import pyarrow as pa
 
 from engine.errors import UserError
 from tasks.report.published import open_published
-from tasks.report.views import open_views
-from tasks.storage.duck import BATCH_ROWS
+from tasks.report.views import THIS, open_views
+from tasks.storage.duck import BATCH_ROWS, MEMORY
+from tasks.storage.interruptible import interruptible
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}", re.ASCII)
+# What DuckDB, or our own views, call something else by.
+_TAKEN = {THIS, MEMORY, "system", "temp", "main", "detail", "information_schema", "pg_catalog"}
 
 
 class QueryResult(AbstractContextManager["QueryResult"]):
@@ -25,17 +31,19 @@ class QueryResult(AbstractContextManager["QueryResult"]):
 
     warning: str | None = None
 
-    def __init__(self, folder: OutputFolder, sql: str) -> None:
-        self._published = open_published(folder)
-        self._connecting = open_views(folder, self._published.plan_id, self._published.manifests)
+    def __init__(self, folder: OutputFolder, sql: str, others: Mapping[str, OutputFolder]) -> None:
+        published = open_published(folder)
+        beside = {name: open_published(other) for name, other in others.items()}
+        self._connecting = open_views(folder, published.plan_id, published.manifests, beside)
+        self._opened = {MEMORY: published, **beside}
         self._sql = sql
 
     def __enter__(self) -> Self:
         with _in_one_line():
-            connection = self._connecting.__enter__()
+            self._connection = self._connecting.__enter__()
             try:
-                self.warning = self._published.warning(connection)
-                self._reader = connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
+                self.warning = self._warning()
+                self._reader = interruptible(self._connection, self._start)
             except BaseException:
                 self._connecting.__exit__(None, None, None)
                 raise
@@ -46,6 +54,16 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     ) -> None:
         self._reader.close()
         self._connecting.__exit__(None, None, None)
+
+    def _warning(self) -> str | None:
+        found = [folder.warning(self._connection, name) for name, folder in self._opened.items()]
+        return "; ".join(filter(None, found)) or None
+
+    def _start(self) -> pa.RecordBatchReader:
+        return self._connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
+
+    def _next(self) -> pa.RecordBatch | None:
+        return next(self._reader, None)
 
     @property
     def schema(self) -> pa.Schema:
@@ -58,7 +76,8 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Raises UserError for what goes wrong while rows are computed, such as a cast."""
         with _in_one_line():
-            yield from self._reader
+            while (batch := interruptible(self._connection, self._next)) is not None:
+                yield batch
 
     def table(self) -> pa.Table:
         return pa.Table.from_batches(self.batches(), self.schema)
@@ -77,6 +96,18 @@ def _in_one_line() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def query(folder: Path, sql: str) -> QueryResult:
-    """Raises UserError for a folder without results, and for anything but one SELECT statement."""
-    return QueryResult(OutputFolder(folder.expanduser().absolute()), single_select(sql, "sql"))
+def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -> QueryResult:
+    """One SELECT over the views of an output folder; those of `others` are `NAME.results` and so on.
+
+    Raises UserError for a folder without results, a name that cannot be one, and for anything but one SELECT statement.
+    """
+    for name in others or {}:
+        if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
+            raise UserError(f"--with {name}: is no name for a folder; take letters, digits and _, such as other")
+    select = single_select(sql, "sql")
+    beside = {name: _folder(other) for name, other in (others or {}).items()}
+    return QueryResult(_folder(folder), select, beside)
+
+
+def _folder(path: Path) -> OutputFolder:
+    return OutputFolder(path.expanduser().absolute())

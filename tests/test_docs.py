@@ -100,7 +100,11 @@ def test_what_docstrings_and_comments_name_is_there() -> None:
 
 @cache
 def public() -> set[str]:
-    return {f"trunkline.{name}" for name in re.findall(r'"(\w+)"', (ROOT / "trunkline.py").read_text())}
+    """Names of the module that is public, and of what a run tells others' tools."""
+    told = re.findall(r'"(trunkline\.[\w.]+)"', (ROOT / "flows" / "telemetry" / "run_signals.py").read_text())
+    steps = re.findall(r'telemetry\.step\("(\w+)"\)', (ROOT / "flows" / "score.py").read_text())
+    module = re.findall(r'"(\w+)"', (ROOT / "trunkline.py").read_text())
+    return {*told, *(f"trunkline.{name}" for name in (*module, *steps))}
 
 
 def anchors(page: Path) -> list[str]:

@@ -88,6 +88,8 @@ MIXED = 'trunkline sql "select task, custom_id, coalesce(generated_text, label, 
 MIXED += " --output runs/mixed"
 LM_EVAL = "trunkline lm-eval --model_args pretrained=embedded,max_length=2048"
 LM_EVAL += " --tasks package_topics --include_path examples/lm_eval"
+BESIDE = "trunkline sql \"from agreement('this', 'stored')\" --output runs/package-topics --with stored=runs/stored"
+COLLECTED = "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 trunkline score examples/classify.yaml"
 STORED = "trunkline score examples/classify.yaml --set store=runs/store --output runs/stored"
 SIMULATE = "trunkline simulate examples/classify.yaml --devices 1000 --device h100"
 DESCRIBED = f"{SIMULATE} --table groups=6250000,degree=16,prefix=80,distinct=20,output=8 --format json"
@@ -122,8 +124,14 @@ HERE = (
     'trunkline sql "select custom_id, label_probs from results" --format csv',
     'trunkline sql "select custom_id, label, min_margin from results where min_margin < 0.05 order by min_margin"',
     'trunkline sql "from results" --to results.parquet',
+    'trunkline sql "from dictionary"',
+    'trunkline sql "select custom_id, label from results" --to answers.xlsx',
+    'trunkline sql "from results" --to answers.duckdb',
+    BESIDE,
     "trunkline sql --attach",
     "trunkline report runs/package-topics",
+    COLLECTED,
+    "TRUNKLINE_LOG_FORMAT=json trunkline score examples/classify.yaml",
     "trunkline runs",
     "trunkline runs runs/package-topics --format json",
     LIVE,
@@ -324,7 +332,9 @@ def test_the_harness_runs_from_python(project: Path) -> None:
     assert "acc_norm 0." in shown.stdout
 
 
-@pytest.mark.parametrize("view", ["results", "runs", "shards", "prefix_savings"])
+@pytest.mark.parametrize(
+    "view", ["results", "runs", "shards", "prefix_savings", "throughput", "label_counts", "dictionary"]
+)
 def test_the_page_has_a_views_columns(project: Path, view: str) -> None:
     [said] = re.findall(rf"^\| `{view}` \| .* \| `([\w, ]+)`", QUERY.read_text(), re.MULTILINE)
     with query(project / "runs" / "package-topics", f"select * from {view} limit 0") as result:

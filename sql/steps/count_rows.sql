@@ -1,3 +1,3 @@
 SELECT
     (SELECT count(*) FROM read_parquet($rows)) AS num_rows,
-    (SELECT count(*) FROM detail.outcomes) AS ended
+    (SELECT count(*) FROM {outcomes}) AS ended

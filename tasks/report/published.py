@@ -8,11 +8,12 @@ import duckdb
 
 from engine.errors import UserError
 from tasks.storage.damage import DamagedError
+from tasks.storage.duck import MEMORY
 from tasks.storage.manifests import inspect_manifests, manifest_path, shard_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import RUNNING, RunRecord, inspect_records
 from tasks.storage.shard_manifest import ShardManifest
-from tasks.storage.statements import statement
+from tasks.storage.statements import identifier, statement
 from tasks.storage.stored_plan import ROWS, check_plan_file, load_plan, plan_folder, plan_id_of, plan_ids
 
 # More reasons than a person reads.
@@ -37,9 +38,10 @@ class PublishedFolder:
     def rows_file(self) -> Path:
         return plan_folder(self.folder, self.plan_id) / ROWS
 
-    def warning(self, connection: duckdb.DuckDBPyConnection) -> str | None:
-        """One line where rows or shards are missing from the views of `connection`: how many, why, and the cure."""
-        rows, ended = connection.execute(statement("steps/count_rows"), {"rows": str(self.rows_file)}).fetchall()[0]
+    def warning(self, connection: duckdb.DuckDBPyConnection, database: str = MEMORY) -> str | None:
+        """One line where rows or shards are missing from the views of `database`: how many, why, and the cure."""
+        count = statement("steps/count_rows", outcomes=f"{identifier(database)}.detail.outcomes")
+        rows, ended = connection.execute(count, {"rows": str(self.rows_file)}).fetchall()[0]
         if rows == ended and not self.reasons:
             return None
         if self.running is not None and not self.reasons:

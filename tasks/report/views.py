@@ -4,33 +4,39 @@ In the database file names are relative, so that the folder can be moved. DuckDB
 directory first, hence our own connections take absolute names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import duckdb
 
 from engine.errors import UserError
 from engine.failpoint import failpoint
+from tasks.report.published import PublishedFolder
 from tasks.storage.commit import replace_file
-from tasks.storage.duck import new_database, view_connection
+from tasks.storage.duck import FolderViews, new_database, view_connection
 from tasks.storage.file_mode import file_mode
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
-from tasks.storage.parts import newest_results
+from tasks.storage.parts import all_results, newest_results
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import read_records, record_path
 from tasks.storage.shard_manifest import ShardManifest
-from tasks.storage.statements import literal, literals, statement
+from tasks.storage.statements import identifier, literal, literals, statement
 from tasks.storage.stored_plan import ROWS, plan_folder
+
+# What `compare_runs` calls the folder that is asked; others have the names that they are opened under.
+THIS = "this"
 
 
 def write_views(folder: OutputFolder, plan_id: str) -> None:
     """Puts a new `results.duckdb` in the place of the one before."""
     staged = folder.staged("results.duckdb")
     with new_database(staged, folder.root) as connection:
+        connection.begin()  # the disk is waited for once, not for each of two hundred comments
         # What it is read with later does not know whose lock the folder has then: a record is believed.
         for one in _statements(folder, plan_id, read_manifests(folder), "", "holder"):
             connection.execute(one)
+        connection.commit()
     staged.chmod(file_mode())
     failpoint("publish.staged")
     replace_file(staged, folder.database)
@@ -46,39 +52,82 @@ def attach_statements(folder: OutputFolder) -> str:
 
 
 def open_views(
-    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest]
+    folder: OutputFolder,
+    plan_id: str,
+    manifests: Sequence[ShardManifest],
+    others: Mapping[str, PublishedFolder] | None = None,
 ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-    """A locked connection on which the views of these shards are."""
+    """A locked connection on which the views of these shards are; those of `others` are in databases of their names."""
+    beside = {
+        name: FolderViews(other.folder.root, tuple(_of_folder(other.folder, other.plan_id, other.manifests, name)))
+        for name, other in (others or {}).items()
+    }
+    own = FolderViews(folder.root, tuple(_of_folder(folder, plan_id, manifests, THIS, tuple(beside))))
+    return view_connection(own, beside)
+
+
+def _of_folder(
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], name: str, beside: Sequence[str] = ()
+) -> Iterator[str]:
     holder = folder.holder()
     alive = "NULL" if holder is None else literal(holder.token)
-    return view_connection(_statements(folder, plan_id, manifests, f"{folder.root}/", alive), folder.root)
+    return _statements(folder, plan_id, manifests, f"{folder.root}/", alive, name, beside)
 
 
 def _statements(
-    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str, alive: str
+    folder: OutputFolder,
+    plan_id: str,
+    manifests: Sequence[ShardManifest],
+    prefix: str,
+    alive: str,
+    name: str = THIS,
+    beside: Sequence[str] = (),
 ) -> Iterator[str]:
-    """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token."""
+    """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token.
+
+    The folder is called `name`; the views of those `beside` it are in databases of these names.
+    """
     found = _manifests([f"{prefix}manifests/{one.name}" for one in manifests])
     records = [record_path(folder, record).name for record in read_records(folder)]
     rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
+    parts = [f"{prefix}{part}" for part in part_files(manifests)]
     yield statement("views/detail")
     yield statement(
         "views/outcomes",
         rows=literal(f"{prefix}{rows}"),
-        newest=newest_results([f"{prefix}{name}" for name in part_files(manifests)]),
+        newest=newest_results(parts),
         plan_run=literal(plan_id.replace("plan-", "run-")),
     )
     yield statement("views/results")
     yield statement("views/errors")
     yield statement(
         "views/runs",
-        records=_records([f"{prefix}manifests/{name}" for name in records]),
+        records=_records([f"{prefix}manifests/{record}" for record in records]),
         progress=_progress(folder, prefix),
         alive=alive,
     )
     yield statement("views/shares", manifests=found)
     yield statement("views/shards", manifests=found)
     yield statement("views/prefix_savings")
+    yield statement("views/throughput")
+    yield statement("views/label_counts")
+    yield from _comparisons(literal(f"{prefix}{rows}"), all_results(parts), name, beside)
+    yield statement("views/dictionary")
+    yield statement("views/comments")
+    for view in ("results", "errors"):
+        yield statement("views/outcome_comments", view=view)
+
+
+def _comparisons(rows: str, parts: str, name: str, beside: Sequence[str]) -> Iterator[str]:
+    """What sets one run's answers beside another's."""
+    yield statement("views/answers", folder=literal(name), rows=rows, parts=parts)
+    yield statement("views/names", folder=literal(name))
+    databases = ["", *(f"{identifier(other)}." for other in beside)]
+    yield statement("views/all_answers", tables=literals([f"{database}detail.answers" for database in databases]))
+    yield statement("views/all_names", tables=literals([f"{database}detail.names" for database in databases]))
+    yield statement("macros/answers_of")
+    yield statement("macros/compare_runs")
+    yield statement("macros/agreement")
 
 
 def _records(files: list[str]) -> str:

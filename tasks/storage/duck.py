@@ -6,18 +6,24 @@ A link below those folders that leads elsewhere is not followed. Whether a state
 `tasks.storage.statements.single_select`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
+
+from tasks.storage.statements import identifier, statement
 
 MEMORY_LIMIT = "2GB"
 # The joins and sorts of a run, beside all else that a run holds; more is spilled.
 WORKING_MEMORY_LIMIT = "768MB"
 SPILL_LIMIT = "200GB"
 BATCH_ROWS = 4096
+
+# DuckDB's own name of the database of a connection that has no file.
+MEMORY = "memory"
 
 # Before a file is opened: one that looks like another database's makes DuckDB fetch the extension that reads it.
 _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
@@ -36,13 +42,28 @@ def working_connection(spill: Path, *others: Path) -> Iterator[duckdb.DuckDBPyCo
         yield connection
 
 
+@dataclass(frozen=True, slots=True)
+class FolderViews:
+    """The statements that make the views over the files of a folder."""
+
+    folder: Path
+    statements: Sequence[str]
+
+
 @contextmanager
-def view_connection(statements: Iterable[str], folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory with the views that `statements` make over files of `folder`; nothing else can be read."""
+def view_connection(
+    own: FolderViews, others: Mapping[str, FolderViews] | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """In memory with `own` views, and those of `others` in databases of their names; no other folder can be read."""
+    others = others or {}
     with TemporaryDirectory(prefix="trunkline-sql-") as spill, closing(_connect(":memory:", Path(spill))) as connection:
-        _lock(connection, folder)
-        for one in statements:
-            connection.execute(one)
+        for name in others:
+            connection.execute(statement("views/attach_memory", database=identifier(name)))
+        _lock(connection, own.folder, *(other.folder for other in others.values()))
+        for name, views in {**others, MEMORY: own}.items():
+            connection.execute(statement("views/use", database=identifier(name)))
+            for one in views.statements:
+                connection.execute(one)
         yield connection
 
 

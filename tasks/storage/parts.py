@@ -88,9 +88,13 @@ Answer = Callable[[StoredRequest, Sequence[RequestOutput]], dict[str, Any]]
 
 def newest_results(files: Sequence[str]) -> str:
     """SQL for each request's newest result in these parts."""
+    return statement("views/newest", parts=all_results(files))
+
+
+def all_results(files: Sequence[str]) -> str:
+    """SQL for every result in these parts."""
     no_parts = statement("views/no_parts")
-    parts = statement("views/parts", no_parts=no_parts, files=literals(files)) if files else no_parts
-    return statement("views/newest", parts=parts)
+    return statement("views/parts", no_parts=no_parts, files=literals(files)) if files else no_parts
 
 
 def to_part(

@@ -1,19 +1,27 @@
-"""One answer in four forms."""
+"""One answer in six forms."""
 
 import csv
 import io
 import json
+import re
+import sys
 from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.cells import cell_len
 
 from engine.errors import UserError
-from flows.result_writer import TABLE_ROWS, write_result
+from flows.result_writer import write_result
 from flows.sql_format import Format
+from flows.text_table import CELL_LINES, TABLE_ROWS
+from flows.workbook import LONGEST_TEXT
+from tasks.report.table_file import write_table_file
 
 
 class Answer:
@@ -117,3 +125,104 @@ def test_many_columns_on_a_narrow_terminal_become_lines(monkeypatch: pytest.Monk
 def test_without_a_terminal_nothing_is_folded() -> None:
     long = "x" * 500
     assert long in written(pa.table({"a": [long]}), Format.TABLE).decode()
+
+
+TEXTS = "Ein längerer Text mit vielen Worten. " * 40
+
+
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, table: pa.Table, width: int = 80) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = written(table, Format.TABLE, terminal=True).decode()
+    return re.sub(r"\x1b\[\d+m", "", text).splitlines()
+
+
+def test_a_terminal_is_filled_and_never_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short columns have what they need, long ones share the rest; where a cell is cut, that is said."""
+    lines = on_a_terminal(monkeypatch, pa.table({"id": ["row-1"], "label": ["yes"], "text": [TEXTS]}))
+    assert 70 <= max(map(len, lines)) <= 80
+    [first] = [line for line in lines if "row-1" in line]
+    assert "yes" in first
+    assert len([line for line in lines if "Text" in line or "Worten" in line]) <= CELL_LINES + 2
+    assert any(line.rstrip().endswith("…") for line in lines)
+    assert any("longer" in line and "--format csv" in line for line in lines)
+
+
+def test_wide_letters_count_as_a_terminal_shows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = on_a_terminal(monkeypatch, pa.table({"a": ["漢字" * 100], "b": ["漢字" * 100]}), 50)
+    assert max(map(cell_len, lines)) <= 50
+
+
+def test_columns_that_would_be_slivers_become_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = pa.table({f"text_{i}": [TEXTS[:200]] for i in range(8)})
+    lines = on_a_terminal(monkeypatch, wide)
+    assert sum(line.strip().startswith("text_") for line in lines) == 8
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
+def test_a_file_has_every_line_of_a_cell() -> None:
+    lines = "\n".join(f"line {i}" for i in range(CELL_LINES * 3))
+    assert f"line {CELL_LINES * 3 - 1}" in written(pa.table({"a": [lines]}), Format.TABLE).decode()
+
+
+def test_a_workbook_holds_numbers_and_texts(table: pa.Table) -> None:
+    table = table.append_column("big", pa.array([2**53 + 1, 7, None]))
+    table = table.append_column("formula", pa.array(["=1+1", "https://example.com", "007"]))
+    import openpyxl
+
+    sheet = openpyxl.load_workbook(io.BytesIO(written(table, Format.XLSX))).active
+    head, *rows = [[cell.value for cell in row] for row in sheet.iter_rows()]
+    assert head == table.schema.names
+    assert rows == [
+        ["a", '{"yes": 0.25}', -1.5, "2026-11-22", '["x", "ü"]', str(2**53 + 1), "=1+1"],
+        ["b\nc", None, "nan", None, "[]", 7, "https://example.com"],
+        ['d "e", f', "{}", None, None, None, None, "007"],
+    ]
+    assert {cell.data_type for row in sheet.iter_rows() for cell in row if cell.value == "=1+1"} == {"s"}
+
+
+def test_a_workbook_is_not_for_a_terminal(table: pa.Table) -> None:
+    with pytest.raises(UserError, match="a workbook is no text for a terminal"):
+        written(table, Format.XLSX, terminal=True)
+
+
+def test_what_a_sheet_cannot_hold_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="row 1, column a: a cell holds 32,767 characters, not 32,768"):
+        written(pa.table({"a": ["x" * (LONGEST_TEXT + 1)]}), Format.XLSX)
+    monkeypatch.setattr("flows.workbook.MOST_ROWS", 4)
+    with pytest.raises(UserError, match="a sheet holds 3 rows; say LIMIT"):
+        written(pa.table({"a": [1, 2, 3, 4]}), Format.XLSX)
+
+
+def test_a_workbook_without_its_library_says_which(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xlsxwriter", None)
+    with pytest.raises(UserError, match=r"pip install 'trunkline\[xlsx\]'"):
+        written(table, Format.XLSX)
+
+
+def test_a_database_has_a_table_of_the_files_name(table: pa.Table, tmp_path: Path) -> None:
+    to = tmp_path / 'my "answers".duckdb'
+    for _ in range(2):  # the second takes the place of the first
+        write_table_file(to, table.schema, Answer(table).batches())
+    with duckdb.connect(str(to), read_only=True) as made:
+        assert made.sql("show tables").fetchall() == [('my "answers"',)]
+        assert made.table('"my ""answers"""').to_arrow_table().to_pylist()[0]["probs"] == [("yes", 0.25)]
+    assert to.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [to.name]
+
+
+def test_a_database_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) -> None:
+    to = tmp_path / "answers.duckdb"
+    to.write_text("mine")
+
+    def failing() -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch({"a": [1]})
+        raise UserError("sql: cannot be cast")
+
+    with pytest.raises(UserError, match="cannot be cast"):
+        write_table_file(to, pa.schema([("a", pa.int64())]), failing())
+    assert to.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [to.name]
+    with pytest.raises(UserError, match="--format duckdb: a database is a file of its own"):
+        written(pa.table({"a": [1]}), Format.DUCKDB)

@@ -19,18 +19,20 @@ from tests.flows.test_cli import run
         (Format.JSON, Path("a.csv"), Format.JSON),
         (Format.CSV, Path("a"), Format.CSV),
         (None, Path("a.parquet"), Format.PARQUET),
+        (None, Path("a.xlsx"), Format.XLSX),
+        (None, Path("a.duckdb"), Format.DUCKDB),
     ],
 )
 def test_the_files_name_tells_the_format(asked: Format | None, to: Path | None, chosen: Format) -> None:
     assert choose_format(asked, to) is chosen
 
 
-@pytest.mark.parametrize(("name", "ending"), [("a.xlsx", ".xlsx"), ("a.csv.gz", ".gz"), ("a", "no ending")])
+@pytest.mark.parametrize(("name", "ending"), [("a.xls", ".xls"), ("a.csv.gz", ".gz"), ("a", "no ending")])
 def test_an_ending_that_is_not_written_is_refused_before_the_query(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, ending: str
 ) -> None:
     to = tmp_path / name
     assert run(monkeypatch, "sql", "select 1", "--output", str(tmp_path / "nowhere"), "--to", str(to)) == 2
-    cure = "end it in .csv, .json, .parquet, .txt, or say --format"
+    cure = "end it in .csv, .json, .parquet, .xlsx, .duckdb, .txt, or say --format"
     assert capsys.readouterr().err == f"trunkline: --to {to}: {ending} is not written; {cure}\n"
     assert not to.exists()

@@ -33,7 +33,16 @@ def in_shell(folder: Path, sql: str) -> list[Any]:
 
 def test_views_and_their_columns(finished: ScoringJob) -> None:
     views = ask(finished.output_folder, "show tables")
-    assert [view["name"] for view in views] == ["errors", "prefix_savings", "results", "runs", "shards"]
+    assert [view["name"] for view in views] == [
+        "dictionary",
+        "errors",
+        "label_counts",
+        "prefix_savings",
+        "results",
+        "runs",
+        "shards",
+        "throughput",
+    ]
     columns = (
         "custom_id status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
         "cached_tokens cumulative_logprob logprobs outputs prompt_logprobs label label_norm label_probs label_logprobs "

@@ -1,0 +1,1 @@
+CREATE VIEW detail.all_names AS SELECT * FROM query_table({tables})

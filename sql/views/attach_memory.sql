@@ -1,0 +1,2 @@
+-- Room for the views of another folder.
+ATTACH ':memory:' AS {database}
