@@ -94,6 +94,7 @@ STORED = "trunkline score examples/classify.yaml --set store=runs/store --output
 SIMULATE = "trunkline simulate examples/classify.yaml --devices 1000 --device h100"
 DESCRIBED = f"{SIMULATE} --table groups=6250000,degree=16,prefix=80,distinct=20,output=8 --format json"
 HERE = (
+    "make install",
     "make demo",
     "make summaries",
     "trunkline score examples/embed.yaml",
