@@ -14,6 +14,7 @@ from engine.forward.warm_up import warm_up
 from engine.loop.engine import Engine
 from engine.loop.plan_cost import plan_cost
 from engine.loop.step_budget import engine_config
+from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn
@@ -55,6 +56,8 @@ def start_engine(
     need = memory_need(model, shape, config, device)
     refuse_too_large(need, config, device)
 
+    limit = StepLimit(shape, config, device)
+
     def load() -> tuple[ModelRunner, EngineConfig]:
         try:
             return load_all()
@@ -74,6 +77,7 @@ def start_engine(
             model, device, config.quantization, config.kv_cache_dtype, strict=config.determinism == "strict"
         )
         leave_files([loaded.body])
+        limit.load(loaded)
         runner = ModelRunner(loaded, config, device)
         if device.backend == "triton":
             warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
@@ -87,8 +91,7 @@ def start_engine(
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
     tokenizer = load_tokenizer(model) if detokenize else None
-    limit, free_rows = (lambda step: cost().step_limit(step)), (lambda: cost().free_rows())
-    return Engine(load, config, tokenizer, on_step, turn, limit=limit, free_rows=free_rows)
+    return Engine(load, config, tokenizer, on_step, turn, limit=limit.seconds, free_rows=lambda: cost().free_rows())
 
 
 def _keep_freed_memory() -> None:

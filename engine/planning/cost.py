@@ -138,12 +138,25 @@ class CostModel:
         total: NDArray[np.float64] = prompt_and_labels + steps * token + brought
         return total
 
-    def step_limit(self, step: SchedulerOutput) -> float:
-        """The seconds that a step takes at the least: its FLOPs at the rate of matmuls, or its weights read once.
+    def step_seconds(self, step: SchedulerOutput) -> float:
+        """What a step takes: its FLOPs at the rate of matmuls, or its weights read once.
 
         A step that only decodes also reads each token of KV once, for however many rows.
         """
-        least = max(self.step_flops(step) / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
+        return self._seconds(step, self.step_flops(step))
+
+    def step_limit(self, step: SchedulerOutput, *, computes_logits: bool) -> float:
+        """The same of the least that could be computed: the last layer runs rows that are asked for alone, and a head
+        that looks for the greatest logit among coarser products `computes_logits` of few.
+        """
+        matmul, head, attention = self._flops()
+        layers = matmul * step.num_scheduled_tokens + attention * _keys_of(step)
+        all_rows = layers * (1 - 1 / self.shape.num_layers)
+        asked = step.num_head_rows * (matmul / self.shape.num_layers + (head if computes_logits else 0.0))
+        return self._seconds(step, all_rows + asked)
+
+    def _seconds(self, step: SchedulerOutput, flops: float) -> float:
+        least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least
         kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
@@ -152,9 +165,7 @@ class CostModel:
     def step_flops(self, step: SchedulerOutput) -> float:
         """What a step's rows, and the logits that are asked for, take."""
         matmul, head, attention = self._flops()
-        # Whatever it is cut into, a row's context is all that is before it, and itself.
-        keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
-        return matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
+        return matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * _keys_of(step)
 
     def free_rows(self) -> int:
         """Rows of a step whose matmuls are done when the weights have been read; 0 where reading is not measured."""
@@ -179,6 +190,11 @@ class CostModel:
         shape = self.shape
         attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim
         return 2.0 * shape.matmul_params, 2.0 * shape.head_params, attention
+
+
+def _keys_of(step: SchedulerOutput) -> int:
+    """Whatever it is cut into, a row's context is all that is before it, and itself."""
+    return int(step.position_ids.sum()) + step.num_scheduled_tokens
 
 
 def _new_with(last: Ints, values: Ints) -> Ints:

@@ -41,7 +41,7 @@ def run_virtually(
 ) -> VirtualRun:
     """All of the `works` handed over at once, each step taken in before the next, each text as long as it may become.
 
-    A step takes `CostModel.step_limit`. `adapter_blocks` as `Scheduler.add` has them.
+    A step takes `CostModel.step_seconds`. `adapter_blocks` as `Scheduler.add` has them.
     """
     pool = BlockPool(num_kv_blocks(cost.shape, config, cost.kv_format), config.block_size)
     scheduler = Scheduler(config, pool, max_model_len(cost.shape, config))
@@ -52,7 +52,7 @@ def run_virtually(
         output = scheduler.schedule()
         assert output is not None, "nothing is in flight"
         steps += 1
-        taken = cost.step_limit(output)
+        taken = cost.step_seconds(output)
         seconds += taken
         flops += cost.step_flops(output)
         prefill_tokens += output.num_prefill_tokens

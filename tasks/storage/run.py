@@ -53,6 +53,8 @@ _RUN_KEYS = {
     "max_error_rate": True,
     "max_engine_deaths": True,
     "price_per_hour": True,
+    "runner": True,
+    "dask_scheduler": True,
 }
 
 
@@ -146,7 +148,7 @@ def make_run(
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     wanted = job.engine_config()
-    workers = max(1, job.engine.workers)
+    workers = job.workers_here
     device = resolve_device(wanted).shared_by(workers) if not_here is None else device_not_here(not_here, wanted)
     config = settled(model, shape, wanted, device)
     refuse_too_large(memory_need(model, shape, config, device), config, device, workers)
@@ -174,16 +176,17 @@ def utc_now() -> datetime:
 
 @contextmanager
 def open_run(
-    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False
+    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False, wait: float = 0.0
 ) -> Iterator[Run]:
     """Takes the output folder, mends what a killed run left, and keeps the run's record, whose times are `clock`'s.
 
-    Raises UserError where another run has the folder, or for a model or device that is not there.
+    Raises UserError where another run has the folder for more than `wait` seconds, or for a model or device that is not
+    there.
     """
     folder = OutputFolder(job.output_folder)
     draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
-    with folder.locked() as holder, disk_errors(folder.root):
+    with folder.locked(wait) as holder, disk_errors(folder.root):
         failpoint("run.locked")
         folder.sweep_staging()
         forget_requests(folder, holder)
