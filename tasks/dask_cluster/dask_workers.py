@@ -1,5 +1,6 @@
 """Workers that are a Dask cluster's: an engine on each, as long as it is there."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -122,7 +123,11 @@ def dask_workers(
     with ExitStack() as stack:
         if scheduler is None:
             cluster = LocalCluster(
-                n_workers=len(places), threads_per_worker=1, memory_limit=0, dashboard_address=None, silence_logs=40
+                n_workers=len(places),
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
             )
             stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
