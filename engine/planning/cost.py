@@ -93,12 +93,16 @@ def attended_keys(start: Ints, end: Ints) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates."""
+    """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates.
+
+    `step_factors` are those of `engine.planning.step_times`, where steps have run on the device.
+    """
 
     shape: ModelShape
     kv_format: KVFormat
     rates: DeviceRates
     weight_bytes: float = 0.0
+    step_factors: tuple[float, ...] = ()
 
     def seconds(self, work: Work, config: EngineConfig) -> NDArray[np.float64]:
         """What each request of `work` adds to a run, where its shared prefixes are with the first that needs them.
@@ -148,6 +152,25 @@ class CostModel:
             return least
         kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
         return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
+
+    def step_seconds(self, step: SchedulerOutput) -> float:
+        """What a step is expected to take: by what steps took, or at the least where none has run."""
+        if not self.step_factors:
+            return self.step_limit(step)
+        own, *factors = self.step_factors
+        return own + sum(factor * part for factor, part in zip(factors, self.step_parts(step), strict=True))
+
+    def step_parts(self, step: SchedulerOutput) -> tuple[float, float, float, float]:
+        """Seconds of a step's matmuls, logits, attention and reading of KV, each as if it were all."""
+        matmul, head, attention = self._flops()
+        rates, keys = self.rates, int(step.position_ids.sum()) + step.num_scheduled_tokens
+        kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
+        return (
+            max(matmul * step.num_scheduled_tokens / rates.matmul_flops, self.weight_bytes / rates.memory_bytes),
+            head * step.num_head_rows / rates.matmul_flops,
+            attention * keys / rates.attention_flops,
+            kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / rates.memory_bytes,
+        )
 
     def step_flops(self, step: SchedulerOutput) -> float:
         """What a step's rows, and the logits that are asked for, take."""
