@@ -8,7 +8,7 @@ TABLES := $(addprefix examples/data/,questions.parquet packages.parquet searches
 RUNS ?= runs
 FLAGS ?=
 
-.PHONY: demo summaries test nightly docs parity bench bench-plan bench-peers check format lock clean help
+.PHONY: install demo summaries test nightly docs parity bench bench-plan bench-peers check format lock clean help
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -21,6 +21,8 @@ $(STAMP): requirements.lock requirements-weights.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m kernels.cpu.compile_loops
 	touch $@
+
+install: $(STAMP) ## Set up .venv, and compile the loops for this processor
 
 $(TABLES): $(STAMP) examples/packages.py examples/questions.py examples/markup.py
 	$(BIN)/python -m examples.packages

@@ -42,17 +42,20 @@ class RunPage:
 
     def progress(self, progress: Progress) -> None:
         """Shows how far the run is, at most once in ten seconds: of its tokens, how fast, what is left, what failed."""
-        self._told = ", ".join(words for words in (done_words(progress), left_words(progress)) if words)
+        self._told = done_words(progress)
+        words = ", ".join(words for words in (self._told, left_words(progress)) if words)
         now = time.monotonic()
         if now < self._next_update or (self._last is not None and not self._last.done()):
             return
         self._next_update = now + SECONDS_BETWEEN_UPDATES
-        self._last = self._write(partial(self._write_progress, progress.fraction, self._told))
+        self._last = self._write(partial(self._write_progress, progress.fraction, words))
 
     def close(self, report: RunReport) -> None:
         """Writes the last state, the summary, a table of errors where there are any, and a link; waits for all."""
         self._write(partial(self._write_progress, report.finished_fraction, self._told))
-        self._write(partial(create_markdown_artifact, report.markdown(), key=f"{self._key}-summary"))
+        name, counted = report.facts()[0]
+        summary = partial(create_markdown_artifact, report.markdown(), description=f"{name}: {counted}")
+        self._write(partial(summary, key=f"{self._key}-summary"))
         if report.published.error_types:
             rows = [{"error": kind, "rows": count} for kind, count in report.published.error_types]
             words = f"{report.published.errors:,} of {report.published.rows:,} rows are errors"

@@ -63,6 +63,7 @@ def score(
     output: Output = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")] = False,
+    wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait for a run that has the folder.")] = 0.0,
     settings: Settings = None,
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write a JSON line for each step of the engine.")
@@ -78,7 +79,7 @@ def score(
         check_job(loaded)
     from flows.run_job import run_job
 
-    run_job(loaded, retry_failed=retry_failed, full=full, trace=trace)
+    run_job(loaded, retry_failed=retry_failed, full=full, wait=wait, trace=trace)
 
 
 @app.command(epilog="Example: [bold]trunkline plan examples/classify.yaml[/bold]")
@@ -259,9 +260,7 @@ def batch(
     ],
     errors: Annotated[
         Path | None,
-        typer.Option(
-            "--errors", metavar="FILE", help="A line for each error; else OUT with .errors before its ending."
-        ),
+        typer.Option("--errors", metavar="FILE", help="A line an error; else OUT with .errors before its ending."),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", metavar="MODEL", help="embedded, a folder with safetensors, or a .gguf file.")

@@ -90,12 +90,12 @@ class RunReport:
         where = " or one in the store" if self.from_store else ""
         return f"every row{others} had a committed result{where}"
 
-    def outcomes(self) -> list[Outcomes]:
+    def outcomes(self, *, quotes: bool = True) -> list[Outcomes]:
         """What each task type shows of its answers, where rows have several types with its name; errors by type last.
 
-        Those stand below the answers where there is one type alone.
+        Those stand below the answers where there is one type alone. `quotes`: with texts, which may quote a prompt.
         """
-        answers = self.published.answers
+        answers = [one for one in self.published.answers if quotes or not one.shown.quote]
         if len(answers) == 1:
             both = [*_shown(answers[0]), *self._errors()]
             return [Outcomes(answers[0].shown.heads, both)] if both else []
@@ -107,15 +107,18 @@ class RunReport:
 
     def markdown(self) -> str:
         """The run's page in Prefect. Generated text stays in the folder: it may quote a prompt."""
-        answers = [one for one in self.published.answers if not one.shown.quote]
-        counts = [row for one in answers for row in _shown(one)] + self._errors()
-        lines = [f"# {self.job}, {self.run_id}", "", "| | |", "|---|---|"]
-        lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in [*self.facts(), *counts]]
-        return "\n".join([*lines, "", f"Results: `{self.folder}`"])
+        rows, *facts = self.facts()
+        tables = [_table(one) for one in (Outcomes(rows, facts), *self.outcomes(quotes=False))]
+        return "\n\n".join([f"# {self.job}, {self.run_id}", *tables, f"Results: `{self.folder}`"])
 
 
 def _shown(answers: Answers) -> list[tuple[str, str]]:
     return [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in answers.rows]
+
+
+def _table(outcomes: Outcomes) -> str:
+    head, *rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in (outcomes.heads, *outcomes.rows)]
+    return "\n".join([head, "|---|---|", *rows])
 
 
 def _cell(text: str) -> str:

@@ -42,6 +42,7 @@ def run_job(
     *,
     retry_failed: bool,
     full: bool = False,
+    wait: float = 0.0,
     trace: Path | None = None,
     then: Tell | None = None,
 ) -> NoReturn:
@@ -57,7 +58,8 @@ def run_job(
     with stopping(lambda signal: _stop(messages, signal)) as stop:
         try:
             with begun_process(trace):
-                _run(partial(score, job, retry_failed=retry_failed, full=full), messages, then or tell_next_steps)
+                flow = partial(score, job, retry_failed=retry_failed, full=full, wait=wait)
+                _run(flow, messages, then or tell_next_steps)
         except KeyboardInterrupt:
             stop()
         except RunStoppedError as error:
@@ -87,7 +89,7 @@ def _run(flow: Callable[[], RunReport], messages: Console, then: Tell) -> None:
 
 @contextmanager
 def logs_told(messages: Console) -> Iterator[None]:
-    """What a run reads otherwise than it may be meant, sets aside, or cannot compile is told on the terminal too."""
+    """What a run reads otherwise than it may be meant, sets aside, waits for, or cannot compile is told here too."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True
@@ -97,6 +99,7 @@ def logs_told(messages: Console) -> Iterator[None]:
         "tasks.shard_scorer",
         "tasks.dispatch",
         "tasks.storage.damage",
+        "tasks.storage.output_folder",
         "tasks.store.share",
         "kernels",
     )

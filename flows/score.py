@@ -4,19 +4,21 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
 
 from engine.errors import EngineClosedError, EngineLostError, UserError
 from flows.artifacts import RunPage
 from flows.dataset import publish
 from flows.event_loops import stop_at_exit
 from flows.in_flight import run_in_flight
+from flows.lost_console import outlive_console
 from flows.progress import Meter, Progress, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
@@ -56,7 +58,12 @@ stop_at_exit()
     persist_result=False,
     result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
-def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False) -> RunReport:
+def score(
+    job: ScoringJob | str,
+    retry_failed: bool = False,
+    full: bool = False,
+    wait: Annotated[float, Field(ge=0)] = 0.0,
+) -> RunReport:
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
@@ -64,29 +71,26 @@ def score(job: ScoringJob | str, retry_failed: bool = False, full: bool = False)
             start at the working directory.
         retry_failed: score the rows again that ended as errors.
         full: score all rows again, whatever the output folder and the job's store have of them.
+        wait: seconds to wait for a run that has the output folder; with 0 this one is refused at once.
 
     Raises:
         UserError: the job, its source or its model cannot be used as given.
         RunFailedError: some rows are still without an end; the same call continues.
         RunStoppedError: somebody asked the run to end; the same call continues.
     """
+    outlive_console()
     job = load_job(job) if isinstance(job, str) else job
     try:
-        with json_logs():
-            return _score(job, retry_failed, full)
+        with json_logs(), announced_run(open_run(job, retry_failed, full=full, wait=wait)) as run:
+            return _score(run)
     except RunStoppedError as stopped:
         # Nobody's failure: Prefect neither tries again nor tells those who hear of failed runs.
         return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
 
 
-def _score(job: ScoringJob, retry_failed: bool, full: bool) -> RunReport:
+def _score(run: Run) -> RunReport:
     log = get_run_logger()
-    with (
-        announced_run(open_run(job, retry_failed, full=full)) as run,
-        run_telemetry(run) as telemetry,
-        open_workers(run) as workers,
-        RunControl(run, workers) as control,
-    ):
+    with run_telemetry(run) as telemetry, open_workers(run) as workers, RunControl(run, workers) as control:
         remember_folder(run.root)
         with control.stoppable():
             planned = _plan(run, workers, control, log, telemetry)

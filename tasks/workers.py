@@ -55,8 +55,10 @@ class Computed:
 
     @property
     def limit_share(self) -> float | None:
-        """The part of the device's limit that was reached; None where nothing was computed."""
-        return self.limit_seconds / self.busy_seconds if self.busy_seconds and self.limit_seconds else None
+        """The part of the device's limit that was reached; None where nothing was computed, or where steps were faster
+        than the limit, which the machine was too busy to be asked for.
+        """
+        return self.limit_seconds / self.busy_seconds if 0 < self.limit_seconds <= self.busy_seconds else None
 
 
 class Worker(Protocol):

@@ -94,6 +94,16 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(navigation()) == sorted(page.name for page in DOCS.glob("*.md"))
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_a_page_begins_with_what_it_is_for(page: Path) -> None:
+    """A title, and then a paragraph: neither a section nor a table nor a command."""
+    title, blank, *rest = page.read_text().splitlines()
+    assert re.fullmatch(r"# \S.+", title)
+    assert blank == ""
+    first = " ".join(rest).partition("  ")[0]
+    assert re.match(r"[A-Z`].{60}", first)
+
+
 def test_the_site_has_every_page(pages: dict[str, Page]) -> None:
     made = {"index.html" if name == "README.md" else f"{name.removesuffix('.md')}.html" for name in navigation()}
     assert set(pages) == {*made, "404.html"}

@@ -25,13 +25,20 @@ FIRST_PAGE = "tests/flows/test_first_page.py"
 LABELS = "trunkline sql \"select custom_id, label, label_probs[' positive'] as p, text from results\""
 KINDS = 'trunkline sql "select error_type, count(*) as n, any_value(error_message) as example from errors group by all'
 
+POOL = "prefect work-pool create trunkline --type"
 # Run as they stand, on a small job, with a Prefect server that belongs to the test.
 ELSEWHERE = {
     "PREFECT_SERVER_ANALYTICS_ENABLED=false prefect server start": "tests/flows/conftest.py",
-    "prefect work-pool create trunkline --type process": "tests/flows/test_deployment.py",
+    f"{POOL} process": "tests/flows/test_deployment.py",
     "prefect --no-prompt deploy --all": "tests/flows/test_deployment.py",
     "prefect worker start --pool trunkline": "tests/flows/test_deployment.py",
-    "prefect deployment run trunkline-score/package-topics": "tests/flows/test_deployment.py",
+    "prefect deployment run trunkline-score/nightly": "tests/flows/test_deployment.py",
+    "prefect deployment run trunkline-score/retry-failed": "tests/flows/test_nights.py",
+    "prefect deployment run trunkline-score/ad-hoc --param job=examples/classify.yaml": "tests/flows/test_nights.py",
+    "prefect work-pool update trunkline --concurrency-limit 1": "tests/flows/test_nights.py",
+    "prefect work-pool get-default-base-job-template --type process": "tests/flows/test_nights.py",
+    f"{POOL} docker --base-job-template flows/deploy/docker.json": "tests/flows/test_work_pools.py",
+    f"{POOL} kubernetes --base-job-template flows/deploy/kubernetes.json": "tests/flows/test_work_pools.py",
     "prefect automation create --from-file automations.yaml": "tests/flows/test_deployment.py",
     "trunkline stop runs/package-topics": "tests/flows/test_show_runs.py",
     "trunkline preview examples/reviews.yaml --rows 1": FIRST_PAGE,
@@ -51,6 +58,8 @@ ELSEWHERE = {
 # Not run by a test, but what each is made of; CONTRIBUTING says so.
 IN_PART = {
     "make test": ".ci/run",
+    "docker build --file flows/deploy/cpu.Dockerfile --tag trunkline:cpu .": "tests/flows/test_images.py",
+    "docker build --file flows/deploy/cuda.Dockerfile --tag trunkline:cuda .": "tests/flows/test_images.py",
     "make bench-peers": "tests/test_peers.py",
     "NUMBA_CPU_NAME=haswell ATEN_CPU_CAPABILITY=avx2 make demo": "tests/engine/test_processors.py",
     "NUMBA_CPU_NAME=znver4 NUMBA_CPU_FEATURES=-avx512vnni make demo": "tests/kernels/cpu/test_objects.py",
@@ -85,6 +94,7 @@ STORED = "trunkline score examples/classify.yaml --set store=runs/store --output
 SIMULATE = "trunkline simulate examples/classify.yaml --devices 1000 --device h100"
 DESCRIBED = f"{SIMULATE} --table groups=6250000,degree=16,prefix=80,distinct=20,output=8 --format json"
 HERE = (
+    "make install",
     "make demo",
     "make summaries",
     "trunkline score examples/embed.yaml",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from engine.forward.cpu.fused_body import FusedBody
-from engine.forward.cpu.projection import Head
+from engine.forward.cpu.int8_linear import Int8Linear
+from engine.forward.cpu.projection import Head, Projection
 from engine.forward.forward_output import Chosen
 from engine.forward.kv_scales import KVScales
 from engine.forward.sampler import greedy
@@ -70,6 +71,15 @@ class LoadedModel:
         """Of all parameters and buffers, tied ones once."""
         held = [*self.body.parameters(), *self.body.buffers(), *self._head.parameters(), *self._head.buffers()]
         return sum({tensor.data_ptr(): tensor.nbytes for tensor in held}.values())
+
+    @property
+    def is_screened(self) -> bool:
+        """Whether a greedy token is looked for among coarser products, and few logits are computed."""
+        return self._screened is not None
+
+    def linear_layers(self) -> list[nn.Module]:
+        """Layers of the body that take rows and give their products with a matrix."""
+        return [layer for layer in self.body.modules() if isinstance(layer, nn.Linear | Projection | Int8Linear)]
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
         """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""

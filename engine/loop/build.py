@@ -14,6 +14,7 @@ from engine.forward.warm_up import warm_up
 from engine.loop.engine import Engine
 from engine.loop.plan_cost import keep_step_times, plan_cost
 from engine.loop.step_budget import engine_config
+from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn
@@ -57,6 +58,8 @@ def start_engine(
     need = memory_need(model, shape, config, device)
     refuse_too_large(need, config, device)
 
+    limit = StepLimit(shape, config, device)
+
     def load() -> tuple[ModelRunner, EngineConfig]:
         try:
             return load_all()
@@ -76,6 +79,7 @@ def start_engine(
             model, device, config.quantization, config.kv_cache_dtype, strict=config.determinism == "strict"
         )
         leave_files([loaded.body])
+        limit.load(loaded)
         runner = ModelRunner(loaded, config, device)
         if device.backend == "triton":
             warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
@@ -97,7 +101,7 @@ def start_engine(
     def took(step: SchedulerOutput, seconds: float) -> float:
         times().learn(step, seconds)
         keep_step_times(times(), model, config, device)
-        return cost().step_limit(step)
+        return limit.seconds(step)
 
     return Engine(load, config, tokenizer, on_step, turn, took=took, free_rows=lambda: cost().free_rows())
 

@@ -142,42 +142,53 @@ class CostModel:
         total: NDArray[np.float64] = prompt_and_labels + steps * token + brought
         return total
 
-    def step_limit(self, step: SchedulerOutput) -> float:
-        """The seconds that a step takes at the least: its FLOPs at the rate of matmuls, or its weights read once.
+    def step_seconds(self, step: SchedulerOutput) -> float:
+        """What a step takes: by what steps took, where any has run here; else its FLOPs at the rate of matmuls, or its
+        weights read once.
 
         A step that only decodes also reads each token of KV once, for however many rows.
         """
-        least = max(self.step_flops(step) / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
-        if step.num_decode_tokens < step.num_scheduled_tokens:
-            return least
-        kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
-        return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
-
-    def step_seconds(self, step: SchedulerOutput) -> float:
-        """What a step is expected to take: by what steps took, or at the least where none has run."""
         if not self.step_factors:
-            return self.step_limit(step)
+            return self._seconds(step, self.step_flops(step))
         own, *factors = self.step_factors
         return own + sum(factor * part for factor, part in zip(factors, self.step_parts(step), strict=True))
+
+    def step_limit(self, step: SchedulerOutput, *, computes_logits: bool) -> float:
+        """The same of the least that could be computed: the last layer runs rows that are asked for alone, and a head
+        that looks for the greatest logit among coarser products `computes_logits` of few.
+        """
+        matmul, head, attention = self._flops()
+        layers = matmul * step.num_scheduled_tokens + attention * _keys_of(step)
+        all_rows = layers * (1 - 1 / self.shape.num_layers)
+        asked = step.num_head_rows * (matmul / self.shape.num_layers + (head if computes_logits else 0.0))
+        return self._seconds(step, all_rows + asked)
+
+    def _seconds(self, step: SchedulerOutput, flops: float) -> float:
+        least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
+        if step.num_decode_tokens < step.num_scheduled_tokens:
+            return least
+        return least + self._kv_bytes(step) / self.rates.memory_bytes
+
+    def _kv_bytes(self, step: SchedulerOutput) -> int:
+        """What a step reads of the KV cache, a shared token once."""
+        kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
+        return kv_tokens * self.shape.kv_bytes_per_token(self.kv_format)
 
     def step_parts(self, step: SchedulerOutput) -> tuple[float, float, float, float]:
         """Seconds of a step's matmuls, logits, attention and reading of KV, each as if it were all."""
         matmul, head, attention = self._flops()
-        rates, keys = self.rates, int(step.position_ids.sum()) + step.num_scheduled_tokens
-        kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
+        rates = self.rates
         return (
             max(matmul * step.num_scheduled_tokens / rates.matmul_flops, self.weight_bytes / rates.memory_bytes),
             head * step.num_head_rows / rates.matmul_flops,
-            attention * keys / rates.attention_flops,
-            kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / rates.memory_bytes,
+            attention * _keys_of(step) / rates.attention_flops,
+            self._kv_bytes(step) / rates.memory_bytes,
         )
 
     def step_flops(self, step: SchedulerOutput) -> float:
         """What a step's rows, and the logits that are asked for, take."""
         matmul, head, attention = self._flops()
-        # Whatever it is cut into, a row's context is all that is before it, and itself.
-        keys = int(step.position_ids.sum()) + step.num_scheduled_tokens
-        return matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * keys
+        return matmul * step.num_scheduled_tokens + head * step.num_head_rows + attention * _keys_of(step)
 
     def free_rows(self) -> int:
         """Rows of a step whose matmuls are done when the weights have been read; 0 where reading is not measured."""
@@ -202,6 +213,11 @@ class CostModel:
         shape = self.shape
         attention = 4.0 * shape.num_layers * shape.num_heads * shape.head_dim
         return 2.0 * shape.matmul_params, 2.0 * shape.head_params, attention
+
+
+def _keys_of(step: SchedulerOutput) -> int:
+    """Whatever it is cut into, a row's context is all that is before it, and itself."""
+    return int(step.position_ids.sum()) + step.num_scheduled_tokens
 
 
 def _new_with(last: Ints, values: Ints) -> Ints:

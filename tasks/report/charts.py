@@ -6,13 +6,15 @@ one size on a wide screen and on a narrow one.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.figures import figure, short, ticks
 from tasks.report.facts import PromptTree
 from tasks.storage.step_curve import CurvePoint, StepCurve
 
 SIDE = 1000.0
+# What is left above a budget's line, for its words.
+HEADROOM = 1.25
 MIB = 2**20
 
 
@@ -108,7 +110,7 @@ def _speeds(spans: Spans) -> Chart:
 
 def _batches(spans: Spans, budget: int) -> Chart:
     values = [(b.tokens - a.tokens) / (b.steps - a.steps) if b.steps > a.steps else 0.0 for a, b in spans]
-    highest = max(*values, float(budget), 1.0) if values else 1.0
+    highest = max(*values, budget * HEADROOM, 1.0) if values else 1.0
     area = Area("batch", "tokens a step, in the mean", _steps(spans, [0.0] * len(spans), values, highest))
     limit = Tick(100 * budget / highest, f"budget {budget:,}") if budget else None
     return _chart("Batch", "tokens/step", spans, (area,), highest, short, limit)
@@ -117,17 +119,17 @@ def _batches(spans: Spans, budget: int) -> Chart:
 def _memory(spans: Spans, budget: int) -> Chart:
     values = [b.kv_bytes / MIB for _, b in spans]
     used = max(values, default=0.0)
-    # A budget that a run does not need would make a line of what it uses.
-    highest = max(used, budget / MIB) if used * 8 >= budget / MIB else used * 1.15
+    # A budget that a run does not need would make a line of what it uses: its line stands above that, and says so.
+    fits = used * 8 >= budget / MIB
+    line = budget / MIB if fits else used * HEADROOM
+    highest = max(used, line * HEADROOM)
     area = Area("kv", "KV in use between steps", _steps(spans, [0.0] * len(spans), values, highest))
     words = f"budget {budget / MIB:,.0f} MiB"
-    fits = highest >= budget / MIB
-    limit = (
-        Tick(100 * budget / MIB / highest if fits else 100.0, words if fits else f"{words}, far above")
-        if (budget and highest)
-        else None
-    )
-    return _chart("KV cache", "MiB", spans, (area,), highest, short, limit)
+    limit = Tick(100 * line / highest, words if fits else f"{words}, far above") if budget and highest else None
+    chart = _chart("KV cache", "MiB", spans, (area,), highest, short, limit)
+    if fits or limit is None:  # else the scale ends below the line
+        return chart
+    return replace(chart, y_ticks=tuple(tick for tick in chart.y_ticks if tick.at < limit.at))
 
 
 def _chart(
@@ -169,8 +171,8 @@ def _steps(spans: Spans, low: Sequence[float], high: Sequence[float], highest: f
 
 
 def icicle(tree: PromptTree) -> Icicle | None:
-    """None where the plan has no requests."""
-    if not tree.requests or not tree.longest:
+    """None where the plan has fewer than two requests."""
+    if tree.requests < 2 or not tree.longest:
         return None
     x, y = SIDE / tree.requests, SIDE / tree.longest
     boxes = tuple(
@@ -189,7 +191,7 @@ def icicle(tree: PromptTree) -> Icicle | None:
         boxes=boxes,
         lengths=_outline(tree.lengths, y),
         shared=_outline(tree.shared, y),
-        x_ticks=tuple(Tick(100 * at / tree.requests, short(at)) for at in ticks(tree.requests, 5)),
+        x_ticks=tuple(Tick(100 * at / tree.requests, short(at)) for at in ticks(tree.requests, 5) if at == int(at)),
         y_ticks=tuple(Tick(100 * at / tree.longest, short(at)) for at in ticks(tree.longest, 5)),
     )
 

@@ -1,8 +1,10 @@
 """The output folder's layout, and the lock that lets one run at a time change it."""
 
+import logging
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -12,7 +14,10 @@ from engine.file_lock import HeldError, Holder, hold, holder_of
 from tasks.storage.commit import fsync, fsync_new, missing_folders, open_private
 from tasks.storage.file_mode import make_folder
 
+log = logging.getLogger(__name__)
+
 LOCK_NAME = ".lock"
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +108,31 @@ class OutputFolder:
         return holder_of(self.root / LOCK_NAME)
 
     @contextmanager
-    def locked(self) -> Iterator[Holder]:
+    def locked(self, wait: float = 0.0) -> Iterator[Holder]:
         """Holds the folder. The kernel frees the lock when its holder dies, however it dies.
 
-        Raises UserError that names the holder while another run has it.
+        Raises UserError that names the holder where another run has it for more than `wait` seconds.
         """
-        try:
-            with hold(self.root / LOCK_NAME) as holder:
-                yield holder
-        except HeldError as held:
-            raise UserError(f"output: {self.root} is in use by {held}; wait, or end it") from None
+        with ExitStack() as stack:
+            yield self._hold(stack, wait)
+
+    def _hold(self, stack: ExitStack, wait: float) -> Holder:
+        deadline = time.monotonic() + wait
+        told = ""
+        while True:
+            try:
+                return stack.enter_context(hold(self.root / LOCK_NAME))
+            except HeldError as held:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    waited = f" after {wait:g} s" if wait else ""
+                    raise UserError(
+                        f"output: {self.root} is in use by {held}{waited}; end it, or wait for it with --wait SECONDS"
+                    ) from None
+                if str(held) != told:
+                    told = str(held)
+                    log.warning("waiting for %s, which has %s", told, self.root)
+                time.sleep(min(left, SECONDS_BETWEEN_LOOKS))
 
     def sweep_staging(self) -> None:
         """Removes what killed runs left half written. Only the lock's holder may call it."""

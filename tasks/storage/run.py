@@ -173,16 +173,17 @@ def utc_now() -> datetime:
 
 @contextmanager
 def open_run(
-    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False
+    job: ScoringJob, retry_failed: bool = False, clock: Clock = utc_now, *, full: bool = False, wait: float = 0.0
 ) -> Iterator[Run]:
     """Takes the output folder, mends what a killed run left, and keeps the run's record, whose times are `clock`'s.
 
-    Raises UserError where another run has the folder, or for a model or device that is not there.
+    Raises UserError where another run has the folder for more than `wait` seconds, or for a model or device that is not
+    there.
     """
     folder = OutputFolder(job.output_folder)
     draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
-    with folder.locked() as holder, disk_errors(folder.root):
+    with folder.locked(wait) as holder, disk_errors(folder.root):
         failpoint("run.locked")
         folder.sweep_staging()
         forget_requests(folder, holder)

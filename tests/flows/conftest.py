@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import shlex
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,26 @@ def small_job_file(tmp_path: Path, small_job: Job) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def write_deployments() -> Callable[[Path, Path], Path]:
+    """Writes prefect.yaml with another job in the place of the example, and everything else as it stands there."""
+
+    def write(path: Path, job_file: Path) -> Path:
+        content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        for deployment in content["deployments"]:
+            if "job" in deployment["parameters"]:
+                deployment["parameters"]["job"] = str(job_file)
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def small_deployment(tmp_path: Path, small_job_file: Path, write_deployments: Callable[[Path, Path], Path]) -> Path:
+    return write_deployments(tmp_path / "prefect.yaml", small_job_file)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -155,13 +177,14 @@ class PrefectProcesses:
         pytest.fail("the Prefect server was not ready in two minutes")
 
     def _arguments(self, command: str, more: tuple[str, ...]) -> list[str]:
-        program, *arguments = [word for word in shlex.split(command) if "=" not in word]
+        program, *arguments = shlex.split(command)[len(_settings(command)) :]
         return [str(self.bin / program), *arguments, *more]
 
 
 def _settings(command: str) -> dict[str, str]:
     """What stands before the program, as in `NAME=value program`."""
-    return dict(word.split("=", 1) for word in shlex.split(command) if "=" in word)
+    before = takewhile(re.compile(r"\w+=").match, shlex.split(command))
+    return {name: value for name, _, value in (word.partition("=") for word in before)}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

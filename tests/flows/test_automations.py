@@ -1,13 +1,9 @@
 """`automations.yaml` on a real server: what it does with a run that was killed, and with one whose rows fail."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +15,7 @@ import yaml
 from prefect.events.schemas.automations import AutomationCore
 
 from flows.dataset import asset_key
+from tests.flows.prefect_api import get, post, wait_for
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "automations.yaml"
@@ -33,21 +30,6 @@ def test_prefect_takes_them_all() -> None:
     crashed, paused = [AutomationCore.model_validate(one) for one in automations()]
     assert crashed.trigger.within.total_seconds() == 90  # type: ignore[union-attr]
     assert paused.trigger.expect == {"trunkline.scoring-run.error-rate-exceeded"}  # type: ignore[union-attr]
-
-
-def post(api: str, path: str, content: Any) -> Any:
-    request = urllib.request.Request(
-        f"{api}/{path}", json.dumps(content).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read() or b"null")
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.mark.nightly
@@ -98,8 +80,7 @@ def test_a_deployment_whose_rows_fail_too_often_is_paused(prefect_processes: Any
     run("prefect --no-prompt deploy --all")
 
     def deployment() -> Any:
-        with urllib.request.urlopen(f"{api}/deployments/name/trunkline-score/package-topics", timeout=30) as answer:
-            return json.load(answer)
+        return get(api, "deployments/name/trunkline-score/nightly")
 
     assert not deployment()["paused"]
     event = {

@@ -194,17 +194,17 @@ def test_an_unknown_policy_is_one_line(
 def test_policies_and_trace_reach_a_run(monkeypatch: pytest.MonkeyPatch, small_job_file: Path, tmp_path: Path) -> None:
     import flows.run_job
 
-    asked: list[tuple[Any, Any]] = []
+    asked: list[tuple[Any, float, Any]] = []
 
-    def note(job: Any, *, retry_failed: bool, full: bool, trace: Path | None) -> None:
-        asked.append((job.engine, trace))
+    def note(job: Any, *, retry_failed: bool, full: bool, wait: float, trace: Path | None) -> None:
+        asked.append((job.engine, wait, trace))
 
     monkeypatch.setattr(flows.run_job, "run_job", note)
     options = ["--sharing", "batchllm", "--order", "fcfs", "--admission", "count", "--trace", str(tmp_path / "t")]
-    assert run(monkeypatch, "score", str(small_job_file), *options) == 0
-    [(limits, trace)] = asked
+    assert run(monkeypatch, "score", str(small_job_file), "--wait", "9", *options) == 0
+    [(limits, wait, trace)] = asked
     assert (limits.sharing, limits.order, limits.admission) == ("batchllm", "fcfs", "count")
-    assert trace == tmp_path / "t"
+    assert (wait, trace) == (9, tmp_path / "t")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""A real server, a real worker: the commands of the README, with a small job in the place of the example."""
+"""prefect.yaml, a real server, a real worker: the pages' commands, with a small job in the place of the example."""
 
-import json
+import re
 import time
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,29 @@ from tasks.query import query
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import read_records
+from tests.flows.prefect_api import get, last_run, post, wait_for
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "schedule.md"
+DEPLOYMENTS: dict[str, Any] = {
+    one["name"]: one for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+}
+EXAMPLE = "examples/classify.yaml"
 
 
-def deployments() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    return content
+def test_the_deployments_are_these() -> None:
+    assert list(DEPLOYMENTS) == ["nightly", "ad-hoc", "retry-failed"]
+    assert DEPLOYMENTS["nightly"]["parameters"] == {"job": EXAMPLE, "wait": 21600}
+    assert DEPLOYMENTS["ad-hoc"]["parameters"] == {"wait": 21600}
+    assert DEPLOYMENTS["retry-failed"]["parameters"] == {"job": EXAMPLE, "retry_failed": True, "wait": 21600}
 
 
-def test_the_deployed_job_is_the_example() -> None:
-    deployed = deployments()["deployments"][0]
-    assert deployed["parameters"] == {"job": "examples/classify.yaml"}
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_a_deployment_runs_the_public_flow(name: str) -> None:
+    deployed = DEPLOYMENTS[name]
     assert load_flow_from_entrypoint(deployed["entrypoint"]) is score
-    assert score.validate_parameters(deployed["parameters"])["job"] == "examples/classify.yaml"
+    given = {"job": EXAMPLE} | deployed["parameters"]
+    assert score.validate_parameters(given).items() >= given.items()
 
 
 def test_a_deployment_may_hold_the_jobs_keys_themselves(small_job: dict[str, Any]) -> None:
@@ -39,19 +48,26 @@ def test_a_deployment_may_hold_the_jobs_keys_themselves(small_job: dict[str, Any
         score.validate_parameters({"job": small_job | {"sourc": 1}})
 
 
-@pytest.fixture
-def small_deployment(tmp_path: Path, small_job_file: Path) -> Path:
-    """prefect.yaml with the small job, and everything else as it stands there."""
-    content = deployments()
-    content["deployments"][0]["parameters"]["job"] = str(small_job_file)
-    path = tmp_path / "prefect.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
+def without_help(schema: dict[str, Any], definitions: dict[str, Any], name: str) -> Iterator[str]:
+    """Dotted names of what the form shows without a word about it; a group of keys may have its own words."""
+    for key, field in schema.get("properties", {}).items():
+        references = [one["$ref"] for part in ("anyOf", "allOf") for one in field.get(part, ()) if "$ref" in one]
+        references += [field["$ref"]] if "$ref" in field else []
+        groups = [definitions[reference.rpartition("/")[2]] for reference in references]
+        if not any(one.get("description") for one in (field, *groups)):
+            yield f"{name}{key}"
+        for group in groups:
+            yield from without_help(group, definitions, f"{name}{key}.")
 
 
-def read(api: str, path: str) -> Any:
-    with urllib.request.urlopen(f"{api}/{path}", timeout=30) as answer:
-        return json.load(answer)
+def test_the_form_explains_every_parameter() -> None:
+    schema = score.parameters.model_dump_for_openapi()
+    assert list(schema["properties"]) == ["job", "retry_failed", "full", "wait"]
+    assert all(field["description"] for field in schema["properties"].values())
+    assert len(schema["definitions"]) >= 10
+    assert list(without_help(schema, schema["definitions"], "")) == []
+    schema["definitions"]["EngineLimits"]["properties"]["order"].pop("description")
+    assert list(without_help(schema, schema["definitions"], "")) == ["job.engine.order"]
 
 
 @pytest.mark.nightly
@@ -71,34 +87,33 @@ def test_a_run_in_a_worker_is_stopped_from_outside(
     }
     small_job_file.write_text(yaml.safe_dump(small_job))
     write_table(tmp_path / "rows.parquet", 2000)
-    run, folder = prefect_processes.run, OutputFolder(Path(small_job["output"]))
+    run, folder, api = prefect_processes.run, OutputFolder(Path(small_job["output"])), prefect_processes.api
     run("prefect work-pool create trunkline --type process --overwrite")
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
     with prefect_processes.started("prefect worker start --pool trunkline"):
-        run("prefect deployment run trunkline-score/package-topics")
-        deadline = time.monotonic() + 600  # other runs on this machine may have the device
-        while not read_manifests(folder):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        run("prefect deployment run trunkline-score/nightly")
+        wait_for(lambda: bool(read_manifests(folder)), 600)  # other runs on this machine may have the device
         said = run(f"trunkline stop {folder.root}")
         [record] = read_records(folder)
         assert record.status == "stopped"
         assert f"{record.run_id} stopped; {record.rows_done:,} of 2,000 rows are done" in said
-        while (state := last_state(prefect_processes.api)) == "RUNNING":
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert state == "CANCELLED"
+        wait_for(lambda: bool(last_run(api)["state_type"] != "RUNNING"), 600)
+        assert last_run(api)["state_type"] == "CANCELLED"
         time.sleep(5)  # the worker looks at how the process ended
-        assert last_state(prefect_processes.api) == "CANCELLED"
+        assert last_run(api)["state_type"] == "CANCELLED"
 
 
-def last_state(api: str) -> str:
-    wanted = {"sort": "START_TIME_DESC", "limit": 1}
-    request = urllib.request.Request(
-        f"{api}/flow_runs/filter", json.dumps(wanted).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return str(json.load(answer)[0]["state_type"])
+@pytest.mark.nightly
+def test_the_flow_is_served_as_the_page_says(
+    prefect_processes: Any, small_job_file: Path, small_job: dict[str, Any]
+) -> None:
+    [program] = [one for one in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "serve" in one]
+    wanted = {"deployments": {"name": {"any_": ["served"]}}}
+    with prefect_processes.started("python -c", program):
+        wait_for(lambda: bool(post(prefect_processes.api, "deployments/filter", wanted)))
+        given = ("--param", f"job={small_job_file}")
+        prefect_processes.run("prefect deployment run trunkline-score/served", *given, "--watch")
+    assert scored_now(Path(small_job["output"])) == [20]
 
 
 def scored_now(folder: Path) -> list[int]:
@@ -118,20 +133,23 @@ def test_a_scheduled_run_scores_new_rows_only(
     run("prefect --no-prompt deploy --all", "--prefect-file", str(small_deployment))
     assert "Created 2 automation(s)" in run("prefect automation create --from-file automations.yaml")
 
-    deployed = read(prefect_processes.api, "deployments/name/trunkline-score/package-topics")
-    assert [(s["slug"], s["schedule"]["cron"], s["active"]) for s in deployed["schedules"]] == [
+    deployed = {name: get(prefect_processes.api, f"deployments/name/trunkline-score/{name}") for name in DEPLOYMENTS}
+    assert [(s["slug"], s["schedule"]["cron"], s["active"]) for s in deployed["nightly"]["schedules"]] == [
         ("every-night", "0 5 * * *", True)
     ]
-    assert deployed["global_concurrency_limit"]["limit"] == 1
+    assert deployed["ad-hoc"]["schedules"] == deployed["retry-failed"]["schedules"] == []
+    limits = {name: one["global_concurrency_limit"] for name, one in deployed.items()}
+    assert limits["ad-hoc"] is None
+    assert limits["nightly"]["limit"] == limits["retry-failed"]["limit"] == 1
     folder = Path(small_job["output"])
     with prefect_processes.started("prefect worker start --pool trunkline"):
-        run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+        run("prefect deployment run trunkline-score/nightly", "--watch", "--watch-timeout", "180")
         with query(folder, "select (select count(*) from results) as r, (select count(*) from errors) as e") as result:
             assert result.table().to_pylist() == [{"r": 20, "e": 1}]
         assert scored_now(folder) == [20]
 
         write_table(tmp_path / "rows.parquet", 25)
-        run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+        run("prefect deployment run trunkline-score/nightly", "--watch", "--watch-timeout", "180")
         # The first run's process has ended by now, and has said nothing of what it could not free.
         assert "nanobind" not in (prefect_processes.folder / "worker.log").read_text()
     with query(folder, "select custom_id from results union select custom_id from errors") as result:

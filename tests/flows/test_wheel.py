@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tasks.query import query
 
@@ -132,15 +131,18 @@ def test_from_python(run: Run, folder: Path, environment: Path, small_job_file: 
 
 @pytest.mark.nightly
 def test_in_a_worker(
-    prefect_processes: Any, environment: Path, folder: Path, small_job_file: Path, small_job: dict[str, Any]
+    prefect_processes: Any,
+    environment: Path,
+    folder: Path,
+    write_deployments: Any,
+    small_job_file: Path,
+    small_job: dict[str, Any],
 ) -> None:
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    content["deployments"][0]["parameters"]["job"] = str(small_job_file)
-    (folder / "prefect.yaml").write_text(yaml.safe_dump(content))
+    write_deployments(folder / "prefect.yaml", small_job_file)
     here = prefect_processes.there(environment, folder)
     here.run("prefect work-pool create trunkline --type process --overwrite")
     here.run("prefect --no-prompt deploy --all")
     with here.started("prefect worker start --pool trunkline"):
-        here.run("prefect deployment run trunkline-score/package-topics", "--watch", "--watch-timeout", "180")
+        here.run("prefect deployment run trunkline-score/nightly", "--watch", "--watch-timeout", "180")
     with query(Path(small_job["output"]), "select count(*) as n from results") as result:
         assert result.table()["n"].to_pylist() == [20]

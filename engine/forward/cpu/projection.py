@@ -77,6 +77,7 @@ class Projection(nn.Module):
         self.takes = torch.float32 if quantized or norm is not None else matmul.rows_dtype(weight.dtype)
         self.in_features = weight.shape[1]
         self.out_features = len(weight) // (2 if gated else 1)
+        self.num_weights = weight.numel()
         self.site = site
         self.in_order = False
         self._ranges = panel_ranges([layer.out_features for layer in layers], gated=gated)

@@ -158,15 +158,26 @@ def step(positions: list[int], segments: list[Segment], decodes: int) -> Schedul
     return SchedulerOutput(numbers, numbers, numbers, Segments.of(segments), reads, 3 - decodes, decodes, 0)
 
 
-def test_the_limit_of_a_step() -> None:
+def test_the_seconds_of_a_step() -> None:
     """Computing or reading the weights, whichever takes longer; what is decoded reads its KV, a shared token once."""
     attention = 4 * 2 * 2 * 4
     fast = CostModel(SHAPE, FLOAT32, DeviceRates(1000.0, 1.0, 1e9), weight_bytes=1.0)
     prefill = step([0, 1, 2], [Segment(0, 3, 0, 3, 0)], 0)
     flops = 2 * SHAPE.matmul_params * 3 + 2 * HEAD * 1 + attention * (1 + 2 + 3)
-    assert fast.step_limit(prefill) == pytest.approx(flops / 1000)
+    assert fast.step_seconds(prefill) == pytest.approx(flops / 1000)
     slow = CostModel(SHAPE, FLOAT32, DeviceRates(1e12, 1.0, 100.0), weight_bytes=500.0)
     decode = step([8, 8, 8], [Segment(0, 3, 0, 8, 0), *(Segment(r, r + 1, 8 + r, 9 + r, 8) for r in range(3))], 3)
     kv = (8 + 3) * 2 * SHAPE.num_layers * SHAPE.num_kv_heads * SHAPE.head_dim * 4
-    assert slow.step_limit(decode) == pytest.approx(500 / 100 + kv / 100)
-    assert slow.step_limit(prefill) == pytest.approx(500 / 100)
+    assert slow.step_seconds(decode) == pytest.approx(500 / 100 + kv / 100)
+    assert slow.step_seconds(prefill) == pytest.approx(500 / 100)
+
+
+def test_the_limit_of_a_step_is_what_has_to_be_computed() -> None:
+    """Of two layers, the last one runs the one row that is asked for; its logits may be looked for elsewhere."""
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(1000.0, 1.0))
+    prefill = step([0, 1, 2], [Segment(0, 3, 0, 3, 0)], 0)
+    first = (2 * SHAPE.matmul_params * 3 + 4 * 2 * 2 * 4 * (1 + 2 + 3)) / 2
+    last = 2 * SHAPE.matmul_params * 1 / 2
+    assert cost.step_limit(prefill, computes_logits=False) == pytest.approx((first + last) / 1000)
+    assert cost.step_limit(prefill, computes_logits=True) == pytest.approx((first + last + 2 * HEAD) / 1000)
+    assert cost.step_limit(prefill, computes_logits=True) < cost.step_seconds(prefill)

@@ -1,5 +1,7 @@
 """Axes, areas and the tree as numbers."""
 
+import pytest
+
 from tasks.report.charts import charts, icicle, time_scale
 from tasks.report.facts import PromptTree, SharedNode
 from tasks.storage.step_curve import CurvePoint, StepCurve
@@ -26,9 +28,9 @@ def test_areas_stand_on_each_other() -> None:
     assert [tick.text for tick in speeds.x_ticks] == ["0", "0.5", "1", "1.5", "2"]
     assert [tick.at for tick in speeds.x_ticks] == [0, 25, 50, 75, 100]
     assert batch.budget is not None
-    assert (batch.budget.at, batch.areas[0].path[:17]) == (100.0, "M0.0 500.0L500.0 ")
+    assert (batch.budget.at, batch.areas[0].path[:17]) == (80.0, "M0.0 600.0L500.0 ")
     assert memory.budget is not None
-    assert (memory.budget.at, memory.y_ticks[-1].text) == (100.0, "4")
+    assert (memory.budget.at, memory.y_ticks[-1].text) == (80.0, "5")
 
 
 def test_a_budget_far_above_does_not_flatten_what_is_used() -> None:
@@ -36,6 +38,7 @@ def test_a_budget_far_above_does_not_flatten_what_is_used() -> None:
     memory = charts(StepCurve("run", 2.0, 0, 2**31, points))[2]
     assert memory.budget is not None
     assert memory.budget.text == "budget 2,048 MiB, far above"
+    assert memory.budget.at == pytest.approx(80)
     assert memory.y_ticks[-1].text == "1"
 
 
@@ -48,3 +51,4 @@ def test_a_tree_is_drawn_to_scale() -> None:
     assert drawn.lengths == "M0 0L0.0 1000.0L500.0 1000.0L500.0 500.0L1000.0 500.0L1000 0Z"
     assert drawn.shared == "M0 0L0.0 400.0L500.0 400.0L500.0 900.0L1000.0 900.0L1000 0Z"
     assert icicle(PromptTree()) is None
+    assert icicle(PromptTree(1, 100, (), (100.0,), (0.0,))) is None, "a request alone shares nothing"

@@ -135,7 +135,7 @@ def test_a_run_that_is_over_has_its_curve(job_of: JobMaker) -> None:
     assert [area.kind for area in speeds.areas] == ["decode", "prefill"]
     assert speeds.y_ticks[-1].text == "800"
     assert batch.budget is not None
-    assert (batch.budget.at, batch.budget.text) == (100.0, "budget 512")
+    assert (batch.budget.at, batch.budget.text) == (80.0, "budget 512")
     assert memory.budget is not None
     assert memory.budget.text == "budget 16 MiB"
     assert "Over the run" in render(page)
