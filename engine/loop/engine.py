@@ -105,7 +105,7 @@ class Engine:
         self._took = took
         self._free_rows = free_rows
         self._turn = turn or DeviceTurn()
-        self._counters = EngineCounters()
+        self._counters, self._since = EngineCounters(), 0.0
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._accepting: _Submission | None = None
         self._open: dict[int, _Submission] = {}
@@ -211,7 +211,8 @@ class Engine:
                 if self._busy and not self._closing:
                     started = self._since = perf_counter()
                     self._step()
-                    self._note_busy(perf_counter() - started)
+                    busy_seconds = self._counters.busy_seconds + perf_counter() - started
+                    self._counters = replace(self._counters, busy_seconds=busy_seconds)
         except BaseException as death:
             self._death = death
         finally:
@@ -292,10 +293,9 @@ class Engine:
             self._reader.take(values, sampled)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled, failed)
-        updated = perf_counter()
-        seconds, self._since = updated - self._since, updated
+        began, self._since = self._since, perf_counter()
         if self.on_step is not None:
-            self.on_step(flown.trace(self._counters.steps, (before, taken, updated)))
+            self.on_step(flown.trace(self._counters.steps, (before, taken, self._since)))
         counters = self._counters
         self._counters = replace(
             counters,
@@ -306,7 +306,7 @@ class Engine:
             draft_tokens=counters.draft_tokens + step.num_draft_tokens,
             accepted_tokens=counters.accepted_tokens + sum(len(one.accepted) for one in sampled.values()),
             steps=counters.steps + 1,
-            limit_seconds=counters.limit_seconds + self._took(step, seconds),
+            limit_seconds=counters.limit_seconds + self._took(step, self._since - began),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
@@ -316,9 +316,6 @@ class Engine:
                 state.output() if problem is None else error_output(sequence, BAD_ADAPTER, f"its adapter {problem}")
             )
             self._deliver(sequence.key, output)
-
-    def _note_busy(self, seconds: float) -> None:
-        self._counters = replace(self._counters, busy_seconds=self._counters.busy_seconds + seconds)
 
     def _deliver(self, key: int, output: RequestOutput) -> None:
         submission = self._open.pop(key)
