@@ -32,6 +32,7 @@ def publish(run: Run, plan_id: str) -> Published:
         dataset,
         by="trunkline",
         name="publish",
+        task_run_name="publish",
         asset_deps=[asset_key(path) for path in _sources(run.job.source)],
         persist_result=False,
         cache_policy=NO_CACHE,

@@ -179,6 +179,8 @@ class ShardRunner:
         try:
             self._check_rejected()
             run_in_flight(self._dispatch.next, self._submit, self._finished, self._tick)
+            if self._dispatch.left and not self._failures and not self._control.asked:
+                raise EngineLostError("no worker is left")
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
             self._workers.close()

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from engine.config import EngineConfig
+from engine.config import Dtype, EngineConfig
+from engine.errors import UserError
 from engine.loop.trace import TraceWriter
 from engine.machine.place import places
 from tasks.engine_process.child import Child
@@ -45,13 +48,36 @@ def own_processes(run: Run, trace: Path | None = None, child: Child | None = Non
     return ManyEngines(members) if len(members) > 1 else members[0]
 
 
+def dask_cluster(run: Run) -> AbstractContextManager[Workers]:
+    """Engines on the workers of the job's Dask cluster. Raises UserError where Dask is not installed."""
+    try:
+        from tasks.dask_cluster.dask_workers import AskedModel, dask_workers  # an extra, and half a second to import
+    except ModuleNotFoundError as problem:
+        raise UserError(f"runner: dask needs trunkline[dask], which is not installed ({problem})") from None
+    job = run.job
+    # Answers are named by how they are computed here: there it is to be the same, or a line that says why not.
+    device = "cpu" if run.device.name == "cpu" else "cuda"
+    config = replace(run.config, device=device, dtype=cast(Dtype, run.device.dtype))
+    own = places(run.config, job.engine.workers) if job.dask_scheduler is None else ()
+    return dask_workers(AskedModel(job.model.path, run.model), config, job.dask_scheduler, job.engine.workers, own)
+
+
+def own_workers(run: Run, trace: Path | None = None, child: Child | None = None) -> AbstractContextManager[Workers]:
+    """Those that the job's `runner` says, for this run alone."""
+    if run.job.runner == "local":
+        return own_processes(run, trace, child)
+    if trace is not None:
+        raise UserError("--trace: is for runner: local alone")
+    return dask_cluster(run)
+
+
 def in_process(run: Run) -> AbstractContextManager[Workers]:
     """An engine for this run alone, in this process: it starts in less time where torch is loaded already."""
     return InProcess(run.model, run.config)
 
 
 # Not a parameter of the flow: those are what a deployment's form shows.
-_open_workers: ContextVar[OpenWorkers] = ContextVar("open_workers", default=own_processes)
+_open_workers: ContextVar[OpenWorkers] = ContextVar("open_workers", default=own_workers)
 
 
 def open_workers(run: Run) -> AbstractContextManager[Workers]:
@@ -78,7 +104,7 @@ def begun_process(trace: Path | None) -> Iterator[None]:
         TraceWriter(trace)
     child = Child()
     try:
-        with workers_from(lambda run: own_processes(run, trace and trace.absolute(), child)):
+        with workers_from(lambda run: own_workers(run, trace and trace.absolute(), child)):
             yield
     finally:
         child.end(at_once=True)  # it is still there where the run did not come so far
@@ -88,12 +114,17 @@ def begun_process(trace: Path | None) -> Iterator[None]:
 def kept_engines() -> Iterator[None]:
     """Runs that are called within the context, and in its thread, share engines for each model, its limits and workers.
 
-    A model is loaded by the first run that needs it, and freed when the context ends, or by a run that fails.
+    A model is loaded by the first run that needs it, and freed when the context ends, or by a run that fails. Those of
+    a cluster are each run's own.
     """
     kept: dict[tuple[str, EngineConfig, int], Opened] = {}
 
     @contextmanager
     def lend(run: Run) -> Iterator[Workers]:
+        if run.job.runner != "local":
+            with own_workers(run) as workers:
+                yield workers
+            return
         key = run.model.fingerprint, run.config, run.job.engine.workers
         if key not in kept or kept[key].closed:
             kept[key] = own_processes(run)

@@ -44,6 +44,11 @@ class Dispatch:
         self._lost: set[Worker] = set()
         self._moves: Counter[int] = Counter()
 
+    @property
+    def left(self) -> int:
+        """Shards that no worker has, or had."""
+        return len(self._routes)
+
     def next(self) -> Turn | None:
         """For the worker that has the least to do; None where all shards are taken, or all workers have enough."""
         worker = min(self._living(), key=self._in_flight.__getitem__, default=None)

@@ -37,11 +37,12 @@ class PlanReport:
     loading_seconds: float
     notes: tuple[str, ...]
     planned_for: str | None
+    workers: int = 1
 
     @property
     def expected_seconds(self) -> float:
-        """From the command to its report; a run with nothing to score loads no model."""
-        return self.starting_seconds + self.loading_seconds + self.plan.expected_seconds
+        """From the command to its report; a run with nothing to score loads no model. Workers share the rest."""
+        return self.starting_seconds + self.loading_seconds + self.plan.expected_seconds / self.workers
 
     def as_json(self) -> dict[str, Any]:
         """All figures, with those that follow from others; without the text."""
@@ -58,6 +59,8 @@ class PlanReport:
             f"  memory at most  {self.memory}",
             f"  expected time   {figure(self.expected_seconds):>12} s   {figure(before)} s of it starting and loading",
         ]
+        if self.workers > 1:
+            lines.append(f"  workers         {self.workers:>14,}   each with as much memory, in a time that they share")
         if self.planned_for is not None:
             lines.append(f"  planned for     {self.planned_for}")
         return "\n".join(lines)
@@ -101,4 +104,5 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         loading_seconds=loading,
         notes=extracted.notes,
         planned_for=None if run.device.known is None else f"{run.device.label}, by its data sheet",
+        workers=workers,
     )

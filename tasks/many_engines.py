@@ -14,6 +14,9 @@ from tasks.workers import Computed, Worker, Workers
 class Member(Worker, Workers, Protocol):
     """One of them, which could be a run's workers by itself."""
 
+    @property
+    def closed(self) -> bool: ...
+
 
 class ManyEngines:
     """Several `Workers` of one engine as those of a run. As a context it closes them.
@@ -34,7 +37,7 @@ class ManyEngines:
 
     @property
     def closed(self) -> bool:
-        return all(getattr(one, "closed", False) for one in self._members)
+        return all(one.closed for one in self._members)
 
     def each(self) -> Sequence[Worker]:
         return tuple(self._members)

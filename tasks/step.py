@@ -11,5 +11,5 @@ R = TypeVar("R")
 
 
 def as_task(function: Callable[P, R], name: str, **options: Any) -> Task[P, R]:
-    """Nothing is persisted or cached by Prefect: the manifests say what is done."""
-    return Task(function, name=name, persist_result=False, cache_policy=NO_CACHE, **options)
+    """Nothing is persisted or cached by Prefect: the manifests say what is done. A run of it has its name alone."""
+    return Task(function, name=name, task_run_name=name, persist_result=False, cache_policy=NO_CACHE, **options)

@@ -102,7 +102,7 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.on_step = on_step
-        self._took = took
+        self.took = took
         self._free_rows = free_rows
         self._turn = turn or DeviceTurn()
         self._counters, self._since = EngineCounters(), 0.0
@@ -306,7 +306,7 @@ class Engine:
             draft_tokens=counters.draft_tokens + step.num_draft_tokens,
             accepted_tokens=counters.accepted_tokens + sum(len(one.accepted) for one in sampled.values()),
             steps=counters.steps + 1,
-            limit_seconds=counters.limit_seconds + self._took(step, self._since - began),
+            limit_seconds=counters.limit_seconds + self.took(step, self._since - began),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )

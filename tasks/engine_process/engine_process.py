@@ -18,9 +18,9 @@ StartChild = Callable[[], EngineChild]
 class EngineProcess(OneEngine[RemoteEngine]):
     """An engine in a child process, another where that ended, however it ended.
 
-    The first child begins its imports with the making of this, or is a `child` that began before; `start_child` makes
-    the others, elsewhere than on this machine too. Every one computes in its `place` there, and adds to the file
-    `trace` a line a step.
+    The first child begins its imports with the making of this, or is a `child` that began before. Where `start_child`
+    makes them, on another machine, it makes the first one when it is needed. Every one computes in its `place` there,
+    and adds to the file `trace` a line a step.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class EngineProcess(OneEngine[RemoteEngine]):
         self._trace = trace
         self._place = place
         self._start_child = start_child or Child
-        self._waiting: EngineChild | None = child or self._start_child()
+        self._waiting = child if child is not None or start_child is not None else self._start_child()
 
     @property
     def waiting_for(self) -> str | None:

@@ -282,6 +282,16 @@ class ScoringJob(Part):
     model: Model = Model()
     sampling: Sampling = Sampling()
     engine: EngineLimits = EngineLimits()
+    runner: Literal["local", "dask"] = Field(
+        default="local",
+        description="local: engines on this machine; dask: one on each worker of a Dask cluster "
+        "([clusters.md](clusters.md)).",
+    )
+    dask_scheduler: str | None = Field(
+        default=None,
+        description="The scheduler's address, such as `tcp://host:8786`, where `runner` is dask; a cluster of this "
+        "machine's own, which ends with the run, where it is not said.",
+    )
     shard_seconds: float = Field(
         default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what is committed at once."
     )
@@ -320,6 +330,8 @@ class ScoringJob(Part):
         is_mixed = isinstance(task, Mapping) and task.get("column") is not None
         if keys is not None and not is_mixed and sampling is not None and _is_idle(sampling, keys):
             yield f"sampling has no effect on type: {kind}; remove it"
+        if given.get("dask_scheduler") is not None and given.get("runner") != "dask":
+            yield "dask_scheduler belongs to runner: dask"
         prompt = given.get("prompt")
         has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
         if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
@@ -342,6 +354,11 @@ class ScoringJob(Part):
     @property
     def store_folder(self) -> Path | None:
         return None if self.store is None else Path(self.store).expanduser().absolute()
+
+    @property
+    def workers_here(self) -> int:
+        """How many engines share this machine's cores; those of a cluster elsewhere have their own."""
+        return max(1, self.engine.workers) if self.dask_scheduler is None else 1
 
     def engine_config(self) -> EngineConfig:
         precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})

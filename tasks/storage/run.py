@@ -52,6 +52,8 @@ _RUN_KEYS = {
     "max_error_rate": True,
     "max_engine_deaths": True,
     "price_per_hour": True,
+    "runner": True,
+    "dask_scheduler": True,
 }
 
 
@@ -145,7 +147,7 @@ def make_run(
         raise UserError(NO_CHAT_TEMPLATE)
     shape = load_shape(model)
     wanted = job.engine_config()
-    workers = max(1, job.engine.workers)
+    workers = job.workers_here
     device = resolve_device(wanted).shared_by(workers) if not_here is None else device_not_here(not_here, wanted)
     config = settled(model, shape, wanted, device)
     refuse_too_large(memory_need(model, shape, config, device), config, device, workers)

@@ -2,6 +2,8 @@
 
     python -m tests.flows.predict_runs --model embedded
 
+On a machine that others use, `--processor-time` with OMP_NUM_THREADS=1 counts what this process computes alone.
+
 A line of JSON a workload. `simulated` runs the scheduler on the cost model's clock, with what steps took so far
 (`engine.planning.step_times`) and answers as long as those so far say (`engine.planning.answer_lengths`); `progress` is
 what the run's bar promised then (`flows.progress`); `before` is the simulation of a device whose rates were measured
@@ -12,7 +14,7 @@ Answers are cut where a draw says, which neither prediction knows: to them each 
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -26,6 +28,7 @@ from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.loop.plan_cost import plan_cost
 from engine.model.checkpoint import resolve_model
+from engine.plan import PlanSummary
 from engine.planning.answer_lengths import AnswerLengths
 from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
@@ -81,16 +84,16 @@ def workloads(scale: float) -> dict[str, Workload]:
 class Watched:
     """What an engine's steps were, when they ended, and how long their answers were by then."""
 
-    def __init__(self, engine: Engine, cost: CostModel) -> None:
-        self.engine, self.cost = engine, cost
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self.engine, self.clock = engine, clock
         self.steps: list[tuple[float, SchedulerOutput, float]] = []
         self.counted: list[tuple[float, Computed]] = []
         self.lengths: list[tuple[float, dict[str, int]]] = []
-        self.started = time.perf_counter()
+        self.started = clock()
 
-    def took(self, step: SchedulerOutput, seconds: float) -> float:
-        now = time.perf_counter() - self.started
-        self.steps.append((now, step, seconds))
+    def took(self, step: SchedulerOutput, _: float) -> float:
+        now = self.clock() - self.started
+        self.steps.append((now, step, now - (self.steps[-1][0] if self.steps else 0.0)))
         counters = self.engine.counters()
         self.counted.append(
             (
@@ -108,12 +111,13 @@ class Watched:
         return 0.0
 
 
-def predictions(engine: Engine, cost: CostModel, load: Workload) -> dict[str, Any]:
-    watched = Watched(engine, cost)
-    engine._took = watched.took
+def predictions(engine: Engine, cost: CostModel, load: Workload, clock: Callable[[], float]) -> dict[str, Any]:
+    """What was expected of a run, and what came."""
+    watched = Watched(engine, clock)
+    engine.took = watched.took
     run = load.run
     plan = plan_requests(engine, run)
-    watched.started = time.perf_counter()
+    watched.started = clock()
     run_plan(engine, plan, run)
     truth = watched.steps[-1][0]
     at = next(number for number, (when, _, _) in enumerate(watched.steps) if when >= truth / 10)
@@ -132,7 +136,7 @@ def predictions(engine: Engine, cost: CostModel, load: Workload) -> dict[str, An
         "steps": len(watched.steps),
         "simulated": simulated,
         "lengths_known": known,
-        "progress": promised(load, watched.counted[: at + 1]),
+        "progress": promised(load, watched.counted[: at + 1], shapes.summary),
         "before": before,
         "mean_tokens": float(np.mean([*load.answer_tokens.values()] or [0])),
         "expected_tokens": float(np.mean([*lengths.values()] or [0])),
@@ -152,16 +156,15 @@ def expected_lengths(load: Workload, going: dict[str, int]) -> dict[str, int]:
     return done | dict(zip(left, expected.tolist(), strict=True))
 
 
-def promised(load: Workload, counted: Sequence[tuple[float, Computed]]) -> float:
+def promised(load: Workload, counted: Sequence[tuple[float, Computed]], plan: PlanSummary) -> float:
     """What the bar said last, all in all: it is told every half a second, and of shards that are committed."""
     generating = [one.max_tokens for one in load.requests if one.labels is None]
-    plan = make_plan(load.requests, EngineConfig(), COST)
     work = Work(
         rows=len(load.requests),
         rows_done=0,
         requests=len(load.requests),
-        prefill=plan.summary.computed_tokens,
-        label=plan.summary.label_tokens,
+        prefill=plan.computed_tokens,
+        label=plan.label_tokens,
         decode=sum(generating),
     )
     clock = [0.0]
@@ -176,22 +179,25 @@ def promised(load: Workload, counted: Sequence[tuple[float, Computed]]) -> float
     return clock[0] + left
 
 
-COST: CostModel
-
-
 def main(
-    model: Annotated[str, typer.Option()] = "embedded", scale: float = 1.0, kv_gib: float = 0.05, rounds: int = 1
+    model: Annotated[str, typer.Option()] = "embedded",
+    scale: float = 1.0,
+    kv_gib: float = 0.5,
+    rounds: int = 1,
+    processor_time: Annotated[bool, typer.Option(help="Of this process, on a machine that others use.")] = False,
 ) -> None:
-    global COST
+    clock = time.process_time if processor_time else time.perf_counter
     files = resolve_model(model)
-    config = EngineConfig(kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=0)
+    config = EngineConfig(
+        kv_cache_memory=int(kv_gib * 2**30), max_num_batched_tokens=512, admission="count", max_num_seqs=16
+    )
     engine = build_engine(files, config, detokenize=False)
     shape = engine.runner.model.shape
-    COST = plan_cost(files, shape, engine.config, engine.runner.device)
+    cost = plan_cost(files, shape, engine.config, engine.runner.device)
     try:
         for _ in range(rounds):
             for name, load in workloads(scale).items():
-                said = predictions(engine, COST, load)
+                said = predictions(engine, cost, load, clock)
                 errors = {
                     kind: f"{said[kind] / said['truth'] - 1:+.1%}"
                     for kind in ("simulated", "lengths_known", "progress", "before")

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 from tasks.query import query
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
-from tests.flows.prefect_api import get, last_run, wait_for
+from tests.flows.prefect_api import get, last_run, post, wait_for
 
 pytestmark = pytest.mark.nightly
+
+ROOT = Path(__file__).parents[2]
 
 NIGHTLY = "prefect deployment run trunkline-score/nightly"
 RETRY = "prefect deployment run trunkline-score/retry-failed"
@@ -160,25 +162,37 @@ def test_three_nights(nights: Nights, tiny_model: Path) -> None:
     assert not any("hush-hush" in text for text in (*known, *logs))
 
 
+@pytest.mark.fault(3)
 def test_the_machine_dies(nights: Nights, tmp_path: Path, tiny_model: Path) -> None:
-    """Worker and run are killed together: the next run of the folder scores what is left, and nothing again."""
+    """Worker and run are killed together: the next run waits until Prefect knows, and scores what is left.
+
+    45 seconds without a heartbeat in the place of automations.yaml's 90.
+    """
     run = nights.processes.run
+    automations = yaml.safe_load((ROOT / "automations.yaml").read_text())
+    automations["automations"][0]["trigger"]["within"] = 45
+    (tmp_path / "automations.yaml").write_text(yaml.safe_dump(automations))
+    run(f"prefect automation create --from-file {tmp_path / 'automations.yaml'}")
     other = Nights(nights.processes, tmp_path, tiny_model)
     other.grow_to(1500)
-    ad_hoc = AD_HOC.replace("examples/classify.yaml", str(other.job_file))
+    job = ("--param", f"job={other.job_file}")
     with nights.processes.started(WORKER) as worker:
-        run(ad_hoc)
+        run(NIGHTLY, *job)
         other.wait_for_shards()
         process = other.process()
         worker.kill()
         process.kill()
         worker.wait()
         psutil.wait_procs([process], timeout=20)
-    assert other.state() == "RUNNING"  # nobody has told Prefect; an automation does so after 90 seconds
+    assert other.state() == "RUNNING"  # nobody has told Prefect
     assert other.ask("select status from runs") == [{"status": "interrupted"}]
     done = other.ends()["results"]
     assert 0 < done < 1500
     with nights.processes.started(WORKER):
-        run(ad_hoc, *WATCHED)
-    assert other.ends() == {"results": 1500, "errors": 0, "rows": 1500}
-    assert other.scored()[1:] == [("completed", 1500 - done)]
+        run(NIGHTLY, *job, *WATCHED)
+        assert other.ends() == {"results": 1500, "errors": 0, "rows": 1500}
+        assert other.scored()[1:] == [("completed", 1500 - done)]
+        run(AD_HOC.replace("examples/classify.yaml", str(other.job_file)), *WATCHED)
+    assert other.scored()[2:] == [("completed", 0)]
+    ends = post(nights.processes.api, "flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 3})
+    assert [one["state_type"] for one in ends] == ["COMPLETED", "COMPLETED", "CRASHED"]

@@ -50,6 +50,8 @@ def test_the_runs_page_shows_what_the_run_left(
     wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}}}
     artifacts = {one["key"]: one["id"] for one in post(prefect_processes.api, "artifacts/filter", wanted)}
     assert sorted(artifacts) == [f"trunkline-small-{what}" for what in ("errors", "progress", "report", "summary")]
+    steps = post(prefect_processes.api, "task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+    assert {one["name"] for one in steps} == {"extract", "deduplicate", "plan", "shard-1-of-1", "publish"}
     site = prefect_processes.api.removesuffix("/api") + "/v2"
 
     def shown(path: str, name: str) -> str:

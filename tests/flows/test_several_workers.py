@@ -1,6 +1,5 @@
 """A run on two workers writes what it writes on one, whoever of them dies."""
 
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("prefect_server")
 
 FAKE = "tests.tasks.engine_process.fake_server"
 TABLE = "SELECT * EXCLUDE (run_id) FROM (FROM results UNION ALL BY NAME FROM errors) ORDER BY custom_id"
-# The run's output, its workers, and which of the test's processes, in the order of their making, is killed.
-RUNS, DOOMED = (("one", 1), ("two", 2), ("killed", 2)), 3
+# Which of the test's processes, in the order of their making, is killed: the second run's first.
+DOOMED = 1
 
 
 @pytest.fixture(autouse=True)
@@ -52,37 +51,49 @@ def shard_rows(job: ScoringJob) -> list[list[dict[str, Any]]]:
     return [part.drop_columns("run_id").to_pylist() for part in parts]
 
 
-@pytest.fixture
-def children(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
-    """Engines' processes of the test, whose steps take no time; SIGKILL ends the doomed one in its fourth step."""
+def start_children(monkeypatch: pytest.MonkeyPatch, server: str) -> list[Child]:
+    """Engines' processes as they are made; SIGKILL ends the doomed one in its fourth step."""
     made: list[Child] = []
-    numbers = count()
 
     def start() -> Child:
         with monkeypatch.context() as patch:
-            if next(numbers) == DOOMED:
+            if len(made) == DOOMED:
                 patch.setenv("FAILPOINT", "engine.step:4:kill")
-            made.append(Child(FAKE))
+            made.append(Child(server))
         return made[-1]
 
     monkeypatch.setattr("tasks.engine_process.engine_process.Child", start)
     return made
 
 
-@pytest.mark.fault(2)
-def test_two_workers_write_what_one_does_and_lose_nothing_where_one_is_killed(
-    small_job: Job, children: list[Child]
-) -> None:
-    asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 3}, "shard_seconds": 1e-6}
-    one, two, killed = (job_of(small_job, name, workers, **asked) for name, workers in RUNS)
+def score_both(one: ScoringJob, two: ScoringJob, children: list[Child]) -> None:
+    """One worker's run, and one of two workers of which the first is killed."""
     with workers_from(own_processes):
         score(one)
-        score(two)
-        assert len(children) == 3
-        report = score(killed)
-        assert len(children) == 6, "another in the doomed one's place"
+        report = score(two)
+    assert len(children) == 4, "another in the killed one's place"
     assert not any(psutil.pid_exists(child.pid) for child in children)
     assert (report.published.results, report.published.errors, report.published.missing) == (20, 1, 0)
-    assert table(killed) == table(two) == table(one)
-    assert shard_rows(killed) == shard_rows(two) == shard_rows(one)
+
+
+@pytest.mark.fault(2)
+def test_two_workers_write_what_one_does_where_one_is_killed(small_job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 3}, "shard_seconds": 1e-6}
+    one, two = (job_of(small_job, f"{workers}", workers, **asked) for workers in (1, 2))
+    score_both(one, two, start_children(monkeypatch, FAKE))
+    assert table(two) == table(one)
+    assert shard_rows(two) == shard_rows(one)
     assert len(shard_rows(two)) == 20
+
+
+@pytest.mark.nightly
+@pytest.mark.fault(2)
+def test_two_real_workers_answer_as_one_does_where_one_is_killed(
+    small_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (job_of(small_job, f"{workers}", workers, shard_seconds=1e-6) for workers in (1, 2))
+    score_both(one, two, start_children(monkeypatch, "tasks.engine_process.server"))
+    for ours, theirs in zip(table(two), table(one), strict=True):
+        assert (ours["custom_id"], ours["label"]) == (theirs["custom_id"], theirs["label"])
+        if ours["label_probs"] is not None:
+            assert dict(ours["label_probs"]) == pytest.approx(dict(theirs["label_probs"]), abs=1e-5)

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from engine.figures import figure
 from engine.machine.start_time import note_starting
@@ -42,6 +43,16 @@ def test_plan_job_counts_starting_and_loading(job_of: JobMaker) -> None:
     assert re.findall(r"(?<![\d.,])0\.0+ s", str(report)) == []
     run_steps(job)
     assert plan_job(job).expected_seconds == 5.0
+
+
+def test_workers_share_the_time(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    job = job_of(rows("abcd", "abce"))
+    engine = job.engine.model_copy(update={"workers": 2})
+    report = plan_job(job.model_copy(update={"engine": engine}))
+    before = report.starting_seconds + report.loading_seconds
+    assert (report.workers, report.expected_seconds) == (2, before + report.plan.expected_seconds / 2)
+    assert str(report).splitlines()[-1].split()[:2] == ["workers", "2"]
 
 
 def test_plan_job_of_an_empty_table(job_of: JobMaker) -> None:

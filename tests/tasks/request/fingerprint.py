@@ -82,6 +82,8 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "on_error": ({}, "fail"),
     "price_per_hour": ({}, 2.5),
     "store": ({}, "other-store"),
+    "runner": ({}, "dask"),
+    "dask_scheduler": ({"runner": "dask"}, "tcp://other:8786"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),
     "source.jsonl": ({"source": {"jsonl": "rows.jsonl"}}, "other.jsonl"),

@@ -1,0 +1,1 @@
+"""Engines on the workers of a Dask cluster."""

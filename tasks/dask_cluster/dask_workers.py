@@ -1,0 +1,152 @@
+"""Workers that are a Dask cluster's: an engine on each, as long as it is there."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, LocalCluster
+
+from engine.config import EngineConfig
+from engine.errors import EngineLostError, UserError
+from engine.machine.place import Place
+from engine.model.checkpoint import EMBEDDED, ModelFiles, resolve_model
+from tasks.dask_cluster.dask_child import DaskChild
+from tasks.engine_process.engine_process import EngineProcess
+from tasks.many_engines import ManyEngines
+from tasks.workers import Worker
+
+# How often the scheduler is asked who is there.
+LOOK_SECONDS = 2.0
+SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 20.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class AskedModel:
+    """The model as the job names it and as it lies here; a worker's must have the same content."""
+
+    path: str
+    here: ModelFiles
+
+    @property
+    def there(self) -> str:
+        """What a worker looks for: it may have another working directory."""
+        return self.path if self.path == EMBEDDED else str(Path(self.path).expanduser().absolute())
+
+
+class DaskWorkers(ManyEngines):
+    """A member for each worker that the scheduler knows; those that join later become members when they are seen.
+
+    `places` are those of a cluster of this machine's own. Elsewhere an engine has as many threads as its Dask worker,
+    and the first GPU that it sees.
+    """
+
+    def __init__(self, client: Client, model: AskedModel, config: EngineConfig, places: Sequence[Place] = ()) -> None:
+        self._client = client
+        self._model = model
+        self._config = config
+        self._places = places
+        self._by_address: dict[str, EngineProcess] = {}
+        self._taken: dict[str, Place] = {}
+        self._found: tuple[str, ...] = ()
+        self._gone: set[str] = set()
+        self._looked = 0.0
+        self._look()
+        super().__init__(list(self._by_address.values()))
+
+    def each(self) -> Sequence[Worker]:
+        """Where none is there, one is waited for: a nanny starts another in seconds."""
+        deadline = time.monotonic() + SECONDS_TO_JOIN
+        self._look_again()
+        while not self._here() and not self.closed and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+            self._look_again()
+        return self._here()
+
+    def _here(self) -> Sequence[Worker]:
+        return tuple(self._by_address[address] for address in self._found if address not in self._gone)
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked >= LOOK_SECONDS:
+            before = len(self._by_address)
+            self._look()
+            self._members = list(self._by_address.values())
+            for member in self._members[before:]:
+                member.start()
+
+    def _look(self) -> None:
+        found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        self._taken = {address: place for address, place in self._taken.items() if address in found}
+        new = {address: told for address, told in found.items() if address not in self._by_address}
+        models = self._client.run(resolve_model, self._model.there, workers=list(new)) if new else {}
+        for address, told in new.items():
+            self._by_address[address] = self._member(address, models[address], self._place(address, told))
+        self._found = tuple(found)
+        self._looked = time.monotonic()
+
+    def _member(self, address: str, model: ModelFiles, place: Place) -> EngineProcess:
+        """Raises UserError where the model is another there."""
+        if model.fingerprint != self._model.here.fingerprint:
+            raise UserError(f"model.path: on the Dask worker {address} another model lies at {self._model.there}")
+        start_child = partial(self._start_child, address)
+        return EngineProcess(
+            model, self._config, place=place, label=f"the Dask worker {address}", start_child=start_child
+        )
+
+    def _start_child(self, address: str) -> DaskChild:
+        try:
+            return DaskChild(self._client, address)
+        except EngineLostError:
+            self._gone.add(address)  # its scheduler may take a while to hear of it
+            raise
+
+    def _place(self, address: str, told: dict[str, Any]) -> Place:
+        """One that nobody has: a worker that comes again has another address, and the place of the one that went."""
+        free = [place for place in self._places if place not in self._taken.values()]
+        place = free[0] if free else Place(threads=told["nthreads"])
+        self._taken[address] = place
+        return place
+
+
+@contextmanager
+def dask_workers(
+    model: AskedModel, config: EngineConfig, scheduler: str | None, workers: int, places: Sequence[Place]
+) -> Iterator[DaskWorkers]:
+    """Those of the cluster at an address, once `workers` of them have joined, or of one that ends with the context.
+
+    Raises UserError where nobody answers, no worker joins, or one has another model.
+    """
+    with ExitStack() as stack:
+        if scheduler is None:
+            cluster = LocalCluster(
+                n_workers=len(places),
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=None,
+                silence_logs=logging.ERROR,
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
+        else:
+            client = stack.enter_context(_connected(scheduler))
+        least = len(places) if scheduler is None else max(1, workers)
+        try:
+            client.wait_for_workers(least, timeout=SECONDS_TO_JOIN)
+        except TimeoutError:
+            there = len(client.scheduler_info(n_workers=-1)["workers"])
+            raise UserError(
+                f"runner: {there} of {least} Dask workers joined in {SECONDS_TO_JOIN:g} s; start more with "
+                "`dask worker`, or ask for fewer with engine.workers"
+            ) from None
+        yield stack.enter_context(DaskWorkers(client, model, config, places if scheduler is None else ()))
+
+
+def _connected(scheduler: str) -> Client:
+    try:
+        return Client(scheduler, timeout=SECONDS_TO_CONNECT)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"dask_scheduler: nobody answers at {scheduler} ({problem})") from problem

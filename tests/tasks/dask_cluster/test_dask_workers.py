@@ -1,0 +1,141 @@
+"""Engines on a Dask cluster's workers, whose steps take no time: their answers, and what is lost with a worker."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+pytest.importorskip("distributed", reason="an extra: pip install trunkline[dask]")
+
+from distributed import Client, LocalCluster
+
+from engine.errors import EngineDeadError, EngineLostError, UserError
+from engine.model.checkpoint import resolve_model
+from tasks.dask_cluster.dask_child import DaskChild
+from tasks.dask_cluster.dask_workers import AskedModel, DaskWorkers, dask_workers
+from tasks.job.job import ScoringJob
+from tests.tasks.conftest import JobMaker
+from tests.tasks.engine_process.test_engine_process import CONFIG, assert_equal, wait_for, work
+from tests.tasks.fakes import write_model
+from tests.tasks.steps import table
+from tests.tasks.test_several_workers import EACH, ROWS, run_on
+
+FAKE = "tests.tasks.engine_process.fake_server"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """Two workers, each with a nanny, which starts another where it is killed."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None) as made:
+        yield made
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> AskedModel:
+    folder = str(write_model(tmp_path / "fine"))
+    return AskedModel(folder, resolve_model(folder))
+
+
+@pytest.fixture
+def workers(cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskWorkers]:
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.DaskChild", lambda *of: DaskChild(*of, FAKE))
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.LOOK_SECONDS", 0.2)
+    with dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()) as made:
+        yield made
+
+
+@pytest.fixture
+def client(cluster: LocalCluster) -> Iterator[Client]:
+    with Client(cluster) as made:
+        yield made
+
+
+def kill_one(client: Client) -> None:
+    os.kill(min(client.run(os.getpid).values()), signal.SIGKILL)
+
+
+def test_each_worker_answers_in_the_order_of_its_requests(workers: DaskWorkers) -> None:
+    workers.start()
+    assert workers.config() == CONFIG
+    wait_for(lambda: workers.stage is None)
+    first, second = workers.each()
+    futures = [first.submit(work(20)), second.submit(work(5))]
+    assert_equal(futures[0].result(10), work(20).requests)
+    assert_equal(futures[1].result(10), work(5).requests)
+    assert workers.totals().requests == 25
+
+
+@pytest.mark.fault(2)
+def test_an_engine_that_dies_is_replaced_where_it_was(workers: DaskWorkers, client: Client) -> None:
+    first, second = workers.each()
+    before = client.run(os.getpid)
+    client.run(lambda: os.environ.update(FAILPOINT="engine.step:2:kill"))
+    with pytest.raises(EngineDeadError, match="SIGKILL"):
+        first.submit(work(5)).result(10)
+    client.run(lambda: os.environ.pop("FAILPOINT"))
+    assert_equal(first.submit(work(5)).result(10), work(5).requests)
+    assert_equal(second.submit(work(5)).result(10), work(5).requests)
+    assert client.run(os.getpid) == before
+
+
+@pytest.mark.fault(2)
+def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: DaskWorkers, client: Client) -> None:
+    both = workers.each()
+    for worker in both:
+        worker.submit(work(1)).result(10)
+    kill_one(client)
+    wait_for(lambda: len({*workers.each()} - {*both}) == 1 and len(workers.each()) == 2)
+    [gone] = {*both} - {*workers.each()}
+    with pytest.raises((EngineDeadError, EngineLostError)):
+        gone.submit(work(1)).result(10)
+    with pytest.raises(EngineLostError, match="starts no engine"):
+        gone.submit(work(1))
+    for worker in workers.each():
+        assert_equal(worker.submit(work(2)).result(10), work(2).requests)
+
+
+@pytest.mark.fault(2)
+def test_a_run_loses_nothing_with_a_worker(workers: DaskWorkers, client: Client, job_of: JobMaker) -> None:
+    job = job_of(ROWS, **EACH, task={"type": "generate"}, sampling={"max_tokens": 2})
+    killer = Thread(target=lambda: _when_a_shard_is_committed(job, client))
+    killer.start()
+    assert run_on(job, workers) == (24, 0, 0)  # type: ignore[arg-type]
+    killer.join()
+    again = job.model_copy(update={"output": f"{job.output}-again"})
+    assert run_on(again, workers) == (24, 0, 0)  # type: ignore[arg-type]
+    assert table(job) == table(again)
+
+
+def _when_a_shard_is_committed(job: ScoringJob, client: Client) -> None:
+    deadline = time.monotonic() + 30
+    while not list((job.output_folder / "manifests").glob("shard-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    kill_one(client)
+
+
+def test_another_model_there_is_refused(cluster: LocalCluster, model: AskedModel, tmp_path: Path) -> None:
+    (tmp_path / "fine" / "model.safetensors").write_bytes(b"other")
+    said = r"^model\.path: on the Dask worker tcp://[\d.:]+ another model lies at /.*/fine$"
+    with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()):
+        pass
+
+
+def test_a_scheduler_that_is_not_there_is_refused(model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_CONNECT", 0.5)
+    said = r"^dask_scheduler: nobody answers at tcp://127\.0\.0\.1:9 "
+    with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, "tcp://127.0.0.1:9", 1, ()):
+        pass
+
+
+def test_workers_that_do_not_join_are_not_waited_for_for_ever(
+    cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_JOIN", 0.5)
+    said = r"^runner: 2 of 9 Dask workers joined in 0\.5 s; "
+    with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, cluster.scheduler_address, 9, ()):
+        pass

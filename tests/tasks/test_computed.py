@@ -1,0 +1,16 @@
+"""What workers say that they computed, added up over several of them."""
+
+import pytest
+
+from tasks.workers import Computed
+
+
+def test_the_share_of_the_limit_is_that_of_all_steps() -> None:
+    one, other = Computed(busy_seconds=4.0, limit_seconds=1.0), Computed(busy_seconds=6.0, limit_seconds=3.0)
+    assert (one + other).limit_share == pytest.approx(0.4)
+    assert (one + other - one).limit_share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("busy", "limit"), [(0.0, 0.0), (5.0, 0.0), (5.0, 5.1)])
+def test_what_steps_pass_is_no_limit(busy: float, limit: float) -> None:
+    assert Computed(busy_seconds=busy, limit_seconds=limit).limit_share is None
