@@ -81,11 +81,18 @@ def workloads(scale: float) -> dict[str, Workload]:
     return {"choice": drawn(labelled, 1), "generate": drawn(answered, 48), "mixed": drawn(mixed, 32)}
 
 
+def counted(engine: Engine) -> Computed:
+    """All that it ever computed."""
+    now = engine.counters()
+    return Computed(now.finished_requests, now.computed_prompt_tokens, now.label_tokens, now.generated_tokens)
+
+
 class Watched:
     """What an engine's steps were, when they ended, and how long their answers were by then."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
         self.engine, self.clock = engine, clock
+        self.before = counted(engine)
         self.steps: list[tuple[float, SchedulerOutput, float]] = []
         self.counted: list[tuple[float, Computed]] = []
         self.lengths: list[tuple[float, dict[str, int]]] = []
@@ -94,18 +101,7 @@ class Watched:
     def took(self, step: SchedulerOutput, _: float) -> float:
         now = self.clock() - self.started
         self.steps.append((now, step, now - (self.steps[-1][0] if self.steps else 0.0)))
-        counters = self.engine.counters()
-        self.counted.append(
-            (
-                now,
-                Computed(
-                    counters.finished_requests,
-                    counters.computed_prompt_tokens,
-                    counters.label_tokens,
-                    counters.generated_tokens,
-                ),
-            )
-        )
+        self.counted.append((now, counted(self.engine) - self.before))
         going = {one.request.request_id: len(one.token_ids) for one in self.engine.scheduler.sequences.values()}
         self.lengths.append((now, going))
         return 0.0
@@ -116,7 +112,7 @@ def predictions(engine: Engine, cost: CostModel, load: Workload, clock: Callable
     watched = Watched(engine, clock)
     engine.took = watched.took
     run = load.run
-    plan = plan_requests(engine, run)
+    plan = plan_requests(engine, load.requests)  # whose order is not to know the lengths
     watched.started = clock()
     run_plan(engine, plan, run)
     truth = watched.steps[-1][0]
@@ -156,7 +152,7 @@ def expected_lengths(load: Workload, going: dict[str, int]) -> dict[str, int]:
     return done | dict(zip(left, expected.tolist(), strict=True))
 
 
-def promised(load: Workload, counted: Sequence[tuple[float, Computed]], plan: PlanSummary) -> float:
+def promised(load: Workload, readings: Sequence[tuple[float, Computed]], plan: PlanSummary) -> float:
     """What the bar said last, all in all: it is told every half a second, and of shards that are committed."""
     generating = [one.max_tokens for one in load.requests if one.labels is None]
     work = Work(
@@ -171,8 +167,8 @@ def promised(load: Workload, counted: Sequence[tuple[float, Computed]], plan: Pl
     meter = Meter(work, lambda: clock[0])
     meter.read(Computed())
     left = 0.0
-    for now, computed in counted:
-        if now - clock[0] < 0.5 and computed is not counted[-1][1]:
+    for now, computed in readings:
+        if now - clock[0] < 0.5 and computed is not readings[-1][1]:
             continue
         clock[0] = now
         left = meter.read(computed).seconds_left or 0.0
