@@ -20,6 +20,8 @@ from tasks.engine_process.engine_process import EngineProcess
 from tasks.many_engines import ManyEngines
 from tasks.workers import Worker
 
+log = logging.getLogger(__name__)
+
 # How often the scheduler is asked who is there.
 LOOK_SECONDS = 2.0
 SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 20.0, 60.0
@@ -54,8 +56,10 @@ class DaskWorkers(ManyEngines):
         self._taken: dict[str, Place] = {}
         self._found: tuple[str, ...] = ()
         self._gone: set[str] = set()
+        self._refused: set[str] = set()
         self._looked = 0.0
-        self._look()
+        if (refused := self._look()) is not None:
+            raise refused
         super().__init__(list(self._by_address.values()))
 
     def each(self) -> Sequence[Worker]:
@@ -73,25 +77,31 @@ class DaskWorkers(ManyEngines):
     def _look_again(self) -> None:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
             before = len(self._by_address)
-            self._look()
+            if (refused := self._look()) is not None:
+                log.warning("a Dask worker that joined is not asked for anything: %s", refused)
             self._members = list(self._by_address.values())
             for member in self._members[before:]:
                 member.start()
 
-    def _look(self) -> None:
+    def _look(self) -> UserError | None:
+        """Makes members of those who are new, but for who cannot have the model, or another: why the last of them."""
         found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
         self._taken = {address: place for address, place in self._taken.items() if address in found}
-        new = {address: told for address, told in found.items() if address not in self._by_address}
-        models = self._client.run(resolve_model, self._model.there, workers=list(new)) if new else {}
-        for address, told in new.items():
-            self._by_address[address] = self._member(address, models[address], self._place(address, told))
-        self._found = tuple(found)
+        new = [address for address in found if address not in self._by_address and address not in self._refused]
+        models = self._client.run(resolve_model, self._model.there, workers=new, on_error="return") if new else {}
+        refused: UserError | None = None
+        for address, model in models.items():
+            if isinstance(model, ModelFiles) and model.fingerprint == self._model.here.fingerprint:
+                self._by_address[address] = self._member(address, model, self._place(address, found[address]))
+            elif isinstance(model, ModelFiles | UserError):  # else it went meanwhile, or is asked again
+                self._refused.add(address)
+                another = f"model.path: another model lies at {self._model.there}"
+                refused = UserError(f"{another if isinstance(model, ModelFiles) else model} (on {address})")
+        self._found = tuple(address for address in found if address in self._by_address)
         self._looked = time.monotonic()
+        return refused
 
     def _member(self, address: str, model: ModelFiles, place: Place) -> EngineProcess:
-        """Raises UserError where the model is another there."""
-        if model.fingerprint != self._model.here.fingerprint:
-            raise UserError(f"model.path: on the Dask worker {address} another model lies at {self._model.there}")
         start_child = partial(self._start_child, address)
         return EngineProcess(
             model, self._config, place=place, label=f"the Dask worker {address}", start_child=start_child

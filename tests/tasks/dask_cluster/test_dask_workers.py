@@ -120,9 +120,19 @@ def _when_a_shard_is_committed(job: ScoringJob, client: Client) -> None:
 
 def test_another_model_there_is_refused(cluster: LocalCluster, model: AskedModel, tmp_path: Path) -> None:
     (tmp_path / "fine" / "model.safetensors").write_bytes(b"other")
-    said = r"^model\.path: on the Dask worker tcp://[\d.:]+ another model lies at /.*/fine$"
+    said = r"^model\.path: another model lies at /.*/fine \(on tcp://[\d.:]+\)$"
     with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()):
         pass
+
+
+def test_who_joins_with_another_model_is_not_asked(
+    workers: DaskWorkers, client: Client, model: AskedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {*workers.each()}
+    Path(model.path, "model.safetensors").write_bytes(b"other")
+    kill_one(client)
+    wait_for(lambda: bool(workers.each()) and "a Dask worker that joined is not asked for anything" in caplog.text)
+    assert {*workers.each()} < before
 
 
 def test_a_scheduler_that_is_not_there_is_refused(model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
