@@ -89,7 +89,7 @@ def _run(flow: Callable[[], RunReport], messages: Console, then: Tell) -> None:
 
 @contextmanager
 def logs_told(messages: Console) -> Iterator[None]:
-    """What a run reads otherwise than it may be meant, sets aside, waits for, or cannot compile is told here too."""
+    """`messages` tells too what a run reads otherwise than it may be meant, sets aside, waits for, cannot compile."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.print(  # type: ignore[method-assign]
         as_text(f"trunkline: {record.getMessage()}"), soft_wrap=True

@@ -127,7 +127,7 @@ class OutputFolder:
                 if left <= 0:
                     waited = f" after {wait:g} s" if wait else ""
                     raise UserError(
-                        f"output: {self.root} is in use by {held}{waited}; end it, or wait for it with --wait SECONDS"
+                        f"output: {self.root} is in use by {held}{waited}; end it, or wait, as by score --wait SECONDS"
                     ) from None
                 if str(held) != told:
                     told = str(held)

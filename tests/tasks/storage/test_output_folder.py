@@ -65,6 +65,6 @@ def test_a_run_waits_for_the_one_before(folder: OutputFolder) -> None:
 @pytest.mark.fault(9)
 @pytest.mark.parametrize(("wait", "words"), [(0.0, ""), (0.2, " after 0.2 s")])
 def test_one_that_has_waited_enough_is_told_who_has_it(folder: OutputFolder, wait: float, words: str) -> None:
-    who = rf"in use by process {os.getpid()} on \S+{words}; end it, or wait for it with --wait SECONDS$"
+    who = rf"in use by process {os.getpid()} on \S+{words}; end it, or wait, as by score --wait SECONDS$"
     with folder.locked(), pytest.raises(UserError, match=who), folder.locked(wait):
         raise AssertionError("two have the folder")
