@@ -12,7 +12,7 @@ from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
 from engine.forward.warm_up import warm_up
 from engine.loop.engine import Engine
-from engine.loop.plan_cost import plan_cost
+from engine.loop.plan_cost import keep_step_times, plan_cost
 from engine.loop.step_budget import engine_config
 from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
@@ -25,6 +25,8 @@ from engine.machine.start_time import note_loading
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.tokenizer import load_tokenizer
 from engine.planning.cost import CostModel
+from engine.planning.step_times import StepTimes
+from engine.scheduling.scheduler_output import SchedulerOutput
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
@@ -91,7 +93,17 @@ def start_engine(
     if device.name == "cpu":
         _keep_freed_memory()  # before the engine's thread is given an arena
     tokenizer = load_tokenizer(model) if detokenize else None
-    return Engine(load, config, tokenizer, on_step, turn, limit=limit.seconds, free_rows=lambda: cost().free_rows())
+
+    @cache
+    def times() -> StepTimes:
+        return StepTimes(cost())
+
+    def took(step: SchedulerOutput, seconds: float) -> float:
+        times().learn(step, seconds)
+        keep_step_times(times(), model, config, device)
+        return limit.seconds(step)
+
+    return Engine(load, config, tokenizer, on_step, turn, took=took, free_rows=lambda: cost().free_rows())
 
 
 def _keep_freed_memory() -> None:

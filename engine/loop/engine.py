@@ -91,21 +91,21 @@ class Engine:
         tokenizer: "PreTrainedTokenizerFast | None" = None,
         on_step: OnStep | None = None,
         turn: DeviceTurn | None = None,
-        limit: "Callable[[SchedulerOutput], float] | None" = None,
+        took: "Callable[[SchedulerOutput, float], float]" = lambda *_: 0.0,
         free_rows: Callable[[], int] = lambda: 0,
     ) -> None:
         """Waits for the device's `turn` and loads, in the engine's own thread, which tells `on_step` of each step.
 
-        `load` settles what `config` leaves open. `limit` says in how many seconds the device could run a step at best,
-        `free_rows` how many rows of a step cost no more than one: drafts take what others leave of them.
+        `load` settles what `config` leaves open. `took` is told each step and its seconds, and says in how many the
+        device could run it at best; `free_rows` says how many rows of a step cost no more than one, for drafts.
         """
         self.config = config
         self.tokenizer = tokenizer
         self.on_step = on_step
-        self._limit = limit
+        self.took = took
         self._free_rows = free_rows
         self._turn = turn or DeviceTurn()
-        self._counters = EngineCounters()
+        self._counters, self._since = EngineCounters(), 0.0
         self._inbox: SimpleQueue[_Submission | None] = SimpleQueue()
         self._accepting: _Submission | None = None
         self._open: dict[int, _Submission] = {}
@@ -209,9 +209,10 @@ class Engine:
             while not self._closing:
                 self._receive(block=not self._busy)
                 if self._busy and not self._closing:
-                    started = perf_counter()
+                    started = self._since = perf_counter()
                     self._step()
-                    self._note_busy(perf_counter() - started)
+                    busy_seconds = self._counters.busy_seconds + perf_counter() - started
+                    self._counters = replace(self._counters, busy_seconds=busy_seconds)
         except BaseException as death:
             self._death = death
         finally:
@@ -292,8 +293,9 @@ class Engine:
             self._reader.take(values, sampled)
         taken = perf_counter()
         finished = self.scheduler.update(step, sampled, failed)
+        began, self._since = self._since, perf_counter()
         if self.on_step is not None:
-            self.on_step(flown.trace(self._counters.steps, (before, taken, perf_counter())))
+            self.on_step(flown.trace(self._counters.steps, (before, taken, self._since)))
         counters = self._counters
         self._counters = replace(
             counters,
@@ -304,7 +306,7 @@ class Engine:
             draft_tokens=counters.draft_tokens + step.num_draft_tokens,
             accepted_tokens=counters.accepted_tokens + sum(len(one.accepted) for one in sampled.values()),
             steps=counters.steps + 1,
-            limit_seconds=counters.limit_seconds + (self._limit(step) if self._limit is not None else 0.0),
+            limit_seconds=counters.limit_seconds + self.took(step, self._since - began),
             kv_bytes=self.pool.num_used * self.runner.block_bytes,
             peak_kv_bytes=self.pool.peak_used * self.runner.block_bytes,
         )
@@ -314,9 +316,6 @@ class Engine:
                 state.output() if problem is None else error_output(sequence, BAD_ADAPTER, f"its adapter {problem}")
             )
             self._deliver(sequence.key, output)
-
-    def _note_busy(self, seconds: float) -> None:
-        self._counters = replace(self._counters, busy_seconds=self._counters.busy_seconds + seconds)
 
     def _deliver(self, key: int, output: RequestOutput) -> None:
         submission = self._open.pop(key)

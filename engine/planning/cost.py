@@ -93,12 +93,16 @@ def attended_keys(start: Ints, end: Ints) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates."""
+    """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates.
+
+    `step_factors` are those of `engine.planning.step_times`, where steps have run on the device.
+    """
 
     shape: ModelShape
     kv_format: KVFormat
     rates: DeviceRates
     weight_bytes: float = 0.0
+    step_factors: tuple[float, ...] = ()
 
     def seconds(self, work: Work, config: EngineConfig) -> NDArray[np.float64]:
         """What each request of `work` adds to a run, where its shared prefixes are with the first that needs them.
@@ -139,11 +143,15 @@ class CostModel:
         return total
 
     def step_seconds(self, step: SchedulerOutput) -> float:
-        """What a step takes: its FLOPs at the rate of matmuls, or its weights read once.
+        """What a step takes: by what steps took, where any has run here; else its FLOPs at the rate of matmuls, or its
+        weights read once.
 
         A step that only decodes also reads each token of KV once, for however many rows.
         """
-        return self._seconds(step, self.step_flops(step))
+        if not self.step_factors:
+            return self._seconds(step, self.step_flops(step))
+        own, *factors = self.step_factors
+        return own + sum(factor * part for factor, part in zip(factors, self.step_parts(step), strict=True))
 
     def step_limit(self, step: SchedulerOutput, *, computes_logits: bool) -> float:
         """The same of the least that could be computed: the last layer runs rows that are asked for alone, and a head
@@ -159,8 +167,23 @@ class CostModel:
         least = max(flops / self.rates.matmul_flops, self.weight_bytes / self.rates.memory_bytes)
         if step.num_decode_tokens < step.num_scheduled_tokens:
             return least
+        return least + self._kv_bytes(step) / self.rates.memory_bytes
+
+    def _kv_bytes(self, step: SchedulerOutput) -> int:
+        """What a step reads of the KV cache, a shared token once."""
         kv_tokens = int((step.segments.kv_end - step.segments.kv_start).sum())
-        return least + kv_tokens * self.shape.kv_bytes_per_token(self.kv_format) / self.rates.memory_bytes
+        return kv_tokens * self.shape.kv_bytes_per_token(self.kv_format)
+
+    def step_parts(self, step: SchedulerOutput) -> tuple[float, float, float, float]:
+        """Seconds of a step's matmuls, logits, attention and reading of KV, each as if it were all."""
+        matmul, head, attention = self._flops()
+        rates = self.rates
+        return (
+            max(matmul * step.num_scheduled_tokens / rates.matmul_flops, self.weight_bytes / rates.memory_bytes),
+            head * step.num_head_rows / rates.matmul_flops,
+            attention * _keys_of(step) / rates.attention_flops,
+            self._kv_bytes(step) / rates.memory_bytes,
+        )
 
     def step_flops(self, step: SchedulerOutput) -> float:
         """What a step's rows, and the logits that are asked for, take."""

@@ -38,10 +38,12 @@ def run_virtually(
     config: EngineConfig,
     cost: CostModel,
     adapter_blocks: Mapping[str, int] = MappingProxyType({}),
+    answer_tokens: Mapping[str, int] = MappingProxyType({}),
 ) -> VirtualRun:
     """All of the `works` handed over at once, each step taken in before the next, each text as long as it may become.
 
-    A step takes `CostModel.step_seconds`. `adapter_blocks` as `Scheduler.add` has them.
+    A step takes `CostModel.step_seconds`. Requests that `answer_tokens` names end after as many. `adapter_blocks` as
+    `Scheduler.add` has them.
     """
     pool = BlockPool(num_kv_blocks(cost.shape, config, cost.kv_format), config.block_size)
     scheduler = Scheduler(config, pool, max_model_len(cost.shape, config))
@@ -63,7 +65,8 @@ def run_virtually(
         sampled = {}
         for key in output.sampling:
             sequence = scheduler.sequences[key]
-            sampled[key] = Sampled(_ANY_TOKEN, len(sequence.token_ids) + 1 >= sequence.max_tokens)
+            most = answer_tokens.get(sequence.request.request_id, sequence.max_tokens)
+            sampled[key] = Sampled(_ANY_TOKEN, len(sequence.token_ids) + 1 >= min(most, sequence.max_tokens))
         scheduler.update(output, sampled)
     scheduler.check_integrity()
     return VirtualRun(

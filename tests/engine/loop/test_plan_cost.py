@@ -1,6 +1,6 @@
 """A plan's rates: what was measured when the model last loaded here, else what the device says of itself."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ from engine.config import EngineConfig
 from engine.device_rates import DeviceRates
 from engine.loop import step_budget
 from engine.loop.build import build_engine
-from engine.loop.plan_cost import plan_cost, step_weight_bytes
+from engine.loop.plan_cost import keep_step_times, plan_cost, step_weight_bytes
 from engine.machine.device import resolve_device
 from engine.machine.expected_rates import expected_rates
 from engine.machine.machine_note import model_identity, write_note
 from engine.model.checkpoint import load_shape, resolve_model
+from engine.planning.cost import CostModel
+from engine.planning.step_times import StepTimes
 from kernels.kv_format import FLOAT32
+from tests.engine.planning.test_virtual_run import SHAPE
 
 OPEN = EngineConfig(device="cpu", dtype="float32", kv_cache_memory=2**22, max_num_batched_tokens=0)
 
@@ -72,3 +75,34 @@ def test_fewer_bits_are_fewer_bytes_but_for_the_head(tiny_model: Path) -> None:
     read = {config: step_weight_bytes(shape, config, resolve_device(config)) for config in (OPEN, narrow)}
     assert read[narrow] == shape.matmul_params + 2 * shape.head_params
     assert read[OPEN] == 4 * shape.matmul_params + 4 * shape.head_params
+
+
+TAUGHT = (0.5, 1.0, 2.0, 3.0, 4.0)
+
+
+def taught(num_steps: int, rates: DeviceRates) -> StepTimes:
+    """Times that say they have seen so many steps."""
+    times = StepTimes(CostModel(SHAPE, FLOAT32, rates))
+    times.num_steps = num_steps
+    times.factors = lambda: TAUGHT  # type: ignore[method-assign]
+    return times
+
+
+def test_what_steps_took_is_kept_for_the_next_plan(tiny_model: Path) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    rates = plan_cost(files, load_shape(files), OPEN, device).rates
+    keep_step_times(taught(63, rates), files, OPEN, device)
+    assert plan_cost(files, load_shape(files), OPEN, device).step_factors == ()
+    keep_step_times(taught(128, rates), files, OPEN, device)
+    assert plan_cost(files, load_shape(files), OPEN, device).step_factors == TAUGHT
+
+
+@pytest.mark.parametrize("factors", [[1.0], [1.0, 1.0, 1.0, 1.0, -1.0], [float("nan")] * 5, "nonsense", None])
+def test_times_that_make_no_sense_or_are_of_other_rates_are_not_used(tiny_model: Path, factors: Any) -> None:
+    files, device = resolve_model(str(tiny_model)), resolve_device(OPEN)
+    rates = plan_cost(files, load_shape(files), OPEN, device).rates
+    identity = *model_identity(files, OPEN, device), OPEN.kv_cache_dtype
+    write_note("step-times", {"rates": astuple(rates), "factors": factors}, *identity)
+    assert plan_cost(files, load_shape(files), OPEN, device).step_factors == ()
+    write_note("step-times", {"rates": [1.0, 1.0, 1.0], "factors": TAUGHT}, *identity)
+    assert plan_cost(files, load_shape(files), OPEN, device).step_factors == ()

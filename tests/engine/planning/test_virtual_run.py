@@ -1,5 +1,7 @@
 """Shards on a clock: the plan's own steps, in the cost model's time; what the paper's workload reuses."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config import EngineConfig
@@ -65,6 +67,18 @@ def test_a_step_waits_for_the_weights() -> None:
     slow = CostModel(SHAPE, FLOAT32, DeviceRates(1e30, 1e30, memory_bytes=2.0), weight_bytes=100.0)
     _, run = run_of(DescribedTable(groups=1, degree=1, prefix=0, distinct=4, output=1), cost=slow)
     assert (run.steps, run.seconds) == (1, 50.0)
+
+
+def test_steps_take_what_was_learnt_and_answers_what_is_expected() -> None:
+    table = DescribedTable(groups=1, degree=2, prefix=4, distinct=1, output=9)
+    learnt = replace(COST, step_factors=(2.0, 0.0, 0.0, 0.0, 0.0))
+    requests = table.requests()
+    plan = make_plan(requests, CONFIG, learnt, shard_seconds=1.0)
+    works = [shard_work(plan, shard, requests) for shard in plan.shards]
+    lengths = {requests[0].request_id: 3, requests[1].request_id: 5}
+    run = run_virtually(works, CONFIG, learnt, answer_tokens=lengths)
+    # The first token comes with the prompt's step.
+    assert (run.decode_tokens, run.steps, run.seconds) == (2 + 4, 5, 10.0)
 
 
 def test_what_fits_nowhere_is_refused() -> None:
