@@ -21,7 +21,7 @@ from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
 # Beside all else that a run holds; more is spilled.
-_MEMORY_LIMIT = "256MB"
+_MEMORY_LIMIT = "160MB"
 
 
 @dataclass(frozen=True, slots=True)

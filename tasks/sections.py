@@ -14,7 +14,7 @@ from tasks.storage.statements import statement
 # Planning takes about 100 MiB for as many.
 SECTION_ROWS, SECTION_TOKENS = 2**15, 2**23
 # A sort in M bytes merges the runs of M bytes that it has sorted, and holds some of each: M grows with the root of all.
-_SORTED_IN_128_MIB = 2**27
+_SORT_MIB, _SORTED_BYTES = 96, 75e6
 
 
 def read_sections(pending: Path) -> Iterator[pa.Table]:
@@ -31,7 +31,7 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
         return
     del first
     ordered = pending.with_name("ordered.parquet")
-    memory_limit = f"{int(128 * max(1, sorted_bytes / _SORTED_IN_128_MIB) ** 0.5)}MiB"
+    memory_limit = f"{int(_SORT_MIB * max(1, sorted_bytes / _SORTED_BYTES) ** 0.5)}MiB"
     with working_connection(pending.parent, memory_limit=memory_limit) as connection:
         query = connection.sql(statement("steps/requests_by_prompt"), params={"requests": str(pending)})
         reader = query.to_arrow_reader(BATCH_ROWS)

@@ -38,12 +38,9 @@ _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
 def working_connection(
     spill: Path, *others: Path, memory_limit: str | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there.
-
-    Of one thread, for each takes its own share of the memory, and the steps of a run wait for other things.
-    """
+    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there."""
     limit = memory_limit or WORKING_MEMORY_LIMIT
-    with closing(_connect(":memory:", spill / "spill", memory_limit=limit, threads="1")) as connection:
+    with closing(_connect(":memory:", spill / "spill", memory_limit=limit)) as connection:
         _lock(connection, spill, *others)
         yield connection
 
@@ -64,7 +61,7 @@ def view_connection(
     others = others or {}
     with (
         TemporaryDirectory(prefix="trunkline-sql-") as spill,
-        closing(_connect(":memory:", Path(spill), memory_limit=memory_limit or MEMORY_LIMIT)) as connection,
+        closing(_connect(":memory:", Path(spill), memory_limit=memory_limit)) as connection,
     ):
         for name in others:
             connection.execute(statement("views/attach_memory", database=identifier(name)))
@@ -95,8 +92,12 @@ def new_database(database: Path, folder: Path) -> Iterator[duckdb.DuckDBPyConnec
         yield connection
 
 
-def _connect(database: str, spill: Path, *, read_only: bool = False, **config: str) -> duckdb.DuckDBPyConnection:
-    limits = {"memory_limit": MEMORY_LIMIT, "temp_directory": str(spill)}
+def _connect(
+    database: str, spill: Path, *, read_only: bool = False, memory_limit: str | None = None, **config: str
+) -> duckdb.DuckDBPyConnection:
+    """Of one thread where memory is scarce: each needs a share of it, however little there is to do."""
+    few = {"memory_limit": MEMORY_LIMIT} if memory_limit is None else {"memory_limit": memory_limit, "threads": "1"}
+    limits = {"temp_directory": str(spill)} | few
     connection = duckdb.connect(database, read_only=read_only, config=_FROM_THE_START | limits | config)
     # DuckDB 2.0.0 shows this limit where a connection begins with it, and does not keep it.
     connection.execute("SET max_temp_directory_size = $size", {"size": SPILL_LIMIT})

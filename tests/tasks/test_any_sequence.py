@@ -61,7 +61,9 @@ class AnySequence(RuleBasedStateMachine):
         self.engine = FakeWorkers()
         use_fakes(self.patch, self.engine)
         for shown in ("plan.write_views", "publish.write_views", "publish.publish_report"):
-            self.patch.setattr(f"tasks.{shown}", lambda *_: None)  # made of what is committed; a query makes its own views
+            self.patch.setattr(
+                f"tasks.{shown}", lambda *_: None
+            )  # made of what is committed; a query makes its own views
         for model in MODELS:
             write_model(self.folder / model)
             (self.folder / model / "model.safetensors").write_text(model)
@@ -213,7 +215,7 @@ def _digest(path: Path) -> str:
 
 
 @pytest.mark.fault(1, 7, 9, 12)
-@pytest.mark.parametrize(("sequences", "steps"), [(500, 4), pytest.param(2000, 12, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(("sequences", "steps"), [(200, 4), pytest.param(2000, 12, marks=pytest.mark.nightly)])
 def test_any_sequence(sequences: int, steps: int) -> None:
     assert "FAILPOINT" not in os.environ
     run_state_machine_as_test(
