@@ -20,8 +20,8 @@ from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
-# Beside all else that a run holds; more is spilled.
-_MEMORY_LIMIT = "160MB"
+# Of the views' joins, beside all else that a run holds; more is spilled. What cannot be has the limit of a query.
+_MEMORY_LIMIT = "112MB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +58,25 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    manifests = read_manifests(run.folder)
-    with open_views(run.folder, plan_id, manifests, memory_limit=_MEMORY_LIMIT) as connection:
+    try:
+        published = _describe(run, plan_id, _MEMORY_LIMIT)
+    except duckdb.OutOfMemoryException:
+        published = _describe(run, plan_id, None)
+    remove_other_plans(run.folder, plan_id)
+    remove_superseded(run.folder)
+    remember_output(run.root)
+    failpoint("publish.done")
+    return published
+
+
+def _describe(run: Run, plan_id: str, memory_limit: str | None) -> Published:
+    """Writes the run's last figures into its record, and the report."""
+    with open_views(run.folder, plan_id, read_manifests(run.folder), memory_limit=memory_limit) as connection:
         published = _figures(run, plan_id, connection)
         ended = published.results + published.errors
         update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
         failpoint("publish.recorded")
         publish_report(run.folder, plan_id, connection)
-    remove_other_plans(run.folder, plan_id)
-    remove_superseded(run.folder)
-    remember_output(run.root)
-    failpoint("publish.done")
     return published
 
 

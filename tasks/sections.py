@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.storage.duck import BATCH_ROWS, working_connection
+from tasks.storage.duck import BATCH_ROWS, MEMORY_LIMIT, working_connection
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 
@@ -31,15 +32,22 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
         return
     del first
     ordered = pending.with_name("ordered.parquet")
-    memory_limit = f"{int(_SORT_MIB * max(1, sorted_bytes / _SORTED_BYTES) ** 0.5)}MiB"
+    try:
+        _sort(pending, ordered, f"{int(_SORT_MIB * max(1, sorted_bytes / _SORTED_BYTES) ** 0.5)}MiB")
+    except duckdb.OutOfMemoryException:
+        ordered.unlink(missing_ok=True)
+        _sort(pending, ordered, MEMORY_LIMIT)
+    yield from _cut(ordered)
+    ordered.unlink()
+
+
+def _sort(pending: Path, ordered: Path, memory_limit: str) -> None:
     with working_connection(pending.parent, memory_limit=memory_limit) as connection:
         query = connection.sql(statement("steps/requests_by_prompt"), params={"requests": str(pending)})
         reader = query.to_arrow_reader(BATCH_ROWS)
         with parquet_sink(ordered, reader.schema) as sink:
             for batch in reader:
                 sink.write(batch)
-    yield from _cut(ordered)
-    ordered.unlink()
 
 
 def _bytes(metadata: pq.FileMetaData) -> int:

@@ -11,6 +11,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pyarrow as pa
+
 from engine.config import EngineConfig
 from engine.errors import TerminalError, UserError
 from engine.failpoint import failpoint
@@ -183,6 +185,8 @@ def open_run(
     Raises UserError where another run has the folder for more than `wait` seconds, or for a model or device that is not
     there.
     """
+    # Beside an engine: what a step is done with goes back to the system, and not into a pool of Arrow's own.
+    pa.set_memory_pool(pa.system_memory_pool())
     folder = OutputFolder(job.output_folder)
     draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()

@@ -113,6 +113,7 @@ def _stages(rows: int) -> list[Stage]:
             with stage("publish"):
                 published = publish_results(run, planned.plan_id)
         assert (published.rows, published.results, published.missing) == (rows, rows, 0)
+        assert run.folder.root.joinpath("report.html").is_file()
     return stages
 
 

@@ -1,9 +1,11 @@
 """A table that is planned in sections: the same rows with the same answers, and little computed twice."""
 
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from engine.plan import PlanOutline, PlanSummary, Shard, join
 from tasks import sections
 from tasks.dry_run import plan_job
 from tasks.sections import read_sections
+from tasks.storage.duck import MEMORY_LIMIT, working_connection
 from tasks.storage.token_arrays import to_list_array
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
@@ -119,3 +122,21 @@ def test_outlines_join() -> None:
     assert joined.summary == PlanSummary(9, 2, 40, 20, 16, 6, 8, 7, 99, 5.0)
     assert joined.layout_id not in ("a", "b", join([second, first], 99).layout_id)
     assert join([], 99).summary == PlanSummary(0, 0, 0, 0, 0, 0, 0, 0, 99, 0)
+
+
+def test_a_sort_that_does_not_fit_is_given_a_querys_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[str] = []
+
+    def connection(folder: Path, memory_limit: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        limits.append(memory_limit)
+        if len(limits) == 1:
+            raise duckdb.OutOfMemoryException("failed to pin a block")
+        return working_connection(folder, memory_limit=memory_limit)
+
+    monkeypatch.setattr(sections, "SECTION_ROWS", 8)
+    monkeypatch.setattr(sections, "BATCH_ROWS", 4)
+    monkeypatch.setattr(sections, "working_connection", connection)
+    pending = write_pending(tmp_path, [[9, 19 - index] for index in range(20)])
+    found = [prompt for section in read_sections(pending) for prompt in prompts_of(section)]
+    assert found == [[9, index] for index in range(20)]
+    assert limits == ["96MiB", MEMORY_LIMIT]
