@@ -14,14 +14,15 @@ from tasks.report.page import publish_report
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
+from tasks.storage.duck import MEMORY_LIMIT
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
-# Beside all else that a run holds; more is spilled.
-_MEMORY_LIMIT = "160MB"
+# Beside all else that a run holds; more is spilled, but for the numbers of a median, of which it holds eight million.
+_MEMORY_LIMIT, _FEW_ROWS = "160MB", 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,26 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
-    manifests = read_manifests(run.folder)
-    with open_views(run.folder, plan_id, manifests, memory_limit=_MEMORY_LIMIT) as connection:
+    is_small = load_plan(run.folder, plan_id).rows <= _FEW_ROWS
+    try:
+        published = _tell(run, plan_id, _MEMORY_LIMIT if is_small else MEMORY_LIMIT)
+    except duckdb.OutOfMemoryException:  # a row may have a thousand items
+        published = _tell(run, plan_id, MEMORY_LIMIT)
+    remove_other_plans(run.folder, plan_id)
+    remove_superseded(run.folder)
+    remember_output(run.root)
+    failpoint("publish.done")
+    return published
+
+
+def _tell(run: Run, plan_id: str, memory_limit: str) -> Published:
+    """Puts figures of what is committed into the run's record and its report."""
+    with open_views(run.folder, plan_id, read_manifests(run.folder), memory_limit=memory_limit) as connection:
         published = _figures(run, plan_id, connection)
         ended = published.results + published.errors
         update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
         failpoint("publish.recorded")
         publish_report(run.folder, plan_id, connection)
-    remove_other_plans(run.folder, plan_id)
-    remove_superseded(run.folder)
-    remember_output(run.root)
-    failpoint("publish.done")
     return published
 
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,3 +120,24 @@ def test_outlines_join() -> None:
     assert joined.summary == PlanSummary(9, 2, 40, 20, 16, 6, 8, 7, 99, 5.0)
     assert joined.layout_id not in ("a", "b", join([second, first], 99).layout_id)
     assert join([], 99).summary == PlanSummary(0, 0, 0, 0, 0, 0, 0, 0, 99, 0)
+
+
+def test_a_sort_that_runs_out_of_memory_gets_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = np.random.default_rng(0).integers(0, 2**15, (600, 4000)).tolist()
+    asked: list[str] = []
+    sort_in = sections._sort_in
+
+    def noted(memory_limit: str, pending: Path, ordered: Path) -> None:
+        asked.append(memory_limit)
+        sort_in(memory_limit, pending, ordered)
+
+    monkeypatch.setattr(sections, "_sort_in", noted)
+    monkeypatch.setattr(sections, "_SORT_MIB", 16)
+    monkeypatch.setattr(sections, "BATCH_ROWS", 100)
+    monkeypatch.setattr(sections, "SECTION_ROWS", 100)
+    found = [prompt for section in read_sections(write_pending(tmp_path, prompts)) for prompt in prompts_of(section)]
+    assert found == sorted(prompts)
+    assert asked[:2] == ["16MiB", "32MiB"]
+    monkeypatch.setattr(sections, "machine_memory", lambda: 2**25)
+    with pytest.raises(duckdb.OutOfMemoryException):
+        list(read_sections(tmp_path / "pending.parquet"))
