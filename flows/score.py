@@ -130,7 +130,7 @@ def _name(job: ScoringJob | str) -> str:
 class ShardsFailedError(RunFailedError):
     """Shards failed for good; what was committed is published.
 
-    Cure: the line has the first shard's reason; mend that, and run the same command.
+    Cure: the line has the last shard's reason; mend that, and run the same command.
     """
 
 

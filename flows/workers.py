@@ -68,6 +68,8 @@ def own_workers(run: Run, trace: Path | None = None, child: Child | None = None)
         return own_processes(run, trace, child)
     if trace is not None:
         raise UserError("--trace: is for runner: local alone")
+    if child is not None:
+        child.end(at_once=True)  # the cluster has others
     return dask_cluster(run)
 
 

@@ -43,7 +43,7 @@ class ManyEngines:
         return tuple(self._members)
 
     def start(self) -> None:
-        self._all(_start)
+        self._all(start_member)
 
     def config(self) -> EngineConfig:
         """The first's that could be loaded."""
@@ -76,7 +76,7 @@ class ManyEngines:
             list(threads.map(action, self._members))
 
 
-def _start(member: Member) -> None:
+def start_member(member: Member) -> None:
     """Who is lost before it began is found out when a shard is its."""
     with suppress(EngineLostError):
         member.start()

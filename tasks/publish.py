@@ -14,14 +14,15 @@ from tasks.report.page import publish_report
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
+from tasks.storage.duck import MEMORY_LIMIT
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
-# Of the views' joins, beside all else that a run holds; more is spilled. What cannot be has the limit of a query.
-_MEMORY_LIMIT = "112MB"
+# Beside all else that a run holds; more is spilled, but for the numbers of a median, of which it holds four million.
+_MEMORY_LIMIT, _FEW_ROWS = "112MB", 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,11 @@ def publish_results(run: Run, plan_id: str) -> Published:
     """May run at any time, after a failure too: what is committed can then be queried."""
     failpoint("publish.start")
     write_views(run.folder, plan_id)
+    is_small = load_plan(run.folder, plan_id).rows <= _FEW_ROWS
     try:
-        published = _describe(run, plan_id, _MEMORY_LIMIT)
-    except duckdb.OutOfMemoryException:
-        published = _describe(run, plan_id, None)
+        published = _tell(run, plan_id, _MEMORY_LIMIT if is_small else MEMORY_LIMIT)
+    except duckdb.OutOfMemoryException:  # a row may have a thousand items
+        published = _tell(run, plan_id, MEMORY_LIMIT)
     remove_other_plans(run.folder, plan_id)
     remove_superseded(run.folder)
     remember_output(run.root)
@@ -69,8 +71,8 @@ def publish_results(run: Run, plan_id: str) -> Published:
     return published
 
 
-def _describe(run: Run, plan_id: str, memory_limit: str | None) -> Published:
-    """Writes the run's last figures into its record, and the report."""
+def _tell(run: Run, plan_id: str, memory_limit: str) -> Published:
+    """Puts figures of what is committed into the run's record and its report."""
     with open_views(run.folder, plan_id, read_manifests(run.folder), memory_limit=memory_limit) as connection:
         published = _figures(run, plan_id, connection)
         ended = published.results + published.errors

@@ -19,9 +19,11 @@ class Routes(Generic[W]):
     """
 
     def __init__(self, shards: Sequence[Shard], workers: Sequence[W]) -> None:
-        """Ranges take about equally long, as the plan expects it."""
+        """Ranges take about equally long, as the plan expects it; with no workers yet, whoever comes takes the next."""
         self._ranges: dict[W, deque[Shard]] = {worker: deque() for worker in workers}
-        self._again: deque[Shard] = deque()
+        self._again: deque[Shard] = deque() if workers else deque(shards)
+        if not workers:
+            return
         ends = list(accumulate(shard.expected_seconds for shard in shards))
         for shard, end in zip(shards, ends, strict=True):
             middle = end - shard.expected_seconds / 2

@@ -8,13 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.storage.duck import BATCH_ROWS, MEMORY_LIMIT, working_connection
+from engine.machine.memory import machine_memory
+from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.statements import statement
 
 # Planning takes about 100 MiB for as many.
 SECTION_ROWS, SECTION_TOKENS = 2**15, 2**23
 # A sort in M bytes merges the runs of M bytes that it has sorted, and holds some of each: M grows with the root of all.
+# That is for short prompts; of long ones a sort takes more, which nobody can say before.
 _SORT_MIB, _SORTED_BYTES = 96, 75e6
 
 
@@ -32,16 +34,26 @@ def read_sections(pending: Path) -> Iterator[pa.Table]:
         return
     del first
     ordered = pending.with_name("ordered.parquet")
-    try:
-        _sort(pending, ordered, f"{int(_SORT_MIB * max(1, sorted_bytes / _SORTED_BYTES) ** 0.5)}MiB")
-    except duckdb.OutOfMemoryException:
-        ordered.unlink(missing_ok=True)
-        _sort(pending, ordered, MEMORY_LIMIT)
+    _sort(pending, ordered, int(_SORT_MIB * max(1, sorted_bytes / _SORTED_BYTES) ** 0.5))
     yield from _cut(ordered)
     ordered.unlink()
 
 
-def _sort(pending: Path, ordered: Path, memory_limit: str) -> None:
+def _sort(pending: Path, ordered: Path, mebibytes: int) -> None:
+    """In as much memory; where that is too little in twice as much, up to half of the machine's."""
+    while True:
+        try:
+            _sort_in(f"{mebibytes}MiB", pending, ordered)
+            return
+        except (duckdb.Error, pa.ArrowException, OSError) as problem:
+            # While rows are read it is Arrow's error, with DuckDB's words.
+            if "Out of Memory Error" not in str(problem) or mebibytes * 2**20 > machine_memory() // 4:
+                raise
+        mebibytes *= 2
+        ordered.unlink(missing_ok=True)
+
+
+def _sort_in(memory_limit: str, pending: Path, ordered: Path) -> None:
     with working_connection(pending.parent, memory_limit=memory_limit) as connection:
         query = connection.sql(statement("steps/requests_by_prompt"), params={"requests": str(pending)})
         reader = query.to_arrow_reader(BATCH_ROWS)

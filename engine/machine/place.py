@@ -1,11 +1,16 @@
 """Where of a machine each of a run's engines computes."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.machine.device import cuda_devices, resolve_device
+
+# Where Linux says which core, and which chip, a number stands for.
+TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,20 @@ def visible_gpus(count: int) -> list[str]:
 
 
 def _on_cores(workers: int, threads: int) -> tuple[Place, ...]:
-    """Cores side by side, which share more of a processor than others do."""
+    """Cores side by side, which share more of a processor than others do, and each with all of its hardware threads."""
     if workers < 2:
         return (Place(),)
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0), key=_position)
     each = max(1, len(cores) // workers)
     parts = [tuple(cores[first : first + each]) for first in range(0, workers * each, each)]
     return tuple(Place(part, min(threads, len(part)) if part else threads) for part in parts)
+
+
+def _position(core: int) -> tuple[int, int, int]:
+    """Its chip, its first hardware thread and itself: many processors number a core's second thread far behind."""
+    folder = TOPOLOGY / f"cpu{core}" / "topology"
+    with suppress(OSError, ValueError):
+        chip = int((folder / "physical_package_id").read_text())
+        first = (folder / "thread_siblings_list").read_text().replace("-", ",").partition(",")[0]
+        return chip, int(first), core
+    return 0, core, core

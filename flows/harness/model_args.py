@@ -19,9 +19,9 @@ from tasks.job.job_part import FilePath
 
 # What other models of the harness take, and why this one does not.
 _REFUSED = {
-    "parallelize": "a run has one device",
-    "tensor_parallel_size": "a run has one device",
-    "data_parallel_size": "a run has one device",
+    "parallelize": "the harness has one engine",
+    "tensor_parallel_size": "the harness has one engine",
+    "data_parallel_size": "the harness has one engine",
     "revision": "models are local; give the folder of that revision as pretrained",
     "gguf_file": "give the .gguf file itself as pretrained",
     "tokenizer": "the tokenizer is the one that lies beside the weights",
@@ -79,6 +79,8 @@ class ModelArgs(EngineLimits):
     def faults(cls, given: Mapping[str, Any]) -> Iterator[str]:
         if given.get("enable_thinking") and given.get("think_end_token") is None:
             yield "enable_thinking needs think_end_token, the text or token behind which the answer begins"
+        if str(given.get("workers") or 0) not in ("0", "1"):
+            yield "workers: is not taken: the harness has one engine"
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(**self.model_dump(include={field.name for field in fields(EngineConfig)}))

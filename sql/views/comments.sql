@@ -45,7 +45,7 @@ COMMENT ON COLUMN runs.planned_tokens IS 'Tokens that the plan meant to compute'
 COMMENT ON COLUMN runs.generated_tokens IS 'Tokens that were generated';
 COMMENT ON COLUMN runs.ideal_saved_fraction IS 'What sharing every prefix would save';
 COMMENT ON COLUMN runs.limit_share IS 'The part of the limit of the device that was reached';
-COMMENT ON COLUMN runs.price_per_hour IS 'What an hour of the device costs, as the job says';
+COMMENT ON COLUMN runs.price_per_hour IS 'What an hour of the machine costs, as the job says';
 COMMENT ON COLUMN runs.error IS 'What ended the run where it did not complete';
 COMMENT ON COLUMN runs.tokens_per_second IS 'Computed and generated tokens a second; of a run that goes on, now';
 COMMENT ON COLUMN runs.seconds_left IS 'What is left of a run that goes on';

@@ -9,12 +9,16 @@ from distributed import Client
 
 from engine.errors import EngineLostError
 from tasks.dask_cluster.held_child import HeldChild
+from tasks.dask_cluster.known_workers import known_workers
 
 SERVER = "tasks.engine_process.server"
 # How often a call that is not answered looks whether its worker is still there.
 LOOK_SECONDS = 1.0
 # Its scheduler may forget a worker and know it again; nobody waits for longer.
 SECONDS_TO_START = 60.0
+# Every call is answered in about a second, but by a worker that is frozen, or whose network is gone: its scheduler goes
+# on knowing it for minutes.
+SECONDS_TO_ANSWER = 60.0
 GONE = ("lost", "error", "cancelled")
 
 
@@ -80,16 +84,18 @@ class DaskChild:
         raise OSError("it is gone")
 
     def _is_there(self) -> bool:
-        return self._address in self._client.scheduler_info(n_workers=-1)["workers"]
+        return self._address in known_workers(self._client)
 
     def _call(self, name: str, *arguments: object) -> Any:
         """What the actor answers. Raises OSError where its worker is gone, or where the child cannot be sent to."""
+        asked = time.monotonic()
         try:
             answer = getattr(self._actor, name)(*arguments)
             while True:
                 with suppress(TimeoutError):
                     return answer.result(timeout=LOOK_SECONDS)
-                if self._future.status in GONE or not self._is_there():
+                is_late = time.monotonic() - asked > SECONDS_TO_ANSWER
+                if is_late or self._future.status in GONE or not self._is_there():
                     raise OSError(f"the Dask worker {self._address} is gone")
         except OSError:
             raise

@@ -16,8 +16,9 @@ from engine.errors import EngineLostError, UserError
 from engine.machine.place import Place
 from engine.model.checkpoint import EMBEDDED, ModelFiles, resolve_model
 from tasks.dask_cluster.dask_child import DaskChild
+from tasks.dask_cluster.known_workers import known_workers
 from tasks.engine_process.engine_process import EngineProcess
-from tasks.many_engines import ManyEngines
+from tasks.many_engines import ManyEngines, start_member
 from tasks.workers import Worker
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class DaskWorkers(ManyEngines):
         self._looked = 0.0
         if (refused := self._look()) is not None:
             raise refused
+        if not self._by_address:
+            raise UserError("runner: no Dask worker answers when it is asked for the model; its log may say why")
         super().__init__(list(self._by_address.values()))
 
     def each(self) -> Sequence[Worker]:
@@ -81,11 +84,11 @@ class DaskWorkers(ManyEngines):
                 log.warning("a Dask worker that joined is not asked for anything: %s", refused)
             self._members = list(self._by_address.values())
             for member in self._members[before:]:
-                member.start()
+                start_member(member)
 
     def _look(self) -> UserError | None:
         """Makes members of those who are new, but for who cannot have the model, or another: why the last of them."""
-        found: dict[str, dict[str, Any]] = self._client.scheduler_info(n_workers=-1)["workers"]
+        found = known_workers(self._client)
         self._taken = {address: place for address, place in self._taken.items() if address in found}
         new = [address for address in found if address not in self._by_address and address not in self._refused]
         models = self._client.run(resolve_model, self._model.there, workers=new, on_error="return") if new else {}
@@ -93,13 +96,19 @@ class DaskWorkers(ManyEngines):
         for address, model in models.items():
             if isinstance(model, ModelFiles) and model.fingerprint == self._model.here.fingerprint:
                 self._by_address[address] = self._member(address, model, self._place(address, found[address]))
-            elif isinstance(model, ModelFiles | UserError):  # else it went meanwhile, or is asked again
+            elif not isinstance(model, OSError):  # else it went meanwhile, or is asked again
                 self._refused.add(address)
-                another = f"model.path: another model lies at {self._model.there}"
-                refused = UserError(f"{another if isinstance(model, ModelFiles) else model} (on {address})")
+                refused = UserError(f"{self._why_not(model)} (on {address})")
         self._found = tuple(address for address in found if address in self._by_address)
         self._looked = time.monotonic()
         return refused
+
+    def _why_not(self, answer: object) -> str:
+        if isinstance(answer, ModelFiles):
+            return f"model.path: another model lies at {self._model.there}"
+        if isinstance(answer, UserError):
+            return str(answer)
+        return f"runner: a Dask worker needs the run's environment: {type(answer).__name__}: {answer}"
 
     def _member(self, address: str, model: ModelFiles, place: Place) -> EngineProcess:
         start_child = partial(self._start_child, address)
@@ -147,7 +156,7 @@ def dask_workers(
         try:
             client.wait_for_workers(least, timeout=SECONDS_TO_JOIN)
         except TimeoutError:
-            there = len(client.scheduler_info(n_workers=-1)["workers"])
+            there = len(known_workers(client))
             raise UserError(
                 f"runner: {there} of {least} Dask workers joined in {SECONDS_TO_JOIN:g} s; start more with "
                 "`dask worker`, or ask for fewer with engine.workers"

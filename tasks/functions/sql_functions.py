@@ -60,6 +60,8 @@ def _jobs(shared: Mapping[str, Any]) -> dict[Function, ScoringJob]:
     plain = parse_job(FUNCTIONS[0].job(shared, chat=False), "sql_functions")
     if plain.model.adapter_column is not None:
         raise UserError("sql_functions: model.adapter_column: a call has no such column; take model.adapter")
+    if plain.engine.workers > 1:
+        raise UserError("sql_functions: engine.workers: a connection has one engine; leave it out")
     chat = not lacks_chat_template(resolve_model(plain.model.path))
     return {function: parse_job(function.job(shared, chat=chat), "sql_functions") for function in FUNCTIONS}
 

@@ -21,7 +21,7 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
     It appears whole or not at all, what was there stays until then. Raises OSError where it cannot be written, and what
     `batches` raises.
     """
-    problems: list[Exception] = []
+    problems: list[BaseException] = []
     folder = Path(mkdtemp(prefix=".trunkline-", dir=to.absolute().parent))
     staged = folder / to.name
     try:
@@ -40,10 +40,10 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
             folder.rmdir()
 
 
-def _noting(batches: Iterable[pa.RecordBatch], problems: list[Exception]) -> Iterator[pa.RecordBatch]:
+def _noting(batches: Iterable[pa.RecordBatch], problems: list[BaseException]) -> Iterator[pa.RecordBatch]:
     """DuckDB, which reads them, makes one text of an exception and where it was raised."""
     try:
         yield from batches
-    except Exception as problem:
+    except (Exception, KeyboardInterrupt) as problem:
         problems.append(problem)
         raise

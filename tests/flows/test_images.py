@@ -51,7 +51,15 @@ def test_every_version_is_the_locks(image: str) -> None:
     assert len(installs) >= 4
     assert not re.search(r"[=<>~]=", " ".join(installs))
     # With isolation pip would take the newest setuptools to build with.
-    assert all("--no-build-isolation" in one for one in installs if one.endswith(" ."))
+    assert all("--no-build-isolation" in one for one in installs if re.search(r" '?\.(\[|$)", one))
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_a_variable_or_a_job_asks_for_is_there(image: str) -> None:
+    """Endpoints, a Dask cluster and workbooks are asked for where nobody installs anything any more."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    [extras] = re.findall(r"requirements\.lock '\.\[([\w,]+)\]'", " ".join(rest_of(image, "RUN")))
+    assert {*extras.split(",")} == {*project["project"]["optional-dependencies"]} - {"dev", "docs", "lm_eval"}
 
 
 @pytest.mark.parametrize("image", IMAGES)

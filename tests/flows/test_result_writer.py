@@ -224,5 +224,18 @@ def test_a_database_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) ->
         write_table_file(to, pa.schema([("a", pa.int64())]), failing())
     assert to.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [to.name]
+
+
+def test_ctrl_c_while_a_database_is_made_is_ctrl_c(tmp_path: Path) -> None:
+    def stopped() -> Iterator[pa.RecordBatch]:
+        yield pa.record_batch({"a": [1]})
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_table_file(tmp_path / "answers.duckdb", pa.schema([("a", pa.int64())]), stopped())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_is_a_file() -> None:
     with pytest.raises(UserError, match="--format duckdb: a database is a file of its own"):
         written(pa.table({"a": [1]}), Format.DUCKDB)

@@ -144,7 +144,10 @@ def test_prefect_calls_it_cancelled_and_tries_no_more(job: ScoringJob) -> None:
 
 
 class Counting(FakeWorkers):
-    """Has computed more each time that it is asked, from what an earlier run left in its engine on."""
+    """Has computed more each time that it is asked, from what an earlier run left in its engine on; stands for two."""
+
+    def each(self) -> tuple[FakeWorkers, ...]:
+        return self, self
 
     computed = Computed(5, 1000, 0, 50, busy_seconds=9.0, steps=20)
 
@@ -160,7 +163,7 @@ def test_what_a_run_computed_is_kept_over_its_time(small_job: dict[str, Any]) ->
     folder = OutputFolder(job.output_folder)
     curve = read_curve(folder, report.run_id)
     assert curve.points
-    assert (curve.step_tokens, curve.kv_budget_bytes) == (512, 64 * 2**20)
+    assert (curve.step_tokens, curve.kv_budget_bytes) == (512, 2 * 64 * 2**20)
     assert all(point.prefill == 50 * point.steps == 10 * point.decode for point in curve.points)
     assert {point.kv_bytes for point in curve.points} == {2**20}
     assert "Over the run" in folder.report.read_text() or len(curve.points) < 2

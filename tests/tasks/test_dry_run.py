@@ -55,6 +55,11 @@ def test_workers_share_the_time(job_of: JobMaker, monkeypatch: pytest.MonkeyPatc
     assert str(report).splitlines()[-1].split()[:2] == ["workers", "2"]
 
 
+def test_workers_of_a_cluster_need_no_cores_here(job_of: JobMaker) -> None:
+    job = job_of(rows("abcd", "abce"), runner="dask", dask_scheduler="tcp://nobody:8786", engine={"workers": 256})
+    assert plan_job(job).workers == 256
+
+
 def test_plan_job_of_an_empty_table(job_of: JobMaker) -> None:
     report = plan_job(job_of(pa.table({"text": pa.array([], pa.string())})))
     assert (report.rows, report.pending, report.loading_seconds) == (0, 0, 0.0)

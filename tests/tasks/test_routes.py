@@ -71,6 +71,11 @@ def test_what_is_given_back_is_the_next_of_anybody() -> None:
     assert indices(routes, "b") == [0, 2, 3, 1]
 
 
+def test_shards_wait_for_the_first_worker() -> None:
+    routes: Routes[str] = Routes(shards(1, 1), [])
+    assert (len(routes), indices(routes, "a")) == (2, [0, 1])
+
+
 def test_no_shards_are_nobodys() -> None:
     routes = Routes([], ["a", "b"])
     assert (len(routes), routes.take("b")) == (0, None)

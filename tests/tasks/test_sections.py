@@ -1,6 +1,5 @@
 """A table that is planned in sections: the same rows with the same answers, and little computed twice."""
 
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from engine.plan import PlanOutline, PlanSummary, Shard, join
 from tasks import sections
 from tasks.dry_run import plan_job
 from tasks.sections import read_sections
-from tasks.storage.duck import MEMORY_LIMIT, working_connection
 from tasks.storage.token_arrays import to_list_array
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
@@ -124,19 +122,22 @@ def test_outlines_join() -> None:
     assert join([], 99).summary == PlanSummary(0, 0, 0, 0, 0, 0, 0, 0, 99, 0)
 
 
-def test_a_sort_that_does_not_fit_is_given_a_querys_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: list[str] = []
+def test_a_sort_that_runs_out_of_memory_gets_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = np.random.default_rng(0).integers(0, 2**15, (600, 4000)).tolist()
+    asked: list[str] = []
+    sort_in = sections._sort_in
 
-    def connection(folder: Path, memory_limit: str) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-        limits.append(memory_limit)
-        if len(limits) == 1:
-            raise duckdb.OutOfMemoryException("failed to pin a block")
-        return working_connection(folder, memory_limit=memory_limit)
+    def noted(memory_limit: str, pending: Path, ordered: Path) -> None:
+        asked.append(memory_limit)
+        sort_in(memory_limit, pending, ordered)
 
-    monkeypatch.setattr(sections, "SECTION_ROWS", 8)
-    monkeypatch.setattr(sections, "BATCH_ROWS", 4)
-    monkeypatch.setattr(sections, "working_connection", connection)
-    pending = write_pending(tmp_path, [[9, 19 - index] for index in range(20)])
-    found = [prompt for section in read_sections(pending) for prompt in prompts_of(section)]
-    assert found == [[9, index] for index in range(20)]
-    assert limits == ["96MiB", MEMORY_LIMIT]
+    monkeypatch.setattr(sections, "_sort_in", noted)
+    monkeypatch.setattr(sections, "_SORT_MIB", 16)
+    monkeypatch.setattr(sections, "BATCH_ROWS", 100)
+    monkeypatch.setattr(sections, "SECTION_ROWS", 100)
+    found = [prompt for section in read_sections(write_pending(tmp_path, prompts)) for prompt in prompts_of(section)]
+    assert found == sorted(prompts)
+    assert asked[:2] == ["16MiB", "32MiB"]
+    monkeypatch.setattr(sections, "machine_memory", lambda: 2**25)
+    with pytest.raises(duckdb.OutOfMemoryException):
+        list(read_sections(tmp_path / "pending.parquet"))

@@ -6,10 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
 from engine.errors import UserError
+from tasks import publish
 from tasks.check import check_job
 from tasks.dry_run import plan_job
 from tasks.infer import infer_shard
@@ -18,7 +20,7 @@ from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
 from tasks.storage.parts import PART_SCHEMA
-from tasks.storage.run import open_run
+from tasks.storage.run import Run, open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, deduplicate_requests, extract_rows, plan_alone, run_steps, table
@@ -325,3 +327,20 @@ def test_a_token_that_the_model_lacks_is_refused(key: str, value: object, job_of
     job = job_of([{"text": "a"}], task={"type": "generate"}, sampling={key: value})
     with pytest.raises(UserError, match=rf"sampling.{key}: 300 is no token of this model \(0 to 299\)"):
         plan_job(job)
+
+
+def test_figures_that_need_more_memory_get_it(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    figures = publish._figures
+
+    def hungry(run: Run, plan_id: str, connection: duckdb.DuckDBPyConnection) -> publish.Published:
+        [(limit,)] = connection.execute("SELECT current_setting('memory_limit')").fetchall()
+        asked.append(limit)
+        if len(asked) == 1:
+            raise duckdb.OutOfMemoryException("a median of many")
+        return figures(run, plan_id, connection)
+
+    monkeypatch.setattr(publish, "_figures", hungry)
+    _, published = run_steps(job_of([{"id": "a", "text": "abcd"}]))
+    assert published.results == 1
+    assert asked == ["152.5 MiB", "1.8 GiB"]

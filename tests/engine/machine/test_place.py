@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ CPU = EngineConfig(device="cpu")
 
 
 @pytest.fixture(autouse=True)
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("engine.machine.place.TOPOLOGY", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8, 16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -34,6 +36,26 @@ def test_one_engine_has_the_machine() -> None:
 
 def test_cores_are_dealt_side_by_side() -> None:
     assert places(CPU, 3) == (Place((8, 9), 2), Place((10, 11), 2), Place((12, 13), 2))
+
+
+@pytest.mark.parametrize("siblings", ["{}-{}\n", "{},{}\n"])
+def test_a_cores_threads_are_one_engines(tmp_path: Path, siblings: str) -> None:
+    for core in range(8, 16):  # 8 and 12 are threads of one core, and so on
+        folder = tmp_path / f"cpu{core}" / "topology"
+        folder.mkdir(parents=True)
+        first = 8 + core % 4
+        (folder / "thread_siblings_list").write_text(siblings.format(first, first + 4))
+        (folder / "physical_package_id").write_text("0\n")
+    assert places(CPU, 2) == (Place((8, 12, 9, 13), 4), Place((10, 14, 11, 15), 4))
+
+
+def test_a_chips_cores_are_side_by_side(tmp_path: Path) -> None:
+    for core in range(8, 16):
+        folder = tmp_path / f"cpu{core}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{core}\n")
+        (folder / "physical_package_id").write_text(f"{core % 2}\n")
+    assert [place.cores for place in places(CPU, 2)] == [(8, 10, 12, 14), (9, 11, 13, 15)]
 
 
 def test_threads_that_were_asked_for_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:

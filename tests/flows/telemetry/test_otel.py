@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -176,6 +177,34 @@ def test_a_collector_gets_all_of_a_flow(
     ]
     assert len({span.trace_id for span in spans}) == 1
     assert SECRET.encode() not in b"".join(body for path in bodies.values() for body in path)
+
+
+@pytest.mark.parametrize("signal", ["TRACES", "METRICS"])
+def test_where_one_signal_has_an_endpoint_the_other_is_not_sent(
+    signal: str, collector: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.telemetry import exporters
+
+    other = {"TRACES": "OTLPMetricExporter", "METRICS": "OTLPSpanExporter"}[signal]
+    monkeypatch.setattr(exporters, other, lambda: pytest.fail("it would send to a collector of this machine"))
+    path = f"/v1/{signal.lower()}"
+    monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", f"http://127.0.0.1:{collector.server_port}{path}")
+    with exporters.exporting() as (tracer, meter):
+        tracer.start_span("one").end()
+        meter.create_counter("one").add(1)
+    assert set(collector.bodies) == {path}  # type: ignore[attr-defined]
+
+
+def test_a_collector_that_is_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.telemetry import exporters
+
+    monkeypatch.setattr(exporters, "SECONDS_TO_SEND", 0.2)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with exporters.exporting() as (tracer, meter):
+        tracer.start_span("one").end()
+        meter.create_counter("one").add(1)
+        began = time.monotonic()
+    assert time.monotonic() - began < 2
 
 
 def test_nobody_asks_and_nothing_is_imported(job_of: JobMaker) -> None:

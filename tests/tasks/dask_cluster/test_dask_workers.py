@@ -17,6 +17,7 @@ from engine.errors import EngineDeadError, EngineLostError, UserError
 from engine.model.checkpoint import resolve_model
 from tasks.dask_cluster.dask_child import DaskChild
 from tasks.dask_cluster.dask_workers import AskedModel, DaskWorkers, dask_workers
+from tasks.dask_cluster.known_workers import known_workers
 from tasks.job.job import ScoringJob
 from tests.tasks.conftest import JobMaker
 from tests.tasks.engine_process.test_engine_process import CONFIG, assert_equal, wait_for, work
@@ -52,6 +53,11 @@ def workers(cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.Monkey
 def client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster) as made:
         yield made
+
+
+def wait_for_another(client: Client, before: set[str]) -> None:
+    """In the place of one of those that were there."""
+    wait_for(lambda: len({*known_workers(client)} - before) == 1 and len(known_workers(client)) == 2)
 
 
 def kill_one(client: Client) -> None:
@@ -133,6 +139,57 @@ def test_who_joins_with_another_model_is_not_asked(
     kill_one(client)
     wait_for(lambda: bool(workers.each()) and "a Dask worker that joined is not asked for anything" in caplog.text)
     assert {*workers.each()} < before
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (ModuleNotFoundError("No module named 'tasks'"), r"^runner: a Dask worker needs the run's environment: "),
+        (OSError("closed"), "^runner: no Dask worker answers when it is asked for the model; "),
+    ],
+)
+def test_workers_that_cannot_be_asked_for_the_model(
+    client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch, answer: Exception, said: str
+) -> None:
+    monkeypatch.setattr(client, "run", lambda *_, workers, **__: dict.fromkeys(workers, answer))
+    with pytest.raises(UserError, match=said):
+        DaskWorkers(client, model, CONFIG)
+
+
+def test_one_that_joins_and_goes_at_once_ends_nothing(
+    workers: DaskWorkers, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, addresses = {*workers.each()}, {*known_workers(client)}
+    asked: list[object] = []
+
+    def gone(*of: object) -> DaskChild:
+        asked.append(of)
+        raise EngineLostError("it went")
+
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.DaskChild", gone)
+    kill_one(client)
+    wait_for(lambda: len(workers.each()) == 1 and bool(asked))
+    assert {*workers.each()} < before
+    wait_for_another(client, addresses)
+
+
+@pytest.mark.fault(21)
+def test_a_worker_that_is_frozen_is_taken_for_gone(
+    workers: DaskWorkers, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = workers.each()
+    first.submit(work(1)).result(10)
+    monkeypatch.setattr("tasks.dask_cluster.dask_child.SECONDS_TO_ANSWER", 3.0)
+    monkeypatch.setattr("tasks.dask_cluster.dask_child.SECONDS_TO_START", 0.5)
+    addresses = {*known_workers(client)}
+    pid = client.run(os.getpid)[first.label.removeprefix("the Dask worker ")]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises((EngineDeadError, EngineLostError)):
+            first.submit(work(1)).result(30)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        wait_for_another(client, addresses)
 
 
 def test_a_scheduler_that_is_not_there_is_refused(model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:

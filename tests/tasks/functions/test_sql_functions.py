@@ -247,6 +247,7 @@ def test_connections_have_their_own(tiny_model: Path) -> None:
         ({"path": "embedded", "bits": 4}, ENGINE, r"^sql_functions: model\.bits: unknown key"),
         ("embedded", {"kv_cache_memory": "much"}, r"^sql_functions: engine\.kv_cache_memory: 'much' is not a size"),
         ({"path": "embedded", "adapter_column": "by"}, ENGINE, r"^sql_functions: model\.adapter_column: a call has no"),
+        ("embedded", {"workers": 2}, r"^sql_functions: engine\.workers: a connection has one engine"),
     ],
 )
 def test_what_a_run_would_refuse(
