@@ -9,7 +9,7 @@ from prefect.assets import Asset, AssetProperties, add_asset_metadata, materiali
 from prefect.cache_policies import NO_CACHE
 
 from engine.errors import UserError
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 from tasks.publish import Published, publish_results
 from tasks.source.source_paths import find_database, find_files
 from tasks.storage.run import Run

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from engine.failpoint import failpoint
 from engine.stages import checkpoint
 from tasks.extract import NEW_REQUESTS, REQUEST_SCHEMA, Extracted
-from tasks.job.job import ROW_COLUMN
+from tasks.job.job_source import ROW_COLUMN
 from tasks.step import as_task
 from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.manifests import part_files, read_manifests

@@ -10,7 +10,7 @@ import pyarrow as pa
 from engine.failpoint import failpoint
 from engine.model.tokenizer import load_tokenizer
 from engine.stages import checkpoint
-from tasks.job.job import ROW_COLUMN, Source
+from tasks.job.job_source import ROW_COLUMN, Source
 from tasks.known_rows import KnownRows, NamedRow, find_known_rows
 from tasks.request.columns import find_columns
 from tasks.request.requests import NewRequest, RequestBuilder

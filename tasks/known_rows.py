@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.stages import checkpoint
-from tasks.job.job import ROW_COLUMN
+from tasks.job.job_source import ROW_COLUMN
 from tasks.request.row_digests import RowDigests
 from tasks.source.source_rows import read_batches
 from tasks.storage.duck import BATCH_ROWS, working_connection

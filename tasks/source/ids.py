@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.errors import UserError
-from tasks.job.job import ROW_COLUMN
+from tasks.job.job_source import ROW_COLUMN
 from tasks.source.source_rows import SourceBatch
 from tasks.storage.duck import working_connection
 from tasks.storage.parquet_sink import parquet_sink

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import UserError
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 from tasks.source.cells import is_utf8
 from tasks.source.text_file import read_lines
 

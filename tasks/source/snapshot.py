@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.failpoint import failpoint
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 from tasks.source.source import FileState, check_unchanged, digest_files, file_states, write_snapshot
 from tasks.source.source_paths import find_files
 

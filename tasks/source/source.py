@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.errors import UserError
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 from tasks.source import database_source, parquet_source, text_source
 from tasks.source.partitions import partition_of
 from tasks.source.source_paths import find_database, find_files

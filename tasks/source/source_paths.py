@@ -5,7 +5,7 @@ from glob import escape, glob
 from pathlib import Path
 
 from engine.errors import UserError
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 
 
 def find_files(source: Source) -> tuple[Path, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.errors import UserError
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 
 # Longer ones first: UTF-32's begins with UTF-16's.
 _MARKS = {

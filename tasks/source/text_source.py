@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tasks.job.job import Source
+from tasks.job.job_source import Source
 from tasks.source import csv_source, jsonl_source
 from tasks.source.partitions import partition_columns, partition_of
 from tasks.source.text_file import to_bytes

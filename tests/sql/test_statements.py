@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.job.job import RESULT_COLUMNS
+from tasks.job.job_source import RESULT_COLUMNS
 from tasks.storage.parts import PART_SCHEMA, newest_results
 from tasks.storage.statements import identifier, literal, statement
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel
 
 from engine.config import EngineConfig
 from engine.sampling_params import SamplingParams
-from tasks.job.job import EngineLimits, Model, ScoringJob, Source
+from tasks.job.job import EngineLimits, Model, ScoringJob
 from tasks.job.job_file import override
+from tasks.job.job_source import Source
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task

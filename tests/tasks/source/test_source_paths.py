@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from engine.errors import UserError
-from tasks.job.job import ScoringJob, Source
+from tasks.job.job import ScoringJob
 from tasks.job.job_file import load_job
+from tasks.job.job_source import Source
 from tasks.source.source_paths import find_database, find_files
 
 
