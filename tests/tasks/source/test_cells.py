@@ -103,7 +103,7 @@ def test_kept_columns_of_every_type(job_of: JobMaker) -> None:
             assert value == as_csv(one.sql or "")
         else:  # it is shown in the reader's own zone
             assert datetime.fromisoformat(value) == datetime.fromisoformat(one.sql or "")
-    for form in Format:
+    for form in set(Format) - {Format.DUCKDB}:  # a database is a file of its own
         assert printed(job.output_folder, "select * from results", form)
 
 
