@@ -1,6 +1,7 @@
 """Fixtures for all tests: a model that takes no time, a Prefect that leaves nothing behind."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRITON_INTERPRET"] = "1"
 for _name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "FAILPOINT"):
     os.environ.pop(_name, None)
+
+# A shell's background job begins with it ignored; the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import flows  # noqa: E402  # switches Prefect's telemetry off
 
