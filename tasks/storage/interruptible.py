@@ -6,6 +6,7 @@ taken every task, that thread waits without looking (2.0.0), and about one long 
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 import duckdb
@@ -27,5 +28,6 @@ def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
             return called.result()
         finally:
             while not called.done():
-                connection.interrupt()
-                wait([called], timeout=_EVERY_SECONDS)
+                with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
+                    connection.interrupt()
+                    wait([called], timeout=_EVERY_SECONDS)
