@@ -343,4 +343,4 @@ def test_figures_that_need_more_memory_get_it(job_of: JobMaker, monkeypatch: pyt
     monkeypatch.setattr(publish, "_figures", hungry)
     _, published = run_steps(job_of([{"id": "a", "text": "abcd"}]))
     assert published.results == 1
-    assert asked == ["152.5 MiB", "1.8 GiB"]
+    assert asked == ["106.8 MiB", "1.8 GiB"]
