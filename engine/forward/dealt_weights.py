@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from engine.forward.rank_group import RankGroup
 
@@ -16,7 +15,7 @@ def dealing(model_class: Any, config: Any, group: RankGroup | None) -> dict[str,
     """What `from_pretrained` is told, so that a rank reads its part of the weights alone; nothing without a group."""
     if group is None:
         return {}
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     with torch.device("meta"):  # names alone: nothing is allocated
         empty = model_class(config)
@@ -26,13 +25,14 @@ def dealing(model_class: Any, config: Any, group: RankGroup | None) -> dict[str,
 
 
 def keep_parts(model: Any) -> None:
-    """Makes each dealt weight a plain tensor, and each linear layer as wide as what it has, in place.
+    """Makes each dealt weight a plain tensor, in place: what this rank has of it.
 
-    What transformers put around a layer's forward stays: it sums up what a layer of a part of the inputs gives.
+    What transformers put around a layer's forward stays, which sums up what a layer of a part of the inputs gives. So
+    does what the layer says of its whole width, which that needs.
     """
+    from torch.distributed.tensor import DTensor  # a second, which those with one device need not wait
+
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(parameter.data, DTensor) or isinstance(parameter, DTensor):
+            if isinstance(parameter, DTensor):
                 module._parameters[name] = nn.Parameter(parameter.to_local(), requires_grad=False)
-        if type(module) is nn.Linear:
-            module.out_features, module.in_features = module.weight.shape

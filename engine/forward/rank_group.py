@@ -60,7 +60,7 @@ def join_group(rank: int, meeting: Path, config: EngineConfig, device: Device) -
     size = config.tensor_parallel
     dist.init_process_group(
         "gloo" if kind == "cpu" else "nccl",
-        store=dist.FileStore(str(meeting), size),
+        store=dist.FileStore(str(meeting), size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=max(config.step_timeout, MIN_TIMEOUT)),

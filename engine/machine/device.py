@@ -75,9 +75,9 @@ class Device:
         if self.name != "cpu" or workers * ranks < 2:
             return self
         if workers * ranks > self.cores:
-            keys = {"engine.workers": workers, "engine.tensor_parallel": ranks}
-            many = " times ".join(f"{key} {count}" for key, count in keys.items() if count > 1)
-            raise UserError(f"{many}: more than the {self.cores} cores that there are")
+            keys = {"engine.workers": workers, TENSOR_PARALLEL: ranks}
+            many = " times ".join(f"{key}: {count}" for key, count in keys.items() if count > 1)
+            raise UserError(f"{many} are more than the {self.cores} cores that there are")
         cores = self.cores // (workers * ranks)
         return replace(self, label=_cpu_label(cores), cores=cores)
 

@@ -150,7 +150,7 @@ class EngineLimits(Part):
         default=EngineConfig().tensor_parallel,
         ge=1,
         le=MAX_RANKS,
-        description="Devices of this machine that each engine has, and on each a part of every layer and of the KV: for "
+        description="Devices of one machine that each engine has, on each a part of every layer and of the KV: for "
         "a model that is larger than a device ([clusters.md](clusters.md#a-model-larger-than-a-device)).",
     )
 

@@ -62,10 +62,10 @@ _RUN_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Plain data, so that a step may run in another process. `device` is what `config` resolved to, and `shape` what lies
-    there: a rank's part where an engine has several. `chat_template` is the text of the job's own, `adapters` those that
-    the job names. `holder` has the output folder; None for a plan alone. With `full`, what was scored before counts for
-    nothing; with `retry_failed`, its errors do not.
+    """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `shape` what lies
+    there: a rank's part where an engine has several. `chat_template` is the text of the job's own, `adapters` those
+    that the job names. `holder` has the output folder; None for a plan alone. With `full`, what was scored before
+    counts for nothing; with `retry_failed`, its errors do not.
     """
 
     folder: OutputFolder

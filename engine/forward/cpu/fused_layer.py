@@ -73,8 +73,8 @@ class FusedLayer(nn.Module):
         site: int = len(LINEARS) * attention.layer_idx
         self.scaling: float = attention.scaling
         self.head_dim: int = attention.head_dim
-        self.num_heads = attention.q_proj.out_features // self.head_dim
-        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        query, key = len(attention.q_proj.weight), len(attention.k_proj.weight)  # of a rank's part
+        self.num_heads, self.num_kv_heads = query // self.head_dim, key // self.head_dim
         self.qkv = Projection(
             attention.q_proj,
             attention.k_proj,
@@ -95,7 +95,6 @@ class FusedLayer(nn.Module):
         self.down = Projection(mlp.down_proj, workspace=workspace, site=site + 6)
         self.workspace = workspace
         # Where an adapter may add something, by path below the layer, and where in a panel the first output lies.
-        query, key = attention.q_proj.out_features, attention.k_proj.out_features
         columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
         self.adapter_sites = tuple(zip(LINEARS, columns, strict=True))
         # Four products, the rotation, the write and attention, and what rows go through before products. Between them
