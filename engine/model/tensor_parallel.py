@@ -42,6 +42,8 @@ def part_of(shape: ModelShape, ranks: int, config: Mapping[str, Any], kind: str)
         return shape
     if not deals_heads(config.get("model_type", "")):
         raise UserError(f"{TENSOR_PARALLEL}: transformers has no plan for {kind} that deals its heads; take 1")
+    if "quantization_config" in config:
+        raise UserError(f"{TENSOR_PARALLEL}: {kind} has weights in few bits, which are not dealt; take 1")
     sizes = {"heads": shape.num_heads, "KV heads": shape.num_kv_heads, "columns of its MLP": shape.intermediate_size}
     for what, count in sizes.items():
         if count % ranks:
