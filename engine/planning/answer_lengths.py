@@ -37,8 +37,7 @@ class AnswerLengths:
 
     def going_on(self, most: int) -> NDArray[np.float64]:
         """The part of all answers that has more than 0, 1, ..., `most` - 1 tokens, if each may have `most`."""
-        going_on: NDArray[np.float64] = np.cumprod(1.0 - self._ending(most))
-        return going_on
+        return np.cumprod(1.0 - self._ending(most), dtype=np.float64)
 
     def mean(self, most: int) -> float:
         """Tokens of an answer that may have `most`."""
