@@ -84,7 +84,7 @@ def serve(address: str, started: str) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    from tasks.engine_process import child
+    from engine.process import child
     from tests.tasks.forked_process import SpareProcess
 
     names: dict[str, Any] = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
