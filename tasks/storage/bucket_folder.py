@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from engine.errors import UserError
@@ -109,7 +110,7 @@ class BucketFolder:
             self.put(staged, name)
             return True
         failpoint("bucket.commit")
-        made = self.bucket.create(name, staged.read_bytes(), self._guard)
+        made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
         failpoint("bucket.committed")
         if made is None:
             self._bring(everything, drop=False)
@@ -143,10 +144,10 @@ class BucketFolder:
             self.put(file, file.relative_to(self.root).as_posix())
         self.bucket.delete([f"{old}/{file.name}" for file in files] if new.is_dir() else [old], self._guard)
 
-    def _guard(self) -> None:
+    def _guard(self, *, anew: bool = False) -> None:
         if self._lease is None:
             raise LeaseLostError(f"output: {self.url}: nothing is committed by who does not hold the lease")
-        self._lease.check()
+        self._lease.check(anew=anew)
 
     def _beat(self) -> None:
         """What others see, and what they ask for."""

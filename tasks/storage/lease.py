@@ -67,10 +67,14 @@ class Lease:
         self._bucket.patience = PATIENCE
         self._thread.start()
 
-    def check(self) -> None:
-        """Raises LeaseLostError where this holding may commit nothing more; BucketUnavailableError: nobody knows."""
+    def check(self, *, anew: bool = False) -> None:
+        """Raises LeaseLostError where this holding may commit nothing more; BucketUnavailableError: nobody knows.
+
+        `anew` asks the bucket, as behind that alone a thing can be promised to be the holder's own; else a renewal that
+        is young enough says so.
+        """
         with self._lock:
-            if self._lost is None and _now() - self._renewed > self._record.seconds * _COMMIT:
+            if self._lost is None and (anew or _now() - self._renewed > self._record.seconds * _COMMIT):
                 self._renew()
             if self._lost is not None:
                 raise self._lost
