@@ -129,6 +129,22 @@ class Meter:
         return (last.tokens - first.tokens) / (now - since) if now > since else 0.0
 
 
+class Waits:
+    """For how long another run has had the device, looked at once in a while."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = 0.0
+        self._clock = clock
+        self._since: float | None = None
+
+    def look(self, holder: str | None) -> None:
+        """`holder` is who has the device now, None where this run has it."""
+        now = self._clock()
+        if self._since is not None:
+            self.seconds += now - self._since
+        self._since = now if holder is not None else None
+
+
 Watcher = Callable[[Progress], None]
 _watchers: list[Watcher] = []
 

@@ -18,7 +18,8 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job.
+    """A run's end. `scored_rows` and `seconds` are this run's own; `published` counts all rows of the job. Before
+    those seconds, or between them, another run had the device for `waited_seconds`.
 
     `rejected` rows are those of them that no run can score, `equal_rows` those whose request is another row's too; of
     the requests, `done_before` had an answer in the folder when the run began, and `from_store` in the scoring store.
@@ -35,6 +36,7 @@ class RunReport:
     equal_rows: int = 0
     done_before: int = 0
     from_store: int = 0
+    waited_seconds: float = 0.0
     url: str | None = None
 
     @property
@@ -67,6 +69,8 @@ class RunReport:
             facts.append(("scored now", f"{self.scored_rows:,} rows in {figure(self.seconds)} s: {speed}"))
         else:
             facts.append(("scored now", f"nothing: {self._nothing()}"))
+        if self.waited_seconds >= 1:
+            facts.append(("waited", f"{figure(self.waited_seconds)} s while another run had the device"))
         if skipped := self._skipped():
             facts.append(("not scored", skipped))
         if p.prompt_tokens:

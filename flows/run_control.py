@@ -78,8 +78,9 @@ class RunControl(AbstractContextManager["RunControl"]):
         """From now on progress has the rows of this plan that are committed, and the curve what a step may have."""
         run = self._run
         step_tokens = known_step_tokens(run.model, run.config, run.device) or 0
-        kv_budget_bytes = planned.summary.kv_cache_memory * len(self._workers.each())
-        self._curve.budgets(step_tokens=step_tokens, kv_budget_bytes=kv_budget_bytes)
+        engines = max(1, len(self._workers.each()))
+        kv_budget_bytes = planned.summary.kv_cache_memory * engines
+        self._curve.budgets(step_tokens=step_tokens, kv_budget_bytes=kv_budget_bytes, engines=engines)
         self._counts = LiveCounts(self._run.folder, self._run.run_id, planned)
 
     def tell(self, progress: Progress) -> None:

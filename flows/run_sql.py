@@ -1,6 +1,5 @@
 """`trunkline sql`: from a query to bytes."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from tasks.query import QueryResult, query
 from tasks.report.latest import latest_output
 from tasks.report.table_file import write_table_file
 from tasks.report.views import attach_statements
-from tasks.storage.file_mode import file_mode
+from tasks.storage.commit import open_private, replacing
 from tasks.storage.open_folder import open_folder
 
 
@@ -49,11 +48,15 @@ def run_sql(
 
 
 def _write(result: QueryResult, form: Format, to: Path) -> None:
+    """A file appears whole or not at all; a pipe or a device takes what comes."""
     if form is Format.DUCKDB:
         write_table_file(to, result.schema, result.batches())
-        return
-    with open(to, "wb", opener=_private) as file:
-        write_result(result, form, file, terminal=False)
+    elif to.exists() and not to.is_file():
+        with to.open("wb") as file:
+            write_result(result, form, file, terminal=False)
+    else:
+        with replacing(to) as staged, open_private(staged) as file:
+            write_result(result, form, file, terminal=False)
 
 
 def _named(others: Sequence[str]) -> dict[str, str]:
@@ -66,8 +69,3 @@ def _named(others: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--with {text}: {name} is the name of a folder already")
         named[name] = folder
     return named
-
-
-def _private(name: str, flags: int) -> int:
-    """A file that is there keeps who may read it."""
-    return os.open(name, flags, file_mode())

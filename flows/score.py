@@ -19,7 +19,7 @@ from flows.dataset import publish
 from flows.event_loops import stop_at_exit
 from flows.in_flight import run_in_flight
 from flows.lost_console import outlive_console
-from flows.progress import Meter, Progress, Work
+from flows.progress import Meter, Progress, Waits, Work
 from flows.report import RunReport
 from flows.run_control import RunControl, stopped
 from flows.run_events import announced_run
@@ -174,6 +174,7 @@ class ShardRunner:
         self._failures: list[Exception] = []
         self._progress = Progress("scoring", planned.rows)
         self._waited_for: str | None = None
+        self._waits = Waits()
 
     def run(self) -> RunReport:
         start = time.monotonic()
@@ -188,7 +189,7 @@ class ShardRunner:
             self._dispatch.commits.close()
             raise
         finally:
-            seconds = time.monotonic() - start
+            seconds = time.monotonic() - start - self._waits.seconds
             self._record_limit()
             self._control.tell(replace(self._progress, stage="publishing", seconds_left=None))
             self._control.write_curve()
@@ -207,6 +208,7 @@ class ShardRunner:
             from_store=self._planned.from_store,
             url=None if self._run.folder.bucket is None else str(self._run.folder),
             seconds=seconds,
+            waited_seconds=self._waits.seconds,
         )
         self._page.close(report)
         if self._control.asked and published.missing:
@@ -276,6 +278,7 @@ class ShardRunner:
         if stage is not None:
             self._progress = replace(self._progress, stage=stage)
         holder = self._workers.waiting_for
+        self._waits.look(holder)
         if holder is not None:
             self._progress = replace(self._progress, stage=f"waiting for {holder}", waiting_for=holder)
             if holder != self._waited_for:

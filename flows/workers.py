@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,6 +15,7 @@ from engine.machine.place import places
 from tasks.engine_process.child import Child
 from tasks.engine_process.engine_process import EngineProcess
 from tasks.in_process import InProcess
+from tasks.late_workers import LateWorkers
 from tasks.many_engines import ManyEngines
 from tasks.storage.run import Run
 from tasks.workers import Workers
@@ -49,9 +51,13 @@ def own_processes(run: Run, trace: Path | None = None, child: Child | None = Non
 
 
 def dask_cluster(run: Run) -> AbstractContextManager[Workers]:
-    """Engines on the workers of the job's Dask cluster. Raises UserError where Dask is not installed."""
+    """Engines on the workers of the job's Dask cluster, which is looked for once there is something to compute.
+
+    Raises UserError where Dask is not installed.
+    """
     try:
-        from tasks.dask_cluster.dask_workers import AskedModel, dask_workers  # an extra, and half a second to import
+        from tasks.dask_cluster.asked_model import AskedModel  # an extra, and half a second to import
+        from tasks.dask_cluster.dask_workers import dask_workers
     except ModuleNotFoundError as problem:
         raise UserError(f"runner: dask needs trunkline[dask], which is not installed ({problem})") from None
     job = run.job
@@ -59,7 +65,8 @@ def dask_cluster(run: Run) -> AbstractContextManager[Workers]:
     device = "cpu" if run.device.name == "cpu" else "cuda"
     config = replace(run.config, device=device, dtype=cast(Dtype, run.device.dtype))
     own = places(run.config, job.engine.workers) if job.dask_scheduler is None else ()
-    return dask_workers(AskedModel(job.model.path, run.model), config, job.dask_scheduler, job.engine.workers, own)
+    model = AskedModel(job.model.path, run.model)
+    return LateWorkers(partial(dask_workers, model, config, job.dask_scheduler, job.engine.workers, own))
 
 
 def own_workers(run: Run, trace: Path | None = None, child: Child | None = None) -> AbstractContextManager[Workers]:

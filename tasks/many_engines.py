@@ -77,6 +77,6 @@ class ManyEngines:
 
 
 def start_member(member: Member) -> None:
-    """Who is lost before it began is found out when a shard is its."""
-    with suppress(EngineLostError):
+    """Who is lost before it began, or could not begin now, is found out when a shard is its."""
+    with suppress(EngineLostError, EngineDeadError):
         member.start()

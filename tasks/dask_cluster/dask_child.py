@@ -7,14 +7,14 @@ from typing import Any
 
 from distributed import Client
 
-from engine.errors import EngineLostError
+from engine.errors import EngineLostError, EngineNotLoadedError
 from tasks.dask_cluster.held_child import HeldChild
 from tasks.dask_cluster.known_workers import known_workers
 
 SERVER = "tasks.engine_process.server"
 # How often a call that is not answered looks whether its worker is still there.
 LOOK_SECONDS = 1.0
-# Its scheduler may forget a worker and know it again; nobody waits for longer.
+# A worker may be busy with others' tasks, or its scheduler forget it and know it again; nobody waits for longer.
 SECONDS_TO_START = 60.0
 # Every call is answered in about a second, but by a worker that is frozen, or whose network is gone: its scheduler goes
 # on knowing it for minutes.
@@ -29,7 +29,7 @@ class DaskChild:
     """
 
     def __init__(self, client: Client, address: str, server: str = SERVER) -> None:
-        """Raises EngineLostError where the worker is gone."""
+        """Raises EngineLostError where the worker is gone, EngineNotLoadedError where it is there and has not begun."""
         self.channel = self
         self._address = address
         self._frames: deque[bytes | None] = deque()
@@ -41,7 +41,8 @@ class DaskChild:
             self._actor = self._held()
         except Exception as problem:
             self._future.cancel()
-            raise EngineLostError(f"the Dask worker {address} starts no engine: {problem}") from problem
+            kind = EngineNotLoadedError if self._is_there() else EngineLostError
+            raise kind(f"the Dask worker {address} starts no engine: {problem}") from problem
 
     def send(self, frame: bytes) -> None:
         self._call("send", frame)
@@ -76,12 +77,15 @@ class DaskChild:
         return words, where
 
     def _held(self) -> Any:
-        """The actor: a task for a worker that is gone would wait for ever."""
+        """The actor: a task for a worker that is gone would wait for ever.
+
+        It calls through the client that is current when it comes, else through the newest, which may be anybody's.
+        """
         deadline = time.monotonic() + SECONDS_TO_START
         while self._is_there() and time.monotonic() < deadline:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError), self._client.as_current():
                 return self._future.result(timeout=LOOK_SECONDS)
-        raise OSError("it is gone")
+        raise OSError(f"none in {SECONDS_TO_START:g} s" if self._is_there() else "it is gone")
 
     def _is_there(self) -> bool:
         return self._address in known_workers(self._client)

@@ -3,18 +3,19 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from functools import partial
-from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster, wait
 
 from engine.config import EngineConfig
 from engine.errors import EngineLostError, UserError
 from engine.machine.place import Place
-from engine.model.checkpoint import EMBEDDED, ModelFiles, resolve_model
+from engine.model.checkpoint import ModelFiles
+from tasks.dask_cluster.asked_model import AskedModel
 from tasks.dask_cluster.dask_child import DaskChild
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.engine_process.engine_process import EngineProcess
@@ -26,23 +27,17 @@ log = logging.getLogger(__name__)
 # How often the scheduler is asked who is there.
 LOOK_SECONDS = 2.0
 SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 20.0, 60.0
+# A worker reads all of the model before it answers: 100 GB take minutes.
+SECONDS_TO_TELL = 600.0
 
 
-@dataclass(frozen=True, slots=True)
-class AskedModel:
-    """The model as the job names it and as it lies here; a worker's must have the same content."""
-
-    path: str
-    here: ModelFiles
-
-    @property
-    def there(self) -> str:
-        """What a worker looks for: it may have another working directory."""
-        return self.path if self.path == EMBEDDED else str(Path(self.path).expanduser().absolute())
+# A worker's address, and its own folder: who starts again at the address of one that ended is another.
+Seen = tuple[str, str]
 
 
 class DaskWorkers(ManyEngines):
-    """A member for each worker that the scheduler knows; those that join later become members when they are seen.
+    """A member for each worker that the scheduler knows; those that join later become members when they have told what
+    model they have, for which nobody waits.
 
     `places` are those of a cluster of this machine's own. Elsewhere an engine has as many threads as its Dask worker,
     and the first GPU that it sees.
@@ -53,17 +48,15 @@ class DaskWorkers(ManyEngines):
         self._model = model
         self._config = config
         self._places = places
-        self._by_address: dict[str, EngineProcess] = {}
-        self._taken: dict[str, Place] = {}
-        self._found: tuple[str, ...] = ()
-        self._gone: set[str] = set()
-        self._refused: set[str] = set()
+        self._engines: dict[Seen, EngineProcess] = {}
+        self._asked: dict[Seen, Future[ModelFiles]] = {}
+        self._taken: dict[Seen, Place] = {}
+        self._found: tuple[Seen, ...] = ()
+        self._gone: set[Seen] = set()
+        self._refused: set[Seen] = set()
         self._looked = 0.0
-        if (refused := self._look()) is not None:
-            raise refused
-        if not self._by_address:
-            raise UserError("runner: no Dask worker answers when it is asked for the model; its log may say why")
-        super().__init__(list(self._by_address.values()))
+        self._look_first()
+        super().__init__(list(self._engines.values()))
 
     def each(self) -> Sequence[Worker]:
         """Where none is there, one is waited for: a nanny starts another in seconds."""
@@ -75,59 +68,79 @@ class DaskWorkers(ManyEngines):
         return self._here()
 
     def _here(self) -> Sequence[Worker]:
-        return tuple(self._by_address[address] for address in self._found if address not in self._gone)
+        return tuple(self._engines[seen] for seen in self._found if seen not in self._gone)
+
+    def _look_first(self) -> None:
+        """Waits for those who are there to tell of the model. Raises UserError for a refusal, or where nobody does."""
+        deadline = time.monotonic() + SECONDS_TO_TELL
+        refused = self._look()
+        while refused is None and self._asked and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                wait(list(self._asked.values()), timeout=LOOK_SECONDS)
+            refused = self._look()
+        if refused is not None:
+            raise refused
+        if not self._engines:
+            raise UserError("runner: no Dask worker answers when it is asked for the model; its log may say why")
 
     def _look_again(self) -> None:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            before = len(self._by_address)
+            before = len(self._engines)
             if (refused := self._look()) is not None:
                 log.warning("a Dask worker that joined is not asked for anything: %s", refused)
-            self._members = list(self._by_address.values())
+            self._members = list(self._engines.values())
             for member in self._members[before:]:
-                start_member(member)
+                # What it logs is the flow run's; it may take a minute to begin.
+                begin = partial(copy_context().run, start_member, member)
+                Thread(target=begin, name="trunkline-dask-start", daemon=True).start()
 
     def _look(self) -> UserError | None:
-        """Makes members of those who are new, but for who cannot have the model, or another: why the last of them."""
-        found = known_workers(self._client)
-        self._taken = {address: place for address, place in self._taken.items() if address in found}
-        new = [address for address in found if address not in self._by_address and address not in self._refused]
-        models = self._client.run(resolve_model, self._model.there, workers=new, on_error="return") if new else {}
+        """Asks those who are new for the model, and makes members of those who have told that they have it: why the
+        last of the others has not.
+        """
+        found = self._known()
+        self._taken = {seen: place for seen, place in self._taken.items() if seen in found}
+        known = self._engines.keys() | self._asked.keys() | self._refused
+        self._asked |= {seen: self._model.ask(self._client, seen[0]) for seen in found if seen not in known}
         refused: UserError | None = None
-        for address, model in models.items():
-            if isinstance(model, ModelFiles) and model.fingerprint == self._model.here.fingerprint:
-                self._by_address[address] = self._member(address, model, self._place(address, found[address]))
-            elif not isinstance(model, OSError):  # else it went meanwhile, or is asked again
-                self._refused.add(address)
-                refused = UserError(f"{self._why_not(model)} (on {address})")
-        self._found = tuple(address for address in found if address in self._by_address)
+        for seen, told in list(self._asked.items()):
+            if seen not in found:
+                self._asked.pop(seen).cancel()
+            elif told.done():
+                del self._asked[seen]
+                try:
+                    if (model := self._model.answer(told, seen[0])) is not None:
+                        self._engines[seen] = self._member(seen, model, self._place(seen, found[seen]))
+                except UserError as problem:
+                    self._refused.add(seen)
+                    refused = problem
+        self._found = tuple(seen for seen in found if seen in self._engines)
         self._looked = time.monotonic()
         return refused
 
-    def _why_not(self, answer: object) -> str:
-        if isinstance(answer, ModelFiles):
-            return f"model.path: another model lies at {self._model.there}"
-        if isinstance(answer, UserError):
-            return str(answer)
-        return f"runner: a Dask worker needs the run's environment: {type(answer).__name__}: {answer}"
+    def _known(self) -> dict[Seen, dict[str, Any]]:
+        return {(address, told["local_directory"]): told for address, told in known_workers(self._client).items()}
 
-    def _member(self, address: str, model: ModelFiles, place: Place) -> EngineProcess:
-        start_child = partial(self._start_child, address)
+    def _member(self, seen: Seen, model: ModelFiles, place: Place) -> EngineProcess:
+        start_child = partial(self._start_child, seen)
         return EngineProcess(
-            model, self._config, place=place, label=f"the Dask worker {address}", start_child=start_child
+            model, self._config, place=place, label=f"the Dask worker {seen[0]}", start_child=start_child
         )
 
-    def _start_child(self, address: str) -> DaskChild:
+    def _start_child(self, seen: Seen) -> DaskChild:
         try:
-            return DaskChild(self._client, address)
+            if seen not in self._known():
+                raise EngineLostError(f"the Dask worker {seen[0]} starts no engine: it is gone")
+            return DaskChild(self._client, seen[0])
         except EngineLostError:
-            self._gone.add(address)  # its scheduler may take a while to hear of it
+            self._gone.add(seen)  # its scheduler may take a while to hear of it
             raise
 
-    def _place(self, address: str, told: dict[str, Any]) -> Place:
-        """One that nobody has: a worker that comes again has another address, and the place of the one that went."""
+    def _place(self, seen: Seen, told: dict[str, Any]) -> Place:
+        """One that nobody has: a worker that comes again has the place of the one that went."""
         free = [place for place in self._places if place not in self._taken.values()]
         place = free[0] if free else Place(threads=told["nthreads"])
-        self._taken[address] = place
+        self._taken[seen] = place
         return place
 
 

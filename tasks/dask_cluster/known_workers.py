@@ -5,6 +5,8 @@ from typing import Any
 
 from distributed import Client
 
+SECONDS_TO_ANSWER = 10.0
+
 
 def known_workers(client: Client) -> dict[str, dict[str, Any]]:
     """What the scheduler knows of each worker, by its address; nobody where it does not answer.
@@ -15,7 +17,9 @@ def known_workers(client: Client) -> dict[str, dict[str, Any]]:
     scheduler = client.scheduler
     if scheduler is None:  # the client is closed
         return {}
-    with suppress(OSError):
-        found: dict[str, dict[str, Any]] = client.sync(scheduler.identity, n_workers=-1)["workers"]
+    with suppress(OSError):  # TimeoutError is one
+        found: dict[str, dict[str, Any]] = client.sync(
+            scheduler.identity, n_workers=-1, callback_timeout=SECONDS_TO_ANSWER
+        )["workers"]
         return found
     return {}

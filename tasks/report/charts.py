@@ -78,16 +78,8 @@ def charts(curve: StepCurve) -> tuple[Chart, ...]:
     """Nothing where fewer than two points are known."""
     if len(curve.points) < 2:
         return ()
-    start = CurvePoint(_began(curve), 0, 0, 0, 0, 0, 0.0)
-    spans = list(zip((start, *curve.points), curve.points, strict=False))
-    spans = [(a, b) for a, b in spans if b.seconds > a.seconds]
+    spans = curve.spans
     return (_speeds(spans), _batches(spans, curve.step_tokens), _memory(spans, curve.kv_budget_bytes))
-
-
-def _began(curve: StepCurve) -> float:
-    """When computing began: as long before the first point as the steps took that it counts."""
-    first = curve.points[0]
-    return max(0.0, first.seconds - max(first.busy_seconds, 0.1))
 
 
 Spans = Sequence[tuple[CurvePoint, CurvePoint]]

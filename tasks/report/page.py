@@ -158,18 +158,14 @@ def _tiles(facts: Facts) -> list[Tile]:
 
 
 def _speed(facts: Facts) -> str:
-    """Of the seconds that went into steps, where they are known: loading a model is no part of it."""
+    """Of the seconds in which something was computed, where they are known: loading a model is no part of it."""
     computed = facts.tokens.computed + facts.tokens.generated
-    busy = _busy_seconds(facts)
     if not computed:
         return "nothing was computed"
-    if busy:
-        return f"{figure(computed / busy, 0)} tokens/s while it computed"
+    if seconds := facts.curve.computing_seconds:
+        said = "while it computed" if facts.curve.engines == 1 else f"while {facts.curve.engines} engines computed"
+        return f"{figure(computed / seconds, 0)} tokens/s {said}"
     return f"{figure(computed / facts.seconds, 0)} tokens/s" if facts.seconds else f"{computed:,} tokens"
-
-
-def _busy_seconds(facts: Facts) -> float:
-    return facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
 
 
 def _asked(facts: Facts) -> list[tuple[str, str]]:
@@ -218,9 +214,10 @@ def _predictions(facts: Facts) -> list[Prediction]:
         found.append(_prediction("prompt tokens computed", tokens.planned, tokens.computed))
     if planned is not None and planned.max_decode_tokens:
         found.append(_prediction("tokens generated, at most", planned.max_decode_tokens, tokens.generated))
-    busy = _busy_seconds(facts)
+    busy = facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
     if planned is not None and planned.expected_seconds and busy and not facts.missing:
-        found.append(_prediction("seconds computing", planned.expected_seconds, busy, digits=1))
+        name = "seconds computing" if facts.curve.engines == 1 else "seconds computing, all engines' together"
+        found.append(_prediction(name, planned.expected_seconds, busy, digits=1))
     return found
 
 

@@ -3,10 +3,12 @@
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 import duckdb
 
@@ -30,7 +32,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: no space left ({said}); free some and run the same command again") from None
 
 
-def open_private(path: Path) -> IO[bytes]:
+def open_private(path: Path) -> BinaryIO:
     """A new file of `file_mode`: one that its owner alone can read, unless the owner says otherwise."""
     mode = file_mode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -85,3 +87,22 @@ def replace_file(staged: Path, final: Path) -> None:
     os.replace(staged, final)
     failpoint("replace.renamed")
     fsync(final.parent)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A name, in a folder of its own beside `target`, for the file that takes its place where the context ends well.
+
+    Until then `target` is what it was. It keeps who may read it, and what is written has `file_mode` where none was
+    there; a link goes on leading to the file. Raises OSError where the folder or the file may not be written.
+    """
+    place = target.resolve()
+    mode = file_mode()
+    if place.exists():
+        os.close(os.open(place, os.O_WRONLY | os.O_NONBLOCK))  # who may not write the file does not replace it either
+        mode = stat.S_IMODE(place.stat().st_mode)
+    with TemporaryDirectory(prefix=".trunkline-", dir=place.parent) as folder:
+        staged = Path(folder) / place.name
+        yield staged
+        staged.chmod(mode)
+        replace_file(staged, place)

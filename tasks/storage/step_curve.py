@@ -6,6 +6,7 @@ Like `progress.json` it is replaced as a whole and not synced, and decides nothi
 import os
 import threading
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 
 from tasks.storage.damage import DamagedError
 from tasks.storage.output_folder import OutputFolder
@@ -18,7 +19,7 @@ MAX_POINTS = 500
 class CurvePoint:
     """`seconds` after the run began, all tokens and steps so far; `kv_bytes` are the most in use since the last point.
 
-    `busy_seconds` of them were spent in steps.
+    `busy_seconds` were spent in steps, of all engines together.
     """
 
     seconds: float
@@ -36,13 +37,34 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class StepCurve:
-    """A run's points, oldest first, and what a step and the KV cache may have at most; 0 where that is not known."""
+    """A run's points, oldest first, and what a step and the KV cache may have at most; 0 where that is not known.
+
+    `engines` were there when it began to compute.
+    """
 
     run_id: str
     seconds: float = 0.0
     step_tokens: int = 0
     kv_budget_bytes: int = 0
     points: tuple[CurvePoint, ...] = ()
+    engines: int = 1
+
+    @property
+    def spans(self) -> list[tuple[CurvePoint, CurvePoint]]:
+        """Two points that follow each other, with time between them; before the first, when computing began: as long
+        before as the steps took that it counts.
+        """
+        if not self.points:
+            return []
+        first = self.points[0]
+        began = max(0.0, first.seconds - max(first.busy_seconds / self.engines, 0.1))
+        start = CurvePoint(began, 0, 0, 0, 0, 0, 0.0)
+        return [(a, b) for a, b in pairwise((start, *self.points)) if b.seconds > a.seconds]
+
+    @property
+    def computing_seconds(self) -> float:
+        """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn."""
+        return sum(min(b.seconds - a.seconds, b.busy_seconds - a.busy_seconds) for a, b in self.spans)
 
 
 @dataclass(slots=True)
@@ -73,8 +95,8 @@ class CurveRecorder:
             if len(self._points) > MAX_POINTS:
                 self._halve()
 
-    def budgets(self, *, step_tokens: int, kv_budget_bytes: int) -> None:
-        self.curve = replace(self.curve, step_tokens=step_tokens, kv_budget_bytes=kv_budget_bytes)
+    def budgets(self, *, step_tokens: int, kv_budget_bytes: int, engines: int) -> None:
+        self.curve = replace(self.curve, step_tokens=step_tokens, kv_budget_bytes=kv_budget_bytes, engines=engines)
 
     def read(self, seconds: float) -> StepCurve:
         with self._lock:

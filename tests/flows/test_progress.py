@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 
 from flows.countdown import Countdown
-from flows.progress import Meter, Progress, Work, tell, watch
+from flows.progress import Meter, Progress, Waits, Work, tell, watch
 from flows.progress_bar import done_words, time_words
 from flows.token_costs import TokenCosts
 from tasks.workers import Computed
@@ -157,3 +157,12 @@ def test_watchers_hear_until_they_leave() -> None:
 )
 def test_time_words(seconds: float, words: str) -> None:
     assert time_words(seconds) == words
+
+
+def test_waits_are_those_for_whoever_has_the_device() -> None:
+    clock = Clock()
+    waits = Waits(clock)
+    for now, holder in ((1.0, None), (2.0, "process 7"), (5.0, "process 8"), (9.0, None), (20.0, None)):
+        clock.now = now
+        waits.look(holder)
+    assert waits.seconds == 7.0

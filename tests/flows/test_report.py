@@ -46,6 +46,14 @@ def test_a_slow_row_is_no_zero() -> None:
     assert facts["scored now"] == "1 rows in 60.0 s: under 0.1 rows/s"
 
 
+def test_the_wait_for_another_run_is_told_apart() -> None:
+    facts = report(4, 4, 0, scored_rows=4, seconds=2.0, waited_seconds=60.0).facts()
+    assert facts[1:] == [
+        ("scored now", "4 rows in 2.0 s: 2.0 rows/s"),
+        ("waited", "60.0 s while another run had the device"),
+    ]
+
+
 def test_answers_of_one_type_stand_above_the_errors() -> None:
     found = report(3, 2, 1, kinds=(("BAD_TASK", 1),)).outcomes()
     assert found == [Outcomes(("label", "rows"), [(" yes", "1,200"), ("error BAD_TASK", "1")])]

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from flows.score import score
-from flows.workers import kept_engines, own_processes, workers_from
+from flows.workers import kept_engines, own_processes, own_workers, workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
@@ -71,3 +71,11 @@ def test_a_run_with_nothing_to_do_leaves_no_process(small_job: Job) -> None:
     with workers_from(own_processes):
         assert score(job).scored_rows == 0
     assert engines() == []
+
+
+def test_a_cluster_that_is_away_is_not_missed_by_a_run_with_nothing_to_do(small_job: Job) -> None:
+    pytest.importorskip("distributed", reason="an extra: pip install trunkline[dask]")
+    score(job_of(small_job, "again"))
+    again = job_of(small_job | {"runner": "dask", "dask_scheduler": "tcp://127.0.0.1:9"}, "again")
+    with workers_from(own_workers):
+        assert score(again).scored_rows == 0

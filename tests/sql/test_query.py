@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
-from flows.run_sql import show_attach
+from flows.run_sql import run_sql, show_attach
 from tasks.job.job import ScoringJob
 from tasks.query import query
 from tests.tasks.conftest import JobMaker
@@ -64,6 +64,19 @@ def test_a_moved_folder_answers_as_before(finished: ScoringJob, tmp_path: Path) 
     assert in_shell(moved, "select count(*) from errors") == [(1,)]
     shutil.move(moved, finished.output_folder)
     assert table(finished) == before
+
+
+@pytest.mark.parametrize("name", ["answers.xlsx", "answers.csv"])
+def test_an_export_that_fails_leaves_the_file_that_was_there(finished: ScoringJob, tmp_path: Path, name: str) -> None:
+    to = tmp_path / name
+    to.write_text("mine")
+    too_long = "select custom_id, repeat('x', 40000) as long from results"
+    fails_late = "select if(i < 5000, 1, error('no more')) as n from range(10000) as t(i)"
+    with pytest.raises(UserError, match=r"a cell holds|no more"):
+        run_sql(too_long if name.endswith(".xlsx") else fails_late, finished.output_folder, None, to)
+    assert to.read_text() == "mine"
+    run_sql("select 1 as n", finished.output_folder, None, to)
+    assert to.read_bytes().startswith(b"PK" if name.endswith(".xlsx") else b"n\n1\n")
 
 
 def test_the_working_directory_is_never_looked_into(

@@ -116,7 +116,7 @@ PLACES = [
 def test_ended_in_the_middle_of_a_commit(
     place: str, job: ScoringJob, engine: FakeWorkers, on: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`tests.tasks.bucket_kills` kills there, and everywhere else; here the same place ends a run in this process."""
+    """Nothing more is committed behind it; the lease is given back, as a dead process does not."""
     on("one")
     if place.startswith("bucket.removed"):
         run_steps(job)  # whose plan the next run's takes the place of

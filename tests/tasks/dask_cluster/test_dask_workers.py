@@ -3,9 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,15 @@ pytest.importorskip("distributed", reason="an extra: pip install trunkline[dask]
 
 from distributed import Client, LocalCluster
 
-from engine.errors import EngineDeadError, EngineLostError, UserError
-from engine.model.checkpoint import resolve_model
+from engine.errors import EngineDeadError, EngineLostError, EngineNotLoadedError, UserError
+from engine.model.checkpoint import ModelFiles, resolve_model
+from tasks.dask_cluster.asked_model import AskedModel
 from tasks.dask_cluster.dask_child import DaskChild
-from tasks.dask_cluster.dask_workers import AskedModel, DaskWorkers, dask_workers
+from tasks.dask_cluster.dask_workers import DaskWorkers, dask_workers
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.job.job import ScoringJob
 from tests.tasks.conftest import JobMaker
+from tests.tasks.dask_cluster.on_workers import SlowToBegin, cannot_import, cannot_read, tells_late
 from tests.tasks.engine_process.test_engine_process import CONFIG, assert_equal, wait_for, work
 from tests.tasks.fakes import write_model
 from tests.tasks.steps import table
@@ -144,16 +147,65 @@ def test_who_joins_with_another_model_is_not_asked(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (ModuleNotFoundError("No module named 'tasks'"), r"^runner: a Dask worker needs the run's environment: "),
-        (OSError("closed"), "^runner: no Dask worker answers when it is asked for the model; "),
+        (cannot_import, r"^runner: a Dask worker needs the run's environment: ModuleNotFoundError: .* \(on tcp://"),
+        (cannot_read, r"^model\.path: /.*/fine cannot be read: Permission denied \(on tcp://"),
+        (tells_late, "^runner: no Dask worker answers when it is asked for the model; "),
     ],
 )
 def test_workers_that_cannot_be_asked_for_the_model(
-    client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch, answer: Exception, said: str
+    client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], ModelFiles], said: str
 ) -> None:
-    monkeypatch.setattr(client, "run", lambda *_, workers, **__: dict.fromkeys(workers, answer))
+    monkeypatch.setattr("tasks.dask_cluster.asked_model.resolve_model", answer)
+    if answer is tells_late:
+        monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_TELL", 0.2)
     with pytest.raises(UserError, match=said):
         DaskWorkers(client, model, CONFIG)
+    Path(model.path, "go").touch()
+
+
+def test_nobody_waits_for_who_joins(
+    workers: DaskWorkers, client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the model, which may take minutes; the others are there meanwhile."""
+    both, addresses = {*workers.each()}, {*known_workers(client)}
+    monkeypatch.setattr("tasks.dask_cluster.asked_model.resolve_model", tells_late)
+    kill_one(client)
+    wait_for_another(client, addresses)
+    time.sleep(0.3)
+    assert len(workers.each()) == 1
+    assert {*workers.each()} < both
+    Path(model.path, "go").touch()
+    wait_for(lambda: len(workers.each()) == 2)
+
+
+def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: DaskWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = workers.each()
+    with monkeypatch.context() as changed:
+        changed.setattr("tasks.dask_cluster.dask_child.HeldChild", SlowToBegin)
+        changed.setattr("tasks.dask_cluster.dask_child.SECONDS_TO_START", 0.2)
+        changed.setattr("tasks.dask_cluster.dask_child.LOOK_SECONDS", 0.1)
+        with pytest.raises(EngineNotLoadedError, match=r"starts no engine: none in 0\.2 s"):
+            first.submit(work(1))
+    assert workers.each() == (first, second)
+    assert_equal(first.submit(work(2)).result(10), work(2).requests)
+
+
+def test_who_begins_again_at_an_address_is_another(workers: DaskWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a port of its own: the engine that was there went with the process."""
+    first, second = workers.each()
+    address = first.label.removeprefix("the Dask worker ")
+
+    def known(client: Client) -> dict[str, dict[str, Any]]:
+        found = known_workers(client)
+        return found | {address: found[address] | {"local_directory": "another's"}}
+
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.known_workers", known)
+    with pytest.raises(EngineLostError, match="starts no engine: it is gone"):
+        first.submit(work(1))
+    wait_for(lambda: len(workers.each()) == 2 and first not in workers.each())
+    [another] = {*workers.each()} - {second}
+    assert another.label == first.label
+    assert_equal(another.submit(work(2)).result(10), work(2).requests)
 
 
 def test_one_that_joins_and_goes_at_once_ends_nothing(

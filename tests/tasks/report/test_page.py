@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from engine.errors import UserError
+from engine.figures import figure
 from tasks.report import page as page_module
 from tasks.report.facts import Facts, read_facts
 from tasks.report.page import page_of, publish_report, render, write_report
@@ -139,6 +140,19 @@ def test_a_run_that_is_over_has_its_curve(job_of: JobMaker) -> None:
     assert memory.budget is not None
     assert memory.budget.text == "budget 16 MiB"
     assert "Over the run" in render(page)
+
+
+def test_the_speed_is_that_of_all_engines_together(job_of: JobMaker) -> None:
+    """Two engines, each in a step all the time, for 5 seconds; then one of them alone for 5 more."""
+    job = job_of(rows(10))
+    run_steps(job)
+    facts = facts_of(job.output_folder)
+    computed = facts.tokens.computed + facts.tokens.generated
+    times = [(20.25, 0.5), (21.25, 2.5), (25.0, 10.0), (27.5, 12.5), (30.0, 15.0)]
+    points = tuple(CurvePoint(seconds, i, 10 * i, 0, i, 0, busy) for i, (seconds, busy) in enumerate(times, 1))
+    curve = StepCurve(facts.scoring.run_id, 31.0, points=points, engines=2)
+    [said] = [tile.more for tile in page_of(replace(facts, curve=curve)).tiles if tile.name == "time"]
+    assert said == f"{figure(computed / 10, 0)} tokens/s while 2 engines computed"
 
 
 def test_a_folder_where_nothing_was_scored(job_of: JobMaker) -> None:
