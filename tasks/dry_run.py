@@ -39,6 +39,7 @@ class PlanReport:
     notes: tuple[str, ...]
     planned_for: str | None
     workers: int = 1
+    ranks: int = 1
 
     @property
     def expected_seconds(self) -> float:
@@ -62,6 +63,8 @@ class PlanReport:
         ]
         if self.workers > 1:
             lines.append(f"  workers         {self.workers:>14,}   each with as much memory, in a time that they share")
+        if self.ranks > 1:
+            lines.append(f"  ranks           {self.ranks:>14,}   devices that have a model in parts; memory is one's")
         if self.planned_for is not None:
             lines.append(f"  planned for     {self.planned_for}")
         return "\n".join(lines)
@@ -107,4 +110,5 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         notes=extracted.notes,
         planned_for=None if run.device.known is None else f"{run.device.label}, by its data sheet",
         workers=workers,
+        ranks=run.config.tensor_parallel,
     )

@@ -52,6 +52,10 @@ ELSEWHERE = {
     f"{LABELS} --output runs/reviews": FIRST_PAGE,
     'trunkline sql "select custom_id, error_type, error_message from errors" --output runs/reviews': FIRST_PAGE,
     f'{KINDS} order by n desc"': FIRST_PAGE,
+    (
+        "OMP_NUM_THREADS=3 trunkline score examples/classify.yaml --output runs/parts"
+        " --set engine.device=cpu --set engine.tensor_parallel=3"
+    ): "tests/flows/test_ranks.py",
     "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",
