@@ -7,7 +7,6 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.failpoint import failpoint
 from engine.stages import checkpoint
@@ -18,6 +17,7 @@ from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.parquet_stream import parquet_stream
 from tasks.storage.parts import newest_results
 from tasks.storage.run import Run
 from tasks.storage.statements import statement
@@ -112,7 +112,7 @@ def write_pending(unanswered: pa.RecordBatchReader, folder: Path) -> int:
     """Writes the unanswered of the new requests, each once. Both come in the source's order: neither is held."""
     written = 0
     with (
-        pq.ParquetFile(folder / NEW_REQUESTS) as requests,
+        parquet_stream(folder / NEW_REQUESTS) as requests,
         parquet_sink(folder / PENDING, PENDING_SCHEMA) as sink,
     ):
         wanted = Wanted(unanswered)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.stages import checkpoint
 from tasks.job.job_source import ROW_COLUMN
@@ -18,6 +17,7 @@ from tasks.source.source_rows import read_batches
 from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.parquet_stream import parquet_stream
 from tasks.storage.parts import newest_results
 from tasks.storage.run import Run
 from tasks.storage.statements import statement
@@ -93,7 +93,7 @@ def _write_digests(run: Run, digests: RowDigests, files: Sequence[Path], path: P
 
 
 def _read(path: Path) -> Iterator[tuple[int, NamedRow]]:
-    with pq.ParquetFile(path) as file:
+    with parquet_stream(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             for row, *named in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield row, NamedRow(*named)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from engine.machine.memory import machine_memory
 from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.parquet_sink import parquet_sink
+from tasks.storage.parquet_stream import parquet_stream
 from tasks.storage.statements import statement
 
 # Planning takes about 100 MiB for as many.
@@ -70,7 +71,7 @@ def _cut(path: Path) -> Iterator[pa.Table]:
     """Each in one chunk a column."""
     held: list[pa.RecordBatch] = []
     rows = tokens = 0
-    with pq.ParquetFile(path) as file:
+    with parquet_stream(path) as file:
         for batch in file.iter_batches(BATCH_ROWS):
             held.append(batch)
             rows += batch.num_rows

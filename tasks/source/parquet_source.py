@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from engine.errors import UserError
 from tasks.source.cells import is_text, plain_type
 from tasks.source.partitions import partition_of
+from tasks.storage.parquet_stream import parquet_stream
 
 BATCH_ROWS = 4096
 _BATCH_BYTES = 64 * 2**20
@@ -38,7 +39,7 @@ def read_batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.R
     for path in files:
         partition = partition_of(path)
         try:
-            with pq.ParquetFile(path) as file:
+            with parquet_stream(path) as file:
                 there = [name for name in columns if name in file.schema_arrow.names]
                 for data in file.iter_batches(_batch_rows(file.metadata), columns=there):
                     yield _completed(data, columns, partition)
