@@ -33,7 +33,7 @@ def taken_for(device: str) -> Iterator[None]:
     It asks torch for an accelerator, and hears of what torch was built for, be it there and be it wanted or not.
     """
     asked = torch._C._get_accelerator
-    torch._C._get_accelerator = lambda *_: torch.device(torch.device(device).type)  # type: ignore[assignment]
+    torch._C._get_accelerator = lambda *_: torch.device(torch.device(device).type)
     try:
         yield
     finally:
