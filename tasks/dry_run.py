@@ -15,6 +15,7 @@ from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
 from tasks.plan import plan_sections
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import make_run
 
@@ -84,7 +85,7 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         folder.create()
         run = make_run(job, folder, not_here=device)
         extracted = extract_rows(run)
-        found = find_pending(run, extracted, OutputFolder(job.output_folder))
+        found = find_pending(run, extracted, folder_of(job).look())
         config = planning_config(run.model, run.config, run.device)
         is_elsewhere = device is not None or job.dask_scheduler is not None
         workers = max(1, job.engine.workers) if is_elsewhere else len(places(run.config, job.engine.workers))

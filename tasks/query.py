@@ -14,7 +14,8 @@ from engine.errors import UserError
 from tasks.report.published import open_published
 from tasks.report.views import THIS, open_for_queries
 from tasks.storage.duck import BATCH_ROWS, MEMORY
-from tasks.storage.interruptible import interruptible
+from tasks.storage.interruptible import ctrl_c, interruptible
+from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
 
@@ -52,6 +53,7 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._connection.interrupt()  # whoever leaves before the last row does not wait for it
         self._reader.close()
         self._connecting.__exit__(None, None, None)
 
@@ -85,19 +87,16 @@ class QueryResult(AbstractContextManager["QueryResult"]):
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Raises UserError for what DuckDB says; Ctrl-C, which its binding makes a RuntimeError of, stays what it is."""
+    """Raises UserError for what DuckDB says; Ctrl-C stays what it is."""
     try:
-        yield
+        with ctrl_c():
+            yield
     except (duckdb.Error, pa.ArrowException, OSError) as problem:
         raise UserError(f"sql: {first_line(problem)}") from None
-    except RuntimeError as problem:
-        if "interrupted" not in str(problem).lower():
-            raise
-        raise KeyboardInterrupt from None
 
 
-def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -> QueryResult:
-    """One SELECT over the views of an output folder; those of `others` are `NAME.results` and so on.
+def query(folder: str | Path, sql: str, *, others: Mapping[str, str | Path] | None = None) -> QueryResult:
+    """One SELECT over the views of an output folder, a path or a URL; those of `others` are `NAME.results` and so on.
 
     Raises UserError for a folder without results, a name that cannot be one, and for anything but one SELECT statement.
     """
@@ -105,9 +104,5 @@ def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -
         if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
             raise UserError(f"--with {name}: is no name for a folder; take letters, digits and _, such as other")
     select = single_select(sql, "sql")
-    beside = {name: _folder(other) for name, other in (others or {}).items()}
-    return QueryResult(_folder(folder), select, beside)
-
-
-def _folder(path: Path) -> OutputFolder:
-    return OutputFolder(path.expanduser().absolute())
+    beside = {name: open_folder(other).look() for name, other in (others or {}).items()}
+    return QueryResult(open_folder(folder).look(), select, beside)

@@ -22,6 +22,7 @@ from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
 from tasks.plan import plan_sections
 from tasks.request.requests import to_requests
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run, make_run
 from tasks.storage.run_adapters import adapter_sizes
@@ -100,7 +101,7 @@ def simulate_job(
         configs = [*_one_choice_apart(config)]
         engines = _engines(devices, config)
         if table is None:
-            found = find_pending(run, extract_rows(run), OutputFolder(job.output_folder))
+            found = find_pending(run, extract_rows(run), folder_of(job).look())
             _refuse_too_many(found.pending, engines)
             rows, pending = found.pending, found.folder / PENDING
             by_policy = (_read_shares(run, pending, one, engines) for one in configs)

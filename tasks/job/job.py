@@ -20,6 +20,7 @@ from engine.config import (
 )
 from tasks.job.job_part import FilePath, Name, Part
 from tasks.job.job_source import Source
+from tasks.job.output_place import FolderPath, OutputPlace, local_folder
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task
@@ -200,8 +201,12 @@ class ScoringJob(Part):
     price_per_hour: float | None = Field(
         default=None, ge=0, description="What an hour of the machine costs; the run's report says what it cost."
     )
-    output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
-    store: FilePath | None = Field(
+    output: OutputPlace | None = Field(
+        default=None,
+        description="The output folder, or `s3://BUCKET/FOLDER` ([buckets.md](buckets.md)); runs/<name> where it is "
+        "not said.",
+    )
+    store: FolderPath | None = Field(
         default=None,
         description="A folder that keeps results for other jobs and output folders, and is asked before a row is "
         "scored; none where it is not said. [store.md](store.md) is about it.",
@@ -234,8 +239,14 @@ class ScoringJob(Part):
         )
 
     @property
+    def output_place(self) -> str:
+        """The output folder as a person says it: a path, or a URL."""
+        return self.output or f"runs/{self.name}"
+
+    @property
     def output_folder(self) -> Path:
-        return Path(self.output or f"runs/{self.name}").expanduser().absolute()
+        """Where its files lie on this machine."""
+        return local_folder(self.output_place)
 
     @property
     def store_folder(self) -> Path | None:

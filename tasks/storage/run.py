@@ -27,6 +27,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
 from tasks.storage.manifests import verify_manifests
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_adapters import job_adapters
 from tasks.storage.run_end import mark_interrupted, record_end
@@ -188,7 +189,7 @@ def open_run(
     """
     # Beside an engine: what a step is done with goes back to the system, and not into a pool of Arrow's own.
     pa.set_memory_pool(pa.system_memory_pool())
-    folder = OutputFolder(job.output_folder)
+    folder = folder_of(job)
     draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
     with folder.locked(wait) as holder, disk_errors(folder.root):

@@ -55,8 +55,10 @@ def model_job(folder: Path, model: Path, rows: list[dict[str, Any]], **changes: 
     return make_job(job_content(folder, source, model={"path": str(model)}) | changes)
 
 
-def run_steps(job: ScoringJob, *, retry_failed: bool = False, full: bool = False) -> tuple[StoredPlan, Published]:
-    with open_run(job, retry_failed, full=full) as run, workers_of(run) as workers:
+def run_steps(
+    job: ScoringJob, *, retry_failed: bool = False, full: bool = False, wait: float = 0.0
+) -> tuple[StoredPlan, Published]:
+    with open_run(job, retry_failed, full=full, wait=wait) as run, workers_of(run) as workers:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), workers)
         for shard in planned.shards:
             infer_shard(run, planned.plan_id, shard, workers)
@@ -75,7 +77,7 @@ def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = 
     return found[0]
 
 
-def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
+def ask(folder: Path | str, sql: str) -> list[dict[str, Any]]:
     with query(folder, sql) as result:
         return list(result.table().to_pylist())
 
