@@ -9,7 +9,7 @@ import math
 from engine.planning.part_times import PartTimes
 
 # So many readings of both kinds are two thirds believed: what is learnt at once would have the time left jump.
-DOUBTED_READINGS = 5
+DOUBTED_READINGS = 8
 
 
 class TokenCosts:
