@@ -34,7 +34,8 @@ class EngineConfig:
     are resolved by `engine.machine.device`. `max_num_batched_tokens` 0 is resolved by `engine.loop.step_budget`, before
     anything is planned or scheduled. `max_num_seqs` bounds `admission="count"` alone. `speculation` lets steps that
     wait for memory verify tokens that prompts foretell (`engine.scheduling.drafts`). An engine in a process of its own
-    that ends no step in `step_timeout` seconds is ended (`tasks.engine_process`).
+    that ends no step in `step_timeout` seconds is ended (`tasks.engine_process`). So many `tensor_parallel` ranks, each
+    with a device of its own, have a part of every layer (`engine.ranks`); `kv_cache_memory` is what each has.
     """
 
     device: str = "auto"
@@ -53,3 +54,4 @@ class EngineConfig:
     speculation: Speculation = "ngram"
     determinism: Determinism = "default"
     step_timeout: float = 600.0
+    tensor_parallel: int = 1

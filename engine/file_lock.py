@@ -69,6 +69,14 @@ def holder_of(path: Path) -> Holder | None:
     return Holder(0, "an unknown host", "")
 
 
+def last_holder(path: Path) -> Holder | None:
+    """Who had the lock last, or has it; None where nobody did, or the file does not say."""
+    try:
+        return _parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def _locked(descriptor: int, kind: int, tries: int = TRIES) -> bool:
     for left in reversed(range(tries)):
         try:

@@ -37,8 +37,12 @@ app = typer.Typer(
 app.add_typer(store_app, name="store")
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
+# A path, or the URL of a bucket's folder, which a Path would change.
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder.", show_default=False)
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="The output folder, or s3://BUCKET/FOLDER.", show_default=False
+    ),
 ]
 RunFormat = Literal["table", "csv", "json"]
 ReportFormat = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to write it.")]
@@ -183,7 +187,7 @@ def sql(
         str | None, typer.Argument(metavar="QUERY", help="One SELECT; - reads it from stdin.", show_default=False)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
+        str | None, typer.Option("--output", "-o", metavar="FOLDER", help="The output folder; else the latest run's.")
     ] = None,
     form: Annotated[Format | None, typer.Option("--format", "-f", help="How to write the answer.")] = None,
     to: Annotated[
@@ -210,7 +214,7 @@ def sql(
 @app.command(epilog="Example: [bold]trunkline runs runs/package-topics --format json[/bold]")
 def runs(
     folder: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="FOLDER", help="An output folder; else all that your runs used.", show_default=False),
     ] = None,
     form: Annotated[RunFormat, typer.Option("--format", "-f", help="How to write them.")] = "table",
@@ -228,7 +232,7 @@ def runs(
 @app.command(epilog="Example: [bold]trunkline report runs/package-topics[/bold]")
 def report(
     folder: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="FOLDER", help="An output folder; else the latest run's.", show_default=False),
     ] = None,
 ) -> None:
@@ -241,7 +245,7 @@ def report(
 @app.command(epilog="Example: [bold]trunkline stop runs/package-topics[/bold]")
 def stop(
     folder: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="FOLDER", help="Its output folder; else your only run.", show_default=False),
     ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for its end.")] = 60.0,
@@ -300,14 +304,14 @@ def version() -> None:
 
 @contextmanager
 def _loaded(
-    job: Path, output: Path | None, settings: list[str] | None, **policies: str | None
+    job: Path, output: str | None, settings: list[str] | None, **policies: str | None
 ) -> Iterator["ScoringJob"]:
     """The job. A fault of one of its keys names the file too where the context finds it."""
     from tasks.job.job_file import load_job
 
     overrides: dict[str, object] = dict(map(_setting, settings or ()))
     if output is not None:
-        overrides["output"] = str(output)
+        overrides["output"] = output
     overrides |= {f"engine.{key}": value for key, value in policies.items() if value is not None}
     loaded = load_job(job, overrides)
     try:

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from engine.errors import UserError
 from tasks.job.job_source import Source
+from tasks.job.output_place import is_url
 from tasks.publish import Published, publish_results
 from tasks.source.source_paths import find_database, find_files
 from tasks.storage.run import Run
@@ -21,7 +22,7 @@ _LONGEST_KEY = 512
 
 def publish(run: Run, plan_id: str) -> Published:
     """Publishes in a Prefect task that materializes the output folder's asset."""
-    dataset = Asset(key=asset_key(run.root), properties=AssetProperties(name=run.job.name))
+    dataset = Asset(key=asset_key(str(run.folder)), properties=AssetProperties(name=run.job.name))
 
     def publish_dataset(run: Run, plan_id: str) -> Published:
         published = publish_results(run, plan_id)
@@ -58,13 +59,13 @@ def facts(run: Run, published: Published) -> dict[str, str | int | float]:
     }
 
 
-def asset_key(path: Path) -> str:
-    """The path as a URI that Prefect takes; a path that is not one as it stands has a digest behind what is left."""
-    plain = str(path).encode("utf-8", "replace").decode()
-    uri = f"file://{_NOT_IN_A_KEY.sub('-', plain)}"
-    if uri == f"file://{path}" and len(uri) <= _LONGEST_KEY:
+def asset_key(place: str | Path) -> str:
+    """The path, or URL, as a URI that Prefect takes; one that is none as it stands has a digest behind what is left."""
+    whole = str(place) if is_url(str(place)) else f"file://{place}"
+    uri = _NOT_IN_A_KEY.sub("-", whole.encode("utf-8", "replace").decode())
+    if uri == whole and len(uri) <= _LONGEST_KEY:
         return uri
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
     return f"{uri[: _LONGEST_KEY - 17]}-{digest}"
 
 

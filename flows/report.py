@@ -37,6 +37,12 @@ class RunReport:
     done_before: int = 0
     from_store: int = 0
     waited_seconds: float = 0.0
+    url: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The output folder's name for people: `folder` is a working copy where it is in a bucket, at `url`."""
+        return self.url or str(self.folder)
 
     @property
     def rows_per_second(self) -> float:
@@ -113,7 +119,7 @@ class RunReport:
         """The run's page in Prefect. Generated text stays in the folder: it may quote a prompt."""
         rows, *facts = self.facts()
         tables = [_table(one) for one in (Outcomes(rows, facts), *self.outcomes(quotes=False))]
-        return "\n\n".join([f"# {self.job}, {self.run_id}", *tables, f"Results: `{self.folder}`"])
+        return "\n\n".join([f"# {self.job}, {self.run_id}", *tables, f"Results: `{self.place}`"])
 
 
 def _shown(answers: Answers) -> list[tuple[str, str]]:

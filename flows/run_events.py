@@ -52,7 +52,7 @@ def emit_run_event(what: What, run: Run, **more: str | float) -> None:
         emit_event(
             event=f"trunkline.scoring-run.{what}",
             resource={
-                "prefect.resource.id": asset_key(run.root),
+                "prefect.resource.id": asset_key(str(run.folder)),
                 "prefect.resource.name": run.job.name,
                 "trunkline.run-id": run.run_id,
             },

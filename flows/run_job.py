@@ -29,6 +29,7 @@ from flows.terminal_text import as_text
 from flows.workers import begun_process
 from tasks.job.job import ScoringJob
 from tasks.run_failed import RunFailedError
+from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.stop_request import RunStoppedError
 from tasks.transient import OUTSIDE
 
@@ -64,13 +65,17 @@ def run_job(
             stop()
         except RunStoppedError as error:
             code = _say(messages, str(error), STOPPED)
-        except RunFailedError as error:
+        except (RunFailedError, LeaseLostError) as error:
             code = _say(messages, f"{error}; the same command continues", 1)
         except UserError as error:
             code = _say(messages, str(error), 2)
         except OUTSIDE as error:
             said = str(error).strip().partition("\n")[0]
-            kind = "" if isinstance(error, EngineDeadError | EngineLostError) else f"{type(error).__name__}: "
+            kind = (
+                ""
+                if isinstance(error, EngineDeadError | EngineLostError | BucketUnavailableError)
+                else f"{type(error).__name__}: "
+            )
             code = _say(messages, f"{kind}{said}; the same command continues", 1)
     leave(code)
 
@@ -98,7 +103,9 @@ def logs_told(messages: Console) -> Iterator[None]:
         "tasks.extract",
         "tasks.shard_scorer",
         "tasks.dispatch",
+        "tasks.storage.bucket_folder",
         "tasks.storage.damage",
+        "tasks.storage.lease",
         "tasks.storage.output_folder",
         "tasks.store.share",
         "kernels",
@@ -157,7 +164,7 @@ def print_report(report: RunReport, console: Console, seconds: float) -> None:
             table.add_row(as_text(name), as_text(value))
         console.print(table)
     facts = Table(box=None, show_header=False, pad_edge=False)
-    places = [("results", str(report.folder))] + ([("report", str(report.page))] if report.page.is_file() else [])
+    places = [("results", report.place)] + ([("report", str(report.page))] if report.page.is_file() else [])
     for name, value in [*report.facts(), ("from the command", time_words(seconds)), *places]:
         facts.add_row(as_text(name), as_text(value))
     console.print(facts)

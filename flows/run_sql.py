@@ -15,25 +15,25 @@ from tasks.report.latest import latest_output
 from tasks.report.table_file import write_table_file
 from tasks.report.views import attach_statements
 from tasks.storage.commit import open_private, replacing
-from tasks.storage.output_folder import OutputFolder
+from tasks.storage.open_folder import open_folder
 
 
-def show_attach(output: Path | None) -> None:
+def show_attach(output: str | None) -> None:
     """Prints the SQL that opens the results in another DuckDB, on one line."""
-    folder = output.expanduser().absolute() if output is not None else latest_output()
-    lines = attach_statements(OutputFolder(folder)).splitlines()
+    folder = (open_folder(output) if output is not None else latest_output()).look()
+    lines = attach_statements(folder).splitlines()
     typer.echo(" ".join(line for line in lines if not line.startswith("--")) + ";")
 
 
 def run_sql(
-    statement: str, output: Path | None, form: Format | None, to: Path | None, others: Sequence[str] = ()
+    statement: str, output: str | None, form: Format | None, to: Path | None, others: Sequence[str] = ()
 ) -> None:
     """Answers one SELECT over the views of an output folder, by default that of the latest run.
 
     `others` are written NAME=FOLDER.
     """
     form = choose_format(form, to)
-    folder = output if output is not None else latest_output()
+    folder = output if output is not None else str(latest_output())
     with query(folder, statement, others=_named(others)) as result:
         if result.warning is not None:
             typer.echo(f"trunkline: {harmless(result.warning)}", err=True)
@@ -59,13 +59,13 @@ def _write(result: QueryResult, form: Format, to: Path) -> None:
             write_result(result, form, file, terminal=False)
 
 
-def _named(others: Sequence[str]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
+def _named(others: Sequence[str]) -> dict[str, str]:
+    named: dict[str, str] = {}
     for text in others:
         name, equals, folder = text.partition("=")
         if not equals or not folder:
             raise UserError(f"--with {text}: write it as NAME=FOLDER, such as --with other=runs/other")
         if name.lower() in map(str.lower, named):
             raise UserError(f"--with {text}: {name} is the name of a folder already")
-        named[name] = Path(folder)
+        named[name] = folder
     return named

@@ -38,6 +38,7 @@ from tasks.plan import StoredPlan, plan
 from tasks.report.used_folders import remember_folder
 from tasks.row_names import refuse_rejected
 from tasks.run_failed import EngineKeepsDyingError, ErrorRowError, RunFailedError
+from tasks.storage.bucket_errors import LeaseLostError
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
@@ -92,7 +93,7 @@ def score(
 def _score(run: Run) -> RunReport:
     log = get_run_logger()
     with run_telemetry(run) as telemetry, open_workers(run) as workers, RunControl(run, workers) as control:
-        remember_folder(run.root)
+        remember_folder(run.folder)
         with control.stoppable():
             planned = _plan(run, workers, control, log, telemetry)
         log.info(
@@ -209,6 +210,7 @@ class ShardRunner:
             equal_rows=self._planned.equal_rows,
             done_before=self._planned.committed,
             from_store=self._planned.from_store,
+            url=None if self._run.folder.bucket is None else str(self._run.folder),
             seconds=seconds,
             waited_seconds=self._waits.seconds,
         )
@@ -248,7 +250,7 @@ class ShardRunner:
             if not self._dispatch.move(turn, problem):
                 raise
             return True
-        except (RunFailedError, UserError):
+        except (RunFailedError, LeaseLostError, UserError):
             raise  # another shard would say the same
         except Exception as error:
             if self._control.asked and isinstance(error, EngineClosedError):

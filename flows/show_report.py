@@ -1,7 +1,5 @@
 """`trunkline report`: the page about an output folder, written anew."""
 
-from pathlib import Path
-
 import typer
 
 from engine.errors import UserError
@@ -11,12 +9,12 @@ from tasks.report.page import write_report
 from tasks.storage.damage import DamagedError
 
 
-def write_and_tell(folder: Path | None) -> None:
+def write_and_tell(place: str | None) -> None:
     """Prints where the page is. Raises UserError for a folder without results, or that cannot be written to."""
-    found = output_folder(folder or latest_output())
+    found = (latest_output() if place is None else output_folder(place)).look()
     try:
         typer.echo(str(write_report(found)))
     except (DamagedError, ValueError) as problem:
-        raise UserError(f"{found.root}: no report: {problem}; score the job again to mend the folder") from None
+        raise UserError(f"{found}: no report: {problem}; score the job again to mend the folder") from None
     except OSError as problem:
-        raise UserError(f"{found.root}: the report cannot be written ({problem.strerror})") from None
+        raise UserError(f"{found}: the report cannot be written ({problem.strerror})") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +20,8 @@ from flows.terminal_text import as_text
 from flows.text_table import UNLIMITED_WIDTH
 from tasks.report.run_list import ListedRun, list_runs
 from tasks.report.used_folders import used_folders
-from tasks.storage.output_folder import LOCK_NAME, OutputFolder
+from tasks.storage.open_folder import open_folder
+from tasks.storage.output_folder import OutputFolder
 
 LAST_OF_EACH = 5
 
@@ -55,12 +57,12 @@ class _ListedRuns:
         yield pa.RecordBatch.from_pylist([asdict(run) for run in self.runs], schema=self.schema)
 
 
-def show_runs(folder: Path | None, form: Literal["table", "csv", "json"], last: int | None) -> None:
+def show_runs(place: str | None, form: Literal["table", "csv", "json"], last: int | None) -> None:
     """Prints the newest `last` runs of the folder, or of each that the user's runs have used, oldest first.
 
     Raises UserError for a folder that is no output folder.
     """
-    runs = find_runs(folder, last)
+    runs = find_runs(place, last)
     if form != "table":
         write_result(_ListedRuns(runs), Format(form), sys.stdout.buffer, terminal=sys.stdout.isatty())
         sys.stdout.buffer.flush()
@@ -72,19 +74,28 @@ def show_runs(folder: Path | None, form: Literal["table", "csv", "json"], last: 
     console.print(_table(runs))
 
 
-def find_runs(folder: Path | None, last: int | None = None) -> list[ListedRun]:
+def find_runs(place: str | Path | None, last: int | None = None) -> list[ListedRun]:
     """Folder by folder, those that have ended before those that run."""
-    if folder is not None:
-        return list_runs(output_folder(folder))[-(last or 0) :]
-    listed = [run for root in used_folders() for run in list_runs(OutputFolder(root))[-(last or LAST_OF_EACH) :]]
+    if place is not None:
+        return list_runs(output_folder(place).look(records_alone=True))[-(last or 0) :]
+    listed = [run for folder in used_folders() for run in _remembered(folder)[-(last or LAST_OF_EACH) :]]
     return sorted(listed, key=lambda run: run.state == "running")
 
 
-def output_folder(path: Path) -> OutputFolder:
+def _remembered(folder: OutputFolder) -> list[ListedRun]:
+    """A bucket that is gone, or away, hides no other folder's runs."""
+    try:
+        return list_runs(folder.look(records_alone=True))
+    except UserError as problem:
+        typer.echo(f"trunkline: {problem}", err=True)
+        return []
+
+
+def output_folder(place: str | Path) -> OutputFolder:
     """Raises UserError where no run has ever been."""
-    folder = OutputFolder(path.expanduser().absolute())
-    if not (folder.root / LOCK_NAME).is_file():
-        raise UserError(f"{path}: no run has used it; name the output folder of a run")
+    folder = open_folder(place)
+    if not folder.is_used:
+        raise UserError(f"{place}: no run has used it; name the output folder of a run")
     return folder
 
 

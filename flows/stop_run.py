@@ -1,7 +1,6 @@
 """`trunkline stop`: asks a run to end, and waits for it."""
 
 import time
-from pathlib import Path
 
 import typer
 
@@ -16,35 +15,35 @@ from tasks.storage.stop_request import ask_to_stop
 POLL_SECONDS = 0.2
 
 
-def stop_run(path: Path | None, wait: float) -> int:
+def stop_run(place: str | None, wait: float) -> int:
     """Asks the run of the folder, or the only one of this user, to end, and waits at most `wait` seconds for it.
 
     Returns the exit code: 0 where it ended or is not waited for, 1 where it has not ended yet. Raises UserError where
     nothing runs, or several runs do and none is named.
     """
-    folder = _only_running() if path is None else output_folder(path)
+    folder = (_only_running() if place is None else output_folder(place)).look(records_alone=True)
     holder = folder.holder()
     if holder is None:
-        raise UserError(f"{folder.root}: nothing runs there")
+        raise UserError(f"{folder}: nothing runs there")
     if not holder.token:
-        raise UserError(f"{folder.root}: a run is just beginning there; try again")
+        raise UserError(f"{folder}: a run is just beginning there; try again")
     ask_to_stop(folder, holder)
-    typer.echo(f"{folder.root}: asked {holder} to end its run at the next step")
+    typer.echo(f"{folder}: asked {holder} to end its run at the next step")
     if not wait:
         return 0
     if not _ended(folder, holder, wait):
-        typer.echo(f"{folder.root}: still running after {wait:g} s; it ends at its next step", err=True)
+        typer.echo(f"{folder}: still running after {wait:g} s; it ends at its next step", err=True)
         return 1
-    typer.echo(f"{folder.root}: {_end(_record_of(folder, holder))}")
+    typer.echo(f"{folder}: {_end(_record_of(folder.look(records_alone=True), holder))}")
     return 0
 
 
 def _only_running() -> OutputFolder:
-    running = [folder for root in used_folders() if (folder := OutputFolder(root)).holder() is not None]
+    running = [folder for folder in used_folders() if folder.holder() is not None]
     if not running:
         raise UserError("nothing is running in the folders that your runs have used; name one: trunkline stop FOLDER")
     if len(running) > 1:
-        raise UserError(f"several runs go on, in {', '.join(str(one.root) for one in running)}; name one of them")
+        raise UserError(f"several runs go on, in {', '.join(map(str, running))}; name one of them")
     return running[0]
 
 

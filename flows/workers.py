@@ -12,8 +12,8 @@ from engine.config import Dtype, EngineConfig
 from engine.errors import UserError
 from engine.loop.trace import TraceWriter
 from engine.machine.place import places
-from tasks.engine_process.child import Child
-from tasks.engine_process.engine_process import EngineProcess
+from engine.process.child import Child
+from tasks.engine_process.engine_process import EngineProcess, own_child
 from tasks.in_process import InProcess
 from tasks.late_workers import LateWorkers
 from tasks.many_engines import ManyEngines
@@ -111,7 +111,7 @@ def begun_process(trace: Path | None) -> Iterator[None]:
     """
     if trace is not None:
         TraceWriter(trace)
-    child = Child()
+    child = own_child()
     try:
         with workers_from(lambda run: own_workers(run, trace and trace.absolute(), child)):
             yield

@@ -10,7 +10,7 @@ from tasks.request.prompts import check_prompt
 from tasks.source.ids import check_ids
 from tasks.source.source import read_data
 from tasks.source.source_rows import number_rows
-from tasks.storage.output_folder import OutputFolder
+from tasks.storage.open_folder import folder_of
 from tasks.storage.run import make_run
 from tasks.store.scoring_store import ScoringStore
 
@@ -18,7 +18,7 @@ from tasks.store.scoring_store import ScoringStore
 def check_job(job: ScoringJob) -> None:
     """Raises UserError for a missing file, column, model or device, a template or an id that is not one."""
     find_columns(job)
-    folder = OutputFolder(job.output_folder)
+    folder = folder_of(job)
     folder.check()
     if job.store_folder is not None:
         ScoringStore(job.store_folder).check()

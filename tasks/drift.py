@@ -154,7 +154,7 @@ def _score(
 
     precision = _precision(config)
     with hear_stages(lambda stage: tell(f"{precision}: {stage}")):
-        engine = start_engine(model, config, turn=turn_of(resolve_device(config)))
+        engine = start_engine(model, config, turn=turn_of(resolve_device(config), ranks=config.tensor_parallel))
         try:
             engine.wait_until_loaded()
             tell(f"{precision}: scoring {len(requests):,} rows")

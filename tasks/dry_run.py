@@ -15,6 +15,7 @@ from tasks.deduplicate import PENDING, find_pending
 from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
 from tasks.plan import plan_sections
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import make_run
 
@@ -38,6 +39,7 @@ class PlanReport:
     notes: tuple[str, ...]
     planned_for: str | None
     workers: int = 1
+    ranks: int = 1
 
     @property
     def expected_seconds(self) -> float:
@@ -61,6 +63,8 @@ class PlanReport:
         ]
         if self.workers > 1:
             lines.append(f"  workers         {self.workers:>14,}   each with as much memory, in a time that they share")
+        if self.ranks > 1:
+            lines.append(f"  ranks           {self.ranks:>14,}   devices that have a model in parts; memory is one's")
         if self.planned_for is not None:
             lines.append(f"  planned for     {self.planned_for}")
         return "\n".join(lines)
@@ -81,7 +85,7 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         folder.create()
         run = make_run(job, folder, not_here=device)
         extracted = extract_rows(run)
-        found = find_pending(run, extracted, OutputFolder(job.output_folder))
+        found = find_pending(run, extracted, folder_of(job).look())
         config = planning_config(run.model, run.config, run.device)
         is_elsewhere = device is not None or job.dask_scheduler is not None
         workers = max(1, job.engine.workers) if is_elsewhere else len(places(run.config, job.engine.workers))
@@ -106,4 +110,5 @@ def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
         notes=extracted.notes,
         planned_for=None if run.device.known is None else f"{run.device.label}, by its data sheet",
         workers=workers,
+        ranks=run.config.tensor_parallel,
     )

@@ -48,7 +48,7 @@ class InProcess(OneEngine["Engine"]):
         self._config = config
         self._on_step = on_step
         self._start = start_engine
-        self._turn = turn_of(resolve_device(config))
+        self._turn = turn_of(resolve_device(config), ranks=config.tensor_parallel)
         self._stage = "loading the model"
         self._hearing = ExitStack()
         self._hearing.enter_context(hear_stages(self._enter))

@@ -73,7 +73,7 @@ def make_run_plan(run: Run, deduplicated: Deduplicated, workers: Workers) -> Sto
         ideal_saved_fraction=planned.summary.ideal_saved_fraction,
     )
     write_views(run.folder, shown_plan(run.folder, read_records(run.folder)) or planned.plan_id)
-    remember_output(run.root)
+    remember_output(run.folder)
     return planned
 
 

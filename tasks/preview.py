@@ -14,7 +14,7 @@ from tasks.request.task_types import task_type_of
 from tasks.source.row_error import RowError
 from tasks.source.source import read_data
 from tasks.source.source_rows import SourceBatch, number_rows
-from tasks.storage.output_folder import OutputFolder
+from tasks.storage.open_folder import folder_of
 from tasks.storage.run import make_run
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Preview:
 def preview_rows(job: ScoringJob, rows: int, custom_id: str | None = None) -> list[Preview]:
     """Of the first rows, or of the one with this id. Raises UserError as a run would, and for an id that no row has."""
     columns = find_columns(job)
-    run = make_run(job, OutputFolder(job.output_folder))
+    run = make_run(job, folder_of(job))
     tokenizer = load_tokenizer(run.model)
     builder = RequestBuilder(run, columns.prompt, tokenizer)
     batches = number_rows(read_data(job.source, columns.schema.names))

@@ -66,7 +66,7 @@ def publish_results(run: Run, plan_id: str) -> Published:
         published = _tell(run, plan_id, MEMORY_LIMIT)
     remove_other_plans(run.folder, plan_id)
     remove_superseded(run.folder)
-    remember_output(run.root)
+    remember_output(run.folder)
     failpoint("publish.done")
     return published
 

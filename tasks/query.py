@@ -15,6 +15,7 @@ from tasks.report.published import open_published
 from tasks.report.views import THIS, open_views
 from tasks.storage.duck import BATCH_ROWS, MEMORY
 from tasks.storage.interruptible import interruptible
+from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
 
@@ -96,8 +97,8 @@ def _in_one_line() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -> QueryResult:
-    """One SELECT over the views of an output folder; those of `others` are `NAME.results` and so on.
+def query(folder: str | Path, sql: str, *, others: Mapping[str, str | Path] | None = None) -> QueryResult:
+    """One SELECT over the views of an output folder, a path or a URL; those of `others` are `NAME.results` and so on.
 
     Raises UserError for a folder without results, a name that cannot be one, and for anything but one SELECT statement.
     """
@@ -105,9 +106,5 @@ def query(folder: Path, sql: str, *, others: Mapping[str, Path] | None = None) -
         if not _NAME.fullmatch(name) or name.lower() in _TAKEN:
             raise UserError(f"--with {name}: is no name for a folder; take letters, digits and _, such as other")
     select = single_select(sql, "sql")
-    beside = {name: _folder(other) for name, other in (others or {}).items()}
-    return QueryResult(_folder(folder), select, beside)
-
-
-def _folder(path: Path) -> OutputFolder:
-    return OutputFolder(path.expanduser().absolute())
+    beside = {name: open_folder(other).look() for name, other in (others or {}).items()}
+    return QueryResult(open_folder(folder).look(), select, beside)

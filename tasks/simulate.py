@@ -22,6 +22,7 @@ from tasks.extract import extract_rows
 from tasks.job.job import ScoringJob
 from tasks.plan import plan_sections
 from tasks.request.requests import to_requests
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run, make_run
 from tasks.storage.run_adapters import adapter_sizes
@@ -98,20 +99,31 @@ def simulate_job(
         config = planning_config(run.model, run.config, run.device)
         cost = plan_cost(run.model, run.shape, run.config, run.device)
         configs = [*_one_choice_apart(config)]
+        engines = _engines(devices, config)
         if table is None:
-            found = find_pending(run, extract_rows(run), OutputFolder(job.output_folder))
-            _refuse_too_many(found.pending, devices)
+            found = find_pending(run, extract_rows(run), folder_of(job).look())
+            _refuse_too_many(found.pending, engines)
             rows, pending = found.pending, found.folder / PENDING
-            by_policy = (_read_shares(run, pending, one, devices) for one in configs)
+            by_policy = (_read_shares(run, pending, one, engines) for one in configs)
         else:
-            _refuse_too_many(table.rows, devices, table.rows * (table.prefix + table.distinct))
-            rows, share = table.rows, table.largest_share(devices)
+            _refuse_too_many(table.rows, engines, table.rows * (table.prefix + table.distinct))
+            rows, share = table.rows, table.largest_share(engines)
             by_policy = (_described_shares(share, table.groups / share.groups, one, cost) for one in configs)
         policies = [
-            _policy_run(shares, one, cost, devices, price_per_hour)
+            _policy_run(shares, one, cost, engines, price_per_hour)
             for shares, one in zip(by_policy, configs, strict=True)
         ]
     return Simulation(rows, devices, run.device.label, tuple(policies))
+
+
+def _engines(devices: int, config: EngineConfig) -> int:
+    """How many share the work. Raises UserError where devices would be left over."""
+    engines, left = divmod(devices, config.tensor_parallel)
+    if left:
+        raise UserError(
+            f"--devices: {devices} is no multiple of the {config.tensor_parallel} of engine.tensor_parallel"
+        )
+    return engines
 
 
 def _one_choice_apart(config: EngineConfig) -> Iterator[EngineConfig]:
@@ -121,8 +133,8 @@ def _one_choice_apart(config: EngineConfig) -> Iterator[EngineConfig]:
     yield from (replace(config, admission=one) for one in ADMISSION if one != config.admission)
 
 
-def _refuse_too_many(rows: int, devices: int, tokens: int = 0) -> None:
-    if rows > MOST_ROWS * devices or tokens > MOST_TOKENS * devices:
+def _refuse_too_many(rows: int, engines: int, tokens: int = 0) -> None:
+    if rows > MOST_ROWS * engines or tokens > MOST_TOKENS * engines:
         raise UserError(
             f"a device's share is more than is simulated ({MOST_ROWS:,} rows, {MOST_TOKENS:,} prompt tokens): "
             "ask for more --devices"
@@ -137,7 +149,7 @@ def _described_shares(share: DescribedTable, devices: float, config: EngineConfi
     return [_Share(works, plan.summary.prompt_tokens, devices)]
 
 
-def _read_shares(run: Run, pending: Path, config: EngineConfig, devices: int) -> list[_Share]:
+def _read_shares(run: Run, pending: Path, config: EngineConfig, engines: int) -> list[_Share]:
     """The plan's shards in their order, so that neighbours stay together, cut where expected times are about equal."""
     planned: list[tuple[float, ShardWork]] = []
     adapters: set[str | None] = set()
@@ -149,9 +161,9 @@ def _read_shares(run: Run, pending: Path, config: EngineConfig, devices: int) ->
         ]
     blocks = {name: size.blocks for name, size in adapter_sizes(adapters, run.shape, config, run.device).items()}
     total, before = sum(seconds for seconds, _ in planned), 0.0
-    works: list[list[ShardWork]] = [[] for _ in range(devices)]
+    works: list[list[ShardWork]] = [[] for _ in range(engines)]
     for seconds, work in planned:
-        works[min(int((before + seconds / 2) / total * devices), devices - 1)].append(work)
+        works[min(int((before + seconds / 2) / total * engines), engines - 1)].append(work)
         before += seconds
     return [_Share(own, _prompt_tokens(own), adapter_blocks=blocks) for own in works if own]
 
@@ -161,7 +173,7 @@ def _prompt_tokens(works: Iterable[ShardWork]) -> int:
 
 
 def _policy_run(
-    shares: Sequence[_Share], config: EngineConfig, cost: CostModel, devices: int, price_per_hour: float | None
+    shares: Sequence[_Share], config: EngineConfig, cost: CostModel, engines: int, price_per_hour: float | None
 ) -> PolicyRun:
     ran = [(share, run_virtually(share.works, config, cost, share.adapter_blocks)) for share in shares]
     busiest = max((run for _, run in ran), key=lambda run: run.seconds, default=VirtualRun())
@@ -172,7 +184,7 @@ def _policy_run(
 
     prompt_tokens = round(total(share.prompt_tokens for share, _ in ran))
     computed_tokens = round(total(run.prefill_tokens for _, run in ran))
-    device_hours = seconds * devices / 3600
+    device_hours = seconds * engines * config.tensor_parallel / 3600
     flops = total(run.flops for _, run in ran)
     return PolicyRun(
         sharing=config.sharing,
@@ -185,7 +197,7 @@ def _policy_run(
         saved_fraction=1 - computed_tokens / prompt_tokens if prompt_tokens else 0.0,
         label_tokens=round(total(run.label_tokens for _, run in ran)),
         decode_tokens=round(total(run.decode_tokens for _, run in ran)),
-        utilisation=flops / (seconds * devices * cost.rates.matmul_flops) if seconds else 0.0,
+        utilisation=flops / (seconds * engines * cost.rates.matmul_flops) if seconds else 0.0,
         kv_peak=busiest.peak_kv_blocks / num_blocks,
         kv_mean=busiest.kv_block_seconds / seconds / num_blocks if seconds else 0.0,
         device_hours=device_hours,

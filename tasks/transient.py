@@ -8,9 +8,19 @@ import httpx
 import pyarrow as pa
 
 from engine.errors import EngineDeadError, EngineLostError, TerminalError, TransientError
+from tasks.storage.bucket_errors import BucketUnavailableError
 
 # Disk, memory, network, device: the program is right, and another time it may work.
-OUTSIDE = (OSError, MemoryError, EngineDeadError, EngineLostError, duckdb.Error, pa.ArrowException, httpx.HTTPError)
+OUTSIDE = (
+    OSError,
+    MemoryError,
+    EngineDeadError,
+    EngineLostError,
+    BucketUnavailableError,
+    duckdb.Error,
+    pa.ArrowException,
+    httpx.HTTPError,
+)
 
 _ERRNOS = frozenset(
     {

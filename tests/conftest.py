@@ -65,6 +65,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of a real S3 server of this session's; the environment says how it is reached."""
+    from tests.s3_server import BUCKET, s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """One Prefect server for all flow tests of the session."""
     from prefect.testing.utilities import prefect_test_harness

@@ -25,6 +25,9 @@ FIRST_PAGE = "tests/flows/test_first_page.py"
 LABELS = "trunkline sql \"select custom_id, label, label_probs[' positive'] as p, text from results\""
 KINDS = 'trunkline sql "select error_type, count(*) as n, any_value(error_message) as example from errors group by all'
 
+BUCKETS = "tests/flows/test_bucket_commands.py"
+IN_BUCKET = 'trunkline sql "select label, count(*) from results group by all"'
+
 POOL = "prefect work-pool create trunkline --type"
 # Run as they stand, on a small job, with a Prefect server that belongs to the test.
 ELSEWHERE = {
@@ -41,12 +44,18 @@ ELSEWHERE = {
     f"{POOL} kubernetes --base-job-template flows/deploy/kubernetes.json": "tests/flows/test_work_pools.py",
     "prefect automation create --from-file automations.yaml": "tests/flows/test_deployment.py",
     "trunkline stop runs/package-topics": "tests/flows/test_show_runs.py",
+    "trunkline score examples/classify.yaml --output s3://results/package-topics": BUCKETS,
+    f"{IN_BUCKET} --output s3://results/package-topics": BUCKETS,
     "trunkline preview examples/reviews.yaml --rows 1": FIRST_PAGE,
     "trunkline plan examples/reviews.yaml": FIRST_PAGE,
     "trunkline score examples/reviews.yaml": FIRST_PAGE,
     f"{LABELS} --output runs/reviews": FIRST_PAGE,
     'trunkline sql "select custom_id, error_type, error_message from errors" --output runs/reviews': FIRST_PAGE,
     f'{KINDS} order by n desc"': FIRST_PAGE,
+    (
+        "OMP_NUM_THREADS=3 trunkline score examples/classify.yaml --output runs/parts"
+        " --set engine.device=cpu --set engine.tensor_parallel=3"
+    ): "tests/flows/test_ranks.py",
     "trunkline score examples/audience.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/rerank.yaml": "tests/tasks/test_examples.py",
     "trunkline score examples/loglikelihood.yaml": "tests/tasks/test_examples.py",

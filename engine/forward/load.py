@@ -14,10 +14,12 @@ from engine.errors import UserError
 from engine.forward.attention import NAME
 from engine.forward.cpu.fused_body import can_fuse, fuse_body
 from engine.forward.cpu.strict import hold_to_its_bits, one_thread, put_in_order, refuse_strict
+from engine.forward.dealt_weights import dealing, keep_parts
 from engine.forward.kv_scales import KVScales, calibrate_kv_scales
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.pack_linears import pack_linears
 from engine.forward.probe import TOLERANCE, eager_logits, probe
+from engine.forward.rank_group import RankGroup
 from engine.machine.device import Device
 from engine.model.architecture import refuse
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
@@ -38,17 +40,19 @@ def load_model(
     kv_cache_dtype: KVCacheDtype = "auto",
     *,
     strict: bool = False,
+    group: RankGroup | None = None,
 ) -> LoadedModel:
     """Raises UserError where the architecture is not one that packed, prefix-shared attention computes rightly.
 
-    `strict`: a row's logits are the same to the last bit in any step; a UserError where they cannot be.
+    `strict`: a row's logits are the same to the last bit in any step; a UserError where they cannot be. `group`: all of
+    its ranks load the model at once, each its part.
     """
     if strict:
         refuse_strict(device)
     scheme = linear_scheme(quantization, device.backend)
     enter("loading the model")
-    found = find_model(files)
-    model, stored = read_weights(found, device, scheme)
+    found = find_model(files, group)
+    model, stored = read_weights(found, device, scheme, group)
     checkpoint()
     loses_bits = _loses_bits(model, device, scheme) or kv_cache_dtype != "auto"
     expected, tolerance = hold_to_its_own_code(model, found, device, scheme, loses_bits=loses_bits)
@@ -56,7 +60,7 @@ def load_model(
     scales = calibrate_kv_scales(model, found.shape) if kv_cache_dtype == "fp8" else None
     kept = keep_stored(model, stored, device, scheme)
     with one_thread() if strict else nullcontext():  # weights of fewer bits follow from products that torch makes
-        loaded = pack(model, found.shape, device, scheme, scales, strict=strict)
+        loaded = pack(model, found.shape, device, scheme, scales, strict=strict, group=group)
     checkpoint()
     probe(loaded, expected, model, device, found.kind, max(tolerance, scheme.tolerance if kept else 0.0))
     if strict:
@@ -76,9 +80,9 @@ class FoundModel:
     packed: StoredFormat | None = None
 
 
-def find_model(files: ModelFiles) -> FoundModel:
+def find_model(files: ModelFiles, group: RankGroup | None = None) -> FoundModel:
     """First step. Raises UserError, by name, for an architecture that is not served."""
-    shape, folder = load_shape(files), weights_folder(files)
+    shape, folder = load_shape(files, 1 if group is None else group.size), weights_folder(files)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     kind = f"model.path: {files.name} ({config.model_type})"
     refuse({**config.to_dict(), **vars(config)}, kind)
@@ -92,7 +96,9 @@ def find_model(files: ModelFiles) -> FoundModel:
     return FoundModel(kind, folder, config, shape, model_class, packed)
 
 
-def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> tuple[Any, dict[str, StoredLinear]]:
+def read_weights(
+    found: FoundModel, device: Device, scheme: LinearScheme, group: RankGroup | None = None
+) -> tuple[Any, dict[str, StoredLinear]]:
     """Second step: transformers' model on the device, in its dtype, or with all bits that fewer are then made of.
 
     Layers that the checkpoint packs have the weights that their codes stand for; the codes come too, by path.
@@ -110,12 +116,15 @@ def read_weights(found: FoundModel, device: Device, scheme: LinearScheme) -> tup
         trust_remote_code=False,
         local_files_only=True,
         output_loading_info=True,
+        **dealing(found.model_class, found.config, group),
     )
     if missing := info["missing_keys"]:  # transformers draws them
         more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
         raise UserError(f"{found.kind} lacks {min(missing)}{more}: the checkpoint is not whole; get it again")
     if model.base_model is model:
         raise UserError(f"{found.kind} has no body apart from its head")
+    if group is not None:
+        keep_parts(model)
     return model.to(device.name).eval().requires_grad_(False), stored
 
 
@@ -157,6 +166,7 @@ def pack(
     kv_scales: KVScales | None,
     *,
     strict: bool = False,
+    group: RankGroup | None = None,
 ) -> LoadedModel:
     """Fourth step: linear layers as the scheme has them, then decoder layers of the device's own where all are known.
 
@@ -166,14 +176,14 @@ def pack(
         pack_linears(model, scheme)
     elif _loses_bits(model, device, scheme):
         _round_parameters(model, getattr(torch, device.dtype))
-    fused = _fuse(model, device)
+    fused = _fuse(model, device, group)
     if strict:
         put_in_order(model)
     if fused != (device.backend in shape.fused_on):
         others = tuple(backend for backend in shape.fused_on if backend != device.backend)
         shape = replace(shape, fused_on=(*others, device.backend) if fused else others)
     kv_format = device.kv_format(shape, scheme.quantization, "auto" if kv_scales is None else "fp8")
-    loaded = LoadedModel(model, shape, kv_format, kv_scales, strict=strict)
+    loaded = LoadedModel(model, shape, kv_format, kv_scales, strict=strict, group=group)
     loaded.waits_for_nothing = device.backend == "triton" and fused
     return loaded
 
@@ -194,10 +204,15 @@ def _round_parameters(model: Any, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _fuse(model: Any, device: Device) -> bool:
-    """Swaps the decoder layers for the device's own, in place, where all are known; returns whether they are."""
+def _fuse(model: Any, device: Device, group: RankGroup | None) -> bool:
+    """Swaps the decoder layers for the device's own, in place, where all are known; returns whether they are.
+
+    A GPU's own layers add what they make to the residual at once, without a sum over ranks: those keep transformers'.
+    """
     if device.backend == "torch":
-        return fuse_body(model, getattr(torch, device.dtype))
+        return fuse_body(model, getattr(torch, device.dtype), group)
+    if group is not None:
+        return False
     from engine.forward.gpu.fused_layer import swap_layers  # where Triton is not installed, nothing asks for it
 
     return swap_layers(model)

@@ -14,6 +14,7 @@ from engine.forward.cpu.int8_linear import Int8Linear
 from engine.forward.cpu.projection import Head, Projection
 from engine.forward.forward_output import Chosen
 from engine.forward.kv_scales import KVScales
+from engine.forward.rank_group import RankGroup
 from engine.forward.sampler import greedy
 from engine.forward.step_attention import StepAttention
 from engine.model.model_shape import ModelShape
@@ -29,7 +30,8 @@ class LoadedModel:
 
     The head's half is the model's own forward with the body replaced, so that scaling and caps on logits stay as
     the architecture has them. `kv_format` is how its keys and values are kept. `strict`: its layers are those of
-    `engine.forward.cpu.strict`, so that a row's logits are the same to the last bit in any step.
+    `engine.forward.cpu.strict`, so that a row's logits are the same to the last bit in any step. `group`: ranks that
+    run a step's layers together; the head is whole on each, and asked by one alone.
     """
 
     def __init__(
@@ -40,14 +42,16 @@ class LoadedModel:
         kv_scales: KVScales | None = None,
         *,
         strict: bool = False,
+        group: RankGroup | None = None,
     ) -> None:
         self.shape = shape
+        self.group = group
         self.kv_format = kv_format
         self.kv_scales = kv_scales
         self.strict = strict
         self.prefix: str = model.base_model_prefix
         self.body = model.base_model
-        self._head = copy.copy(model)
+        self._head: Any = copy.copy(model)
         self._head._modules = dict(model._modules)
         self._given = _GivenHidden()
         setattr(self._head, model.base_model_prefix, self._given)
@@ -78,8 +82,16 @@ class LoadedModel:
         return self._screened is not None
 
     def linear_layers(self) -> list[nn.Module]:
-        """Layers of the body that take rows and give their products with a matrix."""
-        return [layer for layer in self.body.modules() if isinstance(layer, nn.Linear | Projection | Int8Linear)]
+        """Layers of the body that take rows and give their products with a matrix.
+
+        One that transformers dealt is none: its forward sums over ranks.
+        """
+        found = [layer for layer in self.body.modules() if isinstance(layer, nn.Linear | Projection | Int8Linear)]
+        return [layer for layer in found if "forward" not in vars(layer)]
+
+    def forget_head(self) -> None:
+        """Gives back what logits are made with; none are asked for any more."""
+        self._head = self._screened = None
 
     def hidden(self, input_ids: Tensor, position_ids: Tensor, attention: StepAttention) -> Tensor:
         """(asked rows, hidden_size) of packed rows (rows,); transformers hands `attention` on to the layers."""

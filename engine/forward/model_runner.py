@@ -1,8 +1,8 @@
 """Runs a scheduler's step on a model."""
 
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -17,13 +17,24 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.runner_adapters import RunnerAdapters
 from engine.forward.step_attention import StepAttention
-from engine.forward.step_inputs import resolved, step_inputs, to_device
+from engine.forward.step_inputs import StepInputs, resolved, step_inputs, to_device
 from engine.forward.step_recorder import NotRecorded, StepRecorder
 from engine.machine.device import Device
 from engine.machine.memory import HEAD_ROWS
 from engine.model.model_shape import num_kv_blocks
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.segments import Ints
+
+
+class OtherRanks(Protocol):
+    """Those that run each step of the first rank's with it, as `engine.ranks.other_ranks.OtherRanks` does."""
+
+    def running(self, step: SchedulerOutput) -> AbstractContextManager[None]:
+        """The others begin the step, which this rank runs within."""
+
+    def close(self) -> None:
+        """Ends them."""
+
 
 if TYPE_CHECKING:
     from engine.forward.gpu.decode_graphs import Capture
@@ -53,6 +64,7 @@ class ModelRunner:
         self.attention = attention_backend(device.backend, self.cache, in_order=model.strict)
         self.adapters = RunnerAdapters(model, self.cache, config, device)
         self.last_tokens = torch.zeros(1, dtype=torch.int64, device=device.name)
+        self.others: OtherRanks | None = None
         self.recorder = self._recorder(capture)
 
     @property
@@ -68,17 +80,38 @@ class ModelRunner:
     def forward(self, step: SchedulerOutput) -> Forward:
         """Of the step's asked rows; the KV of all of its rows is in the cache when this has run.
 
-        Tokens in flight are read from `last_tokens`, what the step before sampled.
+        Tokens in flight are read from `last_tokens`, what the step before sampled. Where there are `others`, they run
+        the step too; what one of them lacks ends all of them.
         """
+        if self.others is None:
+            return self._forward(step)
+        with self.others.running(step):
+            return self._forward(step)
+
+    def _forward(self, step: SchedulerOutput) -> Forward:
         self.adapters.change(step)
         if self.recorder is not None and self.recorder.takes(step, self.last_tokens):
             with suppress(NotRecorded):
                 return self.recorder.run(step, self.last_tokens)
         inputs = step_inputs(step, self.device.name)
-        ids = resolved(inputs.input_ids, self.last_tokens) if (step.input_ids < 0).any() else inputs.input_ids
-        attention = self.attention.prepare(step, inputs)
+        attention, ids = self.attention.prepare(step, inputs), self._input_ids(step, inputs)
         with self.adapters.during(step, attention):
             return Forward(self.model.hidden(ids, inputs.position_ids, attention))
+
+    def _input_ids(self, step: SchedulerOutput, inputs: StepInputs) -> Tensor:
+        """(rows,), none below 0. Ranks that do not sample have the tokens in flight from the one that does."""
+        if not (step.input_ids < 0).any():
+            return inputs.input_ids
+        group = self.model.group
+        if group is None:
+            return resolved(inputs.input_ids, self.last_tokens)
+        own = resolved(inputs.input_ids, self.last_tokens) if group.leads else inputs.input_ids.clone()
+        return group.as_first_has(own)
+
+    def close(self) -> None:
+        """Ends the other ranks, if there are any."""
+        if self.others is not None:
+            self.others.close()
 
     def free_memory(self) -> None:
         """Gives back what a step that found too little memory has taken."""
@@ -108,6 +141,8 @@ class ModelRunner:
 
     def _recorder(self, capture: "Capture | None") -> StepRecorder | None:
         """The device's; None where a step does more than launch what can be launched again."""
+        if self.model.group is not None:
+            return None  # a sum over ranks is not launched again by one of them
         if isinstance(self.model.body, FusedBody):
             attention = CpuAttention(self.cache, in_order=self.model.strict)
             return LoopReplay(self.model.body, attention, self.adapters)

@@ -5,12 +5,8 @@ import sys
 import time
 from functools import cache
 
-import torch
-
 from engine.config import EngineConfig
-from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
-from engine.forward.warm_up import warm_up
 from engine.loop.engine import Engine
 from engine.loop.plan_cost import keep_step_times, plan_cost
 from engine.loop.step_budget import engine_config
@@ -18,7 +14,6 @@ from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn
-from engine.machine.huge_pages import leave_files
 from engine.machine.memory import memory_need, ran_out, refuse_too_large, settled
 from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.start_time import note_loading
@@ -26,6 +21,7 @@ from engine.model.checkpoint import ModelFiles, load_shape, weights_folder
 from engine.model.tokenizer import load_tokenizer
 from engine.planning.cost import CostModel
 from engine.planning.step_times import StepTimes
+from engine.ranks.load_ranks import load_ranks
 from engine.scheduling.scheduler_output import SchedulerOutput
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
@@ -52,8 +48,8 @@ def start_engine(
     turn: DeviceTurn | None = None,
 ) -> Engine:
     """An engine that waits for its device's turn and loads. Raises UserError for a device, a tokenizer or memory."""
-    device = resolve_device(config)
-    shape = load_shape(model)
+    device = resolve_device(config).shared_by(1, config.tensor_parallel)
+    shape = load_shape(model, config.tensor_parallel)
     config = settled(model, shape, config, device)
     need = memory_need(model, shape, config, device)
     refuse_too_large(need, config, device)
@@ -69,20 +65,10 @@ def start_engine(
             raise ran_out(need, device) from problem
 
     def load_all() -> tuple[ModelRunner, EngineConfig]:
-        if device.name == "cpu":
-            torch.set_num_threads(device.cores)
-        else:
-            torch.cuda.set_device(device.name)  # this thread's: kernels are launched there, wherever their tensors are
         weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
         started = time.perf_counter()
-        loaded = load_model(
-            model, device, config.quantization, config.kv_cache_dtype, strict=config.determinism == "strict"
-        )
-        leave_files([loaded.body])
-        limit.load(loaded)
-        runner = ModelRunner(loaded, config, device)
-        if device.backend == "triton":
-            warm_up(runner, config.max_num_batched_tokens or device.step_tokens)
+        runner = load_ranks(model, config, device)
+        limit.load(runner.model)
         note_loading(time.perf_counter() - started, model, config, device)
         return runner, engine_config(model, config, runner)
 

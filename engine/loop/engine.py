@@ -198,6 +198,7 @@ class Engine:
             self._loading = False
             self._settle(None)
             self._loop()
+            self.runner.close()
             self._turn.give(self)
 
     @property

@@ -38,9 +38,14 @@ Rates = dict[int, float]
 
 
 def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -> int | None:
-    """What the job says, else what was measured here before; None where neither is there."""
+    """What the job says, else what was measured here before; None where neither is there.
+
+    Of several ranks nothing is measured, for all of them would have to; theirs is the device's default.
+    """
     if config.max_num_batched_tokens:
         return config.max_num_batched_tokens
+    if config.tensor_parallel > 1:
+        return device.step_tokens
     measured = read_measured(model, config, device)
     return None if measured is None else choose(measured.rounds, device)
 

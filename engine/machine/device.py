@@ -9,6 +9,7 @@ from engine.config import DEFAULT_GPU_STEP_TOKENS, DEFAULT_STEP_TOKENS, EngineCo
 from engine.errors import UserError
 from engine.model.linear_schemes import LinearScheme, linear_scheme
 from engine.model.model_shape import ModelShape
+from engine.model.tensor_parallel import TENSOR_PARALLEL, refuse_parts
 from kernels.backend import Backend, backend_of
 from kernels.known_gpus import KNOWN_GPUS, KnownGpu, known_gpu
 from kernels.kv_format import FP8, INT8_ROWS, KVFormat, kv_format_of
@@ -65,22 +66,29 @@ class Device:
     def backend(self) -> Backend:
         return "triton" if self.known is not None else backend_of(self.name)
 
-    def shared_by(self, workers: int) -> "Device":
-        """What each of so many engines has of it: of a processor its part of the cores, of a GPU, which is one's, all.
+    def shared_by(self, workers: int, ranks: int = 1) -> "Device":
+        """What each rank of so many engines has of it: of a processor its part of the cores, of a GPU, which is one's,
+        all.
 
-        Raises UserError for more engines than cores.
+        Raises UserError for more of them than cores.
         """
-        if self.name != "cpu" or workers < 2:
+        if self.name != "cpu" or workers * ranks < 2:
             return self
-        if workers > self.cores:
-            raise UserError(f"engine.workers: {workers} are more than the {self.cores} cores that there are")
-        cores = self.cores // workers
+        if workers * ranks > self.cores:
+            keys = {"engine.workers": workers, TENSOR_PARALLEL: ranks}
+            many = " times ".join(f"{key}: {count}" for key, count in keys.items() if count > 1)
+            raise UserError(f"{many} are more than the {self.cores} cores that there are")
+        cores = self.cores // (workers * ranks)
         return replace(self, label=_cpu_label(cores), cores=cores)
 
 
 def resolve_device(config: EngineConfig) -> Device:
-    """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there."""
+    """Raises UserError for a device that this machine lacks, an unknown dtype, or a quantization not built there.
+
+    Of an engine of several ranks it is the first one's.
+    """
     _refuse_dtype(config)
+    refuse_parts(config)
     if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
         raise UserError(f"engine.device: {config.device!r} is not one of auto, cpu, cuda, cuda:N")
     if config.device == "cpu" or (config.device == "auto" and not cuda_devices()):
@@ -93,6 +101,10 @@ def resolve_device(config: EngineConfig) -> Device:
     index = int(config.device.partition(":")[2] or 0)
     if index >= cuda_devices():
         raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {cuda_devices()} of them")
+    if config.tensor_parallel > cuda_devices():
+        raise UserError(
+            f"{TENSOR_PARALLEL}: {config.tensor_parallel} are more than the {cuda_devices()} GPUs there are"
+        )
     return _checked(Device(f"cuda:{index}", _gpu_dtype(config), f"cuda:{index}"), config)
 
 
@@ -105,6 +117,7 @@ def device_not_here(name: str, config: EngineConfig) -> Device:
     quantization that the GPU has no units for.
     """
     _refuse_dtype(config)
+    refuse_parts(config)
     gpu = known_gpu(name)
     if gpu is None:
         raise UserError(f"--device: {name!r} is not one of {', '.join(one.name for one in KNOWN_GPUS)}")

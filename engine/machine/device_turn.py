@@ -73,13 +73,13 @@ class DeviceTurn:
             return True
 
 
-def turn_of(device: Device, pid: int | None = None) -> DeviceTurn:
-    """A turn on the device for whoever calls, or for the process `pid`."""
-    return DeviceTurn(lock_names(device), pid=pid)
+def turn_of(device: Device, pid: int | None = None, ranks: int = 1) -> DeviceTurn:
+    """A turn on the device, and those of the other ranks, for whoever calls, or for the process `pid`."""
+    return DeviceTurn(lock_names(device, ranks), pid=pid)
 
 
-def lock_names(device: Device) -> tuple[str, ...]:
-    """A lock a core, so that runs on different cores are not in each other's way.
+def lock_names(device: Device, ranks: int = 1) -> tuple[str, ...]:
+    """A lock a core, so that runs on different cores are not in each other's way; or one for each rank's GPU.
 
     A run that was given fewer threads than it has cores is meant to run beside others.
     """
@@ -87,8 +87,8 @@ def lock_names(device: Device) -> tuple[str, ...]:
         cores = sorted(os.sched_getaffinity(0))
         return tuple(f"core-{core}" for core in cores) if device.cores >= len(cores) else ()
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    index = int(device.name.partition(":")[2])
-    return (f"cuda-{visible[index] if index < len(visible) else index}",)
+    first = int(device.name.partition(":")[2])
+    return tuple(f"cuda-{visible[i] if i < len(visible) else i}" for i in range(first, first + ranks))
 
 
 def _file(name: str) -> Path:

@@ -19,7 +19,8 @@ _TORCH = version("torch")
 
 def model_identity(model: ModelFiles, config: EngineConfig, device: Device) -> tuple[str, ...]:
     """All that decides how fast a model is here, but the machine."""
-    return model.fingerprint, device.dtype, config.quantization, device.label
+    ranks = (f"{config.tensor_parallel} ranks",) if config.tensor_parallel > 1 else ()
+    return model.fingerprint, device.dtype, config.quantization, device.label, *ranks
 
 
 def read_note(kind: str, *identity: str) -> Any:

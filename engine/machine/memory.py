@@ -46,8 +46,9 @@ class MemoryNeed:
 
 
 def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> MemoryNeed:
-    """For a model on `device`; activations are those of one layer, which the next one's replace, or what embeddings
-    are made of behind the last.
+    """For a model on `device`, or for a rank's part of one, whose sizes `shape` then has.
+
+    Activations are those of one layer, which the next one's replace, or what embeddings are made of behind the last.
     """
     quantized = shape.matmul_params * linear_scheme(config.quantization, device.backend).weight_bits // 8
     heads = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
@@ -56,7 +57,7 @@ def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, devi
     pooled = shape.hidden_size * (device.dtype_bytes + 4 + 4)
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
     return MemoryNeed(
-        weights=_weights(files, shape, device) + quantized,
+        weights=_weights(files, shape, device, config.tensor_parallel) + quantized,
         kv_cache=config.kv_cache_memory,
         activations=step_tokens * max(row * device.dtype_bytes, pooled),
         logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
@@ -95,14 +96,16 @@ def device_memory(device: Device) -> int:
 def refuse_too_large(need: MemoryNeed, config: EngineConfig, device: Device, workers: int = 1) -> None:
     """Raises UserError where the machine, or the GPU, has less memory than an engine would take.
 
-    So many `workers` have the machine's in equal parts; each has a GPU of its own.
+    So many `workers`, and the ranks of each, have the machine's in equal parts; each has a GPU of its own.
     """
     on_cpu = device.name == "cpu"
-    held = machine_memory() // workers if on_cpu else device_memory(device) - GPU_RESERVE
+    sharing = workers * config.tensor_parallel
+    held = machine_memory() // sharing if on_cpu else device_memory(device) - GPU_RESERVE
     if need.total > held:
         room = held - need.total + config.kv_cache_memory
         cure = f"take at most {room // 2**20}MiB" if room >= 2**20 else "the model itself does not fit"
-        where = device.label if not on_cpu else "this machine" if workers == 1 else f"each of {workers} workers"
+        who = "workers" if config.tensor_parallel == 1 else "ranks"
+        where = device.label if not on_cpu else "this machine" if sharing == 1 else f"each of {sharing} {who}"
         raise UserError(f"engine.kv_cache_memory: {need} needed, but {where} has {_gib(held)}; {cure}")
 
 
@@ -123,13 +126,18 @@ def machine_memory(limit: Path = CGROUP_LIMIT) -> int:
     return total
 
 
-def _weights(files: ModelFiles, shape: ModelShape, device: Device) -> int:
-    """As the headers of the safetensors say; of a file that packs them, as the sizes say: they may be unpacked."""
+def _weights(files: ModelFiles, shape: ModelShape, device: Device, ranks: int) -> int:
+    """As the headers of the safetensors say; of a file that packs them, as the sizes say: they may be unpacked.
+
+    A rank has its part of each matrix, and all of embedding and head.
+    """
+    table = [shape.vocab_size, shape.hidden_size]
     if files.gguf_file is not None or _is_packed(files):
-        sizes = [[shape.matmul_params], [shape.vocab_size, shape.hidden_size]]
+        sizes = [[ranks, shape.matmul_params], table]
     else:
         sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
-    total = sum(map(prod, sizes)) * device.dtype_bytes
+    dealt = sum(prod(size) for size in sizes if len(size) > 1 and size != table)
+    total = (sum(map(prod, sizes)) - dealt + dealt // ranks) * device.dtype_bytes
     if device.packs(shape):
         # A head that is the embedding too is packed beside it, and again in 8 bits where the processor takes them.
         is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2

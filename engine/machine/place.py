@@ -15,7 +15,10 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of a machine: `threads` on `cores`, or the GPU that CUDA knows as `gpu`; what is not said is all of it."""
+    """A part of a machine: `threads` on `cores`, or what CUDA knows as `gpu`: one, or one a rank with commas between.
+
+    What is not said is all of it.
+    """
 
     cores: tuple[int, ...] = ()
     threads: int = 0
@@ -40,18 +43,27 @@ class Place:
 
 
 def places(config: EngineConfig, workers: int) -> tuple[Place, ...]:
-    """A place for each engine; `workers` 0: one on each GPU, or where `config` names one there, or one on all cores.
+    """A place for each engine; `workers` 0: one on each GPU, or on as many as it has ranks, or where `config` names one
+    there, or one on all cores.
 
     Raises UserError for more than there are GPUs or cores.
     """
-    device = resolve_device(config)
+    device, ranks = resolve_device(config), config.tensor_parallel
     if device.name == "cpu":
-        return _on_cores(workers, device.shared_by(workers).cores)
+        return _on_cores(workers, device.shared_by(max(1, workers), ranks).cores * ranks)
     here = 1 if ":" in config.device else cuda_devices()
-    if workers > here:
-        raise UserError(f"engine.workers: {workers} are more than the {here} GPUs that engine.device names")
-    names = visible_gpus(here)[: workers or here]
-    return tuple(Place(gpu=name) for name in names) if here > 1 else (Place(),)
+    most = here // ranks
+    if workers > most:
+        each = f", of which each takes {ranks} (engine.tensor_parallel)" if ranks > 1 else ""
+        raise UserError(f"engine.workers: {workers} are more than the {here} GPUs that engine.device names{each}")
+    names = visible_gpus(here)
+    groups = [names[first : first + ranks] for first in range(0, ranks * (workers or most), ranks)]
+    return tuple(Place(gpu=",".join(group)) for group in groups) if here > ranks else (Place(),)
+
+
+def rank_places(ranks: int, threads: int) -> tuple[Place, ...]:
+    """Where the ranks of an engine on a processor compute, each in `threads`: in parts of this process's cores."""
+    return _on_cores(ranks, threads)
 
 
 def visible_gpus(count: int) -> list[str]:

@@ -22,6 +22,7 @@ from engine.model.architecture import refuse, shape_of
 from engine.model.gguf_header import read_header
 from engine.model.model_shape import ModelShape
 from engine.model.stored_weights import stored_format
+from engine.model.tensor_parallel import part_of
 from engine.stages import enter
 
 EMBEDDED = "embedded"
@@ -210,8 +211,11 @@ def weights_folder(model: ModelFiles) -> Path:
     return _convert(model, "float32", write)
 
 
-def load_shape(model: ModelFiles) -> ModelShape:
-    """Raises UserError for a configuration that is not served, or that lacks a size."""
+def load_shape(model: ModelFiles, ranks: int = 1) -> ModelShape:
+    """What each of so many ranks has of the model.
+
+    Raises UserError for a configuration that is not served, that lacks a size, or that cannot be dealt so.
+    """
     folder = tokenizer_folder(model)
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
@@ -220,7 +224,7 @@ def load_shape(model: ModelFiles) -> ModelShape:
     _refuse_own_code(config, kind)
     stored_format(config, kind)
     try:
-        return shape_of(config, generation)
+        return part_of(shape_of(config, generation), ranks, config, kind)
     except KeyError as missing:
         raise UserError(
             f"model.path: {folder / 'config.json'} ({config.get('model_type')}) has no {missing}, which planning needs"

@@ -20,7 +20,6 @@ from tasks.job.job_part import FilePath
 # What other models of the harness take, and why this one does not.
 _REFUSED = {
     "parallelize": "the harness has one engine",
-    "tensor_parallel_size": "the harness has one engine",
     "data_parallel_size": "the harness has one engine",
     "revision": "models are local; give the folder of that revision as pretrained",
     "gguf_file": "give the .gguf file itself as pretrained",
@@ -58,6 +57,9 @@ class ModelArgs(EngineLimits):
     device: Annotated[str, BeforeValidator(_device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
+    tensor_parallel: int = Field(
+        default=1, ge=1, alias="tensor_parallel_size", description="As a job's `engine.tensor_parallel`."
+    )
     peft: FilePath | None = Field(default=None, description="The folder of a LoRA adapter, as PEFT saves it.")
     max_gen_toks: int = Field(default=256, ge=1, description="Tokens of a text, at most, where a task does not say.")
     add_bos_token: bool | None = Field(
@@ -81,6 +83,8 @@ class ModelArgs(EngineLimits):
             yield "enable_thinking needs think_end_token, the text or token behind which the answer begins"
         if str(given.get("workers") or 0) not in ("0", "1"):
             yield "workers: is not taken: the harness has one engine"
+        if str(given.get("tensor_parallel_size") or 1) != "1" and given.get("peft") is not None:
+            yield "tensor_parallel_size does not go with peft; leave one of them out"
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(**self.model_dump(include={field.name for field in fields(EngineConfig)}))
@@ -119,6 +123,7 @@ def in_their_words() -> Iterator[None]:
         yield
     except UserError as problem:
         said = str(problem).replace("model.path", "pretrained").replace("max_model_len", "max_length")
+        said = said.replace("tensor_parallel", "tensor_parallel_size")
         raise UserError(f"model_args: {re.sub(r'(model|engine)[.](?=[a-z_]+)', '', said)}") from problem
 
 

@@ -35,7 +35,7 @@ class PlannedRuns:
     def __init__(self, model: ModelFiles, config: EngineConfig, adapter: AdapterFiles | None = None) -> None:
         """All requests run with `adapter`. Raises UserError for a model or a device that cannot be served."""
         self.model = model
-        self.shape = load_shape(model)
+        self.shape = load_shape(model, config.tensor_parallel)
         if config.max_model_len > self.shape.max_model_len:
             raise UserError(f"max_length: {model.name} takes {self.shape.max_model_len:,} tokens at most")
         self.device = resolve_device(config)

@@ -10,8 +10,8 @@ from distributed import Client
 from engine.errors import EngineLostError, EngineNotLoadedError
 from tasks.dask_cluster.held_child import HeldChild
 from tasks.dask_cluster.known_workers import known_workers
+from tasks.engine_process.engine_process import SERVER
 
-SERVER = "tasks.engine_process.server"
 # How often a call that is not answered looks whether its worker is still there.
 LOOK_SECONDS = 1.0
 # A worker may be busy with others' tasks, or its scheduler forget it and know it again; nobody waits for longer.

@@ -6,7 +6,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from weakref import finalize
 
-from tasks.engine_process.child import Child
+from engine.process.child import Child
 
 # How long a call waits for the next frame, so that whoever calls looks up once in a while.
 POLL_SECONDS = 1.0

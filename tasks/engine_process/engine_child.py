@@ -14,7 +14,7 @@ class Frames(Protocol):
 
 
 class EngineChild(Protocol):
-    """A process of an engine, as `tasks.engine_process.child.Child` is."""
+    """A process of an engine, as `engine.process.child.Child` is."""
 
     @property
     def channel(self) -> Frames: ...

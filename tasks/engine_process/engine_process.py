@@ -6,13 +6,21 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
-from tasks.engine_process.child import Child
+from engine.process.child import Child
 from tasks.engine_process.engine_child import EngineChild
 from tasks.engine_process.remote_engine import ANYWHERE, RemoteEngine
 from tasks.one_engine import OneEngine
 from tasks.workers import Computed
 
 StartChild = Callable[[], EngineChild]
+
+# The module whose `main` an engine's process runs.
+SERVER = "tasks.engine_process.server"
+
+
+def own_child() -> Child:
+    """A process that imports what an engine needs, and waits for what to load."""
+    return Child(SERVER)
 
 
 class EngineProcess(OneEngine[RemoteEngine]):
@@ -39,7 +47,7 @@ class EngineProcess(OneEngine[RemoteEngine]):
         self._config = config
         self._trace = trace
         self._place = place
-        self._start_child = start_child or Child
+        self._start_child = own_child if start_child is None else start_child
         self._waiting = child if child is not None or start_child is not None else self._start_child()
 
     @property

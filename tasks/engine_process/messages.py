@@ -1,17 +1,15 @@
 """What goes between a run and its engine's process: plain data, in msgpack."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
 
 import msgspec
-import numpy as np
 
 from engine.config import EngineConfig
 from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
 from engine.plan import ShardWork
+from engine.process.plain_data import decode_hook, encode_hook
 from engine.request import RequestOutput
 from tasks.workers import Computed
 
@@ -118,25 +116,8 @@ def read_from_engine(frame: bytes) -> list[FromEngine]:
     return _from_engine.decode(frame)
 
 
-def _encode(value: object) -> object:
-    if isinstance(value, np.ndarray):
-        return value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return os.fsencode(value)  # a file's name need not be text
-    raise NotImplementedError(f"{type(value)} is no plain data")
-
-
-def _decode(kind: type, value: Any) -> object:
-    if get_origin(kind) is np.ndarray:
-        dtype, shape, content = value
-        return np.ndarray(tuple(shape), np.dtype(dtype), bytearray(content))
-    if kind is Path:
-        return Path(os.fsdecode(value))
-    raise NotImplementedError(f"{kind} is no plain data")
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
-_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=_decode)
-_from_engine: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(list[FromEngine], dec_hook=_decode)
+_encoder = msgspec.msgpack.Encoder(enc_hook=encode_hook)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=decode_hook)
+_from_engine: msgspec.msgpack.Decoder[list[FromEngine]] = msgspec.msgpack.Decoder(
+    list[FromEngine], dec_hook=decode_hook
+)

@@ -18,8 +18,8 @@ from engine.errors import EngineClosedError, EngineDeadError, EngineNotLoadedErr
 from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
 from engine.plan import ShardWork
+from engine.process.child import SECONDS_TO_END
 from engine.request import RequestOutput
-from tasks.engine_process.child import SECONDS_TO_END
 from tasks.engine_process.engine_child import EngineChild
 from tasks.engine_process.messages import (
     Died,

@@ -7,7 +7,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from tasks.engine_process.channel import Channel
+from engine.process.channel import Channel
 from tasks.engine_process.messages import Died, FromEngine, NotLoaded, Pulse, from_engine
 
 PULSE_SECONDS = 0.5

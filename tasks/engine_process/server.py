@@ -1,19 +1,12 @@
 """The engine's process: loads what it is told to load, computes what it is sent, and ends with whoever started it."""
 
 import atexit
-import faulthandler
-import fcntl
 import importlib
 import logging
 import os
-import signal
-import socket
-import sys
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
-from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
@@ -21,10 +14,10 @@ from engine.errors import EngineClosedError, UserError
 from engine.loop.trace import TraceWriter
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn, turn_of
+from engine.process.begin import begin
+from engine.process.channel import Channel
 from engine.request import RequestOutput
 from engine.stages import hear_stages
-from tasks.engine_process.channel import Channel
-from tasks.engine_process.child import TELL_WHERE
 from tasks.engine_process.messages import (
     Died,
     Done,
@@ -46,32 +39,12 @@ from tasks.workers import Computed
 if TYPE_CHECKING:
     from engine.loop.engine import Engine
 
-# Of a run's processes the kernel is to take this one where memory is short: it is the one that can be replaced.
-OOM_SCORE = 300
-
 
 def main() -> None:
-    connection, lifeline, told = map(int, sys.argv[2:])
-    _end_with_parent(lifeline)
-    faulthandler.enable(told)
-    faulthandler.register(TELL_WHERE, told)
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(f"{OOM_SCORE}")
-    for descriptor in (connection, lifeline, told):
-        os.set_inheritable(descriptor, False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    EngineServer(Channel(socket.socket(fileno=connection))).serve()
+    EngineServer(begin()).serve()
     # Without taking the interpreter apart, which the engine's thread may be using.
     atexit._run_exitfuncs()
     os._exit(0)
-
-
-def _end_with_parent(lifeline: int) -> None:
-    """The kernel kills this process when the pipe's other end is closed: a thread could not while another hangs."""
-    if sys.platform.startswith("linux"):
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 class EngineServer:
@@ -108,7 +81,7 @@ class EngineServer:
 
         try:
             # Others that wait for the device are told of the run, which is what a person may end.
-            self._turn = turn_of(resolve_device(message.config), os.getppid())
+            self._turn = turn_of(resolve_device(message.config), os.getppid(), message.config.tensor_parallel)
             on_step = TraceWriter(message.trace, keep=True) if message.trace is not None else None
             engine = start_engine(message.model, message.config, on_step=on_step, turn=self._turn)
             engine.wait_until_loaded()

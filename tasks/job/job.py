@@ -20,12 +20,14 @@ from engine.config import (
 )
 from tasks.job.job_part import FilePath, Name, Part
 from tasks.job.job_source import Source
+from tasks.job.output_place import FolderPath, OutputPlace, local_folder
 from tasks.job.prompt import Prompt
 from tasks.job.sampling import Sampling
 from tasks.job.task import Task
 from tasks.job.task_keys import TaskKeys, keys_of
 
 MAX_WORKERS = 256
+MAX_RANKS = 64
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
 _SCALE = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -145,6 +147,13 @@ class EngineLimits(Part):
         description="Engines, each with a GPU or an equal part of the cores, and a KV cache, of its own; 0: one a GPU, "
         "or one on all cores. [clusters.md](clusters.md) is about it.",
     )
+    tensor_parallel: int = Field(
+        default=EngineConfig().tensor_parallel,
+        ge=1,
+        le=MAX_RANKS,
+        description="Devices of one machine that each engine has, on each a part of every layer and of the KV: for "
+        "a model that is larger than a device ([clusters.md](clusters.md#a-model-larger-than-a-device)).",
+    )
 
 
 class ScoringJob(Part):
@@ -192,8 +201,12 @@ class ScoringJob(Part):
     price_per_hour: float | None = Field(
         default=None, ge=0, description="What an hour of the machine costs; the run's report says what it cost."
     )
-    output: FilePath | None = Field(default=None, description="The output folder; runs/<name> where it is not said.")
-    store: FilePath | None = Field(
+    output: OutputPlace | None = Field(
+        default=None,
+        description="The output folder, or `s3://BUCKET/FOLDER` ([buckets.md](buckets.md)); runs/<name> where it is "
+        "not said.",
+    )
+    store: FolderPath | None = Field(
         default=None,
         description="A folder that keeps results for other jobs and output folders, and is asked before a row is "
         "scored; none where it is not said. [store.md](store.md) is about it.",
@@ -207,6 +220,7 @@ class ScoringJob(Part):
         is_mixed = isinstance(task, Mapping) and task.get("column") is not None
         if keys is not None and not is_mixed and sampling is not None and _is_idle(sampling, keys):
             yield f"sampling has no effect on type: {kind}; remove it"
+        yield from _not_in_parts(given.get("model"), given.get("engine"))
         if given.get("dask_scheduler") is not None and given.get("runner") != "dask":
             yield "dask_scheduler belongs to runner: dask"
         prompt = given.get("prompt")
@@ -225,8 +239,14 @@ class ScoringJob(Part):
         )
 
     @property
+    def output_place(self) -> str:
+        """The output folder as a person says it: a path, or a URL."""
+        return self.output or f"runs/{self.name}"
+
+    @property
     def output_folder(self) -> Path:
-        return Path(self.output or f"runs/{self.name}").expanduser().absolute()
+        """Where its files lie on this machine."""
+        return local_folder(self.output_place)
 
     @property
     def store_folder(self) -> Path | None:
@@ -240,6 +260,16 @@ class ScoringJob(Part):
     def engine_config(self) -> EngineConfig:
         precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})
         return EngineConfig(**precision, **self.engine.model_dump(exclude={"workers"}))
+
+
+def _not_in_parts(model: object, engine: object) -> Iterator[str]:
+    """What a model that lies on several devices cannot be given."""
+    ranks = engine.get("tensor_parallel") if isinstance(engine, Mapping) else getattr(engine, "tensor_parallel", 1)
+    if not isinstance(ranks, int) or ranks < 2:
+        return
+    for key in ("adapters", "adapter", "adapter_column"):
+        if model.get(key) if isinstance(model, Mapping) else getattr(model, key, None):
+            yield f"engine.tensor_parallel: {ranks} does not go with model.{key}; take 1, or remove that"
 
 
 def _is_idle(sampling: object, keys: TaskKeys) -> bool:

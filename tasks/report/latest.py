@@ -6,25 +6,27 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.model.checkpoint import publish_file
+from tasks.storage.open_folder import open_folder
+from tasks.storage.output_folder import OutputFolder
 
 log = logging.getLogger(__name__)
 
 
-def latest_output() -> Path:
+def latest_output() -> OutputFolder:
     """Raises UserError where no run is remembered, or its folder is gone."""
     try:
-        root = Path(_note().read_text(encoding="utf-8").strip())
+        folder = open_folder(_note().read_text(encoding="utf-8").strip())
     except (OSError, UnicodeDecodeError):
         raise UserError("no run is remembered here; say which with --output FOLDER") from None
-    if not root.is_dir():
-        raise UserError(f"the latest run's folder {root} is gone; say another with --output FOLDER")
-    return root
+    if folder.bucket is None and not folder.root.is_dir():
+        raise UserError(f"the latest run's folder {folder} is gone; say another with --output FOLDER")
+    return folder
 
 
-def remember_output(root: Path) -> None:
+def remember_output(folder: OutputFolder) -> None:
     """A convenience alone: a home that cannot be written to fails no run."""
     try:
-        publish_file(_note(), f"{root}\n")
+        publish_file(_note(), f"{folder}\n")
     except OSError as problem:
         log.warning("the latest run is not remembered (%s)", problem.strerror)
 

@@ -77,7 +77,7 @@ def publish_report(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDB
     try:
         return _write(folder, read_facts(folder, plan_id, connection))
     except Exception as problem:
-        log.warning("%s: the report is not written (%s)", folder.root, type(problem).__name__)
+        log.warning("%s: the report is not written (%s)", folder, type(problem).__name__)
         return None
 
 
@@ -98,6 +98,7 @@ def _write(folder: OutputFolder, facts: Facts) -> Path:
     with open_private(staged) as file:
         file.write(text.encode("utf-8", "replace"))
     os.replace(staged, folder.report)
+    folder.tell(folder.report)
     return folder.report
 
 
@@ -186,7 +187,7 @@ def _asked(facts: Facts) -> list[tuple[str, str]]:
         ("run", run.run_id),
         ("started", run.started_at.replace("T", " ").removesuffix("+00:00") + " UTC"),
         ("version", run.version),
-        ("folder", str(facts.folder.root)),
+        ("folder", str(facts.folder)),
     ]
     return asked
 
@@ -251,7 +252,7 @@ def _margin_bars(facts: Facts) -> list[Bar]:
 
 def _commands(facts: Facts) -> list[tuple[str, str]]:
     """What a person types next, and why."""
-    root = facts.folder.root
+    root = facts.folder
     commands = []
     if facts.missing:
         commands.append(("continue", f"trunkline score JOB --output {root}"))

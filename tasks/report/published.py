@@ -45,9 +45,9 @@ class PublishedFolder:
         if rows == ended and not self.reasons:
             return None
         if self.running is not None and not self.reasons:
-            return f"{self.folder.root}: {self.running} is running; {ended:,} of {rows:,} rows have an end so far"
+            return f"{self.folder}: {self.running} is running; {ended:,} of {rows:,} rows have an end so far"
         lost = f"{rows - ended:,} of {rows:,} rows are missing" if rows > ended else "no row is missing, but"
-        return f"{self.folder.root}: {lost}: {_listed(self.reasons)}; {_cure(self.folder, self.name)}"
+        return f"{self.folder}: {lost}: {_listed(self.reasons)}; {_cure(self.folder, self.name)}"
 
 
 def open_published(folder: OutputFolder) -> PublishedFolder:
@@ -59,16 +59,16 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
     plan_id = shown_plan(folder, records)
     running = running_record(folder, records)
     if plan_id is None and running is not None:
-        raise UserError(f"{folder.root}: {running.run_id} is running, and has no plan yet; try again")
+        raise UserError(f"{folder}: {running.run_id} is running, and has no plan yet; try again")
     if plan_id is None:
         reasons += [f"plan/{one.published_plan} is gone" for one in records if one.published_plan is not None]
         said = f": {_listed(reasons)}; {_cure(folder, name)}" if reasons else "; name the output folder of a run"
-        raise UserError(f"{folder.root}: holds no results{said}")
+        raise UserError(f"{folder}: holds no results{said}")
     try:
         check_plan_file(folder, plan_id, ROWS)
     except DamagedError as problem:
         if problem.path.name == ROWS:
-            raise UserError(f"{folder.root}: {problem}; {_cure(folder, name)}") from None
+            raise UserError(f"{folder}: {problem}; {_cure(folder, name)}") from None
         reasons.append(str(problem))
     manifests, damaged = inspect_manifests(folder)
     reasons += [f"shard {shard_of(path)}: {problem}" for path, problem in damaged.items()]
@@ -118,4 +118,4 @@ def _listed(reasons: Sequence[str]) -> str:
 
 def _cure(folder: OutputFolder, name: str | None) -> str:
     whose = f" with the job {name!r}" if name is not None else ""
-    return f"mend it{whose}: trunkline score JOB --output {folder.root}"
+    return f"mend it{whose}: trunkline score JOB --output {folder}"

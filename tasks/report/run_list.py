@@ -1,7 +1,6 @@
 """The runs of an output folder as a person asks for them, read without any of its results."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tasks.report.published import running_record
 from tasks.storage.output_folder import OutputFolder
@@ -35,10 +34,10 @@ def list_runs(folder: OutputFolder) -> list[ListedRun]:
     progress = read_progress(folder)
     records = read_records(folder)
     alive = running_record(folder, records)
-    return [_listed(folder.root, record, record is alive, progress) for record in records]
+    return [_listed(str(folder), record, record is alive, progress) for record in records]
 
 
-def _listed(root: Path, record: RunRecord, alive: bool, progress: RunProgress | None) -> ListedRun:
+def _listed(folder: str, record: RunRecord, alive: bool, progress: RunProgress | None) -> ListedRun:
     own = progress if progress is not None and progress.run_id == record.run_id else None
     done, errors, seconds = record.rows_done, record.row_errors, record.seconds
     if own is not None:
@@ -56,5 +55,5 @@ def _listed(root: Path, record: RunRecord, alive: bool, progress: RunProgress | 
         seconds=seconds,
         seconds_left=own.seconds_left if own is not None and alive else None,
         stage=own.stage if own is not None and alive else None,
-        folder=str(root),
+        folder=folder,
     )

@@ -12,7 +12,6 @@ import duckdb
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from tasks.report.published import PublishedFolder
-from tasks.storage.commit import replace_file
 from tasks.storage.duck import FolderViews, new_database, view_connection
 from tasks.storage.file_mode import file_mode
 from tasks.storage.manifests import part_files, read_manifests
@@ -39,13 +38,13 @@ def write_views(folder: OutputFolder, plan_id: str) -> None:
         connection.commit()
     staged.chmod(file_mode())
     failpoint("publish.staged")
-    replace_file(staged, folder.database)
+    folder.replace(staged, folder.database)
 
 
 def attach_statements(folder: OutputFolder) -> str:
     """SQL that opens the views in any DuckDB, from wherever it runs. Raises UserError where there are none to open."""
     if not folder.database.is_file():
-        raise UserError(f"{folder.root}: holds no {folder.database.name}; name the output folder of a run")
+        raise UserError(f"{folder}: holds no {folder.database.name}; name the output folder of a run")
     if "," in str(folder.root):
         raise UserError(f"{folder.root}: DuckDB's search path is split at commas; move the folder to a path without")
     return statement("views/attach", database=literal(str(folder.database)), folder=literal(str(folder.root)))

@@ -18,10 +18,10 @@ class DamagedError(Exception):
         self.path = path
 
 
-def set_aside(path: Path) -> None:
+def set_aside(path: Path) -> Path:
     """Renames whatever is there to `*.bad`, so that it can be looked at and nothing reads it."""
     names = (path.with_name(f"{path.name}{suffix}") for suffix in (".bad", *(f".{n}.bad" for n in range(1, 1000))))
-    path.rename(next(name for name in names if not os.path.lexists(name)))
+    return path.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def tell(problem: DamagedError, consequence: str) -> None:

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.failpoint import failpoint
-from tasks.storage.commit import commit_file, sha256_of
-from tasks.storage.damage import DamagedError, set_aside, tell
+from tasks.storage.commit import sha256_of
+from tasks.storage.damage import DamagedError, tell
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.shard_manifest import PartFile, ShardManifest, Share
 from tasks.storage.stored_json import read_json, stage_json
@@ -30,7 +30,7 @@ def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:
 def write_manifest(folder: OutputFolder, manifest: ShardManifest) -> bool:
     """False where the shard, or the checkpoint, was committed before."""
     final = folder.manifests / manifest.name
-    return commit_file(stage_json(folder.staged("manifest.json"), asdict(manifest)), final)
+    return folder.commit(stage_json(folder.staged("manifest.json"), asdict(manifest)), final)
 
 
 def find_manifest(folder: OutputFolder, plan_id: str, shard_id: str) -> ShardManifest | None:
@@ -71,7 +71,7 @@ def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
             tell(problem, "its shard will be scored again")
             for file in {path, problem.path}:
                 if os.path.lexists(file):
-                    set_aside(file)
+                    folder.set_aside(file)
         good, damaged = inspect_manifests(folder)  # a shard's checkpoints may be there yet
     _remove_orphans(folder, good)
     return good
@@ -81,10 +81,10 @@ def remove_superseded(folder: OutputFolder) -> None:
     """Removes the checkpoints of committed shards. Only the lock's holder may call it, once no view names them."""
     named = {part.name for manifest in read_manifests(folder) for part in manifest.files}
     for path, part in _superseded(folder).items():
-        path.unlink()
+        folder.remove(path)
         failpoint("checkpoint.removed")
         if part not in named:  # a checkpoint that held the whole shard is the shard's part
-            (folder.parts / part).unlink(missing_ok=True)
+            folder.remove(folder.parts / part)
 
 
 def shard_of(path: Path) -> str:
@@ -173,6 +173,6 @@ def _remove_orphans(folder: OutputFolder, good: Sequence[ShardManifest]) -> None
         if not _PART_NAME.fullmatch(path.name) or path.name in named:
             continue
         if path.is_dir() and not path.is_symlink():
-            set_aside(path)  # somebody's, whatever its name: it may hold what they want
+            folder.set_aside(path)  # somebody's, whatever its name: it may hold what they want
         else:
-            path.unlink()
+            folder.remove(path)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from engine.failpoint import failpoint
 from engine.request import RequestOutput
-from tasks.storage.commit import commit_file, open_private, sha256_of
+from tasks.storage.commit import open_private, sha256_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.shard_manifest import PartFile
 from tasks.storage.statements import literals, statement
@@ -149,4 +149,4 @@ def stage_part(folder: OutputFolder, shard_id: str, part: pa.Table) -> tuple[Pat
 
 def commit_part(folder: OutputFolder, staged: Path, part: PartFile) -> None:
     """One that is there under this name, from a try that went no further, is this part."""
-    commit_file(staged, folder.parts / part.name)
+    folder.commit(staged, folder.parts / part.name)

@@ -27,6 +27,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.prompt import NO_CHAT_TEMPLATE, read_chat_template
 from tasks.storage.commit import disk_errors
 from tasks.storage.manifests import verify_manifests
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_adapters import job_adapters
 from tasks.storage.run_end import mark_interrupted, record_end
@@ -62,9 +63,10 @@ _RUN_KEYS = {
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `chat_template` the
-    text of the job's own, `adapters` those that the job names. `holder` has the output folder; None for a plan alone.
-    With `full`, what was scored before counts for nothing; with `retry_failed`, its errors do not.
+    """Plain data, so that a step may run in another process. `device` is what `config` resolved to, `shape` what lies
+    there: a rank's part where an engine has several. `chat_template` is the text of the job's own, `adapters` those
+    that the job names. `holder` has the output folder; None for a plan alone. With `full`, what was scored before
+    counts for nothing; with `retry_failed`, its errors do not.
     """
 
     folder: OutputFolder
@@ -148,10 +150,10 @@ def make_run(
     chat_template = read_chat_template(job.prompt, job.source.folder)
     if job.prompt.uses_chat and chat_template is None and lacks_chat_template(model):
         raise UserError(NO_CHAT_TEMPLATE)
-    shape = load_shape(model)
     wanted = job.engine_config()
-    workers = job.workers_here
-    device = resolve_device(wanted).shared_by(workers) if not_here is None else device_not_here(not_here, wanted)
+    workers, ranks = job.workers_here, wanted.tensor_parallel
+    device = resolve_device(wanted).shared_by(workers, ranks) if not_here is None else device_not_here(not_here, wanted)
+    shape = load_shape(model, ranks)
     config = settled(model, shape, wanted, device)
     refuse_too_large(memory_need(model, shape, config, device), config, device, workers)
     run = Run(folder, new_run_id(sequence), sequence, retry_failed, job, model, shape, device, config, chat_template)
@@ -187,7 +189,7 @@ def open_run(
     """
     # Beside an engine: what a step is done with goes back to the system, and not into a pool of Arrow's own.
     pa.set_memory_pool(pa.system_memory_pool())
-    folder = OutputFolder(job.output_folder)
+    folder = folder_of(job)
     draft = make_run(job, folder, retry_failed=retry_failed, full=full)
     folder.create()
     with folder.locked(wait) as holder, disk_errors(folder.root):

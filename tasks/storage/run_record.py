@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.storage.commit import commit_file, replace_file
-from tasks.storage.damage import DamagedError, set_aside, tell
+from tasks.storage.damage import DamagedError, tell
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.stored_json import read_json, stage_json
 
@@ -99,7 +98,7 @@ def verify_records(folder: OutputFolder) -> None:
     """Sets damaged records aside, as only the lock's holder may: the run is then known by what it committed alone."""
     for problem in inspect_records(folder)[1]:
         tell(problem, "that run is no longer listed; what it committed stays")
-        set_aside(problem.path)
+        folder.set_aside(problem.path)
 
 
 def next_sequence(folder: OutputFolder) -> int:
@@ -108,7 +107,7 @@ def next_sequence(folder: OutputFolder) -> int:
 
 
 def create_record(folder: OutputFolder, record: RunRecord) -> None:
-    created = commit_file(stage_json(folder.staged("run.json"), asdict(record)), record_path(folder, record))
+    created = folder.commit(stage_json(folder.staged("run.json"), asdict(record)), record_path(folder, record))
     assert created, f"{record.run_id} is taken, though the lock is held"
 
 
@@ -120,7 +119,7 @@ def update_record(folder: OutputFolder, run_id: str, **changes: Any) -> None:
     except DamagedError as problem:
         log.warning("%s: %s has lost its record", problem, run_id)
         return
-    replace_file(stage_json(folder.staged("run.json"), asdict(replace(record, **changes))), path)
+    folder.replace(stage_json(folder.staged("run.json"), asdict(replace(record, **changes))), path)
 
 
 def record_path(folder: OutputFolder, record: RunRecord) -> Path:

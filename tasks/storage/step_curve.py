@@ -112,6 +112,7 @@ class CurveRecorder:
 
 def write_curve(folder: OutputFolder, curve: StepCurve) -> None:
     os.replace(stage_json(folder.staged("curve.json"), asdict(curve)), folder.step_curve)
+    folder.tell(folder.step_curve)
 
 
 def read_curve(folder: OutputFolder, run_id: str) -> StepCurve:

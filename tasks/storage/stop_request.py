@@ -28,6 +28,7 @@ def ask_to_stop(folder: OutputFolder, holder: Holder) -> None:
         raise UserError(f"{folder.stop_request}: cannot be written ({problem.strerror})") from None
     with open(descriptor, "w", encoding="utf-8") as file:  # half of it is no request yet
         json.dump({"holder": holder.token}, file)
+    folder.tell(folder.stop_request)
 
 
 def is_asked(folder: OutputFolder, holder: Holder) -> bool:
@@ -42,4 +43,4 @@ def is_asked(folder: OutputFolder, holder: Holder) -> bool:
 def forget_requests(folder: OutputFolder, holder: Holder) -> None:
     """Removes a request for an earlier run. Only the lock's holder may call it."""
     if not is_asked(folder, holder):
-        folder.stop_request.unlink(missing_ok=True)
+        folder.remove(folder.stop_request)

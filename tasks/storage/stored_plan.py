@@ -1,13 +1,11 @@
 """Plans on disk: a folder that appears whole, with `plan.json`, the rows, the requests a shard and the nodes."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import pyarrow.compute as pc
@@ -16,12 +14,13 @@ import pyarrow.parquet as pq
 from engine.failpoint import failpoint
 from engine.plan import PlanSummary, Shard
 from tasks.storage.commit import fsync, sha256_of
-from tasks.storage.damage import DamagedError, set_aside, tell
+from tasks.storage.damage import DamagedError, tell
+from tasks.storage.file_names import PLAN
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import COMPLETED, read_records
 from tasks.storage.stored_json import read_json, stage_json
 
-ROWS, REQUESTS, NODES, PLAN = "rows.parquet", "requests.parquet", "nodes.parquet", "plan.json"
+ROWS, REQUESTS, NODES = "rows.parquet", "requests.parquet", "nodes.parquet"
 FILES = (ROWS, REQUESTS, NODES)
 # Not every plan has it: of each row, a digest of what its request was made of.
 DIGESTS = "digests.parquet"
@@ -86,7 +85,7 @@ def store_plan(folder: OutputFolder, planned: StoredPlan, job: Mapping[str, Any]
         fsync(path)
     fsync(staged)
     failpoint("plan.staged")
-    os.rename(staged, plan_folder(folder, planned.plan_id))
+    folder.commit_plan(staged, plan_folder(folder, planned.plan_id))
     failpoint("plan.renamed")
     fsync(folder.plans)
 
@@ -120,7 +119,7 @@ def verify_plans(folder: OutputFolder) -> None:
                 check_plan_file(folder, plan_id, name)
         except DamagedError as problem:
             tell(problem, "the rows will be planned again")
-            set_aside(plan_folder(folder, plan_id))
+            folder.set_aside(plan_folder(folder, plan_id))
 
 
 @lru_cache(maxsize=4)
@@ -152,7 +151,7 @@ def remove_other_plans(folder: OutputFolder, plan_id: str) -> None:
     """The published tables read this plan's rows alone."""
     for other in plan_ids(folder):
         if other != plan_id:
-            rmtree(plan_folder(folder, other))
+            folder.remove(plan_folder(folder, other))
 
 
 def plan_ids(folder: OutputFolder) -> Sequence[str]:

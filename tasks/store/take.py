@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from engine.failpoint import failpoint
-from tasks.storage.commit import commit_file, sha256_of
+from tasks.storage.commit import sha256_of
 from tasks.storage.duck import working_connection
 from tasks.storage.manifests import write_manifest
 from tasks.storage.parquet_sink import parquet_sink
@@ -73,7 +73,7 @@ def take_results(run: Run, wanted: Path) -> int:
         return 0
     digest, size = sha256_of(staged), staged.stat().st_size
     part = PartFile(f"{shard_id}-{digest[:16]}.parquet", digest, taken.requests, size)
-    commit_file(staged, run.folder.parts / part.name)
+    run.folder.commit(staged, run.folder.parts / part.name)
     write_manifest(run.folder, _describe(run, shard_id, part, taken, time.monotonic() - started))
     failpoint("store.committed")
     return taken.requests

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.model.linear_schemes import LINEAR_SCHEMES
 from engine.model.model_shape import ModelShape
+from engine.model.tensor_parallel import deals_heads
 from kernels.known_gpus import KNOWN_GPUS
 from kernels.kv_format import KV_FORMATS
 from tests.engine.families import REFUSED, SERVED
@@ -38,8 +39,10 @@ def tables() -> dict[tuple[str, str], str]:
 
 
 def models_table() -> str:
-    lines = ["| family | `model_type` | special |", "|---|---|---|"]
-    lines += [f"| {f.name} | `{f.model_type}` | {', '.join(f.special)} |" for f in SERVED]
+    lines = ["| family | `model_type` | special | several devices |", "|---|---|---|---|"]
+    for one in SERVED:
+        parts = "yes" if deals_heads(one.model_type) else ""
+        lines.append(f"| {one.name} | `{one.model_type}` | {', '.join(one.special)} | {parts} |")
     lines += ["", "Refused, by name and before any weight is read:", "", "| why | `model_type` |", "|---|---|"]
     lines += [f"| {reason} | {', '.join(f'`{name}`' for name in names)} |" for reason, names in REFUSED.items()]
     return "\n".join(lines)

@@ -7,9 +7,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from engine.process.child import Child
 from flows.score import score
 from flows.workers import own_processes, workers_from
-from tasks.engine_process.child import Child
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
@@ -62,7 +62,7 @@ def start_children(monkeypatch: pytest.MonkeyPatch, server: str) -> list[Child]:
             made.append(Child(server))
         return made[-1]
 
-    monkeypatch.setattr("tasks.engine_process.engine_process.Child", start)
+    monkeypatch.setattr("tasks.engine_process.engine_process.own_child", start)
     return made
 
 

@@ -57,7 +57,7 @@ def used(job_of: JobMaker, tmp_path: Path) -> list[ScoringJob]:
     run_steps(jobs[0])
     plan_alone(jobs[1])
     for job in jobs:
-        remember_folder(job.output_folder)
+        remember_folder(OutputFolder(job.output_folder))
     return jobs
 
 

@@ -75,7 +75,7 @@ def plan_alone(job: ScoringJob, scored_shards: int = 0, *, retry_failed: bool = 
     return found[0]
 
 
-def ask(folder: Path, sql: str) -> list[dict[str, Any]]:
+def ask(folder: Path | str, sql: str) -> list[dict[str, Any]]:
     with query(folder, sql) as result:
         return list(result.table().to_pylist())
 

@@ -55,6 +55,19 @@ def test_workers_share_the_time(job_of: JobMaker, monkeypatch: pytest.MonkeyPatc
     assert str(report).splitlines()[-1].split()[:2] == ["workers", "2"]
 
 
+def test_a_plan_counts_a_ranks_part(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    job = job_of(rows("abcd", "abce"))
+    alone, dealt = (
+        plan_job(job.model_copy(update={"engine": job.engine.model_copy(update={"tensor_parallel": ranks})}))
+        for ranks in (1, 2)
+    )
+    assert dealt.ranks == 2
+    assert alone.plan.peak_kv_bytes == 2 * dealt.plan.peak_kv_bytes > 0
+    assert dealt.memory.activations < alone.memory.activations
+    assert str(dealt).splitlines()[-1].split()[:2] == ["ranks", "2"]
+
+
 def test_workers_of_a_cluster_need_no_cores_here(job_of: JobMaker) -> None:
     job = job_of(rows("abcd", "abce"), runner="dask", dask_scheduler="tcp://nobody:8786", engine={"workers": 256})
     assert plan_job(job).workers == 256

@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import EngineClosedError, EngineLostError
 from engine.machine.place import Place
-from tasks.engine_process.child import Child
+from engine.process.child import Child
 from tasks.engine_process.engine_process import EngineProcess
 from tasks.many_engines import ManyEngines
 from tasks.workers import Computed

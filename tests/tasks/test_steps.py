@@ -19,6 +19,7 @@ from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import Run, open_run
 from tests.tasks.conftest import JobMaker
@@ -54,7 +55,7 @@ def test_every_row_ends_once(job_of: JobMaker, engine: FakeWorkers) -> None:
     assert (published.rows, published.results, published.errors, published.missing) == (9, 3, 6, 0)
     assert len(engine.scored) == 3
     assert {row["topic"] for row in table(job)} == set(range(9))
-    assert latest_output() == job.output_folder
+    assert latest_output() == OutputFolder(job.output_folder)
 
 
 def test_label_probabilities(job_of: JobMaker) -> None:

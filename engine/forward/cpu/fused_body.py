@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.cpu.fused_layer import FusedLayer, States, is_known
 from engine.forward.cpu.projection import pack_head
+from engine.forward.rank_group import RankGroup
 from engine.machine.huge_pages import Workspace, drop_file_pages
 
 # The parts of a body that `FusedBody` knows; one that has others does more.
@@ -27,14 +28,15 @@ def can_fuse(model: Any) -> bool:
     return len(body.layers) > 0 and all(map(is_known, body.layers))
 
 
-def fuse_body(model: Any, dtype: torch.dtype) -> bool:
+def fuse_body(model: Any, dtype: torch.dtype, group: RankGroup | None = None) -> bool:
     """Swaps the body and the head, in place, if all layers are known; returns whether it did.
 
     `dtype` is the head's. The weights are moved, not held twice, but for those that a head shares with the embedding.
+    `group`: the ranks that have each layer in part.
     """
     if not can_fuse(model):
         return False
-    setattr(model, model.base_model_prefix, FusedBody(model.base_model))
+    setattr(model, model.base_model_prefix, FusedBody(model.base_model, group))
     pack_head(model, dtype)
     return True
 
@@ -42,14 +44,14 @@ def fuse_body(model: Any, dtype: torch.dtype) -> bool:
 class FusedBody(nn.Module):
     """Called as the body that it replaces, whose layers it takes apart."""
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, group: RankGroup | None = None) -> None:
         super().__init__()
         self.config = body.config
         self.workspace = Workspace()
         self.embed_tokens, self.rotary_emb, self.norm = body.embed_tokens, body.rotary_emb, body.norm
         self.layers = body.layers
         for index in range(len(self.layers)):
-            self.layers[index] = FusedLayer(self.layers[index], self.workspace)
+            self.layers[index] = FusedLayer(self.layers[index], self.workspace, group)
             drop_file_pages()
 
     @property

@@ -14,11 +14,13 @@ from transformers.activations import SiLUActivation
 from engine.forward.attention import window_of
 from engine.forward.cpu.attention import CpuStepAttention
 from engine.forward.cpu.projection import Projection, can_pack
+from engine.forward.rank_group import RankGroup
 from engine.forward.step_attention import Scoring
 from engine.machine.huge_pages import Workspace
 from engine.model.fused_families import family_of
 from kernels.cpu.layer.rotary import rotate
 from kernels.cpu.matmul.product import LANES
+from kernels.paged_adapters import AdapterRuns
 
 # In the order of their places for adapters: layers of one input lie together.
 LINEARS = (
@@ -54,17 +56,25 @@ class States:
 
 
 class FusedLayer(nn.Module):
-    """Adds what attention and MLP make of the states."""
+    """Adds what attention and MLP make of the states.
 
-    def __init__(self, layer: Any, workspace: Workspace) -> None:
+    Of a `group`, each rank has the layer's heads and columns in part. The first adds what its part makes to the states,
+    the others put theirs in their place, and the sum over all is what each goes on with: two sums a layer, and no pass
+    beside them.
+    """
+
+    def __init__(self, layer: Any, workspace: Workspace, group: RankGroup | None = None) -> None:
         super().__init__()
+        self.group = group
         attention, mlp = layer.self_attn, layer.mlp
+        if group is not None and not group.leads:  # what a sum has once
+            attention.o_proj.bias = mlp.down_proj.bias = None
         self.attention = attention
         site: int = len(LINEARS) * attention.layer_idx
         self.scaling: float = attention.scaling
         self.head_dim: int = attention.head_dim
-        self.num_heads = attention.q_proj.out_features // self.head_dim
-        self.num_kv_heads = attention.k_proj.out_features // self.head_dim
+        query, key = len(attention.q_proj.weight), len(attention.k_proj.weight)  # of a rank's part
+        self.num_heads, self.num_kv_heads = query // self.head_dim, key // self.head_dim
         self.qkv = Projection(
             attention.q_proj,
             attention.k_proj,
@@ -85,7 +95,6 @@ class FusedLayer(nn.Module):
         self.down = Projection(mlp.down_proj, workspace=workspace, site=site + 6)
         self.workspace = workspace
         # Where an adapter may add something, by path below the layer, and where in a panel the first output lies.
-        query, key = attention.q_proj.out_features, attention.k_proj.out_features
         columns = (0, query % LANES, (query + key) % LANES, 0, 0, 0, 0)
         self.adapter_sites = tuple(zip(LINEARS, columns, strict=True))
         # Four products, the rotation, the write and attention, and what rows go through before products. Between them
@@ -127,8 +136,13 @@ class FusedLayer(nn.Module):
             Scoring(self.scaling, self.window),
             out=attended.view(rows, self.num_heads, self.head_dim),
         )
-        self.out.into(attended, hidden, add=True, adapters=adapters)
+        self._add(self.out, attended, hidden, adapters)
         gated = self.workspace.rows("gated", rows, self.gate_up.out_features, self.down.takes)
         self.gate_up.into(hidden, gated, adapters=adapters)
-        self.down.into(gated, hidden, add=True, adapters=adapters)
+        self._add(self.down, gated, hidden, adapters)
         return hidden
+
+    def _add(self, projection: Projection, rows: Tensor, hidden: Tensor, adapters: AdapterRuns | None) -> None:
+        projection.into(rows, hidden, add=self.group is None or self.group.leads, adapters=adapters)
+        if self.group is not None:
+            self.group.add_up(hidden)

@@ -24,7 +24,7 @@ def can_pack(layer: Any) -> bool:
     """Whether `Projection` takes it here."""
     if not isinstance(layer, Linear) or layer.weight.device.type != "cpu":
         return False
-    whole_words = layer.weight.dtype == torch.int8 or layer.in_features * layer.weight.dtype.itemsize % 4 == 0
+    whole_words = layer.weight.dtype == torch.int8 or layer.weight.shape[1] * layer.weight.dtype.itemsize % 4 == 0
     return whole_words and matmul.available(layer.weight.dtype)
 
 
@@ -80,7 +80,7 @@ class Projection(nn.Module):
         self.num_weights = weight.numel()
         self.site = site
         self.in_order = False
-        self._ranges = panel_ranges([layer.out_features for layer in layers], gated=gated)
+        self._ranges = panel_ranges([len(layer.weight) for layer in layers], gated=gated)
 
     @property
     def num_adapter_loops(self) -> int:

@@ -118,7 +118,8 @@ def test_an_engine_that_is_closed_while_it_waits_ends_at_once(other: subprocess.
 def test_an_idle_engine_lets_others_have_the_device() -> None:
     shape: Any = SimpleNamespace(max_model_len=64, vocab_size=8, eos_token_ids=(0,))
     device = SimpleNamespace(name="cpu")
-    runner: Any = SimpleNamespace(num_blocks=8, num_steps_ahead=0, device=device, model=SimpleNamespace(shape=shape))
+    model = SimpleNamespace(shape=shape)
+    runner: Any = SimpleNamespace(num_blocks=8, num_steps_ahead=0, device=device, model=model, close=lambda: None)
     turn = DeviceTurn(NAMES, keep_seconds=0.05)
     idle = Engine(lambda: (runner, EngineConfig()), EngineConfig(), turn=turn)
     idle.wait_until_loaded()

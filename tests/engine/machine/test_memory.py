@@ -61,7 +61,7 @@ def test_more_than_the_machine_has_is_refused_before_weights_are_read(
 ) -> None:
     files = resolve_model(str(tiny_model))
     config = replace(CONFIG, kv_cache_memory=2**50)
-    monkeypatch.delattr("engine.loop.build.load_model")
+    monkeypatch.delattr("engine.loop.build.load_ranks")
     message = r"^engine\.kv_cache_memory: .* 1,048,576\.00 GiB KV, .*; take at most [0-9]+MiB$"
     with pytest.raises(UserError, match=message):
         build_engine(files, config)
@@ -75,7 +75,7 @@ def test_memory_that_ends_while_the_model_loads_is_one_line(
     def load(*_: object, **__: object) -> None:
         raise problem
 
-    monkeypatch.setattr("engine.loop.build.load_model", load)
+    monkeypatch.setattr("engine.loop.build.load_ranks", load)
     message = r"^engine\.kv_cache_memory: this machine ran out of memory while the model was loaded: .* or take less$"
     with pytest.raises(UserError, match=message):
         build_engine(resolve_model(str(tiny_model)), CONFIG)

@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.machine.device import Device
 from engine.machine.device_turn import lock_names
-from engine.machine.place import Place, places, visible_gpus
+from engine.machine.place import Place, places, rank_places, visible_gpus
 
 CPU = EngineConfig(device="cpu")
 
@@ -118,3 +118,22 @@ print(there == [{core}], os.environ["OMP_NUM_THREADS"], os.environ["CUDA_VISIBLE
 def test_threads_started_there_are_there() -> None:
     done = subprocess.run([sys.executable, "-c", TAKES], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "1", "7"]
+
+
+@pytest.mark.usefixtures("gpus")
+def test_an_engine_of_ranks_has_as_many_gpus() -> None:
+    two = EngineConfig(device="cuda", tensor_parallel=2)
+    assert places(two, 0) == places(two, 2) == (Place(gpu="0,1"), Place(gpu="2,3"))
+    assert places(two, 1) == (Place(gpu="0,1"),)
+    assert places(EngineConfig(device="cuda", tensor_parallel=4), 0) == (Place(),)
+    with pytest.raises(UserError, match=r"3 are more than the 4 GPUs .* of which each takes 2 \(engine\.tensor_paral"):
+        places(two, 3)
+    assert lock_names(Device("cuda:0", "bfloat16", ""), 2) == ("cuda-0", "cuda-1")
+
+
+def test_ranks_have_parts_of_their_workers_cores() -> None:
+    assert places(EngineConfig(device="cpu", tensor_parallel=2), 2) == (
+        Place((8, 9, 10, 11), 4),
+        Place((12, 13, 14, 15), 4),
+    )
+    assert rank_places(2, 4) == (Place((8, 9, 10, 11), 4), Place((12, 13, 14, 15), 4))

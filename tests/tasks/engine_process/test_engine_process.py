@@ -19,8 +19,8 @@ from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn, lock_names
 from engine.model.checkpoint import ModelFiles
 from engine.plan import ShardWork
+from engine.process.child import SECONDS_TO_END
 from engine.request import Request, RequestOutput
-from tasks.engine_process.child import SECONDS_TO_END, Child
 from tasks.engine_process.engine_process import EngineProcess
 from tasks.workers import Computed, Workers
 from tests.tasks.engine_process.fake_server import answer
@@ -41,7 +41,7 @@ def work(count: int, adapter: str | None = None) -> ShardWork:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path))
-    monkeypatch.setattr("tasks.engine_process.engine_process.Child", lambda: Child(FAKE))
+    monkeypatch.setattr("tasks.engine_process.engine_process.SERVER", FAKE)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from engine.file_lock import hold
-from tasks.engine_process.child import Child
+from engine.process.child import Child
 from tasks.engine_process.engine_process import EngineProcess
 from tests.tasks.engine_process.test_engine_process import CONFIG, FAKE, model, work
 

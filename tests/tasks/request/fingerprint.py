@@ -111,6 +111,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "engine.speculation": ({}, "none"),
     "engine.step_timeout": ({}, 60.0),
     "engine.workers": ({}, 1),
+    "engine.tensor_parallel": ({"on": "h100"}, 2),
 }
 # Files: what lies there decides, and their names do not.
 BY_CONTENT = ("model.path", "model.adapters", "model.adapter")

@@ -1,4 +1,4 @@
-"""The process that an engine lives in, as who started it sees it."""
+"""A process of an engine, or of a part of one, as who started it sees it."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from tasks.engine_process.channel import Channel
+from engine.process.channel import Channel
 
 _ROOT = Path(__file__).parents[2]
 # Enough for its exit functions, which delete what is temporary.
@@ -21,12 +21,12 @@ TELL_WHERE = signal.SIGUSR1
 
 
 class Child:
-    """Imports what an engine needs, and waits for what it is sent through `channel`.
+    """Runs a module's `main`, which `engine.process.begin.begin` gives the other end of `channel`.
 
     It does not outlive this process, however that ends, and Ctrl-C in a terminal does not reach it.
     """
 
-    def __init__(self, server: str = "tasks.engine_process.server") -> None:
+    def __init__(self, server: str) -> None:
         """`server` is the module whose `main` the process runs."""
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()

@@ -1,0 +1,34 @@
+"""Loads a model on all of an engine's ranks at once; of one rank there is nobody to ask."""
+
+import os
+
+from engine.config import EngineConfig
+from engine.forward.load_runner import load_runner
+from engine.forward.model_runner import ModelRunner
+from engine.forward.rank_group import join_group
+from engine.machine.device import Device
+from engine.machine.place import Place, rank_places
+from engine.model.checkpoint import ModelFiles
+from engine.ranks.other_ranks import OtherRanks
+
+
+def load_ranks(model: ModelFiles, config: EngineConfig, device: Device) -> ModelRunner:
+    """The first rank's, on `device`, whose steps the others run too; in the thread that is to run the steps.
+
+    Raises what `load_runner` does, and RankLostError where another rank ended.
+    """
+    ranks = config.tensor_parallel
+    if ranks < 2:
+        return load_runner(model, config, device)
+    places = rank_places(ranks, device.cores) if device.name == "cpu" else (Place(),) * ranks
+    others = OtherRanks(model, config, places)
+    try:
+        others.wait_until_begun()
+        if places[0].cores:
+            os.sched_setaffinity(0, places[0].cores)  # this thread's, and those that it starts
+        runner = load_runner(model, config, device, join_group(0, others.meeting, config, device))
+    except BaseException:
+        others.close()
+        raise
+    runner.others = others
+    return runner

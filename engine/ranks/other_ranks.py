@@ -1,0 +1,98 @@
+"""The ranks of an engine but the first, as the first has them."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from threading import Event, Thread
+
+from engine.config import EngineConfig
+from engine.errors import TransientError
+from engine.forward.rank_group import abort_group, leave_group
+from engine.machine.place import Place
+from engine.model.checkpoint import ModelFiles
+from engine.process.child import Child
+from engine.ranks.messages import LoadPart, encode
+from engine.ranks.rank_server import BEGUN
+from engine.scheduling.scheduler_output import SchedulerOutput
+
+SERVER = "engine.ranks.rank_server"
+# In which a rank that makes a sum fail is known to have ended.
+SECONDS_TO_KNOW = 2.0
+
+
+class RankLostError(TransientError):
+    """A rank of an engine ended, or did not run a step that the others ran.
+
+    Seen as: an `EngineDeadError`, which says it; the run starts another engine, with all of its ranks.
+    """
+
+
+class OtherRanks:
+    """A process for each of `places` but the first, which end with this one, however that ends.
+
+    They import what they need when this is made, and then load the model with the first rank, through `meeting`.
+    """
+
+    def __init__(self, model: ModelFiles, config: EngineConfig, places: Sequence[Place]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="trunkline-ranks-"))
+        self.meeting = self._folder / "meeting"
+        self._lost = ""
+        self._over, self._closing = Event(), False
+        self._children: list[Child] = []
+        self._begun: list[Event] = []
+        for rank, place in list(enumerate(places))[1:]:
+            child, begun = Child(SERVER), Event()
+            self._children.append(child)
+            self._begun.append(begun)
+            child.channel.send(encode(LoadPart(model, config, rank, self.meeting, place)))
+            Thread(target=self._watch, args=(rank, child, begun), name=f"trunkline-rank-{rank}", daemon=True).start()
+
+    def wait_until_begun(self) -> None:
+        """Raises RankLostError where one of them ended."""
+        for begun in self._begun:
+            begun.wait()
+        self._check()
+
+    @contextmanager
+    def running(self, step: SchedulerOutput) -> Iterator[None]:
+        """The others begin the step, which this rank runs within. Raises RankLostError where one of them does not.
+
+        Whatever goes wrong within it: the others wait in a sum that this rank does not come to, or the other way round.
+        """
+        try:
+            frame = encode(step)
+            for child in self._children:
+                child.channel.send(frame)
+            yield
+        except Exception as problem:
+            self._over.wait(SECONDS_TO_KNOW)
+            self._check()
+            raise RankLostError(f"the first rank did not run a step: {type(problem).__name__}: {problem}") from problem
+
+    def close(self) -> None:
+        """Ends them."""
+        self._closing = True
+        for child in self._children:
+            child.end(at_once=True)
+        leave_group()
+        rmtree(self._folder, ignore_errors=True)
+
+    def _check(self) -> None:
+        if self._lost:
+            raise RankLostError(self._lost)
+
+    def _watch(self, rank: int, child: Child, begun: Event) -> None:
+        said = ""
+        while (frame := child.channel.receive()) is not None:
+            if frame == BEGUN:
+                begun.set()
+            else:
+                said = frame.decode()
+        words, _ = child.how_it_ended()
+        self._lost = self._lost or f"rank {rank} ended: {said or words}"
+        self._over.set()
+        begun.set()
+        if not self._closing:
+            abort_group()

@@ -1,0 +1,237 @@
+"""An output folder in a bucket. What a run reads and writes is a working copy of it on this machine.
+
+A file is committed once the bucket has it, and the working copy has it behind that: so nothing is lost with the copy,
+which is made again, on this machine or another, from what the bucket has.
+"""
+
+import fcntl
+import hashlib
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.failpoint import failpoint
+from engine.file_lock import Holder, holder_of
+from tasks.storage.bucket import PIECE_BYTES, Bucket, Listed
+from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
+from tasks.storage.commit import open_private, sha256_of
+from tasks.storage.file_mode import make_folder
+from tasks.storage.file_names import LOCK, PLAN, PROGRESS, STOP
+from tasks.storage.lease import Lease, lease_holder, open_bucket, take_lease
+
+log = logging.getLogger(__name__)
+
+_DOWNLOADS = 16
+_OURS = re.compile(r"(?:(?:manifests|parts)/|plan/(?!\.\.?/)[^/]+/)?(?!\.)[^/]+", re.ASCII)
+_OF_CONTENT = re.compile(r"parts/[0-9a-f]+-([0-9a-f]{16})\.parquet", re.ASCII)
+
+Wanted = Callable[[str], bool]
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def records(name: str) -> bool:
+    """What is said of runs, without their results."""
+    return name.startswith("manifests/run-") or name in (PROGRESS, STOP)
+
+
+class BucketFolder:
+    """`root` is the working copy. Names are paths below it, and below the URL."""
+
+    def __init__(self, url: str, root: Path) -> None:
+        self.url = url
+        self.root = root
+        self._bucket: Bucket | None = None
+        self._lease: Lease | None = None
+        self._progress = b""
+
+    @property
+    def bucket(self) -> Bucket:
+        """Asked for when it is needed first: a job is read without it."""
+        if self._bucket is None:
+            self._bucket = open_bucket(self.url)
+        return self._bucket
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a run has ever had it."""
+        return self.bucket.get(LOCK) is not None
+
+    def check(self) -> None:
+        """Raises UserError where the bucket cannot be reached, or the objects below the URL are something else's."""
+        if not self.is_used and self.bucket.has_any():
+            raise UserError(f"output: {self.url} holds other objects; name a new or empty one")
+
+    def holder(self) -> Holder | None:
+        """Who runs on it now, here or elsewhere."""
+        return lease_holder(self.bucket)
+
+    @contextmanager
+    def held(self, holder: Holder, ended: str | None) -> Iterator[None]:
+        """Has the folder's lease while the context is open, and the working copy as the bucket is.
+
+        `ended` is the token of a holding that has ended for sure. Raises HeldError where somebody else has it.
+        """
+        self._lease = lease = take_lease(self.bucket, holder, ended)
+        try:
+            failpoint("bucket.leased")
+            lease.start(self._beat)
+            with self._syncing():
+                self._bring(everything, is_holder=True)
+            yield
+            self._beat()
+        finally:
+            self._lease = None
+            try:
+                lease.release()
+            except (BucketUnavailableError, UserError) as problem:
+                log.warning("the lease is not given back, and ends by itself: %s", problem)
+
+    def look(self, *, records_alone: bool = False) -> None:
+        """Brings what the bucket has into the working copy, unless a run on this machine keeps it so."""
+        make_folder(self.root, parents=True)
+        with self._syncing():
+            if holder_of(self.root / LOCK) is None:
+                self._bring(records if records_alone else everything)
+
+    def commit(self, staged: Path, name: str) -> bool:
+        """Makes the object of a staged file. False where it is there with another content, which the copy then has.
+
+        A part's name is of its content, so that whoever puts it, puts the same.
+        """
+        if _OF_CONTENT.fullmatch(name):
+            self.put(staged, name)
+            return True
+        failpoint("bucket.commit")
+        made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
+        failpoint("bucket.committed")
+        if made is None:
+            self._bring(everything, drop=False)
+        return made is not None
+
+    def put(self, file: Path, name: str) -> None:
+        """Makes the object, or replaces it."""
+        self.bucket.put(name, file, self._guard)
+        failpoint("bucket.put")
+
+    def commit_plan(self, staged: Path, name: str) -> None:
+        """A plan is there once its `plan.json` is."""
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == PLAN):
+            self.put(file, f"{name}/{file.name}")
+
+    def remove(self, name: str) -> None:
+        """Removes a file's object, or a plan's, before the working copy does."""
+        below = [file.name for file in (self.root / name).iterdir()] if (self.root / name).is_dir() else []
+        names = [f"{name}/{file}" for file in sorted(below, key=lambda file: file != PLAN)]
+        self.bucket.delete(names or [name], self._guard)
+        failpoint("bucket.removed")
+
+    def leave(self, file: Path, name: str) -> None:
+        """Makes the object of a file that decides nothing that is committed, whoever holds the folder."""
+        self.bucket.put(name, file)
+
+    def rename(self, old: str, new: Path) -> None:
+        """Follows a file, or a plan, that has another name in the working copy, `new`."""
+        files = sorted(new.iterdir()) if new.is_dir() else [new]
+        for file in files:
+            self.put(file, file.relative_to(self.root).as_posix())
+        self.bucket.delete([f"{old}/{file.name}" for file in files] if new.is_dir() else [old], self._guard)
+
+    def _guard(self, *, anew: bool = False) -> None:
+        if self._lease is None:
+            raise LeaseLostError(f"output: {self.url}: nothing is committed by who does not hold the lease")
+        self._lease.check(anew=anew)
+
+    def _beat(self) -> None:
+        """What others see, and what they ask for."""
+        progress = self.root / PROGRESS
+        if progress.is_file() and (content := progress.read_bytes()) != self._progress:
+            self.bucket.put(PROGRESS, content)
+            self._progress = content
+        asked = self.bucket.get(STOP)
+        if asked is not None:
+            self._write(STOP, lambda file: bool(file.write(asked[0])))
+
+    @contextmanager
+    def _syncing(self) -> Iterator[None]:
+        """One at a time brings files into the working copy."""
+        with (self.root / ".sync").open("ab") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+            yield
+
+    def _bring(self, wanted: Wanted, *, is_holder: bool = False, drop: bool = True) -> None:
+        """Makes the copy what the bucket has of one moment: where an object went meanwhile, all are listed again."""
+        whole = False
+        while not whole:
+            there = {name: one for name, one in self.bucket.listed().items() if _OURS.fullmatch(name) and wanted(name)}
+            half = _half_plans(there)
+            if is_holder:
+                self.bucket.delete(half, self._guard)
+            for name in half:
+                del there[name]
+            if drop:
+                self._drop(wanted, there)
+            stale = [name for name, one in there.items() if not _is_same(self.root / name, name, one)]
+            with ThreadPoolExecutor(_DOWNLOADS) as pool:
+                whole = all(pool.map(self._fetch, stale, [there[name] for name in stale]))
+
+    def _fetch(self, name: str, listed: Listed) -> bool:
+        return self._write(name, lambda file: self.bucket.read_into(file, name, listed))
+
+    def _write(self, name: str, fill: Callable[..., bool]) -> bool:
+        """Puts a file of the copy in place as a whole, if it can be filled."""
+        final = self.root / name
+        make_folder(final.parent, parents=True)
+        staged = final.with_name(f".{final.name}.part")
+        staged.unlink(missing_ok=True)
+        with open_private(staged) as file:
+            filled = fill(file)
+        if filled:
+            staged.replace(final)
+        else:
+            staged.unlink()
+        return filled
+
+    def _drop(self, wanted: Wanted, there: Mapping[str, Listed]) -> None:
+        """Removes files of the copy that the bucket does not have."""
+        for path in sorted(self.root.rglob("*"), reverse=True):
+            name = path.relative_to(self.root).as_posix()
+            if path.is_dir() and not path.is_symlink():
+                if name.startswith("plan/") and not any(path.iterdir()):
+                    path.rmdir()
+            elif name not in there and not name.startswith(("staging/", ".")) and wanted(name):
+                path.unlink()
+
+
+def _half_plans(there: Mapping[str, Listed]) -> list[str]:
+    """Objects of plans whose `plan.json` never came, or went first."""
+    plans = {name.rpartition("/")[0] for name in there if name.startswith("plan/")}
+    half = {plan for plan in plans if f"{plan}/{PLAN}" not in there and not plan.endswith(".bad")}
+    return [name for name in there if name.rpartition("/")[0] in half]
+
+
+def _is_same(path: Path, name: str, listed: Listed) -> bool:
+    """Whether a file of the copy has the object's content. What nobody can tell is fetched again."""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != listed.size:
+        return False
+    if match := _OF_CONTENT.fullmatch(name):
+        return sha256_of(path).startswith(match[1])
+    return listed.etag.strip('"') in _etags(path)
+
+
+def _etags(path: Path) -> tuple[str, str]:
+    """What S3 calls a file that was put at once, or in pieces of `PIECE_BYTES`, where it does not encrypt by a key."""
+    whole, pieces = hashlib.md5(usedforsecurity=False), []
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            whole.update(piece)
+            pieces.append(hashlib.md5(piece, usedforsecurity=False).digest())
+    joined = hashlib.md5(b"".join(pieces), usedforsecurity=False).hexdigest()
+    return whole.hexdigest(), f"{joined}-{len(pieces)}"
