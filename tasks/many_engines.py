@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -46,12 +47,21 @@ class ManyEngines:
         self._all(start_member)
 
     def config(self) -> EngineConfig:
-        """The first's that could be loaded."""
-        *others, last = self._members
-        for one in others:
-            with suppress(EngineDeadError, EngineLostError):
-                return one.config()
-        return last.config()
+        """The least of what those have that could be loaded: a plan is for any of them. Raises what the last raised
+        where none could.
+        """
+        found: list[EngineConfig] = []
+        for left, one in zip(reversed(range(len(self._members))), self._members, strict=True):
+            try:
+                found.append(one.config())
+            except (EngineDeadError, EngineLostError):
+                if not left and not found:
+                    raise
+        return replace(
+            found[0],
+            kv_cache_memory=min(one.kv_cache_memory for one in found),
+            max_num_batched_tokens=min(one.max_num_batched_tokens for one in found),
+        )
 
     def totals(self) -> Computed:
         return sum((one.totals() for one in self._members), Computed())

@@ -14,7 +14,7 @@ from engine.errors import UserError
 from tasks.report.published import open_published
 from tasks.report.views import THIS, open_views
 from tasks.storage.duck import BATCH_ROWS, MEMORY
-from tasks.storage.interruptible import interruptible
+from tasks.storage.interruptible import ctrl_c, interruptible
 from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
@@ -53,6 +53,7 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._connection.interrupt()  # whoever leaves before the last row does not wait for it
         self._reader.close()
         self._connecting.__exit__(None, None, None)
 
@@ -86,15 +87,12 @@ class QueryResult(AbstractContextManager["QueryResult"]):
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """Raises UserError for what DuckDB says; Ctrl-C, which its binding makes a RuntimeError of, stays what it is."""
+    """Raises UserError for what DuckDB says; Ctrl-C stays what it is."""
     try:
-        yield
+        with ctrl_c():
+            yield
     except (duckdb.Error, pa.ArrowException, OSError) as problem:
         raise UserError(f"sql: {first_line(problem)}") from None
-    except RuntimeError as problem:
-        if "interrupted" not in str(problem).lower():
-            raise
-        raise KeyboardInterrupt from None
 
 
 def query(folder: str | Path, sql: str, *, others: Mapping[str, str | Path] | None = None) -> QueryResult:

@@ -1,5 +1,7 @@
 """A model of which this rank has its part, as transformers dealt it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,20 @@ def dealing(model_class: Any, config: Any, group: RankGroup | None) -> dict[str,
     whole = {id(empty.get_input_embeddings()), id(empty.get_output_embeddings())}
     names = [name for name, module in empty.named_modules() if id(module) in whole]
     return {"distributed_config": DistributedConfig(tp_size=group.size, tp_plan=dict.fromkeys(names, WHOLE))}
+
+
+@contextmanager
+def taken_for(device: str) -> Iterator[None]:
+    """Within it, transformers deals weights to devices of this kind.
+
+    It asks torch for an accelerator, and hears of what torch was built for, be it there and be it wanted or not.
+    """
+    asked = torch._C._get_accelerator
+    torch._C._get_accelerator = lambda *_: torch.device(torch.device(device).type)
+    try:
+        yield
+    finally:
+        torch._C._get_accelerator = asked
 
 
 def keep_parts(model: Any) -> None:

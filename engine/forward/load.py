@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.forward.attention import NAME
 from engine.forward.cpu.fused_body import can_fuse, fuse_body
 from engine.forward.cpu.strict import hold_to_its_bits, one_thread, put_in_order, refuse_strict
-from engine.forward.dealt_weights import dealing, keep_parts
+from engine.forward.dealt_weights import dealing, keep_parts, taken_for
 from engine.forward.kv_scales import KVScales, calibrate_kv_scales
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.pack_linears import pack_linears
@@ -106,18 +106,19 @@ def read_weights(
     dtype = getattr(torch, _exact_dtype(device) if scheme.weight_bits else device.dtype)
     plain, stored = ({}, {}) if found.packed is None else read_stored(found.folder, found.packed)
     weights = {f"{path}.weight": linear.dense().to(dtype) for path, linear in stored.items()}
-    model, info = found.model_class.from_pretrained(
-        found.folder if found.packed is None else None,
-        config=found.config,
-        state_dict=plain | weights or None,
-        dtype=dtype,
-        attn_implementation=NAME,
-        use_safetensors=True,
-        trust_remote_code=False,
-        local_files_only=True,
-        output_loading_info=True,
-        **dealing(found.model_class, found.config, group),
-    )
+    with nullcontext() if group is None else taken_for(device.name):
+        model, info = found.model_class.from_pretrained(
+            found.folder if found.packed is None else None,
+            config=found.config,
+            state_dict=plain | weights or None,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **dealing(found.model_class, found.config, group),
+        )
     if missing := info["missing_keys"]:  # transformers draws them
         more = f" and {len(missing) - 1} more weights" if len(missing) > 1 else ""
         raise UserError(f"{found.kind} lacks {min(missing)}{more}: the checkpoint is not whole; get it again")

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from engine.config import EngineConfig
-from engine.errors import UserError
 from engine.machine.device import Device
 
 # For a sum that another rank does not come to; a rank that ends is noticed at once.
@@ -43,23 +41,15 @@ class RankGroup:
 def join_group(rank: int, meeting: Path, config: EngineConfig, device: Device) -> RankGroup:
     """Returns once all ranks have come: `meeting` is a file that is not there yet, through which they find each other.
 
-    On one machine alone: what goes over a network device goes over the loopback. Raises UserError where transformers,
-    which deals the weights, would take another kind of device than `device`.
+    On one machine alone: what goes over a network device goes over the loopback.
     """
-    kind = "cpu" if device.name == "cpu" else "cuda"
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if kind == "cpu" and accelerator is not None:
-        raise UserError(
-            f"engine.tensor_parallel: on a processor the ranks must see no {accelerator.type}; run the command with "
-            "CUDA_VISIBLE_DEVICES=, or take engine.device: cuda"
-        )
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     leave_group()  # of an engine of this process that is gone
     size = config.tensor_parallel
     dist.init_process_group(
-        "gloo" if kind == "cpu" else "nccl",
+        "gloo" if device.name == "cpu" else "nccl",
         store=dist.FileStore(str(meeting), size),  # type: ignore[attr-defined]
         rank=rank,
         world_size=size,

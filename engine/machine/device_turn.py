@@ -14,6 +14,7 @@ from threading import Lock
 
 from engine.file_lock import HeldError, hold
 from engine.machine.device import Device
+from engine.machine.named_gpus import named_gpus
 from engine.model.checkpoint import cache_dir
 from engine.stages import enter
 
@@ -86,7 +87,7 @@ def lock_names(device: Device, ranks: int = 1) -> tuple[str, ...]:
     if device.name == "cpu":
         cores = sorted(os.sched_getaffinity(0))
         return tuple(f"core-{core}" for core in cores) if device.cores >= len(cores) else ()
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    visible = named_gpus()
     first = int(device.name.partition(":")[2])
     return tuple(f"cuda-{visible[i] if i < len(visible) else i}" for i in range(first, first + ranks))
 

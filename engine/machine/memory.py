@@ -57,7 +57,7 @@ def memory_need(files: ModelFiles, shape: ModelShape, config: EngineConfig, devi
     pooled = shape.hidden_size * (device.dtype_bytes + 4 + 4)
     step_tokens = OVERSHOOT * (config.max_num_batched_tokens or device.step_tokens)
     return MemoryNeed(
-        weights=_weights(files, shape, device, config.tensor_parallel) + quantized,
+        weights=_weights(files, shape, device, config) + quantized,
         kv_cache=config.kv_cache_memory,
         activations=step_tokens * max(row * device.dtype_bytes, pooled),
         logits=HEAD_ROWS * LOGITS_COPIES * shape.vocab_size * 4,
@@ -126,22 +126,23 @@ def machine_memory(limit: Path = CGROUP_LIMIT) -> int:
     return total
 
 
-def _weights(files: ModelFiles, shape: ModelShape, device: Device, ranks: int) -> int:
+def _weights(files: ModelFiles, shape: ModelShape, device: Device, config: EngineConfig) -> int:
     """As the headers of the safetensors say; of a file that packs them, as the sizes say: they may be unpacked.
 
     A rank has its part of each matrix, and all of embedding and head.
     """
-    table = [shape.vocab_size, shape.hidden_size]
+    ranks, table = config.tensor_parallel, [shape.vocab_size, shape.hidden_size]
     if files.gguf_file is not None or _is_packed(files):
         sizes = [[ranks, shape.matmul_params], table]
     else:
         sizes = [size for file in sorted(files.folder.glob("*.safetensors")) for size in _sizes_in(file)]
     dealt = sum(prod(size) for size in sizes if len(size) > 1 and size != table)
     total = (sum(map(prod, sizes)) - dealt + dealt // ranks) * device.dtype_bytes
+    if device.packs(shape) or config.determinism == "strict":
+        # A head that is the embedding too is packed beside it, with our own layers or for products in order.
+        total += shape.head_params * device.dtype_bytes * (sizes.count(table) < 2)
     if device.packs(shape):
-        # A head that is the embedding too is packed beside it, and again in 8 bits where the processor takes them.
-        is_tied = sizes.count([shape.vocab_size, shape.hidden_size]) < 2
-        total += shape.head_params * (is_tied * device.dtype_bytes + NATIVE_BYTES)
+        total += shape.head_params * NATIVE_BYTES  # and again in 8 bits where the processor takes them
     return total
 
 

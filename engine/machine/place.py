@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.config import EngineConfig
 from engine.errors import UserError
 from engine.machine.device import cuda_devices, resolve_device
+from engine.machine.named_gpus import named_gpus, show_gpu
 
 # Where Linux says which core, and which chip, a number stands for.
 TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -15,7 +16,7 @@ TOPOLOGY = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of a machine: `threads` on `cores`, or what CUDA knows as `gpu`: one, or one a rank with commas between.
+    """Part of a machine: `threads` on `cores`, or what its driver calls `gpu`: one, or one a rank with commas between.
 
     What is not said is all of it.
     """
@@ -34,7 +35,7 @@ class Place:
         if self.threads:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)
         if self.gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+            show_gpu(self.gpu)
 
     def __str__(self) -> str:
         if self.gpu is not None:
@@ -67,9 +68,8 @@ def rank_places(ranks: int, threads: int) -> tuple[Place, ...]:
 
 
 def visible_gpus(count: int) -> list[str]:
-    """How CUDA_VISIBLE_DEVICES names the first `count` GPUs that this process sees."""
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return (named or [str(index) for index in range(count)])[:count]
+    """How the environment names the first `count` GPUs that this process sees."""
+    return (named_gpus() or [str(index) for index in range(count)])[:count]
 
 
 def _on_cores(workers: int, threads: int) -> tuple[Place, ...]:

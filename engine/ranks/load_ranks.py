@@ -10,6 +10,7 @@ from engine.machine.device import Device
 from engine.machine.place import Place, rank_places
 from engine.model.checkpoint import ModelFiles
 from engine.ranks.other_ranks import OtherRanks
+from engine.stages import enter
 
 
 def load_ranks(model: ModelFiles, config: EngineConfig, device: Device) -> ModelRunner:
@@ -21,6 +22,7 @@ def load_ranks(model: ModelFiles, config: EngineConfig, device: Device) -> Model
     if ranks < 2:
         return load_runner(model, config, device)
     places = rank_places(ranks, device.cores) if device.name == "cpu" else (Place(),) * ranks
+    enter("starting the other ranks")
     others = OtherRanks(model, config, places)
     try:
         others.wait_until_begun()

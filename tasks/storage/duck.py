@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
+from tasks.storage.interruptible import ctrl_c
 from tasks.storage.statements import identifier, statement
 
 MEMORY_LIMIT = "2GB"
@@ -38,9 +39,12 @@ _FROM_THE_START: dict[str, str | bool | int | float | list[str]] = {
 def working_connection(
     spill: Path, *others: Path, memory_limit: str | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there."""
+    """In memory, for the joins of a run: reads files below `spill` and `others`; what does not fit is spilled there.
+
+    It has one thread, that of whoever calls, so that Ctrl-C ends what is under way.
+    """
     limit = memory_limit or WORKING_MEMORY_LIMIT
-    with closing(_connect(":memory:", spill / "spill", memory_limit=limit)) as connection:
+    with ctrl_c(), closing(_connect(":memory:", spill / "spill", memory_limit=limit)) as connection:
         _lock(connection, spill, *others)
         yield connection
 
@@ -60,6 +64,7 @@ def view_connection(
     """In memory with `own` views, and those of `others` in databases of their names; no other folder can be read."""
     others = others or {}
     with (
+        ctrl_c(),
         TemporaryDirectory(prefix="trunkline-sql-") as spill,
         closing(_connect(":memory:", Path(spill), memory_limit=memory_limit)) as connection,
     ):
@@ -77,6 +82,7 @@ def view_connection(
 def database_connection(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """Somebody's database, read-only; its views may read files that lie beside it, and nothing else."""
     with (
+        ctrl_c(),
         TemporaryDirectory(prefix="trunkline-source-") as spill,
         closing(_connect(str(database), Path(spill), read_only=True)) as connection,
     ):

@@ -4,9 +4,9 @@ DuckDB's binding looks for signals between two tasks of the thread that called i
 taken every task, that thread waits without looking (2.0.0), and about one long query in three never hears Ctrl-C.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import duckdb
@@ -31,3 +31,14 @@ def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
                 with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
                     connection.interrupt()
                     wait([called], timeout=_EVERY_SECONDS)
+
+
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C stays what it is: DuckDB makes a RuntimeError of it, where the thread that called it computes."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if "interrupted" not in str(problem).lower():
+            raise
+        raise KeyboardInterrupt from None

@@ -96,7 +96,7 @@ class Lease:
                 if self._lost is not None:
                     return  # whoever commits next says so
                 self._beat()
-            except (BucketUnavailableError, UserError) as problem:
+            except (BucketUnavailableError, UserError, OSError) as problem:
                 log.warning("the lease is not renewed: %s", problem)
 
     def _renew(self) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
+# Of a bucket, each of whose looks is some requests.
+SECONDS_BETWEEN_REQUESTS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +201,11 @@ class OutputFolder:
                     raise UserError(
                         f"output: {self} is in use by {held}{waited}; end it, or wait, as by score --wait SECONDS"
                     ) from None
-                if str(held) != told:
-                    told = str(held)
+                holder = str(held).partition(",")[0]  # how long its lease lasts is another time each time
+                if holder != told:
+                    told = holder
                     log.warning("waiting for %s, which has %s", told, self)
-                time.sleep(min(left, SECONDS_BETWEEN_LOOKS))
+                time.sleep(min(left, SECONDS_BETWEEN_LOOKS if self.bucket is None else SECONDS_BETWEEN_REQUESTS))
 
     @contextmanager
     def _held(self) -> Iterator[Holder]:

@@ -52,13 +52,14 @@ def prompts(seed: int = 0, rows: int = 10) -> list[Request]:
     return requests
 
 
-def answers(folder: Path, requests: list[Request], sharing: Sharing) -> dict[str, RequestOutput]:
+def answers(folder: Path, requests: list[Request], sharing: Sharing, ranks: int = 1) -> dict[str, RequestOutput]:
     files = resolve_model(str(folder))
-    shape = load_shape(files)
+    shape = load_shape(files, ranks)
     config = EngineConfig(
         dtype=FLOAT32,
         sharing=sharing,
         max_num_batched_tokens=BATCHED_TOKENS,
+        tensor_parallel=ranks,
         kv_cache_memory=KV_TOKENS * shape.kv_bytes_per_token(kv_format.FLOAT32),
     )
     engine = build_engine(files, config, detokenize=False)

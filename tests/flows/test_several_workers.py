@@ -14,6 +14,7 @@ from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
 from tasks.storage.manifests import read_manifests
+from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tests.flows.conftest import Job
 
@@ -84,6 +85,21 @@ def test_two_workers_write_what_one_does_where_one_is_killed(small_job: Job, mon
     assert table(two) == table(one)
     assert shard_rows(two) == shard_rows(one)
     assert len(shard_rows(two)) == 20
+
+
+@pytest.mark.nightly
+@pytest.mark.fault(2)
+def test_two_workers_write_into_a_bucket_what_one_does_into_a_folder(
+    small_job: Job, monkeypatch: pytest.MonkeyPatch, s3_url: str, tmp_path: Path
+) -> None:
+    asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 3}, "shard_seconds": 1e-6}
+    one, two = (job_of(small_job, f"{workers}", workers, **asked) for workers in (1, 2))
+    two = two.model_copy(update={"output": f"{s3_url}/two/{tmp_path.name}"})
+    score_both(one, two, start_children(monkeypatch, FAKE))
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "another machine's"))
+    folder_of(two).look()
+    assert table(two) == table(one)
+    assert shard_rows(two) == shard_rows(one)
 
 
 @pytest.mark.nightly

@@ -50,12 +50,12 @@ def _nothing(_: ScoringJob) -> None:
 
 def _some(job: ScoringJob) -> None:
     """A run that was killed when it had committed some rows of a shard."""
-    assert _child(lambda: _killed(SCENARIOS["fresh"], job, "checkpoint.done:1", 0)) == -9
+    assert child(lambda: _killed(SCENARIOS["fresh"], job, "checkpoint.done:1", 0)) == -9
 
 
 def _all(job: ScoringJob) -> None:
     """A whole run, with a row that has no answer."""
-    _child(lambda: SCENARIOS["fresh"].run(job, 0))
+    child(lambda: SCENARIOS["fresh"].run(job, 0))
 
 
 SCENARIOS = {
@@ -75,13 +75,13 @@ def main(folder: Path, name: str) -> Iterator[str]:
     patch = pytest.MonkeyPatch()
     use_fakes(patch, ENGINE)
     patch.setattr(tasks.shard_scorer, "time", SimpleNamespace(monotonic=count().__next__))
-    _write_source(folder / "rows.jsonl")
+    write_source(folder / "rows.jsonl")
     gc.freeze()  # a child's collections would copy what it shares with this process
     expected = folder / "expected.json"
-    _child(lambda: SCENARIOS["fresh"].run(_job(folder, "start", "rows-1.jsonl"), 0))
+    child(lambda: SCENARIOS["fresh"].run(_job(folder, "start", "rows-1.jsonl"), 0))
     (folder / "start").rename(folder / "earlier")
     scenario.before(_job(folder, "start"))
-    _child(lambda: _undisturbed(scenario, _started(folder, "expected"), expected))
+    child(lambda: _undisturbed(scenario, _started(folder, "expected"), expected))
     hit = 1
     while (killed_at := _survives(scenario, _started(folder, f"out-{hit}"), hit, expected)) is not None:
         yield killed_at
@@ -91,12 +91,12 @@ def main(folder: Path, name: str) -> Iterator[str]:
 def _survives(scenario: Scenario, job: ScoringJob, hit: int, expected: Path) -> str | None:
     """Kills the job's run, maybe twice, and checks what the next makes of it. None where the first is not killed."""
     said = Path(f"{job.output_folder}.killed")
-    if _child(lambda: _killed(scenario, job, f"*:{hit}", 1), said) == 0:
+    if child(lambda: _killed(scenario, job, f"*:{hit}", 1), said) == 0:
         return None
     killed_at = said.read_text().split()[-1]
     if scenario.killed_again:
-        _child(lambda: _killed(scenario, job, f"*:{hit // 2 + 1}", 2), said)
-    _child(lambda: _finish(scenario, job, json.loads(expected.read_text())))
+        child(lambda: _killed(scenario, job, f"*:{hit // 2 + 1}", 2), said)
+    child(lambda: _finish(scenario, job, json.loads(expected.read_text())))
     return killed_at
 
 
@@ -117,7 +117,7 @@ def _started(folder: Path, output: str) -> ScoringJob:
     return _job(folder, output)
 
 
-def _write_source(path: Path) -> None:
+def write_source(path: Path) -> None:
     """Texts and choices, rows without a prompt, and one that the engine has no answer for; the first two by themselves
     too.
     """
@@ -161,10 +161,10 @@ def _committed(job: ScoringJob) -> list[tuple[str, int]]:
     return [(row["request_hash"], row["attempts"]) for row in part_rows(job)]
 
 
-def _child(action: Callable[[], object], errors: Path | None = None) -> int:
+def child(action: Callable[[], object], errors: Path | None = None) -> int:
     """Returns 0, or minus the signal that ended the forked child that runs it; its standard error goes to `errors`."""
-    child = os.fork()
-    if child == 0:
+    forked = os.fork()
+    if forked == 0:
         try:
             if errors is not None:
                 os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
@@ -173,7 +173,7 @@ def _child(action: Callable[[], object], errors: Path | None = None) -> int:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
     assert status in (0, -9), (status, errors and errors.read_text())
     return status
 

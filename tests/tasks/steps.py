@@ -55,8 +55,10 @@ def model_job(folder: Path, model: Path, rows: list[dict[str, Any]], **changes: 
     return make_job(job_content(folder, source, model={"path": str(model)}) | changes)
 
 
-def run_steps(job: ScoringJob, *, retry_failed: bool = False, full: bool = False) -> tuple[StoredPlan, Published]:
-    with open_run(job, retry_failed, full=full) as run, workers_of(run) as workers:
+def run_steps(
+    job: ScoringJob, *, retry_failed: bool = False, full: bool = False, wait: float = 0.0
+) -> tuple[StoredPlan, Published]:
+    with open_run(job, retry_failed, full=full, wait=wait) as run, workers_of(run) as workers:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), workers)
         for shard in planned.shards:
             infer_shard(run, planned.plan_id, shard, workers)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -81,6 +82,15 @@ def test_one_that_is_lost_hinders_nobody() -> None:
             first.submit(work(1))
         assert workers.config() == CONFIG
         assert len(second.submit(work(1)).result(10)) == 1
+
+
+def test_a_plan_is_for_the_one_that_has_least() -> None:
+    """As on GPUs that are unlike."""
+    large = replace(CONFIG, kv_cache_memory=2**31, max_num_batched_tokens=64)
+    wide = replace(CONFIG, kv_cache_memory=2**30, max_num_batched_tokens=128)
+    with ManyEngines([EngineProcess(model(), large), EngineProcess(model(), wide)]) as workers:
+        workers.start()
+        assert workers.config() == replace(CONFIG, kv_cache_memory=2**30, max_num_batched_tokens=64)
 
 
 def test_each_is_in_its_place() -> None:

@@ -56,6 +56,18 @@ def test_a_head_of_its_own_is_not_counted_twice(tiny_model: Path, tmp_path: Path
     assert memory_need(replace(files, folder=tmp_path), shape, CONFIG, device).weights == tied.weights
 
 
+def test_strict_has_a_tied_head_of_its_own_where_layers_are_not_ours(tiny_model: Path) -> None:
+    files = resolve_model(str(tiny_model))
+    shape, device = replace(load_shape(files), fused_on=()), resolve_device(CONFIG)
+    strict = memory_need(files, shape, replace(CONFIG, determinism="strict"), device)
+    more = strict.weights - memory_need(files, shape, CONFIG, device).weights
+    assert more == shape.head_params * device.dtype_bytes > 0
+    ours = load_shape(files)
+    assert memory_need(files, ours, replace(CONFIG, determinism="strict"), device) == memory_need(
+        files, ours, CONFIG, device
+    )
+
+
 def test_more_than_the_machine_has_is_refused_before_weights_are_read(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

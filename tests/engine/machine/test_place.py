@@ -89,6 +89,21 @@ def test_gpus_have_the_names_that_cuda_was_told(monkeypatch: pytest.MonkeyPatch)
     assert visible_gpus(2) == ["3", "GPU-8932f937"]
 
 
+@pytest.mark.parametrize(("hip", "names"), [("6.4", ["5", "7"]), (None, ["3", "4"])])
+def test_rocm_takes_its_own_names_before_cudas(
+    monkeypatch: pytest.MonkeyPatch, hip: str | None, names: list[str]
+) -> None:
+    """An engine's GPU is then named in both; on CUDA the other is nobody's."""
+    monkeypatch.setattr("torch.version.hip", hip)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "5,7")
+    assert visible_gpus(2) == names
+    assert lock_names(Device("cuda:1", "float16", "cuda:1")) == (f"cuda-{names[1]}",)
+    Place(gpu=names[1]).take()
+    assert visible_gpus(2) == [names[1]]
+    assert os.environ["HIP_VISIBLE_DEVICES"] == names[1]
+
+
 def test_a_processors_part_is_what_it_is_planned_for() -> None:
     whole = Device("cpu", "float32", "cpu (8 cores)", 8)
     assert whole.shared_by(3) == Device("cpu", "float32", "cpu (2 cores)", 2)

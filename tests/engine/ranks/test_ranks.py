@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from engine.config import EngineConfig
 from engine.errors import EngineDeadError
@@ -84,7 +85,9 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_two_ranks_answer_as_one_does_until_one_is_killed(tiny_model: Path) -> None:
+def test_two_ranks_answer_as_one_does_until_one_is_killed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a torch that was built for GPUs, which transformers then takes, be there any or not.
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device("cuda"))
     files, asked = resolve_model(str(tiny_model)), requests()
     engine = build_engine(files, config_of(files, 1), detokenize=False)
     alone, blocks, peak = answers(engine, asked), engine.runner.num_blocks, engine.counters().peak_kv_bytes
@@ -113,9 +116,8 @@ def test_two_ranks_answer_as_one_does_until_one_is_killed(tiny_model: Path) -> N
 PARENT = """
 import sys
 from engine.process.child import Child
-from engine.ranks.other_ranks import SERVER
 
-child = Child(SERVER)
+child = Child("engine.ranks.rank_server")
 print(child.pid, flush=True)
 sys.stdin.readline()
 """

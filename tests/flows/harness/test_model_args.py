@@ -68,6 +68,10 @@ def test_thinking_is_an_argument_of_the_template() -> None:
         ),
         ({"parallelize": True}, "parallelize: is not taken: the harness has one engine"),
         ({"workers": "2"}, "workers: is not taken: the harness has one engine"),
+        (
+            {"tensor_parallel_size": 2, "peft": "adapter"},
+            "tensor_parallel_size does not go with peft; leave one of them out",
+        ),
         ({"gguf_file": "a.gguf"}, "gguf_file: is not taken: give the .gguf file itself as pretrained"),
         ({"max_length": -1}, "max_length: should be greater than or equal to 0 (got -1)"),
         ({"dtype": "float8"}, "dtype: should be 'auto', 'float32', 'bfloat16' or 'float16' (got 'float8')"),

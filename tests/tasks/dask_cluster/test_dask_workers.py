@@ -109,7 +109,21 @@ def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: Da
 
 @pytest.mark.fault(2)
 def test_a_run_loses_nothing_with_a_worker(workers: DaskWorkers, client: Client, job_of: JobMaker) -> None:
-    job = job_of(ROWS, **EACH, task={"type": "generate"}, sampling={"max_tokens": 2})
+    _loses_nothing(job_of(ROWS, **EACH, task={"type": "generate"}, sampling={"max_tokens": 2}), workers, client)
+
+
+@pytest.mark.nightly
+@pytest.mark.fault(2)
+def test_a_run_into_a_bucket_loses_nothing_with_a_worker(
+    workers: DaskWorkers, client: Client, job_of: JobMaker, s3_url: str, tmp_path: Path
+) -> None:
+    place = f"{s3_url}/dask/{tmp_path.name}"
+    asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 2}, "output": place}
+    _loses_nothing(job_of(ROWS, **EACH, **asked), workers, client)
+
+
+def _loses_nothing(job: ScoringJob, workers: DaskWorkers, client: Client) -> None:
+    """Who is killed in the middle costs no row, and no answer is another one."""
     killer = Thread(target=lambda: _when_a_shard_is_committed(job, client))
     killer.start()
     assert run_on(job, workers) == (24, 0, 0)  # type: ignore[arg-type]

@@ -84,6 +84,11 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
         ({"engine": {"kv_cache_memry": 1}}, "engine.kv_cache_memry: unknown key; did you mean kv_cache_memory?"),
         ({"engine": {"kv_cache_memory": "2 lots"}}, "engine.kv_cache_memory: '2 lots' is not a size"),
         ({"engine": {"device": "tpu"}}, "engine.device: "),
+        (
+            {"engine": {"tensor_parallel": 2}, "model": {"adapter": "a"}},
+            "engine.tensor_parallel: 2 does not go with model.adapter; take 1, or remove that",
+        ),
+        ({"engine": {"tensor_parallel": 0}}, "engine.tensor_parallel: "),
         ({"name": "../up"}, "name: "),
         ({"model": {"path": "a" * 100_000}}, "model.path: is 100,000 bytes long; a path may have 4,095"),
         ({"model": {"path": "a" * 300}}, "model.path: holds a name of more than 255 bytes"),

@@ -223,3 +223,13 @@ def test_ctrl_c_ends_a_query(job_of: JobMaker) -> None:
             for _ in result.batches():
                 pass
         stop.join()
+
+
+def test_ctrl_c_ends_a_join_of_a_run(tmp_path: Path) -> None:
+    long = "select count(*) from range(1000000000000000)"
+    for _ in range(3):
+        stop = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+        stop.start()
+        with pytest.raises(KeyboardInterrupt), duck.working_connection(tmp_path) as connection:
+            connection.execute(long)
+        stop.join()
