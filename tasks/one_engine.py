@@ -136,5 +136,5 @@ def computed_by(engine: "Engine") -> Computed:
         counters.limit_seconds,
         counters.steps,
         counters.kv_bytes,
-        engine.scheduler.going if engine.loaded else (),
+        counters.going,
     )
