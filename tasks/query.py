@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from engine.errors import UserError
 from tasks.report.published import open_published
-from tasks.report.views import THIS, open_views
+from tasks.report.views import THIS, open_for_queries
 from tasks.storage.duck import BATCH_ROWS, MEMORY
 from tasks.storage.interruptible import ctrl_c, interruptible
 from tasks.storage.open_folder import open_folder
@@ -35,7 +35,7 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def __init__(self, folder: OutputFolder, sql: str, others: Mapping[str, OutputFolder]) -> None:
         published = open_published(folder)
         beside = {name: open_published(other) for name, other in others.items()}
-        self._connecting = open_views(folder, published.plan_id, published.manifests, beside)
+        self._connecting = open_for_queries(published, beside)
         self._opened = {MEMORY: published, **beside}
         self._sql = sql
 

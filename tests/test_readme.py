@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from tasks.query import query
+from tests.forked_commands import forked_commands
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -235,7 +237,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_s
             (folder / "examples" / file.name).write_text(file.read_text())
     shutil.copytree(ROOT / "examples" / "lm_eval", folder / "examples" / "lm_eval")
     # `make` finds the environment of this test set up already.
-    (folder / ".venv").symlink_to(BIN.parent)
+    link_environment(folder / ".venv")
     for lock in ("requirements.lock", "requirements-weights.lock", "pyproject.toml"):
         (folder / lock).write_text("")
     subprocess.run(
@@ -248,10 +250,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_s
     return folder
 
 
+def link_environment(place: Path) -> None:
+    """The environment of this test, all but its command."""
+    (place / "bin").mkdir(parents=True)
+    for file in (*BIN.parent.iterdir(), *BIN.iterdir()):
+        link = place / file.relative_to(BIN.parent)
+        if file not in (BIN, BIN / "trunkline"):
+            link.symlink_to(file)
+
+
 @pytest.fixture(scope="module")
-def printed(folder: Path) -> dict[str, str]:
+def printed(folder: Path) -> Iterator[dict[str, str]]:
     """By command of `FIRST`."""
-    return {command: run(folder, command) for command in FIRST}
+    with forked_commands(folder / ".venv" / "bin" / "trunkline", environment(folder)):
+        yield {command: run(folder, command) for command in FIRST}
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +274,7 @@ def project(folder: Path, printed: dict[str, str]) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return kept | {
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "XDG_STATE_HOME": str(folder / "state"),
         # A server that runs already saves ten seconds a command; the ephemeral one has its own tests.

@@ -63,11 +63,10 @@ def plan_table(
 ) -> Plan:
     """Plans requests under `config`'s policies; their ids differ, and each fits `max_request_tokens`.
 
-    `cost` says what they take on a device, and so where shards of about `shard_seconds` end: of fewer where there would
-    not be `min_shards`, but hardly of fewer than `LEAST_SHARD_SECONDS`. `row_sizes` says how many
-    of the requests, which follow each other, each row has (None: one): a row is placed by its first request, and lies
-    in one shard. The others share with it what their prompts begin with alike, and nothing with other rows. `adapters`
-    has what each of the requests' takes; one that it lacks takes nothing.
+    `cost` says what they take on a device, and so where shards of about `shard_seconds` end, or of fewer, so that there
+    are `min_shards`. `row_sizes` says how many of the requests, which follow each other, each row has (None: one): a
+    row is placed by its first request, and lies in one shard. The others share with it what their prompts begin with
+    alike, and nothing with other rows. `adapters` has what each of the requests' takes: nothing for one that it lacks.
 
     `groups` in the summary are nodes that more than one request is below. A shard's `prefill_tokens` are prompt
     tokens alone, and a node counts for the first shard that needs it: shards run at once share it.
@@ -85,9 +84,7 @@ def plan_table(
     names = _in_order(requests.names, forest.order)
     nodes = _nodes(forest, requests)
     sizes = np.diff(np.append(starts, len(requests)))[rows.order]
-    finest = max(float(seconds.sum()) / min_shards, LEAST_SHARD_SECONDS)
-    each = min(shard_seconds, finest) if min_shards > 1 else shard_seconds
-    shards = _shards(names, work, seconds, _shard_ends(rows, sizes, seconds, each))
+    ends = _shard_ends(rows, sizes, seconds, _seconds_each(seconds, shard_seconds, min_shards))
     block_bytes = config.block_size * cost.shape.kv_bytes_per_token(cost.kv_format)
     num_blocks = num_kv_blocks(cost.shape, config, cost.kv_format)
     planned = _planned(adapters, requests, forest)
@@ -106,15 +103,15 @@ def plan_table(
         adapters=len(planned.blocks),
         adapter_bytes=block_bytes * sum(planned.blocks.values()),
     )
-    return Plan(
-        layout_id=_layout_id(names, forest, shards),
-        nodes=nodes,
-        order=forest.order,
-        node_of=forest.node_of,
-        shards=shards,
-        summary=summary,
-        trajectory=trajectory,
-    )
+    shards = _shards(names, work, seconds, ends)
+    layout_id = _layout_id(names, forest, shards)
+    return Plan(layout_id, nodes, forest.order, forest.node_of, shards, summary, trajectory)
+
+
+def _seconds_each(seconds: NDArray[np.float64], shard_seconds: float, min_shards: int) -> float:
+    """How long a shard is to take: less where there would not be `min_shards`, but hardly less than the least."""
+    finest = max(float(seconds.sum()) / min_shards, LEAST_SHARD_SECONDS)
+    return min(shard_seconds, finest) if min_shards > 1 else shard_seconds
 
 
 def _shard_ends(rows: Forest, sizes: Ints, seconds: NDArray[np.float64], shard_seconds: float) -> list[int]:

@@ -29,8 +29,12 @@ def load_ranks(model: ModelFiles, config: EngineConfig, device: Device) -> Model
         if places[0].cores:
             os.sched_setaffinity(0, places[0].cores)  # this thread's, and those that it starts
         runner = load_runner(model, config, device, join_group(0, others.meeting, config, device))
-    except BaseException:
-        others.close()
+    except BaseException as problem:
+        try:
+            if isinstance(problem, RuntimeError):  # a sum that failed is one
+                others.blame(problem)
+        finally:
+            others.close()
         raise
     runner.others = others
     return runner

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
 from threading import Event, Thread
 
 from engine.config import EngineConfig
@@ -36,8 +35,8 @@ class OtherRanks:
     """
 
     def __init__(self, model: ModelFiles, config: EngineConfig, places: Sequence[Place]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="trunkline-ranks-"))
-        self.meeting = self._folder / "meeting"
+        self._folder = tempfile.TemporaryDirectory(prefix="trunkline-ranks-", ignore_cleanup_errors=True)
+        self.meeting = Path(self._folder.name) / "meeting"
         self._lost = ""
         self._over, self._closing = Event(), False
         self._children: list[Child] = []
@@ -53,7 +52,8 @@ class OtherRanks:
         """Raises RankLostError where one of them ended."""
         for begun in self._begun:
             begun.wait()
-        self._check()
+        if self._lost:
+            raise RankLostError(self._lost)
 
     @contextmanager
     def running(self, step: SchedulerOutput) -> Iterator[None]:
@@ -67,9 +67,14 @@ class OtherRanks:
                 child.channel.send(frame)
             yield
         except Exception as problem:
-            self._over.wait(SECONDS_TO_KNOW)
-            self._check()
+            self.blame(problem)
             raise RankLostError(f"the first rank did not run a step: {type(problem).__name__}: {problem}") from problem
+
+    def blame(self, problem: Exception) -> None:
+        """Raises RankLostError where `problem` came of a rank that ended."""
+        self._over.wait(SECONDS_TO_KNOW)
+        if self._lost:
+            raise RankLostError(self._lost) from problem
 
     def close(self) -> None:
         """Ends them."""
@@ -77,11 +82,7 @@ class OtherRanks:
         for child in self._children:
             child.end(at_once=True)
         leave_group()
-        rmtree(self._folder, ignore_errors=True)
-
-    def _check(self) -> None:
-        if self._lost:
-            raise RankLostError(self._lost)
+        self._folder.cleanup()
 
     def _watch(self, rank: int, child: Child, begun: Event) -> None:
         said = ""

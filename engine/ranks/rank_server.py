@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from engine.errors import UserError
 from engine.machine.device import resolve_device
 from engine.process.begin import begin
 from engine.process.channel import Channel
@@ -22,6 +24,8 @@ def main() -> None:
     try:
         _serve(channel)
     except BaseException as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
         channel.send(f"{type(error).__name__}: {error}".encode(errors="backslashreplace"))
         os._exit(1)
     os._exit(0)  # without taking apart what other threads may be using

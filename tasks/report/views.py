@@ -54,25 +54,30 @@ def open_views(
     folder: OutputFolder,
     plan_id: str,
     manifests: Sequence[ShardManifest],
-    others: Mapping[str, PublishedFolder] | None = None,
     *,
     memory_limit: str | None = None,
 ) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
-    """A locked connection on which the views of these shards are; those of `others` are in databases of their names."""
-    beside = {
-        name: FolderViews(other.folder.root, tuple(_of_folder(other.folder, other.plan_id, other.manifests, name)))
-        for name, other in (others or {}).items()
-    }
-    own = FolderViews(folder.root, tuple(_of_folder(folder, plan_id, manifests, THIS, tuple(beside))))
-    return view_connection(own, beside, memory_limit=memory_limit)
+    """A locked connection for statements of our own: the views of these shards, without what explains or compares."""
+    views = _views(folder, plan_id, manifests, f"{folder.root}/", _alive(folder))
+    return view_connection(FolderViews(folder.root, tuple(views)), memory_limit=memory_limit)
 
 
-def _of_folder(
-    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], name: str, beside: Sequence[str] = ()
-) -> Iterator[str]:
+def open_for_queries(
+    published: PublishedFolder, others: Mapping[str, PublishedFolder]
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    """A locked connection for anybody's statements; the views of `others` are in databases of their names."""
+    beside = {name: FolderViews(other.folder.root, tuple(_of_folder(other, name))) for name, other in others.items()}
+    own = FolderViews(published.folder.root, tuple(_of_folder(published, THIS, tuple(beside))))
+    return view_connection(own, beside)
+
+
+def _of_folder(of: PublishedFolder, name: str, beside: Sequence[str] = ()) -> Iterator[str]:
+    return _statements(of.folder, of.plan_id, of.manifests, f"{of.folder.root}/", _alive(of.folder), name, beside)
+
+
+def _alive(folder: OutputFolder) -> str:
     holder = folder.holder()
-    alive = "NULL" if holder is None else literal(holder.token)
-    return _statements(folder, plan_id, manifests, f"{folder.root}/", alive, name, beside)
+    return "NULL" if holder is None else literal(holder.token)
 
 
 def _statements(
@@ -84,18 +89,40 @@ def _statements(
     name: str = THIS,
     beside: Sequence[str] = (),
 ) -> Iterator[str]:
-    """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token.
+    """The views, what compares them, and what they mean.
 
     The folder is called `name`; the views of those `beside` it are in databases of these names.
     """
+    yield from _views(folder, plan_id, manifests, prefix, alive)
+    yield statement("views/throughput")
+    yield statement("views/label_counts")
+    rows, parts = _read_from(folder, plan_id, manifests, prefix)
+    yield from _comparisons(rows, all_results(parts), name, beside)
+    yield statement("views/dictionary")
+    yield statement("views/comments")
+    for view in ("results", "errors"):
+        yield statement("views/outcome_comments", view=view)
+
+
+def _read_from(
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str
+) -> tuple[str, list[str]]:
+    """The plan's rows, in SQL, and the parts."""
+    rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
+    return literal(f"{prefix}{rows}"), [f"{prefix}{part}" for part in part_files(manifests)]
+
+
+def _views(
+    folder: OutputFolder, plan_id: str, manifests: Sequence[ShardManifest], prefix: str, alive: str
+) -> Iterator[str]:
+    """File names come from the manifests, never from a glob. `alive` is SQL for the lock's holder, by its token."""
     found = _manifests([f"{prefix}manifests/{one.name}" for one in manifests])
     records = [record_path(folder, record).name for record in read_records(folder)]
-    rows = (plan_folder(folder, plan_id) / ROWS).relative_to(folder.root)
-    parts = [f"{prefix}{part}" for part in part_files(manifests)]
+    rows, parts = _read_from(folder, plan_id, manifests, prefix)
     yield statement("views/detail")
     yield statement(
         "views/outcomes",
-        rows=literal(f"{prefix}{rows}"),
+        rows=rows,
         newest=newest_results(parts),
         plan_run=literal(plan_id.replace("plan-", "run-")),
     )
@@ -110,13 +137,6 @@ def _statements(
     yield statement("views/shares", manifests=found)
     yield statement("views/shards", manifests=found)
     yield statement("views/prefix_savings")
-    yield statement("views/throughput")
-    yield statement("views/label_counts")
-    yield from _comparisons(literal(f"{prefix}{rows}"), all_results(parts), name, beside)
-    yield statement("views/dictionary")
-    yield statement("views/comments")
-    for view in ("results", "errors"):
-        yield statement("views/outcome_comments", view=view)
 
 
 def _comparisons(rows: str, parts: str, name: str, beside: Sequence[str]) -> Iterator[str]:

@@ -59,14 +59,15 @@ def hold(made: dict[str, Any], ours: dict[str, Any]) -> None:
     assert made["float32 none"]["texts"] == ours["float32 none"]["texts"]
 
 
-@pytest.mark.parametrize("name", [pytest.param("nehalem", marks=pytest.mark.nightly), "haswell"])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", LESSER)
 def test_kernels_are_their_twins(name: str) -> None:
     said = run_as(name, "-m", "pytest", "-q", "-n", "0", *(f"tests/kernels/cpu/{kernel}" for kernel in KERNELS))
     assert " passed" in said
     assert "failed" not in said
 
 
-@pytest.mark.parametrize("name", LESSER)
+@pytest.mark.parametrize("name", [pytest.param("nehalem", marks=pytest.mark.nightly), "haswell"])
 def test_answers_in_each_precision(name: str, tiny_model: Path, ours: dict[str, Any]) -> None:
     made = json.loads(run_as(name, "-m", "tests.engine.answers", str(tiny_model)))
     hold(made, ours)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,22 +14,13 @@ from contextlib import suppress
 from tasks.engine_process import server
 
 
-class ForkedProcess:
-    """Runs the engine's process, of whose command line the last words are its descriptors."""
+class ChildProcess:
+    """What an engine's process is asked of a `subprocess.Popen`."""
 
-    def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: object) -> None:
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
         self.returncode: int | None = None
         self._lock = threading.Lock()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.setsid()
-                _close_all_but({0, 1, 2, *pass_fds})
-                sys.argv = ["-c", *command[4:]]
-                server.main()
-            except BaseException:
-                traceback.print_exc()
-            os._exit(1)
 
     def send_signal(self, number: int) -> None:
         if self.returncode is None:
@@ -51,6 +43,50 @@ class ForkedProcess:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
                 self.returncode = os.waitstatus_to_exitcode(status) if ended else None
             return self.returncode
+
+
+class ForkedProcess(ChildProcess):
+    """Runs the engine's process, of whose command line the last words are its descriptors."""
+
+    def __init__(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: object) -> None:
+        super().__init__(os.fork())
+        if self.pid == 0:
+            _serve(command[4], pass_fds)
+
+
+class SpareProcess(ChildProcess):
+    """Forked while this process has no thread yet; becomes an engine's process when one is started."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        super().__init__(os.fork())
+        if self.pid == 0:
+            self._ours.close()
+            root, descriptors, _, _ = socket.recv_fds(theirs, 4096, 8)
+            if not descriptors:
+                os._exit(0)  # none was started
+            theirs.close()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(2, 1)
+            _serve(root.decode(), descriptors)
+        theirs.close()
+
+    def __call__(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: object) -> ChildProcess:
+        """In the place of `subprocess.Popen`, once."""
+        with self._ours:
+            socket.send_fds(self._ours, [command[4].encode()], list(pass_fds))
+        return self
+
+
+def _serve(root: str, descriptors: Sequence[int]) -> None:
+    try:
+        os.setsid()
+        _close_all_but({0, 1, 2, *descriptors})
+        sys.argv = ["-c", root, *map(str, descriptors)]
+        server.main()
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
 
 
 def _close_all_but(kept: set[int]) -> None:

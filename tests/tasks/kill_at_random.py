@@ -34,8 +34,8 @@ import typer
 import engine.loop.build  # noqa: F401  # what the engine's process needs
 from engine.errors import EngineDeadError
 from engine.plan import Shard
+from engine.process import child
 from tasks.deduplicate import deduplicate_requests
-from tasks.engine_process import child
 from tasks.engine_process.engine_process import EngineProcess
 from tasks.extract import extract_rows
 from tasks.infer import infer_shard

@@ -21,6 +21,7 @@ import pytest
 
 import tasks.shard_scorer
 from tasks.job.job import ScoringJob
+from tasks.report.page import report_template
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tests.tasks.fakes import FakeWorkers, job_content, write_model
@@ -76,6 +77,7 @@ def main(folder: Path, name: str) -> Iterator[str]:
     use_fakes(patch, ENGINE)
     patch.setattr(tasks.shard_scorer, "time", SimpleNamespace(monotonic=count().__next__))
     write_source(folder / "rows.jsonl")
+    report_template()
     gc.freeze()  # a child's collections would copy what it shares with this process
     expected = folder / "expected.json"
     child(lambda: SCENARIOS["fresh"].run(_job(folder, "start", "rows-1.jsonl"), 0))

@@ -100,15 +100,8 @@ def test_another_machine_goes_on_from_what_is_committed(job: ScoringJob, engine:
     assert [run.state for run in list_runs(folder_of(job).look())] == ["interrupted", "completed", "completed"]
 
 
-# Each place of the commit, at its first hit and at a later one; "bucket.put" is met first by a plan.
-PLACES = [
-    "bucket.leased:1",
-    "bucket.commit:2",
-    "bucket.committed:2",
-    "bucket.put:1",
-    "bucket.put:9",
-    "bucket.removed:1",
-]
+# More of them are met by the sweep of every night, which kills.
+PLACES = ["bucket.leased:1", "bucket.committed:2", "bucket.put:9", "bucket.removed:1"]
 
 
 @pytest.mark.fault(1, 3)

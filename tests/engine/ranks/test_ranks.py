@@ -21,6 +21,7 @@ from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.model.checkpoint import ModelFiles, load_shape, resolve_model
 from engine.pooling_params import PoolingParams
+from engine.ranks.other_ranks import RankLostError
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from kernels.kv_format import FLOAT32
@@ -111,6 +112,14 @@ def test_two_ranks_answer_as_one_does_until_one_is_killed(tiny_model: Path, monk
             answers(engine, asked)
     finally:
         engine.close()
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_rank_that_cannot_begin_is_no_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.ranks.other_ranks.SERVER", "no_such_module")
+    files = resolve_model(str(tiny_model))
+    with pytest.raises(RankLostError, match=r"^rank 1 ended: its process ended with exit code 1$"):
+        build_engine(files, config_of(files, 2), detokenize=False)
 
 
 PARENT = """

@@ -205,11 +205,13 @@ def test_a_load_that_fails_is_no_shards_fault() -> None:
 def test_killed_while_it_loads_another_is_loaded() -> None:
     with EngineProcess(model("endless"), CONFIG) as workers:
         workers.start()
+        wait_for(lambda: len(children()) == 1)
         [first] = children()
         os.kill(first, signal.SIGKILL)
         with pytest.raises(EngineNotLoadedError, match="killed"):
             workers.submit(work(1))
         workers.start()
+        wait_for(lambda: len(children()) == 1)
         [second] = children()
         assert second != first
 
@@ -255,7 +257,7 @@ def test_closed_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_that_is_never_asked_ends_too() -> None:
     before = len(psutil.Process().open_files()), psutil.Process().num_fds()
     with EngineProcess(model(), CONFIG):
-        assert len(children()) == 1
+        wait_for(lambda: len(children()) == 1)  # its command line comes a moment after itself
     assert children() == set()
     assert (len(psutil.Process().open_files()), psutil.Process().num_fds()) == before
 
