@@ -1,26 +1,25 @@
 """How far the scoring is, and how fast: plain numbers that a bar and an artifact show."""
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from engine.plan import Shard
 from flows.countdown import Countdown
 from flows.token_costs import TokenCosts
+from tasks.answers_seen import AnswersSeen
 from tasks.workers import Computed
 
 WINDOW_SECONDS = 20.0
-# As if so many requests had been seen whose answers are as long as they may be.
-DOUBTED_REQUESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """What there is to do: all rows, those done before this run, and the tokens that the plan computes for the others.
 
-    `label` tokens are those of labels; `decode` tokens are generated ones at their most.
+    `label` tokens are those of labels; `decode` tokens are generated ones at their most, which is `most` an answer.
     """
 
     rows: int
@@ -29,6 +28,7 @@ class Work:
     prefill: int
     label: int = 0
     decode: int = 0
+    most: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,26 @@ class Progress:
 class Meter:
     """Turns the totals of a run so far into `Progress`. Neither the fraction nor the time left jumps."""
 
-    def __init__(self, work: Work, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, work: Work, answers: AnswersSeen, clock: Callable[[], float] = time.monotonic) -> None:
+        """`answers` are the run's, as they end."""
         self._work = work
+        self._answers = answers
         self._clock = clock
         self._costs = TokenCosts()
         self._countdown = Countdown(clock)
         self._readings: deque[tuple[float, Computed]] = deque()
         self._fraction = 0.0
-        self._committed = Computed()
 
-    def commit(self, requests: int, decode: int) -> None:
-        """`requests` ended with `decode` generated tokens: what runs yet is expected to be alike."""
-        before = self._committed
-        self._committed = replace(before, requests=before.requests + requests, decode=before.decode + decode)
+    def skip(self, shard: Shard, rows: int) -> None:
+        """A shard was done before, with so many `rows` of the table: nothing of it is computed."""
+        work = self._work
+        self._work = replace(
+            work,
+            rows_done=min(work.rows, work.rows_done + rows),
+            requests=work.requests - (shard.last - shard.first),
+            prefill=work.prefill - shard.prefill_tokens,
+            decode=work.decode - shard.decode_tokens,
+        )
 
     def restart(self) -> None:
         """Costs are measured from the next reading on: until now nothing could be computed."""
@@ -115,14 +122,15 @@ class Meter:
         if computed.requests >= work.requests:
             return 0.0
         prompt = max(0, work.prefill + work.label - computed.prompt)
-        return self._costs.seconds(prompt, max(0, self._expected_decode(computed) - computed.decode))
+        return self._costs.seconds(prompt, self._decode_left(computed))
 
-    def _expected_decode(self, computed: Computed) -> int:
-        """Of all requests, as the committed ones were; before any is, as those that have ended were at most."""
-        seen = self._committed if self._committed.requests else computed
-        most = self._work.decode / self._work.requests
-        each = (seen.decode + DOUBTED_REQUESTS * most) / (seen.requests + DOUBTED_REQUESTS)
-        return math.ceil(min(most, each) * self._work.requests)
+    def _decode_left(self, computed: Computed) -> float:
+        """Tokens of answers that go on, and of those that have not begun."""
+        if not self._work.most:
+            return 0.0
+        lengths, most = self._answers.lengths(computed.going), max(1, round(self._work.most))
+        waiting = self._work.decode / self._work.most - self._answers.count - len(computed.going)
+        return max(0.0, waiting) * lengths.mean(most) + lengths.tokens_left(computed.going, most)
 
     def _speed(self) -> float:
         (since, first), (now, last) = self._readings[0], self._readings[-1]

@@ -26,6 +26,7 @@ from flows.run_events import announced_run
 from flows.telemetry.json_logs import json_logs
 from flows.telemetry.otel import Telemetry, run_telemetry
 from flows.workers import open_workers
+from tasks.answers_seen import AnswersSeen, earlier_answers
 from tasks.deduplicate import deduplicate
 from tasks.dispatch import SHARDS_IN_FLIGHT, Dispatch, Turn
 from tasks.error_limit import ErrorLimit
@@ -41,7 +42,7 @@ from tasks.storage.bucket_errors import LeaseLostError
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
-from tasks.storage.stored_plan import ROWS, plan_folder
+from tasks.storage.stored_plan import ROWS, plan_folder, tokens_an_answer
 from tasks.workers import Workers
 
 # Each shard has had its own retries by then: the cause is not in the shards.
@@ -152,7 +153,8 @@ class ShardRunner:
         self._planned = planned
         self._workers = workers
         self._errors = ErrorLimit(run.job, rows=planned.rows, rejected=planned.rejected, pending=planned.pending)
-        self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths)
+        answers = AnswersSeen(earlier_answers(run))
+        self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths, answers)
         self._before = workers.totals()
         self._log = log
         self._telemetry = telemetry
@@ -164,11 +166,13 @@ class ShardRunner:
             Work(
                 rows=planned.rows,
                 rows_done=planned.rows - round((planned.rows - planned.rejected) * pending),
-                requests=planned.pending,
+                requests=summary.requests,
                 prefill=summary.computed_tokens,
                 label=summary.label_tokens,
                 decode=summary.max_decode_tokens,
-            )
+                most=tokens_an_answer(run.folder, planned.plan_id) if summary.max_decode_tokens else 0.0,
+            ),
+            answers,
         )
         self._done: list[ShardDone] = []
         self._failures: list[Exception] = []
@@ -257,8 +261,8 @@ class ShardRunner:
             return len(self._failures) < FAILED_SHARDS_ALLOWED
         self._done.append(done)
         self._telemetry.shard(done)
-        if not done.skipped:
-            self._meter.commit(done.requests, done.generated_tokens)
+        if done.skipped:
+            self._meter.skip(turn.shard, done.rows)
         self._log.info(
             "shard %d of %d: %s requests, %d errors, %.1f s",
             done.index + 1,

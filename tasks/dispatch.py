@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.plan import Shard
+from tasks.answers_seen import AnswersSeen
 from tasks.error_limit import ErrorLimit
 from tasks.infer import Heeds
 from tasks.routes import Routes
@@ -33,8 +34,16 @@ class Turn:
 class Dispatch:
     """Deals a plan's shards to the run's workers, whoever of them is there. One thread asks it."""
 
-    def __init__(self, shards: Sequence[Shard], workers: Workers, errors: ErrorLimit, max_engine_deaths: int) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        workers: Workers,
+        errors: ErrorLimit,
+        max_engine_deaths: int,
+        answers: AnswersSeen | None = None,
+    ) -> None:
         self.commits = RunCommits()
+        self._answers = answers or AnswersSeen()
         self._workers = workers
         self._errors = errors
         self._max_deaths = max_engine_deaths
@@ -59,7 +68,8 @@ class Dispatch:
             return None
         self._in_flight[worker] += 1
         gate = self._gates.setdefault(worker, ShardGate(self._max_deaths))
-        return Turn(shard, worker, Heeds(gate, self.commits, self._errors, suspected=self._moves[shard.index] > 0))
+        suspected = self._moves[shard.index] > 0
+        return Turn(shard, worker, Heeds(gate, self.commits, self._errors, self._answers, suspected))
 
     def ended(self, turn: Turn) -> None:
         """However it ended."""

@@ -1,11 +1,12 @@
 """Fourth step, once a shard: asks the engine, and commits the results as one part and one manifest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect.tasks import exponential_backoff
 
 from engine.failpoint import failpoint
 from engine.plan import Shard
+from tasks.answers_seen import AnswersSeen
 from tasks.error_limit import ErrorLimit
 from tasks.run_commits import RunCommits
 from tasks.shard_gate import ShardGate
@@ -38,7 +39,7 @@ class ShardDone:
 
 @dataclass(frozen=True, slots=True)
 class Heeds:
-    """What a shard heeds of others: `gate` is of its worker's, `commits` and `errors` of all of the run.
+    """What a shard heeds of others: `gate` is of its worker's, `commits`, `errors` and `answers` of all of the run.
 
     It is `suspected` where a worker was lost that had it.
     """
@@ -46,6 +47,7 @@ class Heeds:
     gate: ShardGate
     commits: RunCommits
     errors: ErrorLimit
+    answers: AnswersSeen = field(default_factory=AnswersSeen)
     suspected: bool = False
 
 
@@ -69,7 +71,7 @@ def infer_shard(
     heeds = heeds or Heeds(ShardGate(run.job.max_engine_deaths), RunCommits(), ErrorLimit(run.job))
     with heeds.commits.entered():
         results = ShardResults(run, plan_id, shard, heeds.commits)
-        scorer = ShardScorer(results, worker, heeds.gate, heeds.errors, run.job.checkpoint_seconds)
+        scorer = ShardScorer(results, worker, heeds.gate, heeds.errors, heeds.answers, run.job.checkpoint_seconds)
         scorer.score(suspected=heeds.suspected)
         failpoint("infer.scored")
         manifest, part = results.commit()

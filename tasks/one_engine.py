@@ -97,7 +97,7 @@ class OneEngine(ABC, Generic[EngineT]):
                 raise EngineClosedError("the engine was closed")
             if self._engine is None or self._engine.dead:
                 if self._engine is not None:
-                    self._before += replace(self._computed(self._engine), kv_bytes=0)  # its memory went with it
+                    self._before += replace(self._computed(self._engine), kv_bytes=0, going=())  # they went with it
                 self._engine = None
                 self._engine = self._start_engine()
             return self._engine
@@ -136,4 +136,5 @@ def computed_by(engine: "Engine") -> Computed:
         counters.limit_seconds,
         counters.steps,
         counters.kv_bytes,
+        counters.going,
     )

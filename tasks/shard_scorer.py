@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from engine.errors import EngineDeadError
 from engine.plan import ShardWork
 from engine.request import RequestOutput
+from tasks.answers_seen import AnswersSeen
 from tasks.error_limit import ErrorLimit
 from tasks.run_failed import EngineKeepsDyingError, RunFailedError
 from tasks.shard_gate import ShardGate
@@ -37,12 +38,19 @@ class ShardScorer:
     """
 
     def __init__(
-        self, results: ShardResults, worker: Worker, gate: ShardGate, errors: ErrorLimit, checkpoint_seconds: float
+        self,
+        results: ShardResults,
+        worker: Worker,
+        gate: ShardGate,
+        errors: ErrorLimit,
+        answers: AnswersSeen,
+        checkpoint_seconds: float,
     ) -> None:
         self._results = results
         self._worker = worker
         self._gate = gate
         self._errors = errors
+        self._answers = answers
         self._checkpoint_seconds = checkpoint_seconds
 
     def score(self, *, suspected: bool = False) -> None:
@@ -129,6 +137,7 @@ class ShardScorer:
                 due = time.monotonic() + self._checkpoint_seconds
 
     def _take(self, output: RequestOutput) -> None:
+        self._answers.take(output)
         row = self._results.take(output)
         if row is not None:
             self._gate.worked()

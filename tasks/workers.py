@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Protocol
 
 from engine.config import EngineConfig
@@ -17,7 +17,7 @@ class Computed:
     """What was computed: finished requests, and tokens of prompts, of labels and of answers.
 
     It took `busy_seconds`, of which a device at its limit would have needed `limit_seconds`, in `steps` steps.
-    `kv_bytes` are in use now.
+    `kv_bytes` are in use now, and `going` are the tokens so far of each text that goes on.
     """
 
     requests: int = 0
@@ -28,6 +28,7 @@ class Computed:
     limit_seconds: float = field(default=0.0, compare=False)
     steps: int = field(default=0, compare=False)
     kv_bytes: int = field(default=0, compare=False)
+    going: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def prompt(self) -> int:
@@ -48,10 +49,11 @@ class Computed:
             self.limit_seconds + other.limit_seconds,
             self.steps + other.steps,
             self.kv_bytes + other.kv_bytes,
+            self.going + other.going,
         )
 
     def __sub__(self, other: "Computed") -> "Computed":
-        return self + Computed(*(-value for value in astuple(other)))
+        return self + Computed(*(-value for value in astuple(replace(other, going=()))[:-1]))
 
     @property
     def limit_share(self) -> float | None:

@@ -44,7 +44,7 @@ DECODE_AHEAD = 32
 
 @dataclass(frozen=True, slots=True)
 class EngineCounters:
-    """Totals since the engine was made; `kv_bytes` is what is in use now.
+    """Totals since the engine was made; `kv_bytes` are in use, `going` the tokens of texts now.
 
     Of `draft_tokens`, which were guessed, `accepted_tokens` were right. `busy_seconds` were spent in steps, which take
     `limit_seconds` at the device's limit.
@@ -61,6 +61,7 @@ class EngineCounters:
     peak_kv_bytes: int = 0
     busy_seconds: float = 0.0
     limit_seconds: float = 0.0
+    going: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +146,7 @@ class Engine:
         return future
 
     def counters(self) -> EngineCounters:
-        return self._counters
+        return replace(self._counters, going=self.scheduler.going) if self.loaded else self._counters
 
     def close(self) -> None:
         """Ends the loop; shards that are not done fail, and so does who waits for the model.

@@ -21,6 +21,11 @@ class Decoding:
     def __len__(self) -> int:
         return len(self.free) + len(self._structured)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens so far of each text; may be asked by any thread."""
+        return tuple(len(text.token_ids) for texts in (self.free, self._structured) for text in [*texts.values()])
+
     def join(self, sequence: Sequence) -> None:
         texts = self.free if sequence.request.params.structured_outputs is None else self._structured
         texts[sequence.key] = sequence

@@ -67,6 +67,11 @@ class Scheduler:
         self._keys = count()
         self.wanted = WantedReads(self._keys)
 
+    @property
+    def going(self) -> tuple[int, ...]:
+        """Tokens so far of each text that decodes; may be asked by any thread."""
+        return self._decoding.lengths
+
     def has_work(self) -> bool:
         return bool(self.sequences)
 

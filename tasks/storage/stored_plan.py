@@ -8,6 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from engine.failpoint import failpoint
 from engine.plan import PlanSummary, Shard
 from tasks.storage.commit import fsync, sha256_of
@@ -171,3 +174,9 @@ def _load(folder: OutputFolder, plan_id: str) -> tuple[StoredPlan, dict[str, str
         if planned.plan_id == plan_id:
             return planned, digests
     raise DamagedError(path, "is another version's, or another plan's")
+
+
+def tokens_an_answer(folder: OutputFolder, plan_id: str) -> float:
+    """The most that an answer of the plan may have, on average; 0 where its rows generate nothing."""
+    most = pq.read_table(plan_folder(folder, plan_id) / REQUESTS, columns=["max_tokens"]).column(0)
+    return pc.mean(most.filter(pc.greater(most, 0))).as_py() or 0.0

@@ -1,4 +1,4 @@
-"""Times three workloads on an engine and says what each was expected to take when a tenth of it had passed.
+"""Times three workloads on an engine and says what each was expected to take when a tenth of it had passed, and more.
 
     python -m tests.flows.predict_runs --model embedded
 
@@ -6,15 +6,16 @@ On a machine that others use, `--processor-time` with OMP_NUM_THREADS=1 counts w
 
 A line of JSON a workload. `simulated` runs the scheduler on the cost model's clock, with what steps took so far
 (`engine.planning.step_times`) and answers as long as those so far say (`engine.planning.answer_lengths`); `progress` is
-what the run's bar promised then (`flows.progress`); `before` is the simulation of a device whose rates were measured
-while it loaded, and that has run nothing. `truth` is what the whole took, from the first step to the last.
+what the run's bar promised when a tenth, a quarter and a half had passed (`flows.progress`); `before` is the simulation
+of a device whose rates were measured while it loaded, and that has run nothing. `truth` is what the whole took, from
+the first step to the last.
 
 Answers are cut where a draw says, which neither prediction knows: to them each may have its `most` tokens.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -34,11 +35,15 @@ from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.planning.step_times import StepTimes
 from engine.planning.virtual_run import run_virtually
-from engine.request import Request
+from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling.scheduler_output import SchedulerOutput
 from flows.progress import Meter, Work
+from tasks.answers_seen import AnswersSeen
 from tasks.workers import Computed
+
+# Of a run: when the bar is asked.
+PARTS = (0.1, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Watched:
     def took(self, step: SchedulerOutput, _: float) -> float:
         now = self.clock() - self.started
         self.steps.append((now, step, now - (self.steps[-1][0] if self.steps else 0.0)))
+        # What the engine has counted by now is all before this step.
         self.counted.append((now, counted(self.engine) - self.before))
         going = {one.request.request_id: len(one.token_ids) for one in self.engine.scheduler.sequences.values()}
         self.lengths.append((now, going))
@@ -132,7 +138,7 @@ def predictions(engine: Engine, cost: CostModel, load: Workload, clock: Callable
         "steps": len(watched.steps),
         "simulated": simulated,
         "lengths_known": known,
-        "progress": promised(load, watched.counted[: at + 1], shapes.summary),
+        "progress": [promised(load, watched, truth * part, shapes.summary) for part in PARTS],
         "before": before,
         "mean_tokens": float(np.mean([*load.answer_tokens.values()] or [0])),
         "expected_tokens": float(np.mean([*lengths.values()] or [0])),
@@ -152,26 +158,35 @@ def expected_lengths(load: Workload, going: dict[str, int]) -> dict[str, int]:
     return done | dict(zip(left, expected.tolist(), strict=True))
 
 
-def promised(load: Workload, readings: Sequence[tuple[float, Computed]], plan: PlanSummary) -> float:
-    """What the bar said last, all in all: it is told every half a second, and of shards that are committed."""
-    generating = [one.max_tokens for one in load.requests if one.labels is None]
+def promised(load: Workload, watched: Watched, until: float, plan: PlanSummary) -> float:
+    """What the bar said last, all in all: it is told every half a second, and of each answer that ends."""
+    most = {one.request_id: one.max_tokens for one in load.requests if one.labels is None}
     work = Work(
         rows=len(load.requests),
         rows_done=0,
         requests=len(load.requests),
         prefill=plan.computed_tokens,
         label=plan.label_tokens,
-        decode=sum(generating),
+        decode=sum(most.values()),
+        most=float(np.mean([*most.values()] or [0])),
     )
-    clock = [0.0]
-    meter = Meter(work, lambda: clock[0])
+    clock, left, answers, going = [0.0], 0.0, AnswersSeen(), most.keys()
+    meter = Meter(work, answers, lambda: clock[0])
     meter.read(Computed())
-    left = 0.0
-    for now, computed in readings:
-        if now - clock[0] < 0.5 and computed is not readings[-1][1]:
+    ends = [computed for _, computed in watched.counted[1:]]
+    for (now, lengths), computed in zip(watched.lengths, ends, strict=False):
+        if now > until:
+            break
+        if now - clock[0] < 0.5:
             continue
         clock[0] = now
-        left = meter.read(computed).seconds_left or 0.0
+        for name in going - lengths.keys():
+            tokens = load.answer_tokens[name]
+            reason = "stop" if tokens < most[name] else "length"
+            answers.take(RequestOutput(name, reason, 0, token_ids=(0,) * tokens))
+        going = going & lengths.keys()
+        texts = tuple(lengths[name] for name in going if lengths[name])
+        left = meter.read(replace(computed, going=texts)).seconds_left or 0.0
     return clock[0] + left
 
 
@@ -195,7 +210,7 @@ def main(
             for name, load in workloads(scale).items():
                 said = predictions(engine, cost, load, clock)
                 errors = {
-                    kind: f"{said[kind] / said['truth'] - 1:+.1%}"
+                    kind: [f"{one / said['truth'] - 1:+.1%}" for one in np.atleast_1d(said[kind])]
                     for kind in ("simulated", "lengths_known", "progress", "before")
                 }
                 typer.echo(json.dumps({"workload": name, "errors": errors, **said}))

@@ -3,10 +3,13 @@ from itertools import pairwise
 
 import pytest
 
+from engine.plan import Shard
+from engine.request import RequestOutput
 from flows.countdown import Countdown
 from flows.progress import Meter, Progress, Waits, Work, tell, watch
 from flows.progress_bar import done_words, time_words
 from flows.token_costs import TokenCosts
+from tasks.answers_seen import AnswersSeen
 from tasks.workers import Computed
 
 
@@ -18,9 +21,14 @@ class Clock:
         return self.now
 
 
-def meter(clock: Clock, **work: int) -> Meter:
+def meter(clock: Clock, answers: AnswersSeen | None = None, **work: int) -> Meter:
     given = {"rows": 100, "rows_done": 0, "requests": 50, "prefill": 600, "label": 0, "decode": 400} | work
-    return Meter(Work(**given), clock)
+    return Meter(Work(**given, most=given["decode"] / max(given["requests"], 1)), answers or AnswersSeen(), clock)
+
+
+def end(answers: AnswersSeen, count: int, tokens: int, reason: str = "stop") -> None:
+    for _ in range(count):
+        answers.take(RequestOutput("r", reason, 5, token_ids=tuple(range(tokens))))
 
 
 def test_rows_follow_the_requests_that_are_done() -> None:
@@ -48,20 +56,38 @@ def test_time_left_is_the_plans_tokens_at_the_last_minutes_speed() -> None:
 
 
 def test_text_that_ends_early_is_expected_to_go_on_so() -> None:
-    """40 requests of at most 100 tokens end after 10: from at most 4,000 to 400 and a little."""
-    clock = Clock()
-    measured = meter(clock, requests=40, prefill=0, decode=4000)
+    """40 requests of at most 100 tokens end after 10: from at most 4,000 to 400."""
+    clock, answers = Clock(), AnswersSeen()
+    measured = meter(clock, answers, requests=40, prefill=0, decode=4000)
     measured.read(Computed())
     clock.now = 10.0
-    reading = measured.read(Computed(20, decode=230))
-    assert reading.fraction == 230 / math.ceil(40 * (230 + 4 * 100) / (20 + 4))
-    measured.commit(18, 180)
+    reading = measured.read(Computed(0, decode=40, going=(5,) * 8))
+    assert reading.fraction == pytest.approx(40 / 4000)  # none has ended: each may have 100
+    end(answers, 20, 10)
     clock.now = 11.0
-    reading = measured.read(Computed(20, decode=240))
-    assert reading.fraction == pytest.approx(240 / math.ceil(40 * (180 + 4 * 100) / (18 + 4)))
+    reading = measured.read(Computed(20, decode=220, going=(5,) * 4))
+    assert reading.fraction == pytest.approx(220 / 400)
     clock.now = 20.0
     done = measured.read(Computed(40, decode=400))
     assert (done.fraction, done.seconds_left) == (1.0, 0)
+
+
+def test_earlier_answers_are_believed_before_any_has_ended() -> None:
+    clock = Clock()
+    measured = meter(clock, AnswersSeen([(10, "stop")] * 30), requests=40, prefill=0, decode=4000)
+    measured.read(Computed())
+    clock.now = 1.0
+    assert measured.read(Computed(0, decode=8, going=(1,) * 8)).fraction == pytest.approx(8 / 400)
+
+
+def test_a_shard_that_was_done_before_is_no_work() -> None:
+    clock = Clock()
+    measured = meter(clock, decode=0)
+    measured.skip(Shard(0, "s", 0, 25, 300, 0, 1.0), 50)
+    measured.read(Computed())
+    clock.now = 1.0
+    reading = measured.read(Computed(5, prefill=60))
+    assert (reading.fraction, reading.seconds_left, reading.rows_done) == (pytest.approx(0.2), pytest.approx(4.0), 60)
 
 
 def test_nothing_jumps_while_rows_finish_late() -> None:
@@ -70,7 +96,8 @@ def test_nothing_jumps_while_rows_finish_late() -> None:
     A generated token costs 27 times a prompt's, and a quarter of the cap is never used.
     """
     clock = Clock()
-    measured = meter(clock, rows=40, requests=40, prefill=40_000, decode=4_000)
+    answers = AnswersSeen()
+    measured = meter(clock, answers, rows=40, requests=40, prefill=40_000, decode=4_000)
     measured.read(Computed())
     shown: list[tuple[float, float]] = []
     fractions: list[float] = []
@@ -79,11 +106,13 @@ def test_nothing_jumps_while_rows_finish_late() -> None:
             clock.now += 1.0
             prefill = 10_000 * shard + min(10_000, 1_000 * second)
             decode = 750 * shard + max(0, second - 10) * 750 // 20
-            reading = measured.read(Computed(10 * (shard + (second == 30)), prefill, 0, decode))
+            ends = second == 30
+            end(answers, 10 * ends, 75)
+            going = () if ends or second <= 10 else ((second - 10) * 75 // 20,) * 10
+            reading = measured.read(Computed(10 * (shard + ends), prefill, 0, decode, going=going))
             assert reading.seconds_left is not None
             shown.append((120 - clock.now, reading.seconds_left))
             fractions.append(reading.fraction)
-        measured.commit(10, 750)
     steps = [after - before for (_, before), (_, after) in pairwise(shown)]
     assert max(steps) < 4
     assert min(steps[:-1]) > -2

@@ -45,7 +45,7 @@ class FakeEngine:
         counted = dict.fromkeys(("computed_prompt_tokens", "label_tokens", "generated_tokens"), self._steps)
         counted["kv_bytes"] = 0
         return SimpleNamespace(
-            steps=self._steps, finished_requests=self._steps, busy_seconds=0.5, limit_seconds=0.25, **counted
+            steps=self._steps, finished_requests=self._steps, busy_seconds=0.5, limit_seconds=0.25, going=(), **counted
         )
 
     def submit(self, work: ShardWork, on_output: Callable[[RequestOutput], None]) -> "Future[list[RequestOutput]]":
