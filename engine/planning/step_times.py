@@ -17,14 +17,12 @@ class StepTimes:
         self._cost = cost
         self.rates = cost.rates
         self._times = PartTimes((0.0, 1.0, 1.0, 1.0, 1.0))
-
-    @property
-    def num_steps(self) -> int:
-        return self._times.num_pieces
+        self.num_steps = 0
 
     def learn(self, step: SchedulerOutput, seconds: float) -> None:
         """`step` took so long."""
         self._times.learn((1.0, *self._cost.step_parts(step)), seconds)
+        self.num_steps += 1
 
     def factors(self) -> tuple[float, ...]:
         """Seconds of any step, then a factor for each of `CostModel.step_parts`."""
