@@ -46,8 +46,7 @@ DECODE_AHEAD = 32
 class EngineCounters:
     """Totals since the engine was made; `kv_bytes` are in use, `going` the tokens of texts now.
 
-    Of `draft_tokens`, which were guessed, `accepted_tokens` were right. `busy_seconds` were spent in steps, which take
-    `limit_seconds` at the device's limit.
+    `accepted_tokens` of `draft_tokens` were right. Steps took `busy_seconds`; at the device's limit, `limit_seconds`.
     """
 
     finished_requests: int = 0
