@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +12,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.config import EngineConfig
+from engine.errors import UserError
 from engine.machine.device import Device
 
 # For a sum that another rank does not come to; a rank that ends is noticed at once.
 MIN_TIMEOUT = 600.0
+# In which ranks that have begun, with all imported, find each other.
+MEETING_SECONDS = 60.0
+LOOK_SECONDS = 0.01
+
+# What this process made itself, which alone it leaves: whoever calls the engine may have a group for itself.
+_own: "dist.ProcessGroup | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +47,60 @@ class RankGroup:
         return tensor
 
 
-def join_group(rank: int, meeting: Path, config: EngineConfig, device: Device) -> RankGroup:
+def join_group(
+    rank: int, meeting: Path, config: EngineConfig, device: Device, check: Callable[[], None] = lambda: None
+) -> RankGroup:
     """Returns once all ranks have come: `meeting` is a file that is not there yet, through which they find each other.
 
-    On one machine alone: what goes over a network device goes over the loopback.
+    On one machine alone: what goes over a network device goes over the loopback. While others are awaited, `check` may
+    raise. Raises RuntimeError where the first rank waits for longer than `MEETING_SECONDS`.
     """
+    global _own
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     leave_group()  # of an engine of this process that is gone
-    size = config.tensor_parallel
-    dist.init_process_group(
-        "gloo" if device.name == "cpu" else "nccl",
-        store=dist.FileStore(str(meeting), size),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=max(config.step_timeout, MIN_TIMEOUT)),
-    )
+    size, timeout = config.tensor_parallel, max(config.step_timeout, MIN_TIMEOUT)
+    store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
+    # The first comes when all others have begun, which they wait for: it alone can know that one of them is late.
+    _meet(store, rank, size, MEETING_SECONDS if rank == 0 else timeout, check)
+    backend, patience = "gloo" if device.name == "cpu" else "nccl", timedelta(seconds=MEETING_SECONDS)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+    _own = dist.group.WORLD
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
     return RankGroup(rank, size)
 
 
+def _meet(
+    store: dist.FileStore,  # type: ignore[name-defined]
+    rank: int,
+    size: int,
+    seconds: float,
+    check: Callable[[], None],
+) -> None:
+    """Looks, rather than waits in the store, which hears of no rank that ends."""
+    store.set(f"rank {rank}", "here")
+    deadline = time.monotonic() + seconds
+    while not store.check([f"rank {each}" for each in range(size)]):
+        check()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"engine.tensor_parallel: not all of {size} ranks came together in {seconds:g} s")
+        time.sleep(LOOK_SECONDS)
+
+
+def refuse_foreign_group() -> None:
+    """Raises UserError where whoever calls the engine has a group in this process, which can have one."""
+    if dist.is_initialized() and not _is_own():
+        raise UserError(
+            "engine.tensor_parallel: this process is already a rank of a torch.distributed group, as torchrun and "
+            "accelerate start them; start it as one plain process, or set engine.tensor_parallel to 1"
+        )
+
+
 def leave_group() -> None:
-    """Of a group whose other ranks are gone, or of none."""
+    """Of a group that this process made and whose other ranks are gone, or of none."""
     abort_group()
-    if dist.is_initialized():
+    if _is_own():
         dist.destroy_process_group()
 
 
@@ -69,5 +108,9 @@ def abort_group() -> None:
     """Ends sums that a GPU waits in for a rank that is gone: what waits for them raises. On a CPU they end by
     themselves, for who is gone has closed its socket.
     """
-    if dist.is_initialized() and dist.get_backend() == "nccl":
+    if _is_own() and dist.get_backend() == "nccl":
         dist.distributed_c10d._abort_process_group()
+
+
+def _is_own() -> bool:
+    return dist.is_initialized() and dist.group.WORLD is _own

@@ -68,9 +68,13 @@ def start_engine(
         weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
         started = time.perf_counter()
         runner = load_ranks(model, config, device)
-        limit.load(runner.model)
-        note_loading(time.perf_counter() - started, model, config, device)
-        return runner, engine_config(model, config, runner)
+        try:
+            limit.load(runner.model)
+            note_loading(time.perf_counter() - started, model, config, device)
+            return runner, engine_config(model, config, runner)
+        except BaseException:
+            runner.close()
+            raise
 
     @cache
     def cost() -> CostModel:  # once the model is loaded, because loading may measure the rates

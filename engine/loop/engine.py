@@ -181,25 +181,30 @@ class Engine:
                 checkpoint()
                 self.runner, self.config = load()
             self.pool = BlockPool(self.runner.num_blocks, self.config.block_size)
-            limit = max_model_len(self.runner.model.shape, self.config)
+            limit = max_model_len(shape := self.runner.model.shape, self.config)
             ahead = DECODE_AHEAD if self.runner.num_steps_ahead else 0
             drafts = 0 if ahead or self.config.speculation == "none" else self._free_rows()
             self.scheduler = Scheduler(self.config, self.pool, limit, decode_ahead=ahead, draft_rows=drafts)
-            shape = self.runner.model.shape
             self._grammars = Grammars(self.tokenizer, shape.vocab_size, shape.eos_token_ids)
             self._reader = StepReader(self.runner, self._states, self.scheduler.wanted, self._grammars)
             self._launcher = StepLauncher(self.runner, self._reader)
         except BaseException as error:
             self._death = error
-            self._turn.give(self)
-            self._loading = False
-            self._settle(error)
+            try:
+                self._end()
+            finally:
+                self._loading = False
+                self._settle(error)
         else:
             self._loading = False
             self._settle(None)
             self._loop()
+            self._end()
+
+    def _end(self) -> None:
+        if hasattr(self, "runner"):
             self.runner.close()
-            self._turn.give(self)
+        self._turn.give(self)
 
     @property
     def _busy(self) -> bool:
@@ -234,8 +239,7 @@ class Engine:
             return self._inbox.get(timeout=self._turn.keep_seconds)
         except Empty:
             self._turn.give(self)
-        submission = self._inbox.get()
-        if submission is not None:
+        if (submission := self._inbox.get()) is not None:
             self._take_turn()
         return submission
 
@@ -313,10 +317,8 @@ class Engine:
         )
         for sequence in finished:
             state, problem = self._states.pop(sequence.key), self.runner.adapters.problem_of(sequence.request.adapter)
-            output = (
-                state.output() if problem is None else error_output(sequence, BAD_ADAPTER, f"its adapter {problem}")
-            )
-            self._deliver(sequence.key, output)
+            bad = error_output(sequence, BAD_ADAPTER, f"its adapter {problem}") if problem is not None else None
+            self._deliver(sequence.key, bad or state.output())
 
     def _deliver(self, key: int, output: RequestOutput) -> None:
         submission = self._open.pop(key)
@@ -333,14 +335,12 @@ class Engine:
             if self._accepting is not None and not self._accepting.future.done():
                 waiting.add(self._accepting)
             while not self._inbox.empty():
-                submission = self._inbox.get()
-                if submission is not None:
+                if (submission := self._inbox.get()) is not None:
                     waiting.add(submission)
         for submission in waiting:
             submission.future.set_exception(self._error())
-        self._open.clear()
-        self._states.clear()
-        self._in_flight.clear()
+        for held in (self._open, self._states, self._in_flight):
+            held.clear()
 
     def _error(self) -> EngineDeadError | EngineClosedError:
         if self._death is None:

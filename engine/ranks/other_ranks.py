@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -41,17 +41,30 @@ class OtherRanks:
         self._over, self._closing = Event(), False
         self._children: list[Child] = []
         self._begun: list[Event] = []
-        for rank, place in list(enumerate(places))[1:]:
-            child, begun = Child(SERVER), Event()
-            self._children.append(child)
-            self._begun.append(begun)
-            child.channel.send(encode(LoadPart(model, config, rank, self.meeting, place)))
-            Thread(target=self._watch, args=(rank, child, begun), name=f"trunkline-rank-{rank}", daemon=True).start()
+        try:
+            for rank, place in list(enumerate(places))[1:]:
+                self._begin(LoadPart(model, config, rank, self.meeting, place))
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, part: LoadPart) -> None:
+        child, begun = Child(SERVER), Event()
+        self._children.append(child)
+        self._begun.append(begun)
+        watch, name = (part.rank, child, begun), f"trunkline-rank-{part.rank}"
+        Thread(target=self._watch, args=watch, name=name, daemon=True).start()
+        with suppress(OSError):  # of one that has ended, of which its watcher tells
+            child.channel.send(encode(part))
 
     def wait_until_begun(self) -> None:
         """Raises RankLostError where one of them ended."""
         for begun in self._begun:
             begun.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raises RankLostError where one of them ended."""
         if self._lost:
             raise RankLostError(self._lost)
 

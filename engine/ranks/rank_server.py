@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from engine.errors import UserError
-from engine.machine.device import resolve_device
+from engine.machine.device import Device, resolve_device
 from engine.process.begin import begin
 from engine.process.channel import Channel
 from engine.ranks.messages import LoadPart, read_load, read_step
@@ -15,7 +15,7 @@ from engine.ranks.messages import LoadPart, read_load, read_step
 if TYPE_CHECKING:
     from engine.forward.model_runner import ModelRunner
 
-# A frame that says that all is imported; what comes behind it are the words of an error.
+# A frame that says that all is imported and the device is there; what comes behind it are the words of an error.
 BEGUN = b""
 
 
@@ -39,17 +39,17 @@ def _serve(channel: Channel) -> None:
     load = read_load(frame)
     load.place.take()  # in this thread, from which those that compute have it
     importlib.import_module("engine.forward.load_runner")  # seconds
+    device = resolve_device(load.config)
     channel.send(BEGUN)
-    runner = _load(load)
+    runner = _load(load, device)
     while (frame := channel.receive()) is not None:
         runner.forward(read_step(frame))
 
 
-def _load(load: LoadPart) -> "ModelRunner":
+def _load(load: LoadPart, device: Device) -> "ModelRunner":
     from engine.forward.load_runner import load_runner
     from engine.forward.rank_group import join_group
 
-    device = resolve_device(load.config)
     if device.name != "cpu":
         device = replace(device, name=f"cuda:{load.rank}")
     group = join_group(load.rank, load.meeting, load.config, device)

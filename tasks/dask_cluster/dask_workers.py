@@ -29,6 +29,8 @@ LOOK_SECONDS = 2.0
 SECONDS_TO_CONNECT, SECONDS_TO_JOIN = 20.0, 60.0
 # A worker reads all of the model before it answers: 100 GB take minutes.
 SECONDS_TO_TELL = 600.0
+# For the others, once one has told: its answer may wait behind somebody else's tasks on a worker.
+SECONDS_TO_FOLLOW = 5.0
 
 
 # A worker's address, and its own folder: who starts again at the address of one that ended is another.
@@ -71,17 +73,24 @@ class DaskWorkers(ManyEngines):
         return tuple(self._engines[seen] for seen in self._found if seen not in self._gone)
 
     def _look_first(self) -> None:
-        """Waits for those who are there to tell of the model. Raises UserError for a refusal, or where nobody does."""
-        deadline = time.monotonic() + SECONDS_TO_TELL
-        refused = self._look()
-        while refused is None and self._asked and time.monotonic() < deadline:
-            with suppress(TimeoutError):
-                wait(list(self._asked.values()), timeout=LOOK_SECONDS)
-            refused = self._look()
+        """Waits for one to tell of the model, and shortly for others. Raises UserError for a refusal, or for none."""
+        refused = self._hear(SECONDS_TO_TELL, of_one=True)
+        if refused is None:
+            refused = self._hear(SECONDS_TO_FOLLOW)
         if refused is not None:
             raise refused
         if not self._engines:
             raise UserError("runner: no Dask worker answers when it is asked for the model; its log may say why")
+
+    def _hear(self, seconds: float, *, of_one: bool = False) -> UserError | None:
+        """Looks until all who are asked have told, or one has, or one refuses: why."""
+        deadline = time.monotonic() + seconds
+        refused = self._look()
+        while refused is None and self._asked and not (of_one and self._engines) and time.monotonic() < deadline:
+            with suppress(TimeoutError):
+                wait(list(self._asked.values()), timeout=LOOK_SECONDS)
+            refused = self._look()
+        return refused
 
     def _look_again(self) -> None:
         if time.monotonic() - self._looked >= LOOK_SECONDS:

@@ -192,6 +192,21 @@ def test_nobody_waits_for_who_joins(
     wait_for(lambda: len(workers.each()) == 2)
 
 
+def test_a_run_begins_with_who_is_ready(
+    cluster: LocalCluster, client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is asked behind a task of somebody else's, and joins once that is done."""
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_FOLLOW", 0.3)
+    go = Path(model.path, "go")
+    busy = client.submit(tells_late, model.path, workers=[max(known_workers(client))], pure=False)
+    with dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()) as workers:
+        assert len(workers.each()) == 1
+        assert not busy.done()
+        go.touch()
+        wait_for(lambda: len(workers.each()) == 2)
+
+
 def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: DaskWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = workers.each()
     with monkeypatch.context() as changed:
