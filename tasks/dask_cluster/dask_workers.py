@@ -75,7 +75,7 @@ class DaskWorkers(ManyEngines):
     def _look_first(self) -> None:
         """Waits for one to tell of the model, and shortly for others. Raises UserError for a refusal, or for none."""
         refused = self._hear(SECONDS_TO_TELL, of_one=True)
-        if refused is None:
+        if refused is None and self._engines:
             refused = self._hear(SECONDS_TO_FOLLOW)
         if refused is not None:
             raise refused
