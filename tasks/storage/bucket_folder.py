@@ -42,6 +42,11 @@ def records(name: str) -> bool:
     return name.startswith("manifests/run-") or name in (PROGRESS, STOP)
 
 
+def _commits(name: str) -> bool:
+    """What is never written again."""
+    return name.startswith(("manifests/checkpoint-", "manifests/shard-"))
+
+
 class BucketFolder:
     """`root` is the working copy. Names are paths below it, and below the URL."""
 
@@ -51,6 +56,7 @@ class BucketFolder:
         self._bucket: Bucket | None = None
         self._lease: Lease | None = None
         self._progress = b""
+        self._is_settled = True
 
     @property
     def bucket(self) -> Bucket:
@@ -110,11 +116,23 @@ class BucketFolder:
             self.put(staged, name)
             return True
         failpoint("bucket.commit")
-        made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
+        try:
+            made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
+        except BucketUnavailableError:
+            self._is_settled = False  # it may be there
+            raise
         failpoint("bucket.committed")
         if made is None:
-            self._bring(everything, drop=False)
+            with self._syncing():
+                self._bring(everything, drop=False)
         return made is not None
+
+    def settle(self) -> None:
+        """Brings the manifests of commits whose answers were lost."""
+        if not self._is_settled:
+            with self._syncing():
+                self._bring(_commits, drop=False)
+            self._is_settled = True
 
     def put(self, file: Path, name: str) -> None:
         """Makes the object, or replaces it."""
