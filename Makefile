@@ -35,7 +35,7 @@ summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the examp
 	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
 
 test: $(STAMP) ## All tests but the longest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 
 nightly: $(STAMP) ## The tests that take longer
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-nightly.lock
