@@ -45,8 +45,8 @@ def join_group(rank: int, meeting: Path, config: EngineConfig, device: Device) -
     """
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     leave_group()  # of an engine of this process that is gone
+    os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     size = config.tensor_parallel
     dist.init_process_group(
         "gloo" if device.name == "cpu" else "nccl",
@@ -63,6 +63,7 @@ def leave_group() -> None:
     abort_group()
     if dist.is_initialized():
         dist.destroy_process_group()
+        os.environ.pop("LOCAL_RANK", None)  # accelerate would take this process for one of several
 
 
 def abort_group() -> None:
