@@ -35,11 +35,11 @@ summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the examp
 	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
 
 test: $(STAMP) ## All tests but the longest
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 
 nightly: $(STAMP) ## The tests that take longer
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-nightly.lock
-	$(BIN)/python -m pytest --numprocesses 2 -m nightly
+	$(BIN)/python -m pytest --numprocesses 2 -m nightly --timeout 7200 --override-ini faulthandler_timeout=0
 
 docs: $(STAMP) ## Make a site of docs/, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml

@@ -64,6 +64,7 @@ def infer_shard(
     left are asked again, alone, and the ones that kill it end as `ENGINE_CRASH`. Raises RunFailedError where another
     shard would end in the same way, and EngineLostError where the worker is lost.
     """
+    run.folder.settle()
     done = find_manifest(run.folder, plan_id, shard.shard_id)
     if done is not None:
         return _to_done(done, skipped=True)

@@ -35,15 +35,14 @@ assert flows.__doc__
 
 # A worker takes whole files. These are the longest, and the first: what is left for the end is short.
 LONGEST = (
+    "tests/tasks/test_any_sequence.py",
     "tests/test_readme.py",
-    "tests/engine/test_processors.py",
     "tests/flows/test_score.py",
     "tests/flows/test_killed_runs.py",
     "tests/tasks/test_kill.py",
     "tests/tasks/test_kill_at_random.py",
-    "tests/tasks/test_any_sequence.py",
+    "tests/engine/test_processors.py",
     "tests/flows/test_server_dies.py",
-    "tests/kernels/cpu/test_objects.py",
     "tests/flows/test_deployment.py",
     "tests/test_example_parity.py",
     "tests/flows/harness/test_embedded.py",

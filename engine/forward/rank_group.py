@@ -58,7 +58,6 @@ def join_group(
     global _own
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     leave_group()  # of an engine of this process that is gone
     size, timeout = config.tensor_parallel, max(config.step_timeout, MIN_TIMEOUT)
     store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
@@ -68,6 +67,7 @@ def join_group(
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     _own = dist.group.WORLD
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
+    os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
     return RankGroup(rank, size)
 
 
@@ -102,6 +102,7 @@ def leave_group() -> None:
     abort_group()
     if _is_own():
         dist.destroy_process_group()
+        os.environ.pop("LOCAL_RANK", None)  # accelerate would take this process for one of several
 
 
 def abort_group() -> None:

@@ -26,8 +26,10 @@ from tasks.storage.lease import Lease, lease_holder, open_bucket, take_lease
 
 log = logging.getLogger(__name__)
 
-_DOWNLOADS = 16
+_DOWNLOADS = 4
 _OURS = re.compile(r"(?:(?:manifests|parts)/|plan/(?!\.\.?/)[^/]+/)?(?!\.)[^/]+", re.ASCII)
+# Written anew under the same name, some of it every few seconds.
+_REPLACED = re.compile(r"[^/]+|manifests/run-[^/]+", re.ASCII)
 _OF_CONTENT = re.compile(r"parts/[0-9a-f]+-([0-9a-f]{16})\.parquet", re.ASCII)
 
 Wanted = Callable[[str], bool]
@@ -42,6 +44,11 @@ def records(name: str) -> bool:
     return name.startswith("manifests/run-") or name in (PROGRESS, STOP)
 
 
+def _commits(name: str) -> bool:
+    """What is never written again."""
+    return name.startswith(("manifests/checkpoint-", "manifests/shard-"))
+
+
 class BucketFolder:
     """`root` is the working copy. Names are paths below it, and below the URL."""
 
@@ -51,6 +58,7 @@ class BucketFolder:
         self._bucket: Bucket | None = None
         self._lease: Lease | None = None
         self._progress = b""
+        self._is_settled = True
 
     @property
     def bucket(self) -> Bucket:
@@ -110,11 +118,23 @@ class BucketFolder:
             self.put(staged, name)
             return True
         failpoint("bucket.commit")
-        made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
+        try:
+            made = self.bucket.create(name, staged.read_bytes(), partial(self._guard, anew=True))
+        except BucketUnavailableError:
+            self._is_settled = False  # it may be there
+            raise
         failpoint("bucket.committed")
         if made is None:
-            self._bring(everything, drop=False)
+            with self._syncing():
+                self._bring(everything, drop=False)
         return made is not None
+
+    def settle(self) -> None:
+        """Brings the manifests of commits whose answers were lost."""
+        if not self._is_settled:
+            with self._syncing():
+                self._bring(_commits, drop=False)
+            self._is_settled = True
 
     def put(self, file: Path, name: str) -> None:
         """Makes the object, or replaces it."""
@@ -167,7 +187,11 @@ class BucketFolder:
             yield
 
     def _bring(self, wanted: Wanted, *, is_holder: bool = False, drop: bool = True) -> None:
-        """Makes the copy what the bucket has of one moment: where an object went meanwhile, all are listed again."""
+        """Makes the copy what the bucket has of one moment: where an object went meanwhile, all are listed again.
+
+        What is written anew comes as it is by then, so that a run elsewhere, which writes all the time, is followed.
+        """
+        same: dict[str, str] = {}  # etags of what the copy is known to have: no file is hashed twice
         whole = False
         while not whole:
             there = {name: one for name, one in self.bucket.listed().items() if _OURS.fullmatch(name) and wanted(name)}
@@ -178,11 +202,24 @@ class BucketFolder:
                 del there[name]
             if drop:
                 self._drop(wanted, there)
-            stale = [name for name, one in there.items() if not _is_same(self.root / name, name, one)]
+            stale = [
+                name
+                for name, one in there.items()
+                if same.get(name) != one.etag and not _is_same(self.root / name, name, one)
+            ]
             with ThreadPoolExecutor(_DOWNLOADS) as pool:
-                whole = all(pool.map(self._fetch, stale, [there[name] for name in stale]))
+                fetched = dict(zip(stale, pool.map(self._fetch, stale, [there[name] for name in stale]), strict=True))
+            same = {name: one.etag for name, one in there.items() if fetched.get(name, True)}
+            whole = all(fetched.values())
 
     def _fetch(self, name: str, listed: Listed) -> bool:
+        """False where the object went, or is another than was listed, though none takes its place."""
+        if _REPLACED.fullmatch(name):
+            newest = self.bucket.get(name)
+            if newest is None:
+                (self.root / name).unlink(missing_ok=True)
+                return True
+            return self._write(name, lambda file: bool(file.write(newest[0])))
         return self._write(name, lambda file: self.bucket.read_into(file, name, listed))
 
     def _write(self, name: str, fill: Callable[..., bool]) -> bool:

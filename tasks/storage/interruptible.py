@@ -25,6 +25,9 @@ def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
     with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
         called = thread.submit(call)
         try:
+            # A signal that comes as Python begins to wait does not end the wait: it is looked for after each.
+            while not wait([called], timeout=_EVERY_SECONDS).done:
+                pass
             return called.result()
         finally:
             while not called.done():

@@ -7,10 +7,13 @@ are published that do not name them.
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from engine.failpoint import failpoint
 from tasks.storage.commit import sha256_of
@@ -42,12 +45,12 @@ def find_manifest(folder: OutputFolder, plan_id: str, shard_id: str) -> ShardMan
 
 
 def find_checkpoints(folder: OutputFolder, plan_id: str, shard_id: str) -> list[ShardManifest]:
-    """Those of a shard that is not committed."""
+    """Those of a shard that is not committed, no row of which is in two. Only the lock's holder may call it."""
     found = []
     for path in sorted(folder.manifests.glob(f"checkpoint-{plan_id}-{shard_id}-*.json")):
         with suppress(DamagedError):
             found.append(_load(folder, path))
-    return found
+    return _without_overlaps(folder, found)
 
 
 def read_manifests(folder: OutputFolder) -> list[ShardManifest]:
@@ -74,7 +77,7 @@ def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
                     folder.set_aside(file)
         good, damaged = inspect_manifests(folder)  # a shard's checkpoints may be there yet
     _remove_orphans(folder, good)
-    return good
+    return _without_overlaps(folder, good)
 
 
 def remove_superseded(folder: OutputFolder) -> None:
@@ -150,6 +153,29 @@ def _load(folder: OutputFolder, path: Path) -> ShardManifest:
             raise DamagedError(path, "names a part that is not one of ours")
         _check_size(folder.parts / part.name, part.bytes)
     return manifest
+
+
+def _without_overlaps(folder: OutputFolder, manifests: Sequence[ShardManifest]) -> list[ShardManifest]:
+    """Removes each checkpoint that has a row of a larger one of its shard: its other rows are to be scored again.
+
+    It was committed by a try that never heard so, behind which its rows were asked once more.
+    """
+    rows: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    overlapping = set()
+    for manifest in sorted((one for one in manifests if one.is_checkpoint), key=lambda one: -one.requests):
+        known = rows[manifest.plan_id, manifest.shard_id]
+        own = {row for part in manifest.files for row in _requests_of(folder.parts / part.name)}
+        if known.isdisjoint(own):
+            known |= own
+        else:
+            folder.remove(folder.manifests / manifest.name)
+            overlapping.add(manifest.name)
+    return [manifest for manifest in manifests if manifest.name not in overlapping]
+
+
+def _requests_of(part: Path) -> list[str]:
+    found: list[str] = pq.ParquetFile(part).read(["request_hash"]).column(0).to_pylist()
+    return found
 
 
 def _check_size(part: Path, size: int) -> None:

@@ -98,6 +98,11 @@ class OutputFolder:
             return False
         return commit_file(staged, final)
 
+    def settle(self) -> None:
+        """Brings what an earlier `commit` made in the bucket and never heard so, before anybody makes it again."""
+        if self.bucket is not None:
+            self.bucket.settle()
+
     def replace(self, staged: Path, final: Path) -> None:
         """Like `commit`, over whatever is there."""
         if self.bucket is not None:

@@ -14,23 +14,30 @@ import pytest
 
 pytest.importorskip("obstore", reason="an extra: pip install trunkline[s3]")
 
+import obstore
+from obstore.exceptions import GenericError
+
 from engine.errors import UserError
 from engine.failpoint import Abandoned, forget_hits
 from engine.file_lock import Holder
 from tasks.dry_run import plan_job
+from tasks.infer import infer_shard
 from tasks.job.job import ScoringJob
+from tasks.plan import make_run_plan
+from tasks.publish import publish_results
 from tasks.report.run_list import list_runs
 from tasks.storage.bucket import Bucket
-from tasks.storage.bucket_errors import LeaseLostError
+from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.file_names import LOCK
 from tasks.storage.lease import Lease, open_bucket, take_lease
 from tasks.storage.manifests import find_manifest, read_manifests, write_manifest
 from tasks.storage.open_folder import folder_of, open_folder
 from tasks.storage.output_folder import OutputFolder
+from tasks.storage.run import open_run
 from tasks.storage.stop_request import ask_to_stop, is_asked
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
-from tests.tasks.steps import TABLE, ask, plan_alone, run_steps
+from tests.tasks.steps import TABLE, ask, deduplicate_requests, extract_rows, plan_alone, run_steps
 
 ROWS = [{"id": f"r{i:02}", "text": f"Shared. Question {i}?" if i % 5 else None} for i in range(12)]
 
@@ -195,6 +202,40 @@ def test_a_run_in_the_middle_that_lost_its_lease(
     theirs[0].release()
     on("another")
     assert run_steps(job)[1].missing == 0
+
+
+def test_a_checkpoint_whose_answer_was_lost_is_taken_up_by_the_next_try(
+    job_of: JobMaker, s3_url: str, engine: FakeWorkers, on: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    on("one")
+    place = f"{s3_url}/runs/{tmp_path.name}"
+    job = job_of(ROWS, output=place, shard_seconds=1e3, checkpoint_seconds=1e-9, source={"id": "id"})
+    put = obstore.put
+    is_lost = False
+
+    def losing(store: Any, name: str, *arguments: Any, **options: Any) -> Any:
+        nonlocal is_lost
+        done = None if is_lost else put(store, name, *arguments, **options)
+        is_lost = is_lost or name.startswith("manifests/checkpoint-")
+        if is_lost:
+            raise GenericError("Generic S3 error: HTTP error: connection closed")
+        return done
+
+    with open_run(job) as run:
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
+        assert run.folder.bucket is not None
+        with monkeypatch.context() as away:
+            away.setattr("tasks.storage.bucket.PATIENCE", 0.5)
+            away.setattr(run.folder.bucket.bucket, "patience", 0.5)
+            away.setattr(obstore, "put", losing)
+            with pytest.raises(BucketUnavailableError):
+                infer_shard(run, planned.plan_id, planned.shards[0], engine)
+        assert not [*run.folder.manifests.glob("checkpoint-*")]
+        engine.works.clear()
+        infer_shard(run, planned.plan_id, planned.shards[0], engine)
+        assert len(engine.scored) == planned.pending - 1
+        publish_results(run, planned.plan_id)
+    assert [row["custom_id"] for row in table(job)] == [row["id"] for row in ROWS]
 
 
 def test_who_asks_a_run_on_another_machine_to_end(job: ScoringJob, on: Here, monkeypatch: pytest.MonkeyPatch) -> None:

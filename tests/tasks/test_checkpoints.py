@@ -15,6 +15,7 @@ from tasks.plan import make_run_plan
 from tasks.publish import publish_results
 from tasks.run_commits import RunCommits
 from tasks.shard_gate import ShardGate
+from tasks.shard_results import ShardResults
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
@@ -136,6 +137,27 @@ def test_views_of_before_are_readable_until_new_ones_are_published(
         settings = {"file_search_path": str(run.root)}
         with duckdb.connect(str(run.folder.database), read_only=True, config=settings) as connection:
             assert connection.execute("select count(*) from results").fetchall() == [(8,)]
+
+
+@pytest.mark.parametrize("count", [8, 10])
+def test_of_checkpoints_with_a_row_in_common_one_counts(
+    count: int, job_of: JobMaker, engine: FakeWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is committed, but fails behind that, so that the second holds its row too. 10 rows: in another plan."""
+    job = job_of(rows(8), **EACH_ROW)
+    with monkeypatch.context() as failing:
+        failing.setattr("engine.failpoint._hits", Counter())
+        failing.setenv("FAILPOINT", "checkpoint.done:1:error")
+        failing.setattr(ShardResults, "commit", lambda _: os.stat("/there/is/none"))
+        with pytest.raises(FileNotFoundError):
+            run_steps(job)
+    folder = OutputFolder(job.output_folder)
+    assert sorted(manifest.requests for manifest in read_manifests(folder)) == [1, 1, 1, 1, 1, 1, 1, 2]
+    engine.works.clear()
+    run_steps(job_of(rows(count), **EACH_ROW))
+    assert len(engine.scored) == count - 8
+    assert len(table(job)) == count
+    assert sum(manifest.requests for manifest in read_manifests(folder)) == count
 
 
 def truncate_part(folder: OutputFolder) -> None:

@@ -28,7 +28,10 @@ NOT_HIT = {
 
 
 @pytest.mark.fault(1, 6)
-@pytest.mark.parametrize("scenario", ["fresh", pytest.param("resumed", marks=pytest.mark.nightly), "retried"])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "scenario", ["fresh", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("resumed", "retried"))]
+)
 def test_killed_at_each_failpoint_and_again_while_it_recovers(scenario: str, tmp_path: Path) -> None:
     driver = [sys.executable, "-m", "tests.tasks.kill_driver", str(tmp_path), scenario]
     ended = subprocess.run(driver, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
