@@ -138,13 +138,18 @@ class Bucket:
             return None
 
     def listed(self) -> dict[str, Listed]:
-        """All objects, by name below the URL."""
+        """All objects, by name below the URL, but for those that stand for a folder."""
         pages = self._tried(lambda: obstore.list(self._store).collect())
-        return {str(one["path"]): _listed(one) for one in pages}
+        return {str(one["path"]): _listed(one) for one in pages if not _is_folder(one)}
 
-    def has_any(self) -> bool:
-        """Whether there is any object below the URL."""
-        return self._tried(lambda: any(len(page) for page in obstore.list(self._store, chunk_size=1)))
+    def has_any(self, but: str = "") -> bool:
+        """Whether there is any object below the URL, but that of this name and those that stand for a folder."""
+
+        def found() -> bool:
+            pages = obstore.list(self._store, chunk_size=4)
+            return any(one["path"] != but and not _is_folder(one) for page in pages for one in page)
+
+        return self._tried(found)
 
     def delete(self, names: Sequence[str], guard: Callable[[], None] = _no_guard) -> None:
         """In this order; those that are not there are passed over."""
@@ -190,6 +195,11 @@ def _profile() -> "S3CredentialProvider | None":
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     return Boto3CredentialProvider()
+
+
+def _is_folder(one: "ObjectMeta") -> bool:
+    """What a bucket's console makes of a new folder: an object of no bytes, whose name ends in a slash."""
+    return one["size"] == 0 and str(one["path"]) in ("", "parts", "manifests", "plan")
 
 
 def _listed(meta: "ObjectMeta") -> Listed:

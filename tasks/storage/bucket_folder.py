@@ -22,7 +22,7 @@ from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.commit import open_private, sha256_of
 from tasks.storage.file_mode import make_folder
 from tasks.storage.file_names import LOCK, PLAN, PROGRESS, STOP
-from tasks.storage.lease import Lease, lease_holder, open_bucket, take_lease
+from tasks.storage.lease import CLOCK, Lease, lease_holder, open_bucket, take_lease
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class BucketFolder:
 
     def check(self) -> None:
         """Raises UserError where the bucket cannot be reached, or the objects below the URL are something else's."""
-        if not self.is_used and self.bucket.has_any():
+        if not self.is_used and self.bucket.has_any(CLOCK):
             raise UserError(f"output: {self.url} holds other objects; name a new or empty one")
 
     def holder(self) -> Holder | None:

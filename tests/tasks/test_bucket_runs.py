@@ -311,6 +311,12 @@ def test_a_reader_leaves_the_copy_of_a_run_on_its_machine(job: ScoringJob, on: H
     assert not (folder.manifests / "new.json").exists()
 
 
+def test_a_place_where_a_run_was_killed_before_it_had_the_lock(s3_url: str, job_of: JobMaker, on: Here) -> None:
+    on("one")
+    Bucket(f"{s3_url}/begun", 20.0).put(".clock", b"none")
+    assert run_steps(job_of(ROWS, output=f"{s3_url}/begun"))[1].missing == 0
+
+
 def test_places_that_are_none(s3_url: str, job_of: JobMaker, on: Here) -> None:
     on("one")
     Bucket(f"{s3_url}/foreign", 20.0).put("theirs", b"")
