@@ -189,7 +189,6 @@ class ShardRunner:
                 raise EngineLostError("no worker is left")
         except BaseException:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
-            self._run.folder.hurry()
             self._workers.close()
             self._dispatch.commits.close()
             raise

@@ -39,21 +39,12 @@ def stop_run(place: str | None, wait: float) -> int:
 
 
 def _only_running() -> OutputFolder:
-    running = [folder for folder in used_folders() if _is_running(folder)]
+    running = [folder for folder in used_folders() if folder.holder() is not None]
     if not running:
         raise UserError("nothing is running in the folders that your runs have used; name one: trunkline stop FOLDER")
     if len(running) > 1:
         raise UserError(f"several runs go on, in {', '.join(map(str, running))}; name one of them")
     return running[0]
-
-
-def _is_running(folder: OutputFolder) -> bool:
-    """A bucket that is gone, or away, hides no run of another folder."""
-    try:
-        return folder.holder() is not None
-    except UserError as problem:
-        typer.echo(f"trunkline: {problem}", err=True)
-        return False
 
 
 def _ended(folder: OutputFolder, holder: Holder, wait: float) -> bool:

@@ -5,7 +5,6 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
-from engine.errors import UserError
 from engine.model.checkpoint import publish_file
 from tasks.report.latest import state_folder
 from tasks.storage.open_folder import open_folder
@@ -24,20 +23,12 @@ def remember_folder(folder: OutputFolder) -> None:
 
 
 def used_folders() -> list[OutputFolder]:
-    """Those that are still there, by name; the others are forgotten. Buckets are not asked.
-
-    One that cannot be opened, such as a bucket's without the library for it, is told and passed over.
-    """
+    """Those that are still there, by name; the others are forgotten. Buckets are not asked."""
     found = []
     notes = _notes()
     for note in sorted(notes.iterdir()) if notes.is_dir() else ():
         with suppress(OSError, UnicodeDecodeError):
-            place = note.read_text(encoding="utf-8").removesuffix("\n")
-            try:
-                folder = open_folder(place)
-            except UserError as problem:
-                log.warning("trunkline: %s", problem)
-                continue
+            folder = open_folder(note.read_text(encoding="utf-8").removesuffix("\n"))
             if folder.bucket is not None or folder.is_used:
                 found.append(folder)
             else:

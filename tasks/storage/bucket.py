@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 8 * 2**20
 FIRST_PATIENCE, PATIENCE = 3.0, 120.0
-# So slow may a link be as takes `PIECE_BYTES` of each of `PARALLEL` requests in so many seconds: 0.2 MB/s.
-CONTENT_SECONDS, PARALLEL = 180.0, 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 
 Answer = TypeVar("Answer")
@@ -50,28 +47,25 @@ def _no_guard() -> None:
 
 
 class Bucket:
-    """`patience` is how long a request is tried again, in seconds, and once at least. A `guard` is called before each
-    try of it, and raises where it may not be sent.
-
-    A request ends within `request_seconds`, with all that it brings; one for content, which may be large, within
-    `CONTENT_SECONDS`.
+    """`patience` is how long a request is tried again, in seconds. A `guard` is called before each try of it, and
+    raises where it may not be sent.
     """
 
     def __init__(self, url: str, request_seconds: float) -> None:
         self.url = url
         self.patience = FIRST_PATIENCE
-        self._is_begun = False
-        self._store = _store(url, request_seconds, request_seconds)
-        self._content = _store(url, request_seconds, max(request_seconds, CONTENT_SECONDS))
-
-    def begin(self) -> None:
-        """From now on there is work to lose: a request is tried again for minutes."""
-        self._is_begun = True
-        self.patience = PATIENCE
-
-    def hurry(self) -> None:
-        """From now on, in waits that go on too, nobody waits for longer than before the work began."""
-        self.patience = FIRST_PATIENCE
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        self._store = S3Store(
+            bucket,
+            prefix=prefix or None,
+            client_options={
+                "allow_http": True,  # whoever says http:// in AWS_ENDPOINT_URL means it
+                "timeout": f"{request_seconds:g}s",
+                "connect_timeout": f"{request_seconds / 2:g}s",
+            },
+            retry_config={"max_retries": 0},  # what is asked again is asked by `_tried`
+            credential_provider=_profile(),
+        )
 
     def create(self, name: str, content: bytes, guard: Callable[[], None] = _no_guard) -> str | None:
         """Makes an object that is not there, whose etag is returned. None where another has the name; nothing changes.
@@ -105,28 +99,21 @@ class Bucket:
 
         return self._tried(once)
 
-    def put(
-        self, name: str, content: Path | bytes, guard: Callable[[], None] = _no_guard, *, may_be_late: bool = False
-    ) -> None:
-        """Makes the object, or replaces it, in pieces where it is large.
-
-        One that `may_be_late` has all the time of content: what another writes of that name is the same.
-        """
-        store = self._content if may_be_late else self._store
+    def put(self, name: str, content: Path | bytes, guard: Callable[[], None] = _no_guard) -> None:
+        """Makes the object, or replaces it, in pieces where it is large."""
 
         def once() -> None:
             guard()
-            obstore.put(store, name, content, chunk_size=PIECE_BYTES, max_concurrency=PARALLEL)
+            obstore.put(self._store, name, content, chunk_size=PIECE_BYTES)
 
         self._tried(once)
 
-    def get(self, name: str, *, is_content: bool = False) -> tuple[bytes, Listed] | None:
+    def get(self, name: str) -> tuple[bytes, Listed] | None:
         """None where there is none."""
-        store = self._content if is_content else self._store
 
         def once() -> tuple[bytes, Listed] | None:
             try:
-                found = obstore.get(store, name)
+                found = obstore.get(self._store, name)
                 return bytes(found.bytes()), _listed(found.meta)
             except FileNotFoundError:
                 return None
@@ -145,7 +132,7 @@ class Bucket:
 
     def _piece(self, name: str, etag: str, start: int, end: int) -> bytes | None:
         try:
-            found = obstore.get(self._content, name, options={"range": (start, end), "if_match": etag})
+            found = obstore.get(self._store, name, options={"range": (start, end), "if_match": etag})
             return bytes(found.bytes())
         except (PreconditionError, FileNotFoundError):
             return None
@@ -174,46 +161,29 @@ class Bucket:
         obstore.delete(self._store, name)
 
     def _tried(self, action: Callable[[], Answer]) -> Answer:
-        """Raises UserError where another try would not help, or none has helped before `begin`; later on
+        """Raises UserError where another try would not help, or none has helped since the URL was named; later on
         BucketUnavailableError.
         """
-        began = time.monotonic()
+        deadline = time.monotonic() + self.patience
         pause = _FIRST_PAUSE
-        for tries in count(1):
+        while True:
             try:
                 return action()
             except BaseError as problem:
-                said = lasting(problem, is_begun=self._is_begun)
+                said = lasting(problem)
                 if said is not None:
                     raise UserError(f"output: {self.url}: {said}") from None
-                # Asked for anew each time: whoever ends the run meanwhile does not want to wait.
-                if tries > 1 and time.monotonic() + pause > began + self.patience:
+                if time.monotonic() + pause > deadline:
                     raise self._unavailable(problem) from None
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
-        raise AssertionError("unreachable")
 
     def _unavailable(self, problem: BaseError) -> Exception:
         server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
         said = f"output: {self.url}: {server} {passing(problem)}"
-        if self._is_begun:
-            return BucketUnavailableError(f"{said}, for {self.patience:g} s")
+        if self.patience == PATIENCE:
+            return BucketUnavailableError(f"{said}, for {PATIENCE:g} s")
         return UserError(f"{said}; see to the network, or say another server in AWS_ENDPOINT_URL")
-
-
-def _store(url: str, connect_seconds: float, seconds: float) -> S3Store:
-    bucket, _, prefix = url.removeprefix("s3://").partition("/")
-    return S3Store(
-        bucket,
-        prefix=prefix or None,
-        client_options={
-            "allow_http": True,  # whoever says http:// in AWS_ENDPOINT_URL means it
-            "timeout": f"{seconds:g}s",
-            "connect_timeout": f"{connect_seconds / 2:g}s",
-        },
-        retry_config={"max_retries": 0},  # what is asked again is asked by `_tried`
-        credential_provider=_profile(),
-    )
 
 
 def _profile() -> "S3CredentialProvider | None":

@@ -46,15 +46,12 @@ class BucketUnavailableError(TransientError, RuntimeError):
     """
 
 
-def lasting(problem: Exception, *, is_begun: bool = False) -> str | None:
-    """What is wrong, and the cure, where another try would meet the same; None for what may pass.
-
-    Once work `is_begun` there was a role, whose server is away for a moment.
-    """
+def lasting(problem: Exception) -> str | None:
+    """What is wrong, and the cure, where another try would meet the same; None for what may pass."""
     said = str(problem)
     code = _CODE.search(said)
     name = code[1] if code is not None else None
-    if not is_begun and any(server in said for server in _ROLE_SERVERS):
+    if any(server in said for server in _ROLE_SERVERS):
         return "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is"
     if name is None:
         name = next((known for words, known in _WITHOUT_CODE.items() if words in said), None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from engine.file_lock import Holder, holder_of
-from tasks.storage.bucket import PARALLEL, PIECE_BYTES, Bucket, Listed
+from tasks.storage.bucket import PIECE_BYTES, Bucket, Listed
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.commit import open_private, sha256_of
 from tasks.storage.file_mode import make_folder
@@ -26,6 +26,7 @@ from tasks.storage.lease import CLOCK, Lease, lease_holder, open_bucket, take_le
 
 log = logging.getLogger(__name__)
 
+_DOWNLOADS = 4
 _OURS = re.compile(r"(?:(?:manifests|parts)/|plan/(?!\.\.?/)[^/]+/)?(?!\.)[^/]+", re.ASCII)
 # Written anew under the same name, some of it every few seconds.
 _REPLACED = re.compile(r"[^/]+|manifests/run-[^/]+", re.ASCII)
@@ -93,10 +94,9 @@ class BucketFolder:
             with self._syncing():
                 self._bring(everything, is_holder=True)
             yield
-            self._beat_last()
+            self._beat()
         finally:
             self._lease = None
-            self.hurry()
             try:
                 lease.release()
             except (BucketUnavailableError, UserError) as problem:
@@ -137,9 +137,8 @@ class BucketFolder:
             self._is_settled = True
 
     def put(self, file: Path, name: str) -> None:
-        """Makes the object, or replaces it. A part, or a plan before its `plan.json`, harms nobody who runs by then."""
-        may_be_late = name.startswith(("parts/", "plan/")) and not name.endswith(f"/{PLAN}")
-        self.bucket.put(name, file, self._guard, may_be_late=may_be_late)
+        """Makes the object, or replaces it."""
+        self.bucket.put(name, file, self._guard)
         failpoint("bucket.put")
 
     def commit_plan(self, staged: Path, name: str) -> None:
@@ -155,13 +154,8 @@ class BucketFolder:
         failpoint("bucket.removed")
 
     def leave(self, file: Path, name: str) -> None:
-        """Makes the object of a file for whoever holds the folder, who alone commits."""
+        """Makes the object of a file that decides nothing that is committed, whoever holds the folder."""
         self.bucket.put(name, file)
-
-    def hurry(self) -> None:
-        """The run is ending by an exception: it waits for a bucket that is away no longer than before it began."""
-        if self._bucket is not None:
-            self._bucket.hurry()
 
     def rename(self, old: str, new: Path) -> None:
         """Follows a file, or a plan, that has another name in the working copy, `new`."""
@@ -184,13 +178,6 @@ class BucketFolder:
         asked = self.bucket.get(STOP)
         if asked is not None:
             self._write(STOP, lambda file: bool(file.write(asked[0])))
-
-    def _beat_last(self) -> None:
-        """What all is committed of is not lost with it."""
-        try:
-            self._beat()
-        except (BucketUnavailableError, UserError) as problem:
-            log.warning("the last progress is not told (%s)", type(problem).__name__)
 
     @contextmanager
     def _syncing(self) -> Iterator[None]:
@@ -220,7 +207,7 @@ class BucketFolder:
                 for name, one in there.items()
                 if same.get(name) != one.etag and not _is_same(self.root / name, name, one)
             ]
-            with ThreadPoolExecutor(PARALLEL) as pool:
+            with ThreadPoolExecutor(_DOWNLOADS) as pool:
                 fetched = dict(zip(stale, pool.map(self._fetch, stale, [there[name] for name in stale]), strict=True))
             same = {name: one.etag for name, one in there.items() if fetched.get(name, True)}
             whole = all(fetched.values())
@@ -228,7 +215,7 @@ class BucketFolder:
     def _fetch(self, name: str, listed: Listed) -> bool:
         """False where the object went, or is another than was listed, though none takes its place."""
         if _REPLACED.fullmatch(name):
-            newest = self.bucket.get(name, is_content=True)
+            newest = self.bucket.get(name)
             if newest is None:
                 (self.root / name).unlink(missing_ok=True)
                 return True

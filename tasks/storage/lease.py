@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from engine.errors import UserError
 from engine.file_lock import HeldError, Holder
-from tasks.storage.bucket import Bucket, Listed
+from tasks.storage.bucket import PATIENCE, Bucket, Listed
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.file_names import LOCK
 
@@ -64,7 +64,7 @@ class Lease:
 
     def start(self, beat: Callable[[], None]) -> None:
         self._beat = beat
-        self._bucket.begin()
+        self._bucket.patience = PATIENCE
         self._thread.start()
 
     def check(self, *, anew: bool = False) -> None:

@@ -131,19 +131,9 @@ class OutputFolder:
             self.bucket.rename(self._name(path), bad)
 
     def tell(self, path: Path) -> None:
-        """A file of the holder's was written anew that decides nothing, whose readers may be elsewhere."""
-        if self.bucket is not None:
-            self.bucket.put(path, self._name(path))
-
-    def leave(self, path: Path) -> None:
-        """A file was written for the holder, who may be elsewhere."""
+        """A file that decides nothing was written anew, whose readers may be elsewhere."""
         if self.bucket is not None:
             self.bucket.leave(path, self._name(path))
-
-    def hurry(self) -> None:
-        """What is left to do is done at once, or not: the run is ending by an exception."""
-        if self.bucket is not None:
-            self.bucket.hurry()
 
     def look(self, *, records_alone: bool = False) -> "OutputFolder":
         """Itself, with what is in the bucket now on this machine: all of it, or what is said of runs alone."""
@@ -225,14 +215,13 @@ class OutputFolder:
     @contextmanager
     def _held(self) -> Iterator[Holder]:
         """Raises HeldError, at once."""
-        # Of the lock as it was: whoever wrote it here is dead, or has ended, once this process has it. Of another machine
-        # that shares the file nobody knows, as locks of some file systems are of one machine.
+        # Of the lock as it was: whoever wrote it is dead, or has ended, once this process has it.
         ended = last_holder(self.root / LOCK)
         with hold(self.root / LOCK) as holder:
             if self.bucket is None:
                 yield holder
                 return
-            with self.bucket.held(holder, ended.token if ended is not None and ended.host == holder.host else None):
+            with self.bucket.held(holder, None if ended is None else ended.token):
                 yield holder
 
     def sweep_staging(self) -> None:

@@ -220,7 +220,6 @@ def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
-        run.folder.hurry()
         end(_status(problem), str(problem) if isinstance(problem, TerminalError) else type(problem).__name__)
         raise
     end(COMPLETED, None)

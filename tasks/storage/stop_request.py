@@ -28,7 +28,7 @@ def ask_to_stop(folder: OutputFolder, holder: Holder) -> None:
         raise UserError(f"{folder.stop_request}: cannot be written ({problem.strerror})") from None
     with open(descriptor, "w", encoding="utf-8") as file:  # half of it is no request yet
         json.dump({"holder": holder.token}, file)
-    folder.leave(folder.stop_request)
+    folder.tell(folder.stop_request)
 
 
 def is_asked(folder: OutputFolder, holder: Holder) -> bool:
