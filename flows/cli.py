@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from engine.config import ADMISSION, ORDER, SHARING
 from engine.errors import UserError
+from flows.options import (
+    AdmissionPolicy,
+    JobFile,
+    OrderPolicy,
+    Output,
+    ReportFormat,
+    RunFormat,
+    Settings,
+    SharingPolicy,
+)
 from flows.sql_format import Format
 from flows.store_commands import store_app
 
@@ -35,30 +44,6 @@ app = typer.Typer(
 )
 
 app.add_typer(store_app, name="store")
-
-JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job, a YAML file.", show_default=False)]
-# A path, or the URL of a bucket's folder, which a Path would change.
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output", "-o", metavar="FOLDER", help="The output folder, or s3://BUCKET/FOLDER.", show_default=False
-    ),
-]
-RunFormat = Literal["table", "csv", "json"]
-ReportFormat = Annotated[Literal["table", "json"], typer.Option("--format", "-f", help="How to write it.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
-]
-SharingPolicy = Annotated[
-    str | None, typer.Option("--sharing", metavar="|".join(SHARING), help="Short for --set engine.sharing=…")
-]
-OrderPolicy = Annotated[
-    str | None, typer.Option("--order", metavar="|".join(ORDER), help="Short for --set engine.order=…")
-]
-AdmissionPolicy = Annotated[
-    str | None, typer.Option("--admission", metavar="|".join(ADMISSION), help="Short for --set engine.admission=…")
-]
 
 
 @app.command(epilog="Example: [bold]trunkline score examples/classify.yaml --set engine.kv_cache_memory=1GiB[/bold]")
