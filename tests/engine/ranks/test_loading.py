@@ -106,7 +106,9 @@ def test_who_leaves_a_group_has_no_rank_of_it(
 def test_a_process_has_one_engine_of_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_ranks, "SECONDS_TO_LEAVE", 0.01)
     first = OtherRanks(NO_MODEL, CONFIG, (Place(),))
-    with pytest.raises(UserError, match=r"^engine\.tensor_parallel: this process has an engine of several ranks already"):
+    with pytest.raises(
+        UserError, match=r"^engine\.tensor_parallel: this process has an engine of several ranks already"
+    ):
         load_ranks(NO_MODEL, CONFIG, resolve_device(CONFIG))
     first.close()
     second = OtherRanks(NO_MODEL, CONFIG, (Place(),))
