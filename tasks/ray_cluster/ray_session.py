@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -43,12 +42,12 @@ def joined_ray(address: str) -> Iterator[None]:
 
 @contextmanager
 def own_ray(cpus: int, gpus: int) -> Iterator[None]:
-    """A cluster of this machine's own, which ends with the context: it reports to nobody, listens to who has its token
-    alone, and leaves no file. Raises UserError where Ray does not begin.
+    """A cluster of this machine's own, which ends with the context: it reports to nobody, shows nothing to a browser
+    and leaves no file. Raises UserError where Ray does not begin.
     """
     with (
         TemporaryDirectory(prefix="trunkline-ray-", dir=FOLDER, ignore_cleanup_errors=True) as folder,
-        _set(RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
+        _set(RAY_USAGE_STATS_ENABLED="0"),
     ):
         asked = {
             "address": "local",
