@@ -114,6 +114,8 @@ def _words(problem: BaseException) -> str:
         return f"the cluster has another version of Ray or Python, install the same here: {said}"
     if "could not find any running ray instance" in said.lower():
         return "no Ray cluster is found on this machine; start one with `ray start`, or name one as host:port"
+    if isinstance(problem, ConnectionError):
+        return f"{said}; where that has tokens, set RAY_AUTH_MODE=token, and have its token in ~/.ray/auth_token"
     return f"Ray does not connect: {type(problem).__name__}: {said}"
 
 

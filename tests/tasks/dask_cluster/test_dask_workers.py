@@ -46,7 +46,9 @@ def model(tmp_path: Path) -> AskedModel:
 
 
 @pytest.fixture
-def workers(cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterWorkers[DaskWorker]]:
+def workers(
+    cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ClusterWorkers[DaskWorker]]:
     monkeypatch.setattr("tasks.dask_cluster.dask_workers.DaskChild", lambda *of: DaskChild(*of, FAKE))
     monkeypatch.setattr("tasks.cluster.cluster_workers.LOOK_SECONDS", 0.2)
     with dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()) as made:
@@ -93,7 +95,9 @@ def test_an_engine_that_dies_is_replaced_where_it_was(workers: ClusterWorkers[Da
 
 
 @pytest.mark.fault(2)
-def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: ClusterWorkers[DaskWorker], client: Client) -> None:
+def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(
+    workers: ClusterWorkers[DaskWorker], client: Client
+) -> None:
     both = workers.each()
     for worker in both:
         worker.submit(work(1)).result(10)
@@ -109,7 +113,9 @@ def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: Cl
 
 
 @pytest.mark.fault(2)
-def test_a_run_loses_nothing_with_a_worker(workers: ClusterWorkers[DaskWorker], client: Client, job_of: JobMaker) -> None:
+def test_a_run_loses_nothing_with_a_worker(
+    workers: ClusterWorkers[DaskWorker], client: Client, job_of: JobMaker
+) -> None:
     _loses_nothing(job_of(ROWS, **EACH, task={"type": "generate"}, sampling={"max_tokens": 2}), workers, client)
 
 
@@ -207,7 +213,9 @@ def test_a_run_begins_with_who_is_ready(
         wait_for(lambda: len(workers.each()) == 2)
 
 
-def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_slow_to_begin_is_not_gone(
+    workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = workers.each()
     with monkeypatch.context() as changed:
         changed.setattr("tasks.dask_cluster.dask_child.HeldChild", SlowToBegin)
@@ -219,7 +227,9 @@ def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: ClusterWorkers[Dask
     assert_equal(first.submit(work(2)).result(10), work(2).requests)
 
 
-def test_who_begins_again_at_an_address_is_another(workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_begins_again_at_an_address_is_another(
+    workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with a port of its own: the engine that was there went with the process."""
     first, second = workers.each()
     address = first.label.removeprefix("the Dask worker ")

@@ -127,9 +127,9 @@ def test_a_run_loses_nothing_with_a_worker(workers: ClusterWorkers[RayWorker], j
 def test_a_worker_that_is_frozen_is_taken_for_gone(
     workers: ClusterWorkers[RayWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tasks.ray_cluster.ray_child.SECONDS_TO_ANSWER", 3.0)
     for worker in workers.each():
         worker.submit(work(1)).result(10)
-    monkeypatch.setattr("tasks.ray_cluster.ray_child.SECONDS_TO_ANSWER", 3.0)
     frozen = actors()[0]
     frozen.suspend()
     try:
