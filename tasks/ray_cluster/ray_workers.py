@@ -49,7 +49,8 @@ class RayAnswer:
         try:
             return self._future.result()
         except Exception as problem:  # Ray has several for an actor that is gone
-            if isinstance(problem, RayTaskError) or (isinstance(problem, RayActorError) and problem.actor_init_failed):
+            failed_to_begin = isinstance(problem, RayActorError) and problem.actor_init_failed
+            if failed_to_begin or isinstance(problem, (RayTaskError, ImportError, AttributeError)):
                 words, address = " ".join(str(problem).split()), self._cluster.address(self._seen)
                 raise UserError(
                     f"runner: a Ray worker needs the run's environment: {words} (on {address})"
@@ -98,10 +99,16 @@ class RayCluster:
             "max_restarts": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(seen.node, soft=False),
         }
-        actor = ray.remote(DeviceActor).options(**options).remote()
+        try:
+            actor = ray.remote(DeviceActor).options(**options).remote()
+            told = actor.tell.remote(path).future()
+        except Exception as problem:  # Ray's client asks its server first, which needs the run's environment too
+            told = Future()
+            told.set_exception(problem)
+            return RayAnswer(self, seen, told)
         with self._lock:
             self._actors[seen] = actor
-        return RayAnswer(self, seen, actor.tell.remote(path).future())
+        return RayAnswer(self, seen, told)
 
     def start_child(self, seen: RayWorker) -> RayChild:
         try:

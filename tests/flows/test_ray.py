@@ -27,9 +27,8 @@ FINE = {"shard_seconds": 1e-6, "runner": "ray"}
 
 
 @pytest.fixture(autouse=True)
-def two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
 
 
 def actors() -> list[psutil.Process]:

@@ -32,6 +32,14 @@ pytestmark = pytest.mark.nightly
 StartNode = Callable[..., None]
 
 
+class NotThere:
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'tasks'")
+
+    async def tell(self, path: str) -> bytes:
+        return b""
+
+
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AskedModel:
     monkeypatch.setattr("tasks.ray_cluster.ray_workers.RayChild", lambda *of: RayChild(*of, FAKE))
@@ -107,7 +115,7 @@ def test_a_cluster_of_another_version_is_told(head: str, model: AskedModel, monk
 
 
 def test_a_node_without_trunkline_is_told(head: str, model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.ray_cluster.device_actor.DeviceActor.__module__", "nobody.has_this")
+    monkeypatch.setattr("tasks.ray_cluster.ray_workers.DeviceActor", NotThere)
     said = "^runner: a Ray worker needs the run's environment: .*ModuleNotFoundError"
     with pytest.raises(UserError, match=said), ray_workers(model, CONFIG, head, 1, ()):
         pass
