@@ -174,7 +174,7 @@ class AnySequence(RuleBasedStateMachine):
     def table(self, plan_id: str) -> list[dict[str, Any]]:
         folder = OutputFolder(self.folder / "out")
         with open_views(folder, plan_id, read_manifests(folder)) as connection:
-            found: list[dict[str, Any]] = connection.execute(TABLE).to_arrow_table().to_pylist()
+            found: list[dict[str, Any]] = connection.sql(TABLE).to_arrow_table().to_pylist()
         return found
 
     def job(self) -> ScoringJob:
