@@ -15,6 +15,7 @@ from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
 from tasks.storage.duck import MEMORY_LIMIT
+from tasks.storage.interruptible import fetch_all
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
 from tasks.storage.run_record import update_record
@@ -112,4 +113,4 @@ def _answers(connection: duckdb.DuckDBPyConnection, task: Task) -> Iterator[Answ
 
 
 def _all(connection: duckdb.DuckDBPyConnection, name: str, **values: str) -> list[Any]:
-    return connection.execute(statement(f"report/{name}"), values).fetchall()
+    return fetch_all(connection, statement(f"report/{name}"), values)

@@ -14,7 +14,7 @@ from engine.errors import UserError
 from tasks.report.published import open_published
 from tasks.report.views import THIS, open_for_queries
 from tasks.storage.duck import BATCH_ROWS, MEMORY
-from tasks.storage.interruptible import ctrl_c, interruptible
+from tasks.storage.interruptible import batches_of, ctrl_c, interruptible
 from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import first_line, single_select
@@ -64,9 +64,6 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def _start(self) -> pa.RecordBatchReader:
         return self._connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
 
-    def _next(self) -> pa.RecordBatch | None:
-        return next(self._reader, None)
-
     @property
     def schema(self) -> pa.Schema:
         return self._reader.schema
@@ -78,8 +75,7 @@ class QueryResult(AbstractContextManager["QueryResult"]):
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Raises UserError for what goes wrong while rows are computed, such as a cast."""
         with _in_one_line():
-            while (batch := interruptible(self._connection, self._next)) is not None:
-                yield batch
+            yield from batches_of(self._connection, self._reader)
 
     def table(self) -> pa.Table:
         return pa.Table.from_batches(self.batches(), self.schema)

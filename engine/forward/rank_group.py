@@ -21,8 +21,11 @@ MIN_TIMEOUT = 600.0
 MEETING_SECONDS = 60.0
 LOOK_SECONDS = 0.01
 
+_RANK = "LOCAL_RANK"
+
 # What this process made itself, which alone it leaves: whoever calls the engine may have a group for itself.
 _own: "dist.ProcessGroup | None" = None
+_rank_before: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,9 @@ def join_group(
     On one machine alone: what goes over a network device goes over the loopback. While others are awaited, `check` may
     raise. Raises RuntimeError where the first rank waits for longer than `MEETING_SECONDS`.
     """
-    global _own
+    global _own, _rank_before
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    leave_group()  # of an engine of this process that is gone
     size, timeout = config.tensor_parallel, max(config.step_timeout, MIN_TIMEOUT)
     store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
     # The first comes when all others have begun, which they wait for: it alone can know that one of them is late.
@@ -67,7 +69,8 @@ def join_group(
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     _own = dist.group.WORLD
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout))
-    os.environ["LOCAL_RANK"] = str(rank)  # by which transformers finds the rank's device
+    _rank_before = os.environ.get(_RANK)
+    os.environ[_RANK] = str(rank)  # by which transformers finds the rank's device
     return RankGroup(rank, size)
 
 
@@ -99,10 +102,18 @@ def refuse_foreign_group() -> None:
 
 def leave_group() -> None:
     """Of a group that this process made and whose other ranks are gone, or of none."""
+    global _own
+    if _own is None:
+        return
     abort_group()
-    if _is_own():
+    if _is_own():  # no more, where it was aborted
         dist.destroy_process_group()
-        os.environ.pop("LOCAL_RANK", None)  # accelerate would take this process for one of several
+    _own = None
+    # accelerate would take this process for one of several
+    if _rank_before is None:
+        os.environ.pop(_RANK, None)
+    else:
+        os.environ[_RANK] = _rank_before
 
 
 def abort_group() -> None:

@@ -4,10 +4,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from engine.config import EngineConfig
-from engine.errors import TransientError
+from engine.errors import TransientError, UserError
 from engine.forward.rank_group import abort_group, leave_group
 from engine.machine.place import Place
 from engine.model.checkpoint import ModelFiles
@@ -19,6 +19,11 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 SERVER = "engine.ranks.rank_server"
 # In which a rank that makes a sum fail is known to have ended.
 SECONDS_TO_KNOW = 2.0
+# In which an engine that was closed, or died, has ended its ranks.
+SECONDS_TO_LEAVE = 5.0
+
+# torch.distributed has one group in a process.
+_only = Lock()
 
 
 class RankLostError(TransientError):
@@ -32,9 +37,16 @@ class OtherRanks:
     """A process for each of `places` but the first, which end with this one, however that ends.
 
     They import what they need when this is made, and then load the model with the first rank, through `meeting`.
+    A process has one of these at a time, until `close`.
     """
 
     def __init__(self, model: ModelFiles, config: EngineConfig, places: Sequence[Place]) -> None:
+        """Raises UserError where this process has an engine of several ranks that does not end meanwhile."""
+        if not _only.acquire(timeout=SECONDS_TO_LEAVE):
+            raise UserError(
+                "engine.tensor_parallel: this process has an engine of several ranks already, and can have one at a "
+                "time; close that one first, start this one in a process of its own, or set engine.tensor_parallel to 1"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="trunkline-ranks-", ignore_cleanup_errors=True)
         self.meeting = Path(self._folder.name) / "meeting"
         self._lost = ""
@@ -90,12 +102,17 @@ class OtherRanks:
             raise RankLostError(self._lost) from problem
 
     def close(self) -> None:
-        """Ends them."""
+        """Ends them, once."""
+        if self._closing:
+            return
         self._closing = True
-        for child in self._children:
-            child.end(at_once=True)
-        leave_group()
-        self._folder.cleanup()
+        try:
+            for child in self._children:
+                child.end(at_once=True)
+            leave_group()
+            self._folder.cleanup()
+        finally:
+            _only.release()
 
     def _watch(self, rank: int, child: Child, begun: Event) -> None:
         said = ""

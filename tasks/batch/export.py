@@ -22,6 +22,7 @@ from tasks.report.views import open_views
 from tasks.source.row_error import BAD_SAMPLING, BAD_TASK, CONTEXT_OVERFLOW
 from tasks.storage.commit import open_private, replace_file
 from tasks.storage.duck import BATCH_ROWS
+from tasks.storage.interruptible import batches_of, open_reader
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.statements import statement
 
@@ -54,8 +55,8 @@ def export(results: OutputFolder, model: ModelFiles, model_name: str, out: Path,
         warning = published.warning(connection)
         if warning is not None:
             raise UserError(warning)
-        reader = connection.sql(statement("steps/batch_rows")).to_arrow_reader(BATCH_ROWS)
-        rows = (row for batch in reader for row in batch.to_pylist())
+        reader = open_reader(connection, connection.sql(statement("steps/batch_rows")), BATCH_ROWS)
+        rows = (row for batch in batches_of(connection, reader) for row in batch.to_pylist())
         # What a killed run left under such a name is written over.
         staged = {path: path.with_name(f".{path.name}.staged") for path in (out, errors)}
         for path in staged.values():

@@ -8,6 +8,7 @@ import duckdb
 
 from engine.plan import PlanSummary
 from tasks.storage.damage import DamagedError
+from tasks.storage.interruptible import fetch_all
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
 from tasks.storage.run_record import RunRecord, read_records
@@ -182,7 +183,7 @@ class _Asking:
     connection: duckdb.DuckDBPyConnection
 
     def all(self, name: str, **values: object) -> list[Any]:
-        return self.connection.execute(statement(f"report/{name}"), values).fetchall()
+        return fetch_all(self.connection, statement(f"report/{name}"), values)
 
 
 def _slowest(ask: _Asking, plan: StoredPlan) -> tuple[SlowShard, ...]:

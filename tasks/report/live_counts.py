@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.views import open_views
+from tasks.storage.interruptible import fetch_all
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_end import own_counts
@@ -62,5 +63,5 @@ def _ended_rows(folder: OutputFolder, manifests: Sequence[ShardManifest], planne
     if not manifests:
         return planned.rejected, planned.rejected
     with open_views(folder, planned.plan_id, manifests) as connection:
-        [(results, errors)] = connection.execute(statement("report/published_counts")).fetchall()
+        [(results, errors)] = fetch_all(connection, statement("report/published_counts"), {})
     return results + errors, errors

@@ -9,6 +9,7 @@ import duckdb
 from engine.errors import UserError
 from tasks.storage.damage import DamagedError
 from tasks.storage.duck import MEMORY
+from tasks.storage.interruptible import fetch_all
 from tasks.storage.manifests import inspect_manifests, manifest_path, shard_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import RUNNING, RunRecord, inspect_records
@@ -41,7 +42,7 @@ class PublishedFolder:
     def warning(self, connection: duckdb.DuckDBPyConnection, database: str = MEMORY) -> str | None:
         """One line where rows or shards are missing from the views of `database`: how many, why, and the cure."""
         count = statement("steps/count_rows", outcomes=f"{identifier(database)}.detail.outcomes")
-        rows, ended = connection.execute(count, {"rows": str(self.rows_file)}).fetchall()[0]
+        rows, ended = fetch_all(connection, count, {"rows": str(self.rows_file)})[0]
         if rows == ended and not self.reasons:
             return None
         if self.running is not None and not self.reasons:

@@ -9,7 +9,11 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.storage.commit import replacing
 from tasks.storage.duck import new_database
+from tasks.storage.interruptible import interruptible
 from tasks.storage.statements import first_line, identifier, statement
+
+# DuckDB's own.
+_GROUP_ROWS = 122_880
 
 
 def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -17,21 +21,30 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
 
     It appears as `replacing` has it. Raises OSError where it cannot be written, and what `batches` raises.
     """
-    problems: list[BaseException] = []
+    table = identifier(to.stem)
     try:
         with replacing(to) as staged, new_database(staged, staged.parent) as connection:
-            connection.register("answer", pa.RecordBatchReader.from_batches(schema, _noting(batches, problems)))
-            connection.execute(statement("steps/table_file", table=identifier(to.stem)))
+            connection.begin()
+            _write(connection, statement("steps/table_file", table=table), schema.empty_table())
+            # DuckDB does not pull them itself: Ctrl-C would not reach the query that computes them.
+            for rows in _gathered(batches):
+                _write(connection, statement("steps/table_rows", table=table), pa.Table.from_batches(rows, schema))
+            connection.commit()
     except duckdb.Error as said:
-        if problems:
-            raise problems[0] from None
         raise UserError(f"--to {to}: {first_line(said)}") from None
 
 
-def _noting(batches: Iterable[pa.RecordBatch], problems: list[BaseException]) -> Iterator[pa.RecordBatch]:
-    """DuckDB, which reads them, makes one text of an exception and where it was raised."""
-    try:
-        yield from batches
-    except (Exception, KeyboardInterrupt) as problem:
-        problems.append(problem)
-        raise
+def _write(connection: duckdb.DuckDBPyConnection, sql: str, rows: pa.Table) -> None:
+    connection.register("answer", rows)
+    interruptible(connection, lambda: connection.execute(sql))
+
+
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """As many as make a group of a table's rows."""
+    gathered: list[pa.RecordBatch] = []
+    for batch in batches:
+        gathered.append(batch)
+        if sum(map(len, gathered)) >= _GROUP_ROWS:
+            yield gathered
+            gathered = []
+    yield gathered

@@ -12,6 +12,7 @@ from duckdb.sqltypes import DuckDBPyType
 
 from engine.errors import UserError
 from tasks.storage.duck import BATCH_ROWS, database_connection
+from tasks.storage.interruptible import batches_of, interruptible, open_reader
 from tasks.storage.statements import first_line, identifier, single_select, statement
 
 _NESTED = {"array", "list", "map", "struct"}
@@ -24,13 +25,14 @@ _OF_VALUES = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.O
 
 
 def read_schema(database: Path, query: str) -> pa.Schema:
-    with _query(database, query) as relation:
-        return _readable(relation, relation.columns).limit(0).to_arrow_table().schema
+    with _query(database, query) as (connection, relation):
+        none = _readable(relation, relation.columns).limit(0)
+        return interruptible(connection, none.to_arrow_table).schema
 
 
 def read_batches(database: Path, query: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    with _query(database, query) as relation:
-        yield from _readable(relation, columns).to_arrow_reader(BATCH_ROWS)
+    with _query(database, query) as (connection, relation):
+        yield from batches_of(connection, open_reader(connection, _readable(relation, columns), BATCH_ROWS))
 
 
 def _readable(relation: duckdb.DuckDBPyRelation, columns: Sequence[str]) -> duckdb.DuckDBPyRelation:
@@ -51,14 +53,17 @@ def _is_foreign(kind: DuckDBPyType) -> bool:
 
 
 @contextmanager
-def _query(database: Path, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
-    """The query's relation. Every failure of the database or the query is the user's to mend."""
+def _query(database: Path, query: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, duckdb.DuckDBPyRelation]]:
+    """The query's relation, and the connection that computes it.
+
+    Every failure of the database or the query is the user's to mend.
+    """
     query = single_select(query, "source.duckdb.query")
     try:
         with database_connection(database) as connection:
             # A view takes the text as it is: one statement, with whatever semicolon and comment end it.
             connection.execute(f"{statement('steps/source_view')} {query}")
-            yield connection.sql(statement("steps/source_rows"))
+            yield connection, connection.sql(statement("steps/source_rows"))
     except duckdb.IOException as problem:
         said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
         raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None

@@ -4,12 +4,13 @@ DuckDB's binding looks for signals between two tasks of the thread that called i
 taken every task, that thread waits without looking (2.0.0), and about one long query in three never hears Ctrl-C.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -34,6 +35,31 @@ def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
                 with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
                     connection.interrupt()
                     wait([called], timeout=_EVERY_SECONDS)
+
+
+def fetch_all(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, object]) -> list[Any]:
+    """The rows of one statement, which `interruptible` waits for."""
+    return interruptible(connection, lambda: connection.execute(sql, values).fetchall())
+
+
+def open_reader(
+    connection: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, batch_rows: int
+) -> pa.RecordBatchReader:
+    """What `batches_of` reads; all that comes before a query's first row is computed here."""
+    return interruptible(connection, lambda: relation.to_arrow_reader(batch_rows))
+
+
+def batches_of(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """Rows as they are computed, each batch waited for by `interruptible`.
+
+    Whoever leaves before the last row does not wait for it.
+    """
+    try:
+        while (batch := interruptible(connection, lambda: next(reader, None))) is not None:
+            yield batch
+    finally:
+        connection.interrupt()
+        reader.close()
 
 
 @contextmanager

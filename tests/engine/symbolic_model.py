@@ -6,7 +6,7 @@ segments show are exactly those of the chain up to it.
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,75 +117,109 @@ def drain(
     Steps run in order, as on a device, each in its `parts_of`; one is taken in when `in_flight` more are scheduled.
     `arrive` is called before each step is scheduled, and gives the sequences that have been added since.
     """
-    live: dict[int, Sequence] = {}
-    made: dict[int, list[int]] = {}
-    results: dict[str, list[int] | dict] = {}
-    launched: deque[tuple[SchedulerOutput, dict[int, Sampled]]] = deque()
-    prompts: deque[list[tuple[PromptReads, int, float]]] = deque()
-    read_with: dict[tuple[int, int], int] = {}
-    hidden: deque[list[tuple[HiddenReads, Floats]]] = deque()
-    last: list[int] = []
+    draining = _Draining(scheduler, model)
     arrived = [*sequences]
-    while scheduler.has_work() or launched:
-        arrived += arrive()
-        live |= {sequence.key: sequence for sequence in arrived if not sequence.finished}
-        made |= {sequence.key: sequence.request.prompt_token_ids.tolist() for sequence in arrived}
+    while scheduler.has_work() or draining.launched:
+        draining.enter([*arrived, *arrive()])
         arrived = []
         step = scheduler.schedule() if scheduler.has_work() else None
         if step is not None:
-            step = replace(step, input_ids=np.array([i if i >= 0 else last[-1 - i] for i in step.input_ids.tolist()]))
-            sampled, last = {}, []
-            prompts.append([])
-            hidden.append([])
-            computed = [(part, model.run(part)) for part in parts_of(step)]
-            for part, rows, read in [(p, rows, read) for p, rows in computed for read in p.reads]:
-                if read.kind is ReadKind.PROMPT:
-                    prompts[-1].append(prompt_read(scheduler, model, read, rows))
-                    count = int(prompts[-1][-1][0].read_with[read.place])
-                    assert count > read_with.get((read.key, read.place), -1), "read twice"
-                    read_with[read.key, read.place] = count
-                    continue
-                if read.kind is ReadKind.HIDDEN:
-                    hidden[-1].append(hidden_read(scheduler, model, read, rows))
-                    continue
-                sequence, tokens = live[read.key], made[read.key]
-                if read.kind is ReadKind.LABEL:
-                    places = results.setdefault(sequence.request.request_id, {})
-                    found = places.setdefault(read.place, [])
-                    assert rows[read.row] == model.chain_of([*tokens, *found]), "not where the label goes on"
-                    found.append(read.target)
-                    continue
-                before = sampled.get(read.key)
-                is_right = part.input_ids[read.row] == tokens[-1] and part.position_ids[read.row] == len(tokens) - 1
-                if before is not None and (before.finished or not is_right):
-                    continue  # behind the text's end, or behind a draft that is wrong
-                assert rows[read.row] == model.chain_of(tokens)
-                token = model.next_token(tokens)
-                tokens.append(token)
-                last.append(token)
-                stops = token == 0 and not sequence.request.params.ignore_eos
-                forced: tuple[int, ...] = ()
-                if sequence.request.params.structured_outputs is not None and not stops:
-                    room = sequence.max_tokens - (len(tokens) - sequence.num_prompt_tokens)
-                    forced = model.forced_behind(tokens)[:room]
-                    tokens += forced
-                count = len(tokens) - sequence.num_prompt_tokens
-                now = Sampled(token, stops or count >= sequence.max_tokens, forced=forced)
-                sampled[read.key] = now if before is None else before.then(now)
-            launched.append((step, sampled))
-        while launched and (step is None or len(launched) > in_flight):
-            step_taken, sampled_taken = launched.popleft()
-            for sums, part in hidden.popleft():
-                sums.take(part)
-            for reads, place, value in prompts.popleft():
-                reads.take(np.array([place]), np.float32([value]), np.array([value % 2 == 0]), np.array([True]))
-            for sequence in scheduler.update(step_taken, sampled_taken):
-                if sequence.label_tree is None:
-                    results[sequence.request.request_id] = sequence.token_ids
-                asked = sequence.prompt_logprobs
-                assert asked is None or not np.isnan(asked.logprobs).any(), "ended before it was read"
-                assert all(reads.sum is not None for reads in sequence.hidden_reads), "ended before it was read"
-    return results
+            draining.launch(step, parts_of)
+        while draining.launched and (step is None or len(draining.launched) > in_flight):
+            draining.take(draining.launched.popleft())
+    return draining.results
+
+
+@dataclass(slots=True)
+class _Launched:
+    """What a step's rows gave, which the scheduler has not heard of yet."""
+
+    step: SchedulerOutput
+    sampled: dict[int, Sampled] = field(default_factory=dict)
+    prompts: list[tuple[PromptReads, int, float]] = field(default_factory=list)
+    hidden: list[tuple[HiddenReads, Floats]] = field(default_factory=list)
+
+
+class _Draining:
+    """Steps in flight, the tokens that were `made` of each sequence, and the `last` that a step sampled."""
+
+    def __init__(self, scheduler: Scheduler, model: SymbolicModel) -> None:
+        self.scheduler = scheduler
+        self.model = model
+        self.launched: deque[_Launched] = deque()
+        self.results: dict[str, list[int] | dict] = {}
+        self.live: dict[int, Sequence] = {}
+        self.made: dict[int, list[int]] = {}
+        self.read_with: dict[tuple[int, int], int] = {}
+        self.last: list[int] = []
+
+    def enter(self, arrived: Iterable[Sequence]) -> None:
+        for sequence in arrived:
+            self.made[sequence.key] = sequence.request.prompt_token_ids.tolist()
+            if not sequence.finished:
+                self.live[sequence.key] = sequence
+
+    def launch(self, step: SchedulerOutput, parts_of: Callable[[SchedulerOutput], list[SchedulerOutput]]) -> None:
+        tokens = [token if token >= 0 else self.last[-1 - token] for token in step.input_ids.tolist()]
+        launched = _Launched(replace(step, input_ids=np.array(tokens)))
+        self.launched.append(launched)
+        self.last = []
+        computed = [(part, self.model.run(part)) for part in parts_of(launched.step)]
+        for part, rows in computed:
+            for read in part.reads:
+                match read.kind:
+                    case ReadKind.PROMPT:
+                        self._read_prompt(launched, read, rows)
+                    case ReadKind.HIDDEN:
+                        launched.hidden.append(hidden_read(self.scheduler, self.model, read, rows))
+                    case ReadKind.LABEL:
+                        self._read_label(read, rows)
+                    case _:
+                        self._sample(launched, part, read, rows)
+
+    def _read_prompt(self, launched: _Launched, read: Read, rows: list[int]) -> None:
+        launched.prompts.append(prompt_read(self.scheduler, self.model, read, rows))
+        count = int(launched.prompts[-1][0].read_with[read.place])
+        assert count > self.read_with.get((read.key, read.place), -1), "read twice"
+        self.read_with[read.key, read.place] = count
+
+    def _read_label(self, read: Read, rows: list[int]) -> None:
+        places = self.results.setdefault(self.live[read.key].request.request_id, {})
+        found = places.setdefault(read.place, [])
+        assert rows[read.row] == self.model.chain_of([*self.made[read.key], *found]), "not where the label goes on"
+        found.append(read.target)
+
+    def _sample(self, launched: _Launched, part: SchedulerOutput, read: Read, rows: list[int]) -> None:
+        sequence, tokens = self.live[read.key], self.made[read.key]
+        before = launched.sampled.get(read.key)
+        is_right = part.input_ids[read.row] == tokens[-1] and part.position_ids[read.row] == len(tokens) - 1
+        if before is not None and (before.finished or not is_right):
+            return  # behind the text's end, or behind a draft that is wrong
+        assert rows[read.row] == self.model.chain_of(tokens)
+        token = self.model.next_token(tokens)
+        tokens.append(token)
+        self.last.append(token)
+        stops = token == 0 and not sequence.request.params.ignore_eos
+        forced: tuple[int, ...] = ()
+        if sequence.request.params.structured_outputs is not None and not stops:
+            room = sequence.max_tokens - (len(tokens) - sequence.num_prompt_tokens)
+            forced = self.model.forced_behind(tokens)[:room]
+            tokens += forced
+        count = len(tokens) - sequence.num_prompt_tokens
+        now = Sampled(token, stops or count >= sequence.max_tokens, forced=forced)
+        launched.sampled[read.key] = now if before is None else before.then(now)
+
+    def take(self, launched: _Launched) -> None:
+        for sums, part in launched.hidden:
+            sums.take(part)
+        for reads, place, value in launched.prompts:
+            reads.take(np.array([place]), np.float32([value]), np.array([value % 2 == 0]), np.array([True]))
+        for sequence in self.scheduler.update(launched.step, launched.sampled):
+            if sequence.label_tree is None:
+                self.results[sequence.request.request_id] = sequence.token_ids
+            asked = sequence.prompt_logprobs
+            assert asked is None or not np.isnan(asked.logprobs).any(), "ended before it was read"
+            assert all(reads.sum is not None for reads in sequence.hidden_reads), "ended before it was read"
 
 
 def prompt_read(

@@ -87,12 +87,10 @@ def _scratch_for(lanes: int, dim: int) -> Any:
     )
 
 
-def _make_attention(kind: str) -> Any:
-    """For numba: `f(a)`: the step's attention over keys and values of a kind, by the fields of a call."""
-    pack = in_parted_pairs if kind == "pairs" else in_float32
+def _make_lanes(kind: str) -> Any:
+    """For numba: `f(a, pieces, count, tile, work, scratch, room)`: some lanes of a tile over their pieces."""
     scores_1, scores_2, scores_3 = (make_scores(vectors, kind) for vectors in (1, 2, 3))
     sums_1, sums_2, sums_3 = (make_sums(vectors, kind) for vectors in (1, 2, 3))
-    itemsize = {"float32": 4, "pairs": 2, "bytes": 1}[kind]
 
     @njit(error_model="numpy")
     def attend_lanes(a: Any, pieces: Any, count: int, tile: Any, work: Any, scratch: Any, room: int) -> None:
@@ -118,6 +116,14 @@ def _make_attention(kind: str) -> Any:
                 sums_2(piece, factor, work, scratch, here)
             else:
                 sums_1(piece, factor, work, scratch, here)
+
+    return attend_lanes
+
+
+def _make_attention(kind: str) -> Any:
+    """For numba: `f(a)`: the step's attention over keys and values of a kind, by the fields of a call."""
+    pack, attend_lanes = in_parted_pairs if kind == "pairs" else in_float32, _make_lanes(kind)
+    itemsize = {"float32": 4, "pairs": 2, "bytes": 1}[kind]
 
     @njit(error_model="numpy", inline="always")
     def attention(a: Any) -> None:

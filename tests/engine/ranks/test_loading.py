@@ -1,5 +1,6 @@
 """What is left of the ranks where one of them is lost, or a load fails, before there is an engine."""
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -82,6 +83,39 @@ def test_a_group_of_the_callers_is_left_alone_and_refused() -> None:
         load_ranks(NO_MODEL, CONFIG, resolve_device(CONFIG))
     leave_group()
     assert dist.is_initialized()
+
+
+@pytest.mark.parametrize("before", [None, "3"])
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_who_leaves_a_group_has_no_rank_of_it(
+    backend: str, before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if before is not None:
+        monkeypatch.setenv("LOCAL_RANK", before)
+    alone = replace(CONFIG, tensor_parallel=1)
+    join_group(0, tmp_path / "meeting", alone, resolve_device(alone))
+    assert os.environ["LOCAL_RANK"] == "0"
+    # NCCL's is aborted, behind which there is none to leave.
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", dist.destroy_process_group)
+    leave_group()
+    assert (os.environ.get("LOCAL_RANK"), dist.is_initialized()) == (before, False)
+
+
+def test_a_process_has_one_engine_of_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_ranks, "SECONDS_TO_LEAVE", 0.01)
+    first = OtherRanks(NO_MODEL, CONFIG, (Place(),))
+    with pytest.raises(
+        UserError, match=r"^engine\.tensor_parallel: this process has an engine of several ranks already"
+    ):
+        load_ranks(NO_MODEL, CONFIG, resolve_device(CONFIG))
+    first.close()
+    second = OtherRanks(NO_MODEL, CONFIG, (Place(),))
+    first.close()  # again, by whoever had it
+    with pytest.raises(UserError):
+        OtherRanks(NO_MODEL, CONFIG, (Place(),))
+    second.close()
 
 
 def test_ranks_that_were_begun_end_where_another_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:

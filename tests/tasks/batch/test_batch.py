@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletion
 
 from engine.errors import UserError
 from tasks.batch import line_file, request_table
+from tasks.batch.batch_run import BatchRun
 from tasks.batch.endpoint import TokenTexts
 from tasks.batch.export import Exported, to_lines
 from tests.tasks.batch.batch_steps import (
@@ -39,9 +40,12 @@ def parse_chat(body: object) -> ChatCompletion:
     return ChatCompletion.model_validate(body, strict=True)
 
 
-def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> BatchRun:
+    """A line of each kind, and each with a fault of its own."""
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]
     batch = batch_of(
-        tmp_path,
+        tmp_path_factory.mktemp("batch"),
         [
             request("greedy", temperature=0),
             request("many", logprobs=True, top_logprobs=2, seed=5),
@@ -49,9 +53,7 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
             request("three", n=3, seed=1, logprobs=True, top_logprobs=1, max_tokens=2),
             request("text", COMPLETIONS, prompt="One two", max_tokens=3, temperature=0, logprobs=2),
             request("two", COMPLETIONS, prompt=["One two", [5, 6, 7]], max_tokens=3, temperature=0, echo=True),
-            request(
-                "image", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]
-            ),
+            request("image", messages=image),
             request("warm", temperature=-1),
             request("long", messages=[{"role": "user", "content": "word " * 2000}]),
             "not JSON",
@@ -61,38 +63,56 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
         tiny_model,
     )
     assert run_batch(batch) == Exported(6, 6)
-    responses = by_id(batch.out)
+    ids = [line["id"] for line in (*lines_of(batch.out), *lines_of(batch.errors))]
+    assert len(set(ids)) == len(ids) == 12
+    return batch
+
+
+def body_of(batch: BatchRun, name: str) -> Any:
+    line = by_id(batch.out)[name]
+    assert (line["response"]["status_code"], line["error"]) == (200, None)
+    return line["response"]["body"]
+
+
+def test_chats_are_what_the_official_client_reads(answered: BatchRun) -> None:
     for name in ("greedy", "many", "tools"):
-        line = responses[name]
-        assert (line["response"]["status_code"], line["error"]) == (200, None)
-        chat = parse_chat(line["response"]["body"])
+        chat = parse_chat(body_of(answered, name))
         usage = chat.usage
         assert usage is not None
         assert usage.completion_tokens == 4
         assert usage.total_tokens == usage.prompt_tokens + 4
         assert usage.prompt_tokens_details is not None
         assert chat.choices[0].finish_reason == "length"
-    logprobs = parse_chat(responses["many"]["response"]["body"]).choices[0].logprobs
+    logprobs = parse_chat(body_of(answered, "many")).choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
     assert [len(token.top_logprobs) for token in logprobs.content] == [2] * 4
-    three = parse_chat(responses["three"]["response"]["body"]).choices
-    assert [choice.index for choice in three] == [0, 1, 2]
-    assert len({choice.message.content for choice in three}) > 1
-    for choice in three:
+
+
+def test_several_choices_are_what_the_official_client_reads(answered: BatchRun) -> None:
+    chat = parse_chat(body_of(answered, "three"))
+    assert [choice.index for choice in chat.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in chat.choices}) > 1
+    for choice in chat.choices:
         assert choice.logprobs is not None
         assert len(choice.logprobs.content or []) == 2
         assert "".join(token.token for token in choice.logprobs.content or []) == choice.message.content
-    assert responses["three"]["response"]["body"]["usage"]["completion_tokens"] == 6
-    text = Completion.model_validate(responses["text"]["response"]["body"], strict=True).choices[0]
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 6
+
+
+def test_completions_are_what_the_official_client_reads(answered: BatchRun) -> None:
+    text = Completion.model_validate(body_of(answered, "text"), strict=True).choices[0]
     assert text.logprobs is not None
     assert "".join(text.logprobs.tokens or []) == text.text
     assert text.logprobs.text_offset == [sum(map(len, (text.logprobs.tokens or [])[:i])) for i in range(3)]
-    two = Completion.model_validate(responses["two"]["response"]["body"], strict=True)
+    two = Completion.model_validate(body_of(answered, "two"), strict=True)
     assert [choice.index for choice in two.choices] == [0, 1]
     assert two.choices[0].text == f"One two{text.text}"
 
-    errors = {line["error"]["line"]: line for line in lines_of(batch.errors)}
+
+def test_errors_are_what_the_official_client_reads(answered: BatchRun) -> None:
+    errors = {line["error"]["line"]: line for line in lines_of(answered.errors)}
     wanted = {
         7: ("image", "bad_messages", None),
         8: ("warm", "invalid_value", "temperature"),
@@ -107,8 +127,6 @@ def test_lines_are_what_the_official_client_reads(tmp_path: Path, tiny_model: Pa
         assert (line["custom_id"], error.code, error.param) == (custom_id, code, param)
         assert line["response"]["body"]["error"]["message"] == error.message
         assert line["response"]["status_code"] == 400
-    ids = [line["id"] for line in (*lines_of(batch.out), *lines_of(batch.errors))]
-    assert len(set(ids)) == len(ids)
 
 
 def test_an_echo_has_the_prompts_log_probabilities(tmp_path: Path, tiny_model: Path) -> None:

@@ -225,6 +225,20 @@ def test_ctrl_c_ends_a_query(job_of: JobMaker) -> None:
         stop.join()
 
 
+def test_ctrl_c_ends_the_query_of_a_source(tmp_path: Path) -> None:
+    database = tmp_path / "own.duckdb"
+    duckdb.connect(str(database)).close()
+    before_its_rows = "select count(*) as r from range(1000000000000000)"
+    between_its_rows = "select range as r from range(1000000000000000) where range < 100000 or range < 0"
+    for sql in (before_its_rows, between_its_rows) * 2:
+        stop = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        stop.start()
+        with pytest.raises(KeyboardInterrupt):
+            for _ in read_batches(database, sql, ["r"]):
+                pass
+        stop.join()
+
+
 def test_ctrl_c_ends_a_join_of_a_run(tmp_path: Path) -> None:
     long = "select count(*) from range(1000000000000000)"
     for _ in range(3):
