@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.machine.device import cuda_devices
 from engine.model.adapter_config import AdapterError
 from engine.model.adapter_files import AdapterFiles, read_adapter
-from tasks.job.job import DEVICE, EngineLimits
+from tasks.job.job import EngineLimits
 from tasks.job.job_part import FilePath
 
 # What other models of the harness take, and why this one does not.
@@ -54,7 +54,7 @@ class ModelArgs(EngineLimits):
         alias="max_length",
         description="Tokens of a context with its continuation, at most; 0: what the model was made for.",
     )
-    device: Annotated[str, BeforeValidator(_device), Field(pattern=DEVICE)] = Field(
+    device: Annotated[str, BeforeValidator(_device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
     tensor_parallel: int = Field(

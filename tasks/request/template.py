@@ -33,16 +33,15 @@ class PromptTemplate:
     def __init__(self, text: str, written: Callable[[str], str] = str) -> None:
         self._environment = _CellEnvironment()
         tree = self._parse(text)
-        self._names = {} if COLUMN not in meta.find_undeclared_variables(tree) else _name_columns(tree)
+        self._names = _name_columns(tree) if COLUMN in _undeclared(tree) else {}
         _change_written(tree, written)
         _refuse_one_name_for_two(tree)
         self._names["self"] = _rename(tree, "self")
         self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
         for joined in tree.find_all(nodes.Concat):
             joined.nodes = [_as_text(part) for part in joined.nodes]
-        with budget():  # constants are computed here
-            columns = {name: column for column, name in self._names.items()}
-            self.names = tuple(sorted({columns.get(name, name) for name in meta.find_undeclared_variables(tree)}))
+        columns = {name: column for column, name in self._names.items()}
+        self.names = tuple(sorted({columns.get(name, name) for name in _undeclared(tree)}))
         self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)}
         self._template = self._environment.from_string(tree, globals=_FUNCTIONS)
 
@@ -128,6 +127,11 @@ def _range(*arguments: int) -> list[int]:
 SPELLING = f"a column such as 'my column' is written {COLUMN}('my column')"
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"dict": dict, "namespace": Namespace, "range": _range}
+
+
+def _undeclared(tree: nodes.Template) -> set[str]:
+    with budget():  # constants are computed here
+        return meta.find_undeclared_variables(tree)
 
 
 class _ColumnNames(NodeTransformer):

@@ -76,7 +76,7 @@ def test_thinking_is_an_argument_of_the_template() -> None:
         ({"max_length": -1}, "max_length: should be greater than or equal to 0 (got -1)"),
         ({"dtype": "float8"}, "dtype: should be 'auto', 'float32', 'bfloat16' or 'float16' (got 'float8')"),
         ({"kv_cache_memory": "much"}, "kv_cache_memory: 'much' is not a size; write it like 2GiB or 512MiB"),
-        ({"device": "mps"}, "device: must be auto, cpu, cuda or cuda:N, not 'mps'"),
+        ({"device": "mps"}, "device: string should match pattern '^(auto|cpu|cuda(:\\d+)?)$' (got 'mps')"),
         ({"enable_thinking": True}, "enable_thinking needs think_end_token, the text or token behind which the answer"),
         ({"pretrained": None}, "pretrained: is required; a folder with safetensors, a .gguf file, or embedded"),
     ],
