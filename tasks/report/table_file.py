@@ -1,7 +1,10 @@
 """A query's answer as a table in a DuckDB file of its own."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from queue import Full, Queue
 
 import duckdb
 import pyarrow as pa
@@ -9,11 +12,11 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.storage.commit import replacing
 from tasks.storage.duck import new_database
-from tasks.storage.interruptible import interruptible
 from tasks.storage.statements import first_line, identifier, statement
 
-# DuckDB's own.
-_GROUP_ROWS = 122_880
+_LOOK_SECONDS = 0.02
+
+Handed = Queue[pa.RecordBatch | None]
 
 
 def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -21,30 +24,38 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
 
     It appears as `replacing` has it. Raises OSError where it cannot be written, and what `batches` raises.
     """
-    table = identifier(to.stem)
+    sql = statement("steps/table_file", table=identifier(to.stem))
     try:
         with replacing(to) as staged, new_database(staged, staged.parent) as connection:
-            connection.begin()
-            _write(connection, statement("steps/table_file", table=table), schema.empty_table())
-            # DuckDB does not pull them itself: Ctrl-C would not reach the query that computes them.
-            for rows in _gathered(batches):
-                _write(connection, statement("steps/table_rows", table=table), pa.Table.from_batches(rows, schema))
-            connection.commit()
+            handed = Handed(maxsize=2)
+            connection.register("answer", pa.RecordBatchReader.from_batches(schema, _taken(handed)))
+            _fill(connection, sql, batches, handed)
     except duckdb.Error as said:
         raise UserError(f"--to {to}: {first_line(said)}") from None
 
 
-def _write(connection: duckdb.DuckDBPyConnection, sql: str, rows: pa.Table) -> None:
-    connection.register("answer", rows)
-    interruptible(connection, lambda: connection.execute(sql))
+def _fill(connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.RecordBatch], handed: Handed) -> None:
+    """Batches are computed in this thread, which hears Ctrl-C: DuckDB would ask for them in any of its own."""
+    with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
+        writing = thread.submit(connection.execute, sql)
+        try:
+            for batch in batches:
+                _hand(handed, batch, writing)
+                if writing.done():  # it failed, and says how
+                    break
+        finally:
+            _hand(handed, None, writing)
+        writing.result()
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
-    """As many as make a group of a table's rows."""
-    gathered: list[pa.RecordBatch] = []
-    for batch in batches:
-        gathered.append(batch)
-        if sum(map(len, gathered)) >= _GROUP_ROWS:
-            yield gathered
-            gathered = []
-    yield gathered
+def _hand(handed: Handed, batch: pa.RecordBatch | None, writing: "Future[duckdb.DuckDBPyConnection]") -> None:
+    """To who writes, unless that has failed."""
+    while not writing.done():
+        with suppress(Full):
+            handed.put(batch, timeout=_LOOK_SECONDS)
+            return
+
+
+def _taken(handed: Handed) -> Iterator[pa.RecordBatch]:
+    while (batch := handed.get()) is not None:
+        yield batch

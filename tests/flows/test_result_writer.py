@@ -226,6 +226,19 @@ def test_a_database_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == [to.name]
 
 
+def test_a_database_that_cannot_hold_the_table_is_one_line(tmp_path: Path) -> None:
+    """The rest of the answer is not waited for."""
+
+    def endless() -> Iterator[pa.RecordBatch]:
+        while True:
+            yield pa.record_batch({"a": [1]})
+
+    wrong = pa.schema([("a", pa.int64()), ("A", pa.int64())])  # DuckDB takes both names for one
+    with pytest.raises(UserError, match=r"^--to .*answers\.duckdb: "):
+        write_table_file(tmp_path / "answers.duckdb", wrong, endless())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_while_a_database_is_made_is_ctrl_c(tmp_path: Path) -> None:
     def stopped() -> Iterator[pa.RecordBatch]:
         yield pa.record_batch({"a": [1]})

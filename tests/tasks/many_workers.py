@@ -3,10 +3,10 @@
     python -m engine.bench.workload generate --groups 8 --degree 16 --prefix 1024 --distinct 64 --output 32 > rows.jsonl
     python -m tests.tasks.many_workers rows.jsonl --workers 2 --rounds 3
 
-With `--ray` the workers of both sides are actors of a Ray of this machine's own. Sides alternate. The last line printed is
-JSON, with medians: seconds from the first shard's start to the last one's end, with the models loaded; the processor's own
-time of the worker that had the most, which others on the machine disturb less; and prompt tokens that sharing saved. All
-rows must have an answer on both sides.
+With `--ray` the workers of both sides are actors of a Ray of this machine's own. Sides alternate. The last line printed
+is JSON, with medians: seconds from the first shard's start to the last one's end, with the models loaded; the
+processor's own time of the worker that had the most, which others on the machine disturb less; and prompt tokens that
+sharing saved. All rows must have an answer on both sides.
 """
 
 import json
