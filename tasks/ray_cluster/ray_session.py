@@ -2,12 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, current_thread, main_thread
 from typing import Any
 
 import ray
@@ -67,8 +68,8 @@ def own_ray(cpus: int, gpus: int) -> Iterator[None]:
 def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
     """A connection that a thread of its own holds.
 
-    The kernel ends what Ray starts when the thread ends that started it, so that it may not be one of a pool's; and Ray
-    replaces the main thread's handler of SIGTERM.
+    The kernel ends what Ray starts when the thread ends that started it, so that it may not be one of a pool's; and in
+    the main thread Ray would put its own handler of SIGTERM in the place of the run's.
     """
     if not _turn.acquire(blocking=False):
         raise UserError("runner: another run of this process is connected to Ray; run this one in a process of its own")
@@ -89,11 +90,18 @@ def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
     thread.start()
     try:
         begun.result()
+        _take_sigterm_back()
         yield
     finally:
         over.set()
         thread.join(SECONDS_TO_LEAVE)
         _turn.release()
+
+
+def _take_sigterm_back() -> None:
+    """Ray puts a handler below Python's that prints where the process is, and aborts it."""
+    if current_thread() is main_thread() and (handler := signal.getsignal(signal.SIGTERM)) is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _look_for(address: str) -> None:
