@@ -14,6 +14,7 @@ from flows.workers import kept_engines, own_processes, own_workers, workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
+from tasks.storage.run import open_run
 from tests.flows.conftest import Job
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -91,5 +92,5 @@ def test_a_cluster_whose_library_is_not_installed_is_refused(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
     said = rf"^runner: {runner} needs trunkline\[{runner}\], which is not installed \(.*{library}"
-    with workers_from(own_workers), pytest.raises(UserError, match=said):
-        score(job_of(small_job | {"runner": runner}, runner))
+    with open_run(job_of(small_job | {"runner": runner}, runner)) as run, pytest.raises(UserError, match=said):
+        own_workers(run)
