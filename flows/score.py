@@ -189,8 +189,10 @@ class ShardRunner:
             run_in_flight(self._dispatch.next, self._submit, self._finished, self._tick)
             if self._dispatch.left and not self._failures and not self._control.asked:
                 raise EngineLostError("no worker is left")
-        except BaseException:
+        except BaseException as problem:
             # Whoever stops the run does not want to wait for its shards, but for what they have to commit.
+            if not isinstance(problem, Exception):
+                self._run.folder.hurry()
             self._workers.close()
             self._dispatch.commits.close()
             raise

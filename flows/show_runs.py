@@ -1,10 +1,10 @@
 """`trunkline runs`: what is running and done."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import typer
@@ -24,6 +24,8 @@ from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 
 LAST_OF_EACH = 5
+
+Answer = TypeVar("Answer")
 
 _SCHEMA = pa.schema(
     [
@@ -78,17 +80,24 @@ def find_runs(place: str | Path | None, last: int | None = None) -> list[ListedR
     """Folder by folder, those that have ended before those that run."""
     if place is not None:
         return list_runs(output_folder(place).look(records_alone=True))[-(last or 0) :]
-    listed = [run for folder in used_folders() for run in _remembered(folder)[-(last or LAST_OF_EACH) :]]
+    remembered = of_each_used(lambda folder: list_runs(folder.look(records_alone=True)))
+    listed = [run for _, runs in remembered for run in runs[-(last or LAST_OF_EACH) :]]
     return sorted(listed, key=lambda run: run.state == "running")
 
 
-def _remembered(folder: OutputFolder) -> list[ListedRun]:
-    """A bucket that is gone, or away, hides no other folder's runs."""
-    try:
-        return list_runs(folder.look(records_alone=True))
-    except UserError as problem:
-        typer.echo(f"trunkline: {problem}", err=True)
-        return []
+def of_each_used(ask: Callable[[OutputFolder], Answer]) -> Iterator[tuple[OutputFolder, Answer]]:
+    """Each folder that the user's runs have used, with what it answers.
+
+    Of one that cannot be read, such as a bucket that is away, a line is printed: it hides no other folder.
+    """
+    for place in used_folders():
+        try:
+            folder = open_folder(place)
+            answer = ask(folder)
+        except UserError as problem:
+            typer.echo(f"trunkline: {problem}", err=True)
+            continue
+        yield folder, answer
 
 
 def output_folder(place: str | Path) -> OutputFolder:

@@ -6,8 +6,7 @@ import typer
 
 from engine.errors import UserError
 from engine.file_lock import Holder
-from flows.show_runs import output_folder
-from tasks.report.used_folders import used_folders
+from flows.show_runs import of_each_used, output_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_record import COMPLETED, INTERRUPTED, RUNNING, RunRecord, read_records
 from tasks.storage.stop_request import ask_to_stop
@@ -39,7 +38,7 @@ def stop_run(place: str | None, wait: float) -> int:
 
 
 def _only_running() -> OutputFolder:
-    running = [folder for folder in used_folders() if folder.holder() is not None]
+    running = [folder for folder, holder in of_each_used(OutputFolder.holder) if holder is not None]
     if not running:
         raise UserError("nothing is running in the folders that your runs have used; name one: trunkline stop FOLDER")
     if len(running) > 1:

@@ -66,14 +66,15 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     """
     folder = extracted.folder
     parts = _parts_of(committed_in)
-    with working_connection(folder, committed_in.root, run.folder.root) as connection:
+    stores = () if run.store is None else (run.store,)
+    with working_connection(folder, committed_in.root, run.folder.root, *stores) as connection:
         counted = connection.execute(statement("steps/count_requests"), {"rows": str(folder / ROWS)}).fetchall()
         [(num_rows, rejected, unique)] = counted
         taken = 0
         if run.store is not None and not run.full:
             wanted = folder / "wanted.parquet"
             if _write_wanted(_unanswered(connection, run, folder, parts), wanted):
-                taken = take_results(run, wanted)
+                taken = take_results(run, wanted, connection)
             wanted.unlink()
         parts = list(dict.fromkeys([*parts, *(_parts_of(run.folder) if taken else [])]))
         pending = write_pending(_unanswered(connection, run, folder, parts), folder)

@@ -21,6 +21,7 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
+from tasks.storage.duck import working_connection
 from tasks.storage.file_mode import make_folder
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
@@ -83,10 +84,11 @@ def extract_rows(run: Run) -> Extracted:
     plan_id = _open_plan(run, snapshot.digest)
     if plan_id is not None:
         return _reuse(run, plan_id, folder)
-    if source.id is not None:
-        check_ids(read_batches(snapshot.files, [source.id]), source.id, folder)
     digests = RowDigests(run, columns, tokenizer)
-    known = find_known_rows(run, digests, snapshot.files, folder)
+    with working_connection(folder, run.folder.root) as connection:
+        if source.id is not None:
+            check_ids(read_batches(snapshot.files, [source.id]), source.id, folder, connection)
+        known = find_known_rows(run, digests, snapshot.files, folder, connection)
     rows, rejected = _write_rows(run, snapshot.files, columns.schema, builder, known, folder)
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)

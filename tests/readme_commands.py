@@ -157,4 +157,4 @@ FIRST = (
     TRACE,
 )
 # Of one workload's file: the sets of workloads are run whole.
-SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1}
+SMALL = {"degree": 2, "prefix": 24, "distinct": 8, "output": 4, "kv-gib": 0.1, "rounds": 1}

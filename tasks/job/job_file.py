@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from engine.errors import UserError
-from tasks.job.job import ScoringJob
+from tasks.job.job import DEVICE, NAME, ScoringJob
 from tasks.job.job_yaml import read_yaml
 from tasks.job.structured_outputs import read_schema_file
 
@@ -26,6 +26,10 @@ _EXPECTED = {
     "int_parsing": "a whole number",
     "int_type": "a whole number",
     "tuple_type": "a list",
+}
+_WRITTEN = {
+    DEVICE: "auto, cpu, cuda or cuda:N",
+    NAME: "letters of a to z, digits, dots, dashes and underscores, and begin with a letter or a digit",
 }
 
 # Of what others say, which may quote all that the user wrote.
@@ -106,9 +110,12 @@ def _one_line(error: Any, loc: tuple[Any, ...]) -> str:
     if kind == "missing":
         return f"{key}: is required"
     if kind == "string_type":
-        return f"{key}: must be text, not {_shown(error['input'])}; put it in quotes"
+        cure = "name one" if isinstance(error["input"], list | dict) else "put it in quotes"
+        return f"{key}: must be text, not {_shown(error['input'])}; {cure}"
     if kind in _EXPECTED:
         return f"{key}: must be {_EXPECTED[kind]}, not {_shown(error['input'])}"
+    if kind == "string_pattern_mismatch" and (written := _WRITTEN.get(error["ctx"]["pattern"])) is not None:
+        return f"{key}: must be {written}, not {_shown(error['input'])}"
     if kind == "model_type":
         return f"{key}: must hold keys ({', '.join(_keys_at(loc))}), not {_shown(error['input'])}"
     message = " ".join(str(error["msg"])[:_LONGEST_FAULT].split()).removeprefix("Value error, ").removeprefix("Input ")

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.model.checkpoint import publish_file
+from tasks.job.output_place import is_url
 from tasks.report.latest import state_folder
-from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 
 log = logging.getLogger(__name__)
@@ -22,18 +22,18 @@ def remember_folder(folder: OutputFolder) -> None:
         log.warning("the run's folder is not remembered (%s)", type(problem).__name__)
 
 
-def used_folders() -> list[OutputFolder]:
-    """Those that are still there, by name; the others are forgotten. Buckets are not asked."""
+def used_folders() -> list[str]:
+    """Names of those that are still there; the others are forgotten. Buckets are not asked."""
     found = []
     notes = _notes()
     for note in sorted(notes.iterdir()) if notes.is_dir() else ():
         with suppress(OSError, UnicodeDecodeError):
-            folder = open_folder(note.read_text(encoding="utf-8").removesuffix("\n"))
-            if folder.bucket is not None or folder.is_used:
-                found.append(folder)
+            name = note.read_text(encoding="utf-8").removesuffix("\n")
+            if is_url(name) or OutputFolder(Path(name)).is_used:
+                found.append(name)
             else:
                 note.unlink()
-    return sorted(found, key=str)
+    return sorted(found)
 
 
 def _notes() -> Path:

@@ -7,6 +7,7 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.job.job import ScoringJob
 from tasks.request.prompts import prompt_columns, prompt_names
+from tasks.request.template import SPELLING
 from tasks.source.cells import has_cells
 from tasks.source.kept import kept_type
 from tasks.source.source import check_columns, read_schema
@@ -30,7 +31,11 @@ def find_columns(job: ScoringJob) -> JobColumns:
     available = read_schema(job.source, {*prompt_names(job.prompt), *named.values()})
     columns = prompt_columns(job.prompt, available.names)
     for column in columns:
-        check_columns(available.names, {f"prompt.{job.prompt.key}": column})
+        try:
+            check_columns(available.names, {f"prompt.{job.prompt.key}": column})
+        except UserError as problem:
+            odd = job.prompt.template is not None and not all(map(str.isidentifier, available.names))
+            raise UserError(f"{problem} ({SPELLING})" if odd else str(problem)) from None
     check_columns(available.names, named)
     schema = pa.schema([available.field(name) for name in dict.fromkeys([*columns, *named.values()])])
     _check_types(job, columns, schema)

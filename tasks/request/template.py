@@ -1,4 +1,7 @@
-"""A Jinja template over a row's cells: a name is the row's cell, and an attribute is a cell's field."""
+"""A Jinja template over a row's cells: a name is the row's cell, and an attribute is a cell's field.
+
+A column whose name is no name of Jinja's is written `column('my column')`.
+"""
 
 import json
 import unicodedata
@@ -10,6 +13,7 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import safe_range
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
 from engine.errors import UserError
 from tasks.request.budgeted_jinja import BudgetedEnvironment, budget, charged
@@ -17,6 +21,7 @@ from tasks.request.template_filters import cell_filters, formatted, printed, ref
 from tasks.source.cells import Cell
 
 _ALONE = (nodes.Block, nodes.Extends, nodes.FromImport, nodes.Import, nodes.Include)
+COLUMN = "column"
 _WORDS = {"true", "True", "false", "False", "none", "None"}
 
 
@@ -28,14 +33,15 @@ class PromptTemplate:
     def __init__(self, text: str, written: Callable[[str], str] = str) -> None:
         self._environment = _CellEnvironment()
         tree = self._parse(text)
+        self._names = _name_columns(tree) if COLUMN in _undeclared(tree) else {}
         _change_written(tree, written)
         _refuse_one_name_for_two(tree)
-        self._own_name = _rename(tree, "self")
+        self._names["self"] = _rename(tree, "self")
         self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
         for joined in tree.find_all(nodes.Concat):
             joined.nodes = [_as_text(part) for part in joined.nodes]
-        with budget():  # constants are computed here
-            self.names = tuple(sorted({self._column(name) for name in meta.find_undeclared_variables(tree)}))
+        columns = {name: column for column, name in self._names.items()}
+        self.names = tuple(sorted({columns.get(name, name) for name in _undeclared(tree)}))
         self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)}
         self._template = self._environment.from_string(tree, globals=_FUNCTIONS)
 
@@ -51,14 +57,15 @@ class PromptTemplate:
     def render(self, cells: Mapping[str, Cell]) -> str:
         """The text for a row. `cells` has the row's cell for each of the columns. Raises what a template may."""
         with budget():
-            return self._template.render({self._own_name if name == "self" else name: cells[name] for name in cells})
+            return self._template.render({self._names.get(name, name): cells[name] for name in cells})
 
     def _parse(self, text: str) -> nodes.Template:
         try:
             self._environment.from_string(text)
             tree = self._environment.parse(text)
         except TemplateSyntaxError as problem:
-            raise UserError(f"prompt.template: line {problem.lineno}: {problem.message}") from None
+            cure = f" ({SPELLING})" if "end of print statement" in str(problem.message) else ""
+            raise UserError(f"prompt.template: line {problem.lineno}: {problem.message}{cure}") from None
         except (RecursionError, MemoryError, SyntaxError):  # Python's, which a template becomes
             raise UserError("prompt.template: is nested too deeply") from None
         except ValueError as problem:
@@ -66,9 +73,6 @@ class PromptTemplate:
         if any(tree.find(kind) is not None for kind in _ALONE):
             raise UserError("prompt.template: block, include, import and extends are not there; write it whole")
         return tree
-
-    def _column(self, name: str) -> str:
-        return "self" if name == self._own_name else name
 
 
 class _CellEnvironment(BudgetedEnvironment):
@@ -119,7 +123,47 @@ def _range(*arguments: int) -> list[int]:
     return list(safe_range(*arguments))
 
 
+# How a column is written whose name is no name of Jinja's.
+SPELLING = f"a column such as 'my column' is written {COLUMN}('my column')"
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"dict": dict, "namespace": Namespace, "range": _range}
+
+
+def _undeclared(tree: nodes.Template) -> set[str]:
+    with budget():  # constants are computed here
+        return meta.find_undeclared_variables(tree)
+
+
+class _ColumnNames(NodeTransformer):
+    """Puts names into the place of calls of `column`; `names` are those of the columns."""
+
+    def __init__(self, taken: set[str]) -> None:
+        self.names: dict[str, str] = {}
+        self._taken = taken
+
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        self.generic_visit(node)
+        if node.node != nodes.Name(COLUMN, "load"):
+            return node
+        match node:
+            case nodes.Call(args=[nodes.Const(value=str(column))], kwargs=[], dyn_args=None, dyn_kwargs=None):
+                plain = column.isidentifier() and column not in _WORDS
+                name = self.names.setdefault(column, column if plain else _free(COLUMN, self._taken))
+                self._taken.add(name)
+                return nodes.Name(name, "load", lineno=node.lineno)
+        raise UserError(f"prompt.template: line {node.lineno}: {COLUMN} takes a name in quotes; {SPELLING}")
+
+
+def _name_columns(tree: nodes.Template) -> dict[str, str]:
+    names = _ColumnNames({found.name for found in tree.find_all(nodes.Name)})
+    names.visit(tree)
+    return names.names
+
+
+def _free(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _change_written(tree: nodes.Template, written: Callable[[str], str]) -> None:
@@ -148,10 +192,7 @@ def _is_printed(tree: nodes.Template, name: str) -> bool:
 
 def _rename(tree: nodes.Template, name: str) -> str:
     """Gives all of a name that Jinja keeps for itself another one."""
-    taken = {found.name for found in tree.find_all(nodes.Name)}
-    other = name
-    while other in taken or other == name:
-        other += "_"
+    other = _free(f"{name}_", {found.name for found in tree.find_all(nodes.Name)})
     for found in tree.find_all(nodes.Name):
         if found.name == name:
             found.name = other

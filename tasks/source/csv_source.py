@@ -74,7 +74,8 @@ def _records(path: Path, source: Source) -> Iterator[list[str]]:
     try:
         yield from rows
     except csv.Error as problem:
-        raise UserError(f"source.csv: {path} line {rows.line_num + opened.skipped}: {problem}") from None
+        cure = "; a quote is opened and never closed" if "end of data" in str(problem) else ""
+        raise UserError(f"source.csv: {path} line {rows.line_num + opened.skipped}: {problem}{cure}") from None
 
 
 def _open(path: Path, source: Source) -> _Opened:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -60,17 +60,27 @@ def _query(database: Path, query: str) -> Iterator[tuple[duckdb.DuckDBPyConnecti
     """
     query = single_select(query, "source.duckdb.query")
     try:
-        with database_connection(database) as connection:
+        with _opened(database) as connection:
             # A view takes the text as it is: one statement, with whatever semicolon and comment end it.
             connection.execute(f"{statement('steps/source_view')} {query}")
             yield connection, connection.sql(statement("steps/source_rows"))
-    except duckdb.IOException as problem:
-        said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
-        raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None
     except _OF_VALUES as problem:
         raise UserError(f"source.duckdb.query: {_without_values(first_line(problem))}") from None
     except (duckdb.Error, pa.ArrowNotImplementedError) as problem:
         raise UserError(f"source.duckdb.query: {first_line(problem)}") from None
+
+
+@contextmanager
+def _opened(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(database_connection(database))
+        except duckdb.Error as problem:
+            said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
+            if isinstance(problem, duckdb.CatalogException):  # of a file that DuckDB reads otherwise, such as Parquet
+                said = "it is no DuckDB database"
+            raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None
+        yield connection
 
 
 def _without_values(said: str) -> str:

@@ -46,5 +46,5 @@ def _parse(path: Path, number: int, line: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"source.jsonl: {path} line {number} is not a JSON object")
+        raise UserError(f"source.jsonl: {path} line {number} is not a JSON object; each line has to be one")
     return value

@@ -53,8 +53,8 @@ def check_columns(columns: Sequence[str], wanted: dict[str, str]) -> None:
         if column not in columns:
             same = [name for name in columns if name.lower() == column.lower()]
             close = same or get_close_matches(column, columns, n=1)
-            there = " ".join(", ".join(columns).split())[:200]
-            cure = f"did you mean {close[0]!r}?" if close else f"there are: {there}"
+            there = f"there are: {' '.join(', '.join(columns).split())[:200]}" if columns else "it has none"
+            cure = f"did you mean {close[0]!r}?" if close else there
             raise UserError(f"{key}: the source has no column {column!r}; {cure}")
 
 

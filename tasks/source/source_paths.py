@@ -7,6 +7,9 @@ from pathlib import Path
 from engine.errors import UserError
 from tasks.job.job_source import Source
 
+# Its address may hold a password.
+NOT_HERE = "an address ({}://...) is no file on this machine; copy it to Parquet first: docs/job.md"
+
 
 def find_files(source: Source) -> tuple[Path, ...]:
     """The files of a Parquet, CSV or JSONL source, in the order of their names. Raises UserError for none."""
@@ -16,7 +19,15 @@ def find_files(source: Source) -> tuple[Path, ...]:
         files = tuple(sorted(path for name in found if (path := Path(name)).is_file()))
         if files:
             return files
-    raise UserError(f"source.{source.kind}: no file matches {pattern} ({_looked(source, pattern)})")
+    raise UserError(f"source.{source.kind}: {_why_none(source, pattern)}")
+
+
+def _why_none(source: Source, pattern: str) -> str:
+    if "://" in pattern:
+        return NOT_HERE.format(pattern.partition("://")[0])
+    if any(Path(place, pattern).is_dir() for place in _places(source, pattern)):
+        return f"{pattern} is a folder; write {os.path.join(pattern, '*.' + str(source.kind))} for the files in it"
+    return f"no file matches {pattern} ({_looked(source, pattern)})"
 
 
 def find_database(source: Source) -> Path:
@@ -27,7 +38,8 @@ def find_database(source: Source) -> Path:
         path = Path(place, name).absolute()
         if path.is_file():
             return path
-    raise UserError(f"source.duckdb.database: no file {name} ({_looked(source, name)})")
+    why = NOT_HERE.format(name.partition("://")[0]) if "://" in name else f"no file {name} ({_looked(source, name)})"
+    raise UserError(f"source.duckdb.database: {why}")
 
 
 def _places(source: Source, path: str) -> list[str]:

@@ -7,11 +7,13 @@ Two conditions of a PUT carry all promises: `If-None-Match: *` makes an object i
 import importlib.util
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 8 * 2**20
 FIRST_PATIENCE, PATIENCE = 3.0, 120.0
+# So many requests of `PIECE_BYTES` each are under way at once, and one ends in so many seconds: a link takes 0.2 MB/s.
+PARALLEL, UPLOAD_SECONDS = 4, 180.0
+# What is read has no end as long as something comes.
+_READ_SECONDS = 86_400.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 8.0
 
 Answer = TypeVar("Answer")
@@ -47,25 +53,41 @@ def _no_guard() -> None:
 
 
 class Bucket:
-    """`patience` is how long a request is tried again, in seconds. A `guard` is called before each try of it, and
-    raises where it may not be sent.
+    """`patience` is how long a request is tried again, in seconds, and once at least. A `guard` is called before each
+    try of it, and raises where it may not be sent.
+
+    What changes something ends within `request_seconds`. What reads ends where nothing came for so long, and goes on
+    for as long as something does.
     """
 
     def __init__(self, url: str, request_seconds: float) -> None:
         self.url = url
         self.patience = FIRST_PATIENCE
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        self._store = S3Store(
-            bucket,
-            prefix=prefix or None,
-            client_options={
-                "allow_http": True,  # whoever says http:// in AWS_ENDPOINT_URL means it
-                "timeout": f"{request_seconds:g}s",
-                "connect_timeout": f"{request_seconds / 2:g}s",
-            },
-            retry_config={"max_retries": 0},  # what is asked again is asked by `_tried`
-            credential_provider=_profile(),
-        )
+        self._is_begun = False
+        self._has_answered = False
+        self._is_away = False
+        self._hurried = threading.Event()
+        store = partial(_store, url, _profile(), connect_seconds=request_seconds / 2)
+        self._changes = store(seconds=request_seconds)
+        self._uploads = store(seconds=max(request_seconds, UPLOAD_SECONDS))
+        self._reads = store(seconds=_READ_SECONDS, silent_seconds=request_seconds)
+
+    def begin(self) -> None:
+        """From now on there is work to lose: a request is tried again for minutes."""
+        self._is_begun = True
+        self._hurried.clear()
+        self.patience = PATIENCE
+
+    def hurry(self) -> None:
+        """From now on, in waits that go on too, an outage is waited for as briefly as before `begin`, and once."""
+        self.patience = FIRST_PATIENCE
+        self._hurried.set()
+
+    def end(self) -> None:
+        """Nothing is left to lose: as before `begin`."""
+        self._is_begun = self._is_away = False
+        self._hurried.clear()
+        self.patience = FIRST_PATIENCE
 
     def create(self, name: str, content: bytes, guard: Callable[[], None] = _no_guard) -> str | None:
         """Makes an object that is not there, whose etag is returned. None where another has the name; nothing changes.
@@ -76,7 +98,7 @@ class Bucket:
         def once() -> str | None:
             guard()
             try:
-                etag: str | None = obstore.put(self._store, name, content, mode="create")["e_tag"]
+                etag: str | None = obstore.put(self._changes, name, content, mode="create")["e_tag"]
             except AlreadyExistsError:
                 return None
             return etag
@@ -92,19 +114,25 @@ class Bucket:
 
         def once() -> str | None:
             try:
-                new: str | None = obstore.put(self._store, name, content, mode={"e_tag": etag})["e_tag"]
+                new: str | None = obstore.put(self._changes, name, content, mode={"e_tag": etag})["e_tag"]
             except (PreconditionError, AlreadyExistsError, FileNotFoundError):
                 return None
             return new
 
         return self._tried(once)
 
-    def put(self, name: str, content: Path | bytes, guard: Callable[[], None] = _no_guard) -> None:
-        """Makes the object, or replaces it, in pieces where it is large."""
+    def put(
+        self, name: str, content: Path | bytes, guard: Callable[[], None] = _no_guard, *, may_be_late: bool = False
+    ) -> None:
+        """Makes the object, or replaces it, in pieces where it is large.
+
+        One that `may_be_late` has `UPLOAD_SECONDS` a piece: it harms nobody who has the lease by then.
+        """
+        store = self._uploads if may_be_late else self._changes
 
         def once() -> None:
             guard()
-            obstore.put(self._store, name, content, chunk_size=PIECE_BYTES)
+            obstore.put(store, name, content, chunk_size=PIECE_BYTES, max_concurrency=PARALLEL)
 
         self._tried(once)
 
@@ -113,7 +141,7 @@ class Bucket:
 
         def once() -> tuple[bytes, Listed] | None:
             try:
-                found = obstore.get(self._store, name)
+                found = obstore.get(self._reads, name)
                 return bytes(found.bytes()), _listed(found.meta)
             except FileNotFoundError:
                 return None
@@ -132,21 +160,21 @@ class Bucket:
 
     def _piece(self, name: str, etag: str, start: int, end: int) -> bytes | None:
         try:
-            found = obstore.get(self._store, name, options={"range": (start, end), "if_match": etag})
+            found = obstore.get(self._reads, name, options={"range": (start, end), "if_match": etag})
             return bytes(found.bytes())
         except (PreconditionError, FileNotFoundError):
             return None
 
     def listed(self) -> dict[str, Listed]:
         """All objects, by name below the URL, but for those that stand for a folder."""
-        pages = self._tried(lambda: obstore.list(self._store).collect())
+        pages = self._tried(lambda: obstore.list(self._reads).collect())
         return {str(one["path"]): _listed(one) for one in pages if not _is_folder(one)}
 
     def has_any(self, but: str = "") -> bool:
         """Whether there is any object below the URL, but that of this name and those that stand for a folder."""
 
         def found() -> bool:
-            pages = obstore.list(self._store, chunk_size=4)
+            pages = obstore.list(self._reads, chunk_size=4)
             return any(one["path"] != but and not _is_folder(one) for page in pages for one in page)
 
         return self._tried(found)
@@ -158,32 +186,71 @@ class Bucket:
 
     def _delete(self, name: str, guard: Callable[[], None]) -> None:
         guard()
-        obstore.delete(self._store, name)
+        obstore.delete(self._changes, name)
 
     def _tried(self, action: Callable[[], Answer]) -> Answer:
-        """Raises UserError where another try would not help, or none has helped since the URL was named; later on
+        """Raises UserError where another try would not help, or none has helped before `begin`; later on
         BucketUnavailableError.
         """
-        deadline = time.monotonic() + self.patience
+        began = time.monotonic()
         pause = _FIRST_PAUSE
-        while True:
+        for tries in count(1):
+            if self._hurried.is_set() and self._is_away:
+                raise self._unavailable("does not answer")
             try:
-                return action()
+                answer = action()
             except BaseError as problem:
-                said = lasting(problem)
+                said = lasting(problem, had_keys=self._has_answered)
                 if said is not None:
                     raise UserError(f"output: {self.url}: {said}") from None
-                if time.monotonic() + pause > deadline:
-                    raise self._unavailable(problem) from None
-            time.sleep(pause * random.uniform(0.5, 1.0))
+                # Patience is asked for anew each time: whoever ends the run meanwhile has less of it.
+                if time.monotonic() + pause > began + self.patience and (tries > 1 or self._is_begun):
+                    self._is_away = True
+                    raise self._unavailable(passing(problem)) from None
+            else:
+                self._has_answered, self._is_away = True, False
+                return answer
+            self._wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
+        raise AssertionError("unreachable")
 
-    def _unavailable(self, problem: BaseError) -> Exception:
+    def _wait(self, seconds: float) -> None:
+        """Ended by `hurry`."""
+        if self._hurried.is_set():
+            time.sleep(seconds)
+        else:
+            self._hurried.wait(seconds)
+
+    def _unavailable(self, how: str) -> Exception:
         server = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "Amazon S3"
-        said = f"output: {self.url}: {server} {passing(problem)}"
-        if self.patience == PATIENCE:
-            return BucketUnavailableError(f"{said}, for {PATIENCE:g} s")
+        said = f"output: {self.url}: {server} {how}"
+        if self._is_begun:
+            return BucketUnavailableError(f"{said}, for {self.patience:g} s")
         return UserError(f"{said}; see to the network, or say another server in AWS_ENDPOINT_URL")
+
+
+def _store(
+    url: str,
+    keys: "S3CredentialProvider | None",
+    *,
+    connect_seconds: float,
+    seconds: float,
+    silent_seconds: float | None = None,
+) -> S3Store:
+    """A request has `seconds`, with all that it sends and reads; and ends where nothing comes for `silent_seconds`."""
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options={
+            "allow_http": True,  # whoever says http:// in AWS_ENDPOINT_URL means it
+            "timeout": f"{seconds:g}s",
+            "connect_timeout": f"{connect_seconds:g}s",
+            "read_timeout": f"{silent_seconds or seconds:g}s",
+        },
+        retry_config={"max_retries": 0},  # what is asked again is asked by `Bucket`
+        credential_provider=keys,
+    )
 
 
 def _profile() -> "S3CredentialProvider | None":

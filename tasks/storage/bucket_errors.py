@@ -46,12 +46,15 @@ class BucketUnavailableError(TransientError, RuntimeError):
     """
 
 
-def lasting(problem: Exception) -> str | None:
-    """What is wrong, and the cure, where another try would meet the same; None for what may pass."""
+def lasting(problem: Exception, *, had_keys: bool = False) -> str | None:
+    """What is wrong, and the cure, where another try would meet the same; None for what may pass.
+
+    Who `had_keys` has a role, whose server is away for a moment.
+    """
     said = str(problem)
     code = _CODE.search(said)
     name = code[1] if code is not None else None
-    if any(server in said for server in _ROLE_SERVERS):
+    if not had_keys and _is_of_role(said):
         return "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is"
     if name is None:
         name = next((known for words, known in _WITHOUT_CODE.items() if words in said), None)
@@ -61,7 +64,13 @@ def lasting(problem: Exception) -> str | None:
 def passing(problem: Exception) -> str:
     """What is wrong that may pass, in a few words: never a request's headers."""
     said = str(problem)
+    if _is_of_role(said):
+        return "was not asked: the server that gives keys to this machine's role does not answer"
     code, status = _CODE.search(said), _STATUS.search(said)
     if code is not None:
         return f"answers {code[1]}"
     return f"answers {status[1].strip()}" if status is not None else "does not answer"
+
+
+def _is_of_role(said: str) -> bool:
+    return any(server in said for server in _ROLE_SERVERS)

@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.failpoint import failpoint
 from engine.file_lock import Holder, holder_of
-from tasks.storage.bucket import PIECE_BYTES, Bucket, Listed
+from tasks.storage.bucket import PARALLEL, PIECE_BYTES, Bucket, Listed
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.commit import open_private, sha256_of
 from tasks.storage.file_mode import make_folder
@@ -26,7 +26,6 @@ from tasks.storage.lease import CLOCK, Lease, lease_holder, open_bucket, take_le
 
 log = logging.getLogger(__name__)
 
-_DOWNLOADS = 4
 _OURS = re.compile(r"(?:(?:manifests|parts)/|plan/(?!\.\.?/)[^/]+/)?(?!\.)[^/]+", re.ASCII)
 # Written anew under the same name, some of it every few seconds.
 _REPLACED = re.compile(r"[^/]+|manifests/run-[^/]+", re.ASCII)
@@ -90,17 +89,20 @@ class BucketFolder:
         self._lease = lease = take_lease(self.bucket, holder, ended)
         try:
             failpoint("bucket.leased")
-            lease.start(self._beat)
+            lease.start()
             with self._syncing():
                 self._bring(everything, is_holder=True)
+            lease.beat = self._beat  # by now the copy's progress is no older than the bucket's
             yield
-            self._beat()
+            self._beat_last()
         finally:
             self._lease = None
+            self.bucket.hurry()  # nothing is lost with a lease that is not given back
             try:
                 lease.release()
             except (BucketUnavailableError, UserError) as problem:
                 log.warning("the lease is not given back, and ends by itself: %s", problem)
+            self.bucket.end()
 
     def look(self, *, records_alone: bool = False) -> None:
         """Brings what the bucket has into the working copy, unless a run on this machine keeps it so."""
@@ -137,8 +139,9 @@ class BucketFolder:
             self._is_settled = True
 
     def put(self, file: Path, name: str) -> None:
-        """Makes the object, or replaces it."""
-        self.bucket.put(name, file, self._guard)
+        """Makes the object, or replaces it. A part, or a plan before its `plan.json`, harms nobody who runs by then."""
+        may_be_late = name.startswith(("parts/", "plan/")) and not name.endswith(f"/{PLAN}")
+        self.bucket.put(name, file, self._guard, may_be_late=may_be_late)
         failpoint("bucket.put")
 
     def commit_plan(self, staged: Path, name: str) -> None:
@@ -154,8 +157,14 @@ class BucketFolder:
         failpoint("bucket.removed")
 
     def leave(self, file: Path, name: str) -> None:
-        """Makes the object of a file that decides nothing that is committed, whoever holds the folder."""
-        self.bucket.put(name, file)
+        """Makes the object of a file that decides nothing that is committed, but not for a run that lost its lease."""
+        guard = self._guard if self._lease is not None else lambda: None
+        self.bucket.put(name, file, guard, may_be_late=True)
+
+    def hurry(self) -> None:
+        """Somebody ends the run, and does not want to wait for a bucket that is away."""
+        if self._bucket is not None:
+            self._bucket.hurry()
 
     def rename(self, old: str, new: Path) -> None:
         """Follows a file, or a plan, that has another name in the working copy, `new`."""
@@ -173,11 +182,18 @@ class BucketFolder:
         """What others see, and what they ask for."""
         progress = self.root / PROGRESS
         if progress.is_file() and (content := progress.read_bytes()) != self._progress:
-            self.bucket.put(PROGRESS, content)
+            self.bucket.put(PROGRESS, content, self._guard)
             self._progress = content
         asked = self.bucket.get(STOP)
         if asked is not None:
             self._write(STOP, lambda file: bool(file.write(asked[0])))
+
+    def _beat_last(self) -> None:
+        """All that it tells is committed."""
+        try:
+            self._beat()
+        except (BucketUnavailableError, LeaseLostError, UserError, OSError) as problem:
+            log.warning("the last progress is not told: %s", problem)
 
     @contextmanager
     def _syncing(self) -> Iterator[None]:
@@ -207,10 +223,19 @@ class BucketFolder:
                 for name, one in there.items()
                 if same.get(name) != one.etag and not _is_same(self.root / name, name, one)
             ]
-            with ThreadPoolExecutor(_DOWNLOADS) as pool:
-                fetched = dict(zip(stale, pool.map(self._fetch, stale, [there[name] for name in stale]), strict=True))
+            fetched = self._fetch_all({name: there[name] for name in stale})
             same = {name: one.etag for name, one in there.items() if fetched.get(name, True)}
             whole = all(fetched.values())
+
+    def _fetch_all(self, wanted: Mapping[str, Listed]) -> dict[str, bool]:
+        """What `_fetch` says of each, side by side."""
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            try:
+                return dict(zip(wanted, pool.map(self._fetch, wanted, wanted.values()), strict=True))
+            except BaseException as problem:
+                if not isinstance(problem, Exception):
+                    self.hurry()  # or the pool would wait for those under way as they wait for the bucket
+                raise
 
     def _fetch(self, name: str, listed: Listed) -> bool:
         """False where the object went, or is another than was listed, though none takes its place."""

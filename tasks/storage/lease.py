@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from engine.errors import UserError
+from engine.failpoint import failpoint
 from engine.file_lock import HeldError, Holder
-from tasks.storage.bucket import PATIENCE, Bucket, Listed
+from tasks.storage.bucket import Bucket, Listed
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.file_names import LOCK
 
@@ -51,7 +52,10 @@ class LeaseRecord:
 
 
 class Lease:
-    """One holding of the lock, renewed by a thread until `release`. `beat` is called behind each renewal."""
+    """One holding of the lock, renewed by a thread from `start` until `release`.
+
+    Behind each renewal `beat` is called, once there is one.
+    """
 
     def __init__(self, bucket: Bucket, record: LeaseRecord, etag: str, taken: float) -> None:
         self._bucket, self._record, self._etag = bucket, record, etag
@@ -60,11 +64,10 @@ class Lease:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._beat: Callable[[], None] = lambda: None
+        self.beat: Callable[[], None] | None = None
 
-    def start(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
-        self._bucket.patience = PATIENCE
+    def start(self) -> None:
+        self._bucket.begin()
         self._thread.start()
 
     def check(self, *, anew: bool = False) -> None:
@@ -95,7 +98,10 @@ class Lease:
                     self._renew()
                 if self._lost is not None:
                     return  # whoever commits next says so
-                self._beat()
+                if self.beat is not None:
+                    self.beat()
+            except LeaseLostError:
+                return
             except (BucketUnavailableError, UserError, OSError) as problem:
                 log.warning("the lease is not renewed: %s", problem)
 
@@ -133,6 +139,7 @@ def take_lease(bucket: Bucket, holder: Holder, ended: str | None) -> Lease:
     `ended` is the token of a holding that has ended for sure, such as one of a process on this machine that is dead.
     """
     now = _server_time(bucket)
+    failpoint("bucket.clock")
     record = LeaseRecord(holder.pid, holder.host, holder.token, lease_seconds(), 0, is_held=True)
     began = _now()
     etag = bucket.create(LOCK, _encoded(record))

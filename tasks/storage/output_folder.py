@@ -135,6 +135,11 @@ class OutputFolder:
         if self.bucket is not None:
             self.bucket.leave(path, self._name(path))
 
+    def hurry(self) -> None:
+        """Somebody ends the run: what is left to do is done at once, or not."""
+        if self.bucket is not None:
+            self.bucket.hurry()
+
     def look(self, *, records_alone: bool = False) -> "OutputFolder":
         """Itself, with what is in the bucket now on this machine: all of it, or what is said of runs alone."""
         if self.bucket is not None:
@@ -215,13 +220,14 @@ class OutputFolder:
     @contextmanager
     def _held(self) -> Iterator[Holder]:
         """Raises HeldError, at once."""
-        # Of the lock as it was: whoever wrote it is dead, or has ended, once this process has it.
+        # Of the lock as it was: whoever wrote it here is dead, or has ended, once this process has it. Whether another
+        # machine's holder has, that shares the file, nobody knows: locks of some file systems are of one machine.
         ended = last_holder(self.root / LOCK)
         with hold(self.root / LOCK) as holder:
             if self.bucket is None:
                 yield holder
                 return
-            with self.bucket.held(holder, None if ended is None else ended.token):
+            with self.bucket.held(holder, ended.token if ended is not None and ended.host == holder.host else None):
                 yield holder
 
     def sweep_staging(self) -> None:

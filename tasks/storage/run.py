@@ -220,6 +220,8 @@ def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
+        if not isinstance(problem, Exception):
+            run.folder.hurry()
         end(_status(problem), str(problem) if isinstance(problem, TerminalError) else type(problem).__name__)
         raise
     end(COMPLETED, None)

@@ -3,14 +3,19 @@
 Like `progress.json` it is replaced as a whole and not synced, and decides nothing.
 """
 
+import logging
 import os
 import threading
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 
+from engine.errors import UserError
+from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.damage import DamagedError
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.stored_json import read_json, stage_json
+
+log = logging.getLogger(__name__)
 
 MAX_POINTS = 500
 
@@ -63,7 +68,12 @@ class StepCurve:
 
     @property
     def computing_seconds(self) -> float:
-        """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn."""
+        """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn.
+
+        What one engine says in a point may be of the span before it; of several, two may have been in a step at once.
+        """
+        if self.engines == 1:
+            return self.points[-1].busy_seconds if self.points else 0.0
         return sum(min(b.seconds - a.seconds, b.busy_seconds - a.busy_seconds) for a, b in self.spans)
 
 
@@ -111,8 +121,12 @@ class CurveRecorder:
 
 
 def write_curve(folder: OutputFolder, curve: StepCurve) -> None:
+    """A bucket that does not take it costs the report a chart, and no run its end."""
     os.replace(stage_json(folder.staged("curve.json"), asdict(curve)), folder.step_curve)
-    folder.tell(folder.step_curve)
+    try:
+        folder.tell(folder.step_curve)
+    except (BucketUnavailableError, LeaseLostError, UserError) as problem:
+        log.warning("the curve of steps is not told: %s", problem)
 
 
 def read_curve(folder: OutputFolder, run_id: str) -> StepCurve:

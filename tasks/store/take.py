@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from engine.failpoint import failpoint
 from tasks.storage.commit import sha256_of
-from tasks.storage.duck import working_connection
 from tasks.storage.manifests import write_manifest
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.parts import PART_SCHEMA
@@ -47,10 +46,11 @@ class Taken:
     rows: int = 0
 
 
-def take_results(run: Run, wanted: Path) -> int:
+def take_results(run: Run, wanted: Path, connection: duckdb.DuckDBPyConnection) -> int:
     """Commits what the store has of the requests in `wanted`, a file of `steps/unanswered.sql`, as the run's own part.
 
-    Returns how many those are. A part whose bytes are not those that were committed is set aside and not taken from.
+    Returns how many those are. `connection` may read the store and `wanted`. A part whose bytes are not those that were
+    committed is set aside and not taken from.
     """
     assert run.store is not None
     store = ScoringStore(run.store)
@@ -61,7 +61,7 @@ def take_results(run: Run, wanted: Path) -> int:
     staged = run.folder.staged("taken.parquet")
     with store.used(), parquet_sink(staged, PART_SCHEMA) as sink:
         taken = Taken()
-        for found in _find(store.shelf(run), wanted):
+        for found in _find(store.shelf(run), wanted, connection):
             if is_whole(found.part):
                 for batch in _read(found, run.run_id, shard_id).to_batches():
                     sink.write(batch)
@@ -79,23 +79,22 @@ def take_results(run: Run, wanted: Path) -> int:
     return taken.requests
 
 
-def _find(shelf: Shelf, wanted: Path) -> list[Found]:
+def _find(shelf: Shelf, wanted: Path, connection: duckdb.DuckDBPyConnection) -> list[Found]:
     """A part at a time. A part that cannot even be searched is set aside, and the rest searched again."""
     try:
-        return _search(shelf.parts(), wanted)
+        return _search(shelf.parts(), wanted, connection)
     except duckdb.Error:
         if not shelf.set_damaged_aside():
             raise
-        return _search(shelf.parts(), wanted)
+        return _search(shelf.parts(), wanted, connection)
 
 
-def _search(parts: Sequence[Path], wanted: Path) -> list[Found]:
+def _search(parts: Sequence[Path], wanted: Path, connection: duckdb.DuckDBPyConnection) -> list[Found]:
     """Names alone are read of the parts."""
     if not parts:
         return []
-    with working_connection(wanted.parent, *{part.parent for part in parts}) as connection:
-        values = {"parts": list(map(str, parts)), "wanted": str(wanted)}
-        places = connection.sql(statement("steps/stored_results"), params=values).to_arrow_table()
+    values = {"parts": list(map(str, parts)), "wanted": str(wanted)}
+    places = connection.sql(statement("steps/stored_results"), params=values).to_arrow_table()
     part, rows, attempts, num_rows = (column.to_numpy() for column in places.columns)
     bounds = np.flatnonzero(np.diff(part, prepend=-1, append=len(parts))).tolist()
     return [

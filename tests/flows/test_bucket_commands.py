@@ -2,17 +2,29 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
 from flows.cli import main
+from flows.score import score
+from tasks import shard_results
+from tasks.job.job_file import parse_job
+from tasks.storage.bucket_errors import BucketUnavailableError
+from tests.flows.conftest import Job
 
 pytest.importorskip("obstore", reason="an extra: pip install trunkline[s3]")
+
+from tests.tasks.test_bucket_outages import away
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,3 +83,30 @@ def test_what_is_wrong_is_said_before_work_starts(
     [line] = said.err.splitlines()
     assert line.startswith("trunkline: examples/classify.yaml: output: s3://results/package-topics: refused (Signature")
     assert "a wrong one" not in line
+
+
+@pytest.mark.nightly
+def test_ctrl_c_waits_for_no_bucket(
+    small_job: Job, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first part is what the bucket does not take, while a thread waits to commit it."""
+    monkeypatch.setattr("tasks.storage.bucket.PATIENCE", 60.0)
+    monkeypatch.setattr("tasks.storage.bucket.FIRST_PATIENCE", 0.3)
+    job = parse_job(small_job | {"output": f"{s3_url}/ctrl-c/{tmp_path.name}"}, "test")
+    commit_part, ctrl_c = shard_results.commit_part, list[float]()
+
+    def interrupt() -> None:
+        ctrl_c.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with ExitStack() as outage:
+
+        def part(*arguments: Any) -> None:
+            outage.enter_context(away())
+            threading.Timer(3.0, interrupt).start()
+            commit_part(*arguments)
+
+        monkeypatch.setattr(shard_results, "commit_part", part)
+        with pytest.raises((KeyboardInterrupt, BucketUnavailableError)):
+            score(job)
+    assert time.monotonic() - ctrl_c[0] < 10

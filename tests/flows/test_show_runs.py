@@ -21,6 +21,7 @@ from flows.show_runs import find_runs
 from flows.stop_run import stop_run
 from tasks.job.job import ScoringJob
 from tasks.report.used_folders import remember_folder
+from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tasks.storage.run_progress import RunProgress, write_progress
@@ -147,6 +148,34 @@ def test_runs_keep_their_order_and_their_length_whatever_the_clock_says(used: li
     assert [run.started_at[:4] for run in listed] == ["2099", "1970"]
     assert all(run.seconds is not None and 0 <= run.seconds < 60 for run in listed)
     assert [run.folder for run in find_runs(None)][-1] != str(folder), "other folders are not ordered by it either"
+
+
+@pytest.mark.parametrize("lacks", ["the server", "the library"])
+def test_a_bucket_that_cannot_be_read_hides_no_other_folder(
+    lacks: str,
+    used: list[ScoringJob],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("obstore", reason="an extra: pip install trunkline[s3]")
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    remember_folder(open_folder("s3://away/folder"))
+    if lacks == "the server":
+        said = "trunkline: output: s3://away/folder: http://127.0.0.1:1 does not answer; see to the network, or say"
+        for name, value in (("ENDPOINT_URL", "http://127.0.0.1:1"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setattr("tasks.storage.bucket.FIRST_PATIENCE", 0.0)
+    else:
+        said = "trunkline: output: s3://away/folder needs obstore: pip install 'trunkline[s3]'"
+        monkeypatch.setitem(sys.modules, "obstore", None)
+        for name in ("bucket", "bucket_folder", "lease"):
+            monkeypatch.delitem(sys.modules, f"tasks.storage.{name}", raising=False)
+    assert [run.state for run in find_runs(None)] == ["completed", "interrupted"]
+    assert capsys.readouterr().err.startswith(said)
+    with open_run(used[0]):
+        assert stop_run(None, 0) == 0
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_the_only_run_is_meant_where_none_is_named(

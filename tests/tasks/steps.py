@@ -21,6 +21,8 @@ from tasks.job.job_file import parse_job
 from tasks.plan import StoredPlan, make_run_plan
 from tasks.publish import Published, publish_results
 from tasks.query import query
+from tasks.report.published import open_published
+from tasks.report.views import open_views
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run, open_run
@@ -83,7 +85,10 @@ def ask(folder: Path | str, sql: str) -> list[dict[str, Any]]:
 
 
 def table(job: ScoringJob) -> list[dict[str, Any]]:
-    return ask(job.output_folder, TABLE)
+    """In the views that a report is made of, which have no comments and open in half of the time of a query's."""
+    published = open_published(OutputFolder(job.output_folder))
+    with open_views(published.folder, published.plan_id, published.manifests) as connection:
+        return list(connection.sql(TABLE).to_arrow_table().to_pylist())
 
 
 def outcomes(job: ScoringJob) -> dict[str, str]:

@@ -108,7 +108,7 @@ def test_another_machine_goes_on_from_what_is_committed(job: ScoringJob, engine:
 
 
 # More of them are met by the sweep of every night, which kills.
-PLACES = ["bucket.leased:1", "bucket.committed:2", "bucket.put:9", "bucket.removed:1"]
+PLACES = ["bucket.clock:1", "bucket.leased:1", "bucket.committed:2", "bucket.put:9", "bucket.removed:1"]
 
 
 @pytest.mark.fault(1, 3)
@@ -225,7 +225,6 @@ def test_a_checkpoint_whose_answer_was_lost_is_taken_up_by_the_next_try(
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         assert run.folder.bucket is not None
         with monkeypatch.context() as away:
-            away.setattr("tasks.storage.bucket.PATIENCE", 0.5)
             away.setattr(run.folder.bucket.bucket, "patience", 0.5)
             away.setattr(obstore, "put", losing)
             with pytest.raises(BucketUnavailableError):

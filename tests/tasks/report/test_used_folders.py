@@ -22,11 +22,11 @@ def test_folders_are_remembered_once_and_dropped_when_they_are_gone(tmp_path: Pa
     one, other = made(tmp_path / "a b"), made(tmp_path / "é\n")
     for folder in (other, one, one):
         remember_folder(folder)
-    assert used_folders() == [one, other]
+    assert used_folders() == [str(one), str(other)]
     other.root.rename(tmp_path / "moved")
-    assert used_folders() == [one]
+    assert used_folders() == [str(one)]
     (tmp_path / "moved").rename(other.root)
-    assert used_folders() == [one], "it was forgotten, until a run uses it again"
+    assert used_folders() == [str(one)], "it was forgotten, until a run uses it again"
 
 
 def test_a_home_that_cannot_be_written_fails_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -74,6 +74,20 @@ def test_a_function_is_called_unless_a_column_has_its_name() -> None:
         fill("{{ range(2) }}{{ x }}", x="a", range="1-2")
 
 
+@pytest.mark.parametrize(
+    "name", ["my text", "a-b", "1st", "", "true", "self", "column", "column_", "it's", "a\nb", "ok"]
+)
+def test_any_column_has_a_spelling(name: str) -> None:
+    spelled = f"column({name!r})"
+    template = f"{{{{ {spelled} }}}}{{{{ [{spelled}, other, column('other')] | join('-') | upper }}}}"
+    assert fill(template, **{name: "cell", "other": "x", "column_0": "y"}) == "cellCELL-X-X"
+
+
+def test_a_column_of_the_templates_own_is_not_the_rows() -> None:
+    assert fill("{% macro column(a) %}<{{ a }}>{% endmacro %}{{ column('x') }}{{ x }}", x="y") == "<x>y"
+    assert fill("{{ column }}{{ column('my column') }}", **{"column": "a", "my column": "b"}) == "ab"
+
+
 OTHERS = {
     "a loop": "loop",
     "a method of a loop": "loop.cycle",
@@ -152,6 +166,8 @@ def test_a_null_is_never_written_out(body: str) -> None:
         ("{% block a %}{{ x }}{% endblock %}", "block, include, import and extends are not there"),
         ("{{ ﬁ }}{{ fi }}", "the names 'ﬁ' and 'fi' differ in form alone"),
         ("{{ x or none }}", "none is Jinja's word and a column's name"),
+        ("{{ my text }}", "got 'text' (a column such as 'my column' is written column('my column'))"),
+        ("{{ x }}\n{{ column(x) }}", "line 2: column takes a name in quotes; a column such as 'my column' is written"),
     ],
 )
 def test_a_template_that_is_refused_before_any_row(template: str, said: str) -> None:

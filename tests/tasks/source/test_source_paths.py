@@ -76,3 +76,15 @@ def test_a_folder_with_a_globs_letters(here: Path) -> None:
     jobs.mkdir()
     (jobs / "a.csv").write_text("text\n")
     assert find_files(Source(csv="*.csv", folder=str(jobs))) == (jobs / "a.csv",)
+
+
+def test_a_folder_and_an_address_are_told_with_what_to_write(here: Path) -> None:
+    (here / "data").mkdir()
+    with pytest.raises(UserError) as said:
+        find_files(job_of(here, {"jsonl": "data"}).source)
+    assert str(said.value) == "source.jsonl: data is a folder; write data/*.jsonl for the files in it"
+    database = {"duckdb": {"database": "postgres://me:secret@host/db", "query": "select 1"}}
+    for source, find in (({"parquet": "s3://secret/x"}, find_files), (database, find_database)):
+        with pytest.raises(UserError, match=r"://\.\.\.\) is no file on this machine; copy it to Parquet") as said:
+            find(job_of(here, source).source)
+        assert "secret" not in str(said.value)

@@ -108,7 +108,11 @@ def test_bad_ids_end_the_run_before_any_row_is_encoded(
         ({"prompt": {"template": "{{ text"}}, "prompt.template: line 1: "),
         ({"prompt": {"template": "{% include 'x' %}{{ text }}"}}, "include, import and extends are not there"),
         ({"prompt": {"template": "constant"}}, "prompt.template: names no column"),
-        ({"model": {"path": "/absent/model"}}, "model.path: no folder /absent/model"),
+        ({"model": {"path": "/absent/model"}}, "model.path: no folder /absent/model; give a folder with safetensors"),
+        (
+            {"model": {"path": "org/Model-1B"}},
+            "no folder org/Model-1B; nothing is fetched from a hub: hf download org/",
+        ),
         ({"engine": {"device": "cuda:7"}}, "engine.device: "),
         (
             {"engine": {"device": "cpu", "kv_cache_memory": "1MiB", "block_size": 100000}},

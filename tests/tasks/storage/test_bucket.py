@@ -14,7 +14,6 @@ from obstore.exceptions import GenericError
 
 from engine.errors import UserError
 from engine.file_lock import HeldError, Holder
-from tasks.storage import bucket as bucket_module
 from tasks.storage.bucket import PIECE_BYTES, Bucket
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError, lasting
 from tasks.storage.file_names import LOCK
@@ -94,7 +93,8 @@ def test_what_may_pass_is_tried_again_and_said_in_the_end(bucket: Bucket, monkey
     bucket.patience = 0.0
     with pytest.raises(UserError, match=r"does not answer; see to the network, or say another server"):
         bucket.create("b", b"1")
-    monkeypatch.setattr(bucket_module, "PATIENCE", 0.0)  # as a run has more of it, once it has its lease
+    bucket.begin()
+    bucket.patience = 0.0
     with pytest.raises(BucketUnavailableError, match=r"^output: s3://results/bucket/.* does not answer, for 0 s"):
         bucket.create("b", b"1")
 
@@ -208,7 +208,8 @@ def test_a_lease_that_is_not_renewed_is_lost(bucket: Bucket, short_lease: None) 
 def test_a_lease_is_renewed_while_it_is_held(bucket: Bucket, short_lease: None) -> None:
     lease = take_lease(bucket, ONE, None)
     beats = threading.Semaphore(0)
-    lease.start(beats.release)
+    lease.start()
+    lease.beat = beats.release
     for _ in range(30):  # each a twelfth of a second
         assert beats.acquire(timeout=30)
     with pytest.raises(HeldError):
