@@ -15,7 +15,7 @@ def test_a_table_by_hand() -> None:
     lengths = AnswerLengths([1, 3], [2, 3])
     assert [lengths.quantile(part, 0, 3) for part in (0.1, 0.24, 0.26, 0.6)] == [1, 1, 3, 3]
     assert lengths.quantile(0.49, 2, 9) == 3
-    # Beyond what was seen by the Weibull distribution of `test_beyond_what_was_seen_...`, 0.61 of a half at 4 tokens.
+    # Beyond what was seen the Weibull distribution goes on that fits best: 0.61 of a half has ended at 4 tokens.
     assert [lengths.quantile(part, 2, 9) for part in (0.5, 0.6, 0.99)] == [3, 4, 9]
 
 
