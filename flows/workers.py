@@ -1,6 +1,6 @@
 """Where a run gets its workers: an engine of its own, unless whoever calls the flow says otherwise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -11,8 +11,9 @@ from typing import cast
 from engine.config import Dtype, EngineConfig
 from engine.errors import UserError
 from engine.loop.trace import TraceWriter
-from engine.machine.place import places
+from engine.machine.place import Place, places
 from engine.process.child import Child
+from tasks.cluster.asked_model import AskedModel
 from tasks.engine_process.engine_process import EngineProcess, own_child
 from tasks.in_process import InProcess
 from tasks.late_workers import LateWorkers
@@ -21,7 +22,8 @@ from tasks.storage.run import Run
 from tasks.workers import Workers
 
 OpenWorkers = Callable[[Run], AbstractContextManager[Workers]]
-
+# Model, limits, address, how many workers to begin with, and the places of a cluster of this machine's own.
+OpenCluster = Callable[[AskedModel, EngineConfig, str | None, int, Sequence[Place]], AbstractContextManager[Workers]]
 
 Opened = EngineProcess | ManyEngines
 
@@ -50,23 +52,33 @@ def own_processes(run: Run, trace: Path | None = None, child: Child | None = Non
     return ManyEngines(members) if len(members) > 1 else members[0]
 
 
-def dask_cluster(run: Run) -> AbstractContextManager[Workers]:
-    """Engines on the workers of the job's Dask cluster, which is looked for once there is something to compute.
+def cluster_workers(run: Run) -> AbstractContextManager[Workers]:
+    """Engines on the workers of the job's cluster, which is looked for once there is something to compute.
 
-    Raises UserError where Dask is not installed.
+    Raises UserError where its library is not installed.
     """
-    try:
-        from tasks.dask_cluster.asked_model import AskedModel  # an extra, and half a second to import
-        from tasks.dask_cluster.dask_workers import dask_workers
-    except ModuleNotFoundError as problem:
-        raise UserError(f"runner: dask needs trunkline[dask], which is not installed ({problem})") from None
     job = run.job
+    opened = _opened(job.runner)
     # Answers are named by how they are computed here: there it is to be the same, or a line that says why not.
     device = "cpu" if run.device.name == "cpu" else "cuda"
     config = replace(run.config, device=device, dtype=cast(Dtype, run.device.dtype))
-    own = places(run.config, job.engine.workers) if job.dask_scheduler is None else ()
+    own = places(run.config, job.engine.workers) if job.cluster is None else ()
     model = AskedModel(job.model.path, run.model)
-    return LateWorkers(partial(dask_workers, model, config, job.dask_scheduler, job.engine.workers, own))
+    return LateWorkers(partial(opened, model, config, job.cluster, job.engine.workers, own))
+
+
+def _opened(runner: str) -> OpenCluster:
+    """Its library is an extra, and takes half a second to import."""
+    try:
+        if runner == "ray":
+            from tasks.ray_cluster.ray_workers import ray_workers
+
+            return ray_workers
+        from tasks.dask_cluster.dask_workers import dask_workers
+
+        return dask_workers
+    except ModuleNotFoundError as problem:
+        raise UserError(f"runner: {runner} needs trunkline[{runner}], which is not installed ({problem})") from None
 
 
 def own_workers(run: Run, trace: Path | None = None, child: Child | None = None) -> AbstractContextManager[Workers]:
@@ -77,7 +89,7 @@ def own_workers(run: Run, trace: Path | None = None, child: Child | None = None)
         raise UserError("--trace: is for runner: local alone")
     if child is not None:
         child.end(at_once=True)  # the cluster has others
-    return dask_cluster(run)
+    return cluster_workers(run)
 
 
 def in_process(run: Run) -> AbstractContextManager[Workers]:

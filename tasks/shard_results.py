@@ -18,7 +18,7 @@ from tasks.row_names import error_row
 from tasks.run_commits import RunCommits
 from tasks.run_failed import ErrorRowError
 from tasks.shard_work import read_shard, stored_requests, to_work
-from tasks.storage.manifests import find_checkpoints, write_manifest
+from tasks.storage.manifests import commit_manifest, find_checkpoints
 from tasks.storage.parts import StoredRequest, commit_part, join_parts, stage_part, to_part
 from tasks.storage.run import Run
 from tasks.storage.shard_manifest import ShardManifest, Share, describe
@@ -113,11 +113,11 @@ class ShardResults:
         failpoint("checkpoint.start")
         numbers = sorted(self._ended)
         table = self._part_of(numbers)
-        share = self._share_of(numbers, table)
-        self._commit(table, [share], is_checkpoint=True)
+        manifest, table = self._commit(table, [self._share_of(numbers, table)], is_checkpoint=True)
         failpoint("checkpoint.done")
         self._keep(table, numbers)
-        self._add(share)
+        for share in manifest.by_run:
+            self._add(share)
         self._since = time.monotonic()
         self._ended.clear()
 
@@ -127,7 +127,10 @@ class ShardResults:
         return self._stored
 
     def commit(self) -> tuple[ShardManifest, pa.Table]:
-        """Commits the shard, all of whose rows have ended; with its part."""
+        """The manifest that counts of the shard, all of whose rows have ended, and its part.
+
+        They are another run's where that one, which was late, was faster.
+        """
         assert not self.left, len(self.left)
         numbers = sorted(self._ended)
         if numbers:
@@ -137,14 +140,17 @@ class ShardResults:
             self._ended.clear()
         order = np.argsort(np.array(self._in_tables))
         part = join_parts(self._tables).take(order)
-        return self._commit(part, self._planned([*self._shares.values()])), part
+        return self._commit(part, self._planned([*self._shares.values()]))
 
     def _take_up(self, checkpoint: ShardManifest) -> None:
-        for file in checkpoint.files:
-            table = pq.ParquetFile(self._run.folder.parts / file.name).read()
-            self._keep(table, [self._number[name] for name in table.column("request_hash").to_pylist()])
+        table = self._read(checkpoint)
+        self._keep(table, [self._number[name] for name in table.column("request_hash").to_pylist()])
         for share in checkpoint.by_run:
             self._add(share)
+
+    def _read(self, manifest: ShardManifest) -> pa.Table:
+        """The rows of its part, with the columns of this version."""
+        return join_parts([pq.ParquetFile(self._run.folder.parts / file.name).read() for file in manifest.files])
 
     def _keep(self, table: pa.Table, numbers: Iterable[int]) -> None:
         self._tables.append(table)
@@ -190,11 +196,13 @@ class ShardResults:
         lost = self._shard.prefill_tokens - sum(share.planned_tokens for share in shares)
         return [*shares[:-1], replace(shares[-1], planned_tokens=shares[-1].planned_tokens + lost)]
 
-    def _commit(self, table: pa.Table, shares: Sequence[Share], *, is_checkpoint: bool = False) -> ShardManifest:
+    def _commit(
+        self, table: pa.Table, shares: Sequence[Share], *, is_checkpoint: bool = False
+    ) -> tuple[ShardManifest, pa.Table]:
         staged, part = stage_part(self._run.folder, self._shard.shard_id, table)
         fingerprint = self._run.fingerprint
-        manifest = describe(self._plan_id, self._shard, fingerprint, part, shares, is_checkpoint=is_checkpoint)
+        own = describe(self._plan_id, self._shard, fingerprint, part, shares, is_checkpoint=is_checkpoint)
         with self._commits.committing():
             commit_part(self._run.folder, staged, part)
-            write_manifest(self._run.folder, manifest)
-        return manifest
+            manifest = commit_manifest(self._run.folder, own)
+        return manifest, table if manifest.files == own.files else self._read(manifest)

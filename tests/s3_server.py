@@ -1,5 +1,7 @@
 """A real S3 server, SeaweedFS, which a wheel brings along: started for tests, with one user, and ended."""
 
+import hashlib
+import hmac
 import json
 import os
 import shutil
@@ -12,12 +14,14 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 KEY, SECRET = "trunkline-tests", "not a secret"
 BUCKET = "results"
+REGION = "us-east-1"
 START_SECONDS = 60.0
 
 
@@ -33,7 +37,7 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_REGION": "us-east-1",
+            "AWS_REGION": REGION,
             "NO_PROXY": "127.0.0.1",
         }
 
@@ -107,7 +111,7 @@ def _wait_until_ready(found: S3Server, server: "subprocess.Popen[bytes]", log: P
         endpoint=found.url,
         access_key_id=KEY,
         secret_access_key=SECRET,
-        region="us-east-1",
+        region=REGION,
         client_options={"allow_http": True},
     )
     while True:
@@ -117,6 +121,28 @@ def _wait_until_ready(found: S3Server, server: "subprocess.Popen[bytes]", log: P
         except obstore.exceptions.BaseError:
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
+
+
+def put_placeholder(url: str, key: str) -> None:
+    """What a console makes of a new folder, an object of no bytes whose `key` ends in a slash: obstore cuts that off.
+
+    Signed by hand (AWS Signature Version 4).
+    """
+    now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    scope = f"{now[:8]}/{REGION}/s3/aws4_request"
+    empty = hashlib.sha256().hexdigest()
+    headers = {"host": url.removeprefix("http://"), "x-amz-content-sha256": empty, "x-amz-date": now}
+    lines = [f"{name}:{value}" for name, value in headers.items()]
+    signed = ";".join(headers)
+    request = "\n".join(["PUT", f"/{BUCKET}/{key}", "", *lines, "", signed, empty])
+    said = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(request.encode()).hexdigest()])
+    secret = f"AWS4{SECRET}".encode()
+    for word in scope.split("/"):
+        secret = hmac.digest(secret, word.encode(), "sha256")
+    signature = hmac.digest(secret, said.encode(), "sha256").hex()
+    allowed = f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, SignedHeaders={signed}, Signature={signature}"
+    put = urllib.request.Request(f"{url}/{BUCKET}/{key}", b"", headers | {"Authorization": allowed}, method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(put, timeout=30).close()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -170,15 +170,20 @@ class ScoringJob(Part):
     model: Model = Model()
     sampling: Sampling = Sampling()
     engine: EngineLimits = EngineLimits()
-    runner: Literal["local", "dask"] = Field(
+    runner: Literal["local", "dask", "ray"] = Field(
         default="local",
-        description="local: engines on this machine; dask: one on each worker of a Dask cluster "
-        "([clusters.md](clusters.md)).",
+        description="local: engines on this machine; dask: one on each worker of a Dask cluster; ray: one on each "
+        "device of a Ray cluster ([clusters.md](clusters.md)).",
     )
     dask_scheduler: str | None = Field(
         default=None,
         description="The scheduler's address, such as `tcp://host:8786`, where `runner` is dask; a cluster of this "
         "machine's own, which ends with the run, where it is not said.",
+    )
+    ray_address: Annotated[str, StringConstraints(pattern=r"^(auto|(ray://)?[^\s/]+:\d{1,5})$")] | None = Field(
+        default=None,
+        description="`auto`, `host:port` of the head, or `ray://host:port` of Ray's client server, where `runner` is "
+        "ray; a cluster of this machine's own, which ends with the run, where it is not said.",
     )
     shard_seconds: float = Field(
         default=45.0, gt=0, le=86_400, description="About how long a shard takes, which is what is committed at once."
@@ -225,6 +230,8 @@ class ScoringJob(Part):
         yield from _not_in_parts(given.get("model"), given.get("engine"))
         if given.get("dask_scheduler") is not None and given.get("runner") != "dask":
             yield "dask_scheduler belongs to runner: dask"
+        if given.get("ray_address") is not None and given.get("runner") != "ray":
+            yield "ray_address belongs to runner: ray"
         prompt = given.get("prompt")
         has_items = isinstance(task, Mapping) and any(task.get(key) is not None for key in ("items", "items_column"))
         if has_items and isinstance(prompt, Mapping) and prompt.get("messages") is not None:
@@ -255,9 +262,14 @@ class ScoringJob(Part):
         return None if self.store is None else Path(self.store).expanduser().absolute()
 
     @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that computes; None where this machine does."""
+        return self.dask_scheduler or self.ray_address
+
+    @property
     def workers_here(self) -> int:
         """How many engines share this machine's cores; those of a cluster elsewhere have their own."""
-        return max(1, self.engine.workers) if self.dask_scheduler is None else 1
+        return max(1, self.engine.workers) if self.cluster is None else 1
 
     def engine_config(self) -> EngineConfig:
         precision = self.model.model_dump(include={"dtype", "quantization", "kv_cache_dtype"})

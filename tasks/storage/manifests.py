@@ -2,17 +2,19 @@
 
 A shard that is done has one manifest. Before, each of its checkpoints has one, under a name of its own: they are
 superseded, and no reader's any more, in the moment in which the shard's manifest appears. Their files stay until views
-are published that do not name them.
+are published that do not name them. Of two checkpoints with a row in common one counts: the other is of a try that was
+never told that it had committed, behind which its rows were written once more.
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.failpoint import failpoint
@@ -30,10 +32,19 @@ def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:
     return folder.manifests / f"shard-{plan_id}-{shard_id}.json"
 
 
-def write_manifest(folder: OutputFolder, manifest: ShardManifest) -> bool:
-    """False where the shard, or the checkpoint, was committed before."""
+def commit_manifest(folder: OutputFolder, manifest: ShardManifest) -> ShardManifest:
+    """The manifest that counts: this one, or that of who committed the shard, or the checkpoint, before.
+
+    One that is there and damaged is set aside, and this takes its place. Only the lock's holder may call it.
+    """
     final = folder.manifests / manifest.name
-    return folder.commit(stage_json(folder.staged("manifest.json"), asdict(manifest)), final)
+    while not folder.commit(stage_json(folder.staged("manifest.json"), asdict(manifest)), final):
+        try:
+            return _load(folder, final)
+        except DamagedError as problem:
+            tell(problem, "another takes its place")
+            folder.set_aside(final)
+    return manifest
 
 
 def find_manifest(folder: OutputFolder, plan_id: str, shard_id: str) -> ShardManifest | None:
@@ -50,17 +61,18 @@ def find_checkpoints(folder: OutputFolder, plan_id: str, shard_id: str) -> list[
     for path in sorted(folder.manifests.glob(f"checkpoint-{plan_id}-{shard_id}-*.json")):
         with suppress(DamagedError):
             found.append(_load(folder, path))
-    return _without_overlaps(folder, found)
+    return _remove_overlaps(folder, found)
 
 
 def read_manifests(folder: OutputFolder) -> list[ShardManifest]:
-    """Every manifest whose parts are there with the right size, by name; others are passed over."""
-    return _read(folder, _load)[0]
+    """Every manifest that counts and whose parts are there with the right size, by name; others are passed over."""
+    return _without_overlaps(folder, _read(folder, _load)[0])
 
 
 def inspect_manifests(folder: OutputFolder) -> tuple[list[ShardManifest], dict[Path, DamagedError]]:
-    """Every manifest whose parts are there to the byte; the paths of the others, with what is wrong."""
-    return _read(folder, lambda folder, path: _check_parts(folder, _load(folder, path)))
+    """Every manifest that counts and whose parts are there to the byte; paths of damaged ones, with what is wrong."""
+    good, damaged = _read(folder, _load_whole)
+    return _without_overlaps(folder, good), damaged
 
 
 def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
@@ -68,16 +80,16 @@ def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
 
     Only the lock's holder may call it. Parts that no manifest names are removed.
     """
-    good, damaged = inspect_manifests(folder)
+    good, damaged = _read(folder, _load_whole)
     while damaged:
         for path, problem in damaged.items():
             tell(problem, "its shard will be scored again")
             for file in {path, problem.path}:
                 if os.path.lexists(file):
                     folder.set_aside(file)
-        good, damaged = inspect_manifests(folder)  # a shard's checkpoints may be there yet
+        good, damaged = _read(folder, _load_whole)  # a shard's checkpoints may be there yet
     _remove_orphans(folder, good)
-    return _without_overlaps(folder, good)
+    return _remove_overlaps(folder, good)
 
 
 def remove_superseded(folder: OutputFolder) -> None:
@@ -155,26 +167,42 @@ def _load(folder: OutputFolder, path: Path) -> ShardManifest:
     return manifest
 
 
-def _without_overlaps(folder: OutputFolder, manifests: Sequence[ShardManifest]) -> list[ShardManifest]:
-    """Removes each checkpoint that has a row of a larger one of its shard: its other rows are to be scored again.
-
-    It was committed by a try that never heard so, behind which its rows were asked once more.
-    """
-    rows: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    overlapping = set()
-    for manifest in sorted((one for one in manifests if one.is_checkpoint), key=lambda one: -one.requests):
-        known = rows[manifest.plan_id, manifest.shard_id]
-        own = {row for part in manifest.files for row in _requests_of(folder.parts / part.name)}
-        if known.isdisjoint(own):
-            known |= own
-        else:
+def _remove_overlaps(folder: OutputFolder, manifests: Sequence[ShardManifest]) -> list[ShardManifest]:
+    """Removes the checkpoints that do not count; rows that only they have are to be scored again."""
+    kept = _without_overlaps(folder, manifests)
+    names = {manifest.name for manifest in kept}
+    for manifest in manifests:
+        if manifest.name not in names:
             folder.remove(folder.manifests / manifest.name)
-            overlapping.add(manifest.name)
+    return kept
+
+
+def _without_overlaps(folder: OutputFolder, manifests: Sequence[ShardManifest]) -> list[ShardManifest]:
+    """Those without each checkpoint that has a row of a larger one of its shard."""
+    checkpoints: defaultdict[tuple[str, str], list[ShardManifest]] = defaultdict(list)
+    for manifest in manifests:
+        if manifest.is_checkpoint:
+            checkpoints[manifest.plan_id, manifest.shard_id].append(manifest)
+    overlapping = {one.name for some in checkpoints.values() if len(some) > 1 for one in _overlapping(folder, some)}
     return [manifest for manifest in manifests if manifest.name not in overlapping]
 
 
+def _overlapping(folder: OutputFolder, checkpoints: Sequence[ShardManifest]) -> Iterator[ShardManifest]:
+    known: set[str] = set()
+    for manifest in sorted(checkpoints, key=lambda one: -one.requests):
+        own = {row for part in manifest.files for row in _requests_of(folder.parts / part.name)}
+        if not known.isdisjoint(own):
+            yield manifest
+        else:
+            known |= own
+
+
 def _requests_of(part: Path) -> list[str]:
-    found: list[str] = pq.ParquetFile(part).read(["request_hash"]).column(0).to_pylist()
+    """None of a part that cannot be read, as whoever checks its bytes finds, or that has gone meanwhile."""
+    try:
+        found: list[str] = pq.ParquetFile(part).read(["request_hash"]).column(0).to_pylist()
+    except (OSError, pa.ArrowException):
+        return []
     return found
 
 
@@ -185,7 +213,9 @@ def _check_size(part: Path, size: int) -> None:
         raise DamagedError(part, f"has {part.stat().st_size:,} bytes of {size:,}")
 
 
-def _check_parts(folder: OutputFolder, manifest: ShardManifest) -> ShardManifest:
+def _load_whole(folder: OutputFolder, path: Path) -> ShardManifest:
+    """As `_load`, to the byte."""
+    manifest = _load(folder, path)
     for part in manifest.files:
         if sha256_of(folder.parts / part.name) != part.sha256:
             raise DamagedError(folder.parts / part.name, "is damaged: its bytes are not those that were committed")

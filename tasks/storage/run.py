@@ -58,6 +58,7 @@ _RUN_KEYS = {
     "price_per_hour": True,
     "runner": True,
     "dask_scheduler": True,
+    "ray_address": True,
 }
 
 

@@ -68,7 +68,12 @@ class StepCurve:
 
     @property
     def computing_seconds(self) -> float:
-        """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn."""
+        """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn.
+
+        What one engine says in a point may be of the span before it; of several, two may have been in a step at once.
+        """
+        if self.engines == 1:
+            return self.points[-1].busy_seconds if self.points else 0.0
         return sum(min(b.seconds - a.seconds, b.busy_seconds - a.busy_seconds) for a, b in self.spans)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from engine.failpoint import failpoint
 from tasks.storage.commit import sha256_of
-from tasks.storage.manifests import write_manifest
+from tasks.storage.manifests import commit_manifest
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.parts import PART_SCHEMA
 from tasks.storage.run import Run
@@ -74,7 +74,7 @@ def take_results(run: Run, wanted: Path, connection: duckdb.DuckDBPyConnection) 
     digest, size = sha256_of(staged), staged.stat().st_size
     part = PartFile(f"{shard_id}-{digest[:16]}.parquet", digest, taken.requests, size)
     run.folder.commit(staged, run.folder.parts / part.name)
-    write_manifest(run.folder, _describe(run, shard_id, part, taken, time.monotonic() - started))
+    commit_manifest(run.folder, _describe(run, shard_id, part, taken, time.monotonic() - started))
     failpoint("store.committed")
     return taken.requests
 

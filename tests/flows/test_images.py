@@ -56,10 +56,13 @@ def test_every_version_is_the_locks(image: str) -> None:
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_what_a_variable_or_a_job_asks_for_is_there(image: str) -> None:
-    """Endpoints, a Dask cluster and workbooks are asked for where nobody installs anything any more."""
+    """Endpoints, a Dask cluster and workbooks are asked for where nobody installs anything any more.
+
+    A Ray cluster has images of its own, in which Trunkline is installed.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     [extras] = re.findall(r"requirements\.lock '\.\[([\w,]+)\]'", " ".join(rest_of(image, "RUN")))
-    assert {*extras.split(",")} == {*project["project"]["optional-dependencies"]} - {"dev", "docs", "lm_eval"}
+    assert {*extras.split(",")} == {*project["project"]["optional-dependencies"]} - {"dev", "docs", "lm_eval", "ray"}
 
 
 @pytest.mark.parametrize("image", IMAGES)

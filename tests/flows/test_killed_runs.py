@@ -30,7 +30,8 @@ class Command:
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
         with self._output.open("w") as file:
             more = self._environment | environment
-            return subprocess.Popen(self._arguments, cwd=ROOT, env=more, stdout=file, stderr=file)
+            # A group of its own, which a test may signal as a terminal does.
+            return subprocess.Popen(self._arguments, cwd=ROOT, env=more, stdout=file, stderr=file, process_group=0)
 
     def run(self, **environment: str) -> int:
         return self.start(**environment).wait(240)

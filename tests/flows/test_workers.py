@@ -1,5 +1,6 @@
 """Runs over an engine in a process of its own, as commands and deployments have it."""
 
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -7,11 +8,13 @@ from threading import Thread
 import psutil
 import pytest
 
+from engine.errors import UserError
 from flows.score import score
 from flows.workers import kept_engines, own_processes, own_workers, workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
+from tasks.storage.run import open_run
 from tests.flows.conftest import Job
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -79,3 +82,15 @@ def test_a_cluster_that_is_away_is_not_missed_by_a_run_with_nothing_to_do(small_
     again = job_of(small_job | {"runner": "dask", "dask_scheduler": "tcp://127.0.0.1:9"}, "again")
     with workers_from(own_workers):
         assert score(again).scored_rows == 0
+
+
+@pytest.mark.parametrize(("runner", "library"), [("dask", "distributed"), ("ray", "ray")])
+def test_a_cluster_whose_library_is_not_installed_is_refused(
+    small_job: Job, monkeypatch: pytest.MonkeyPatch, runner: str, library: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"tasks.{runner}_cluster.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)
+    said = rf"^runner: {runner} needs trunkline\[{runner}\], which is not installed \(.*{library}"
+    with open_run(job_of(small_job | {"runner": runner}, runner)) as run, pytest.raises(UserError, match=said):
+        own_workers(run)

@@ -3,15 +3,17 @@
     python -m engine.bench.workload generate --groups 8 --degree 16 --prefix 1024 --distinct 64 --output 32 > rows.jsonl
     python -m tests.tasks.many_workers rows.jsonl --workers 2 --rounds 3
 
-Sides alternate. The last line printed is JSON, with medians: seconds from the first shard's start to the last one's
-end, with the models loaded; the processor's own time of the worker that had the most, which others on the machine
-disturb less; and prompt tokens that sharing saved. All rows must have an answer on both sides.
+With `--ray` the workers of both sides are actors of a Ray of this machine's own. Sides alternate. The last line printed
+is JSON, with medians: seconds from the first shard's start to the last one's end, with the models loaded; the
+processor's own time of the worker that had the most, which others on the machine disturb less; and prompt tokens that
+sharing saved. All rows must have an answer on both sides.
 """
 
 import json
 import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ from engine.plan import Plan
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from flows.in_flight import run_in_flight
+from tasks.cluster.asked_model import AskedModel
 from tasks.dispatch import Dispatch, Turn
-from tasks.engine_process.engine_process import EngineProcess
+from tasks.engine_process.engine_process import SERVER, EngineProcess
 from tasks.error_limit import ErrorLimit
 from tasks.job.job_file import parse_job
 from tasks.many_engines import ManyEngines
@@ -42,14 +45,18 @@ CONFIG = EngineConfig(device="cpu", dtype="float32")
 class Side:
     """The workload on workers in these places."""
 
-    def __init__(self, requests: list[Request], model: str, here: tuple[Place, ...], cores: int) -> None:
+    def __init__(
+        self, requests: list[Request], model: str, here: tuple[Place, ...], cores: int, *, on_ray: bool
+    ) -> None:
         self.seconds: list[float] = []
         self.own_seconds: list[float] = []
         self.computed: list[int] = []
         self.answers: dict[str, tuple[int, ...]] = {}
         self.here = here
         self._requests = requests
-        self._model = resolve_model(model)
+        self._asked = AskedModel(model, resolve_model(model))
+        self._model = self._asked.here
+        self._on_ray = on_ray
         self._cores = cores
 
     def plan(self, config: EngineConfig) -> Plan:
@@ -59,11 +66,9 @@ class Side:
         return make_plan(self._requests, config, cost, min_shards=least)
 
     def run(self) -> Plan:
-        members = [EngineProcess(self._model, CONFIG, place=place, label=str(place)) for place in self.here]
-        with ManyEngines(members) as workers, ThreadPoolExecutor() as threads:
+        with self._workers() as workers, ThreadPoolExecutor() as threads:
             workers.start()
-            config, *_ = [member.config() for member in members]
-            plan = self.plan(config)
+            plan = self.plan(workers.config())
             job = parse_job(job_content(Path(), {"csv": "none.csv"}), "none")
             dispatch = Dispatch(plan.shards, workers, ErrorLimit(job), job.max_engine_deaths)
             outputs: list[RequestOutput] = []
@@ -85,17 +90,25 @@ class Side:
         self.answers = {output.request_id: output.token_ids for output in outputs}
         return plan
 
+    def _workers(self) -> AbstractContextManager[ManyEngines]:
+        if self._on_ray:
+            from tasks.ray_cluster.ray_workers import ray_workers
+
+            return ray_workers(self._asked, CONFIG, None, len(self.here), self.here)
+        return ManyEngines([EngineProcess(self._model, CONFIG, place=place, label=str(place)) for place in self.here])
+
 
 def _own_seconds() -> list[float]:
     """Of the processor, by each of this process's engines."""
-    times = [child.cpu_times() for child in psutil.Process().children()]
+    below = psutil.Process().children(recursive=True)
+    times = [child.cpu_times() for child in below if SERVER in " ".join(child.cmdline())]
     return [each.user + each.system for each in times]
 
 
-def main(workload: Path, workers: int = 2, rounds: int = 3, model: str = "embedded") -> None:
+def main(workload: Path, workers: int = 2, rounds: int = 3, model: str = "embedded", ray: bool = False) -> None:
     requests = read_workload(workload)
     parts = places(CONFIG, workers)
-    sides = [Side(requests, model, parts[:number], workers) for number in (1, workers)]
+    sides = [Side(requests, model, parts[:number], workers, on_ray=ray) for number in (1, workers)]
     for _ in range(rounds):
         for side in sides:
             plan = side.run()

@@ -30,11 +30,12 @@ from tasks.storage.bucket import Bucket
 from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError
 from tasks.storage.file_names import LOCK
 from tasks.storage.lease import Lease, open_bucket, take_lease
-from tasks.storage.manifests import find_manifest, read_manifests, write_manifest
+from tasks.storage.manifests import commit_manifest, find_manifest, read_manifests
 from tasks.storage.open_folder import folder_of, open_folder
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tasks.storage.stop_request import ask_to_stop, is_asked
+from tests.s3_server import put_placeholder
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import TABLE, ask, deduplicate_requests, extract_rows, plan_alone, run_steps
@@ -150,7 +151,7 @@ def test_two_writers_of_one_manifest(job: ScoringJob, on: Here) -> None:
         [theirs] = read_manifests(here)
         late = replace(theirs, seconds=theirs.seconds + 1)
         (here.manifests / late.name).unlink()  # it came behind the look at the bucket
-        assert not write_manifest(here, late)
+        assert commit_manifest(here, late) == theirs
         assert find_manifest(here, theirs.plan_id, theirs.shard_id) == theirs
         assert (here.parts / theirs.files[0].name).is_file()
     assert not any(here.staging.iterdir())
@@ -314,6 +315,19 @@ def test_a_place_where_a_run_was_killed_before_it_had_the_lock(s3_url: str, job_
     on("one")
     Bucket(f"{s3_url}/begun", 20.0).put(".clock", b"none")
     assert run_steps(job_of(ROWS, output=f"{s3_url}/begun"))[1].missing == 0
+
+
+def test_folders_that_a_console_made_are_empty(s3_url: str, job_of: JobMaker, on: Here) -> None:
+    on("one")
+    for key in ("console/", "console/parts/", "console/manifests/", "console/plan/"):
+        put_placeholder(os.environ["AWS_ENDPOINT_URL"], key)
+    job = job_of(ROWS, output=f"{s3_url}/console", source={"id": "id"})
+    assert run_steps(job)[1].missing == 0
+    on("another")
+    assert len(table(job)) == len(ROWS)
+    put_placeholder(os.environ["AWS_ENDPOINT_URL"], "theirs/pictures/")
+    with pytest.raises(UserError, match="theirs holds other objects; name a new or empty one"):
+        run_steps(job_of(ROWS, output=f"{s3_url}/theirs"))
 
 
 def test_places_that_are_none(s3_url: str, job_of: JobMaker, on: Here) -> None:

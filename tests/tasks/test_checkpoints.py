@@ -19,6 +19,7 @@ from tasks.shard_results import ShardResults
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
+from tasks.storage.run_record import read_records
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, deduplicate_requests, extract_rows, run_steps, table
@@ -152,7 +153,9 @@ def test_of_checkpoints_with_a_row_in_common_one_counts(
         with pytest.raises(FileNotFoundError):
             run_steps(job)
     folder = OutputFolder(job.output_folder)
-    assert sorted(manifest.requests for manifest in read_manifests(folder)) == [1, 1, 1, 1, 1, 1, 1, 2]
+    assert len(files(folder, "checkpoint")) == 8
+    assert sorted(manifest.requests for manifest in read_manifests(folder)) == [1, 1, 1, 1, 1, 1, 2]
+    assert [record.scored for record in read_records(folder)] == [8]
     engine.works.clear()
     run_steps(job_of(rows(count), **EACH_ROW))
     assert len(engine.scored) == count - 8

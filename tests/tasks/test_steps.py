@@ -274,7 +274,7 @@ def test_a_try_that_ended_between_part_and_manifest(
     with open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
         with monkeypatch.context() as failing:
-            failing.setattr("tasks.shard_results.write_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
+            failing.setattr("tasks.shard_results.commit_manifest", lambda *_: (_ for _ in ()).throw(OSError(5, "gone")))
             with pytest.raises(OSError, match="gone"):
                 infer_shard(run, planned.plan_id, planned.shards[0], engine)
         infer_shard(run, planned.plan_id, planned.shards[0], engine)

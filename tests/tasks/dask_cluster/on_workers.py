@@ -3,24 +3,20 @@
 import time
 from pathlib import Path
 
-from engine.model.checkpoint import ModelFiles, resolve_model
-from tasks.dask_cluster.held_child import HeldChild
+from tasks.cluster.asked_model import tell_model
+from tasks.cluster.held_child import HeldChild
 
 
-def cannot_import(_: str) -> ModelFiles:
+def cannot_import(_: str) -> bytes:
     raise ModuleNotFoundError("No module named 'tasks'")
 
 
-def cannot_read(_: str) -> ModelFiles:
-    raise PermissionError(13, "Permission denied")
-
-
-def tells_late(path: str) -> ModelFiles:
+def tells_late(path: str) -> bytes:
     """Once somebody lets it."""
     deadline = time.monotonic() + 20
     while not Path(path, "go").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return resolve_model(path)
+    return tell_model(path)
 
 
 class SlowToBegin(HeldChild):

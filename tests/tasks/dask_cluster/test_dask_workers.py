@@ -15,14 +15,15 @@ pytest.importorskip("distributed", reason="an extra: pip install trunkline[dask]
 from distributed import Client, LocalCluster
 
 from engine.errors import EngineDeadError, EngineLostError, EngineNotLoadedError, UserError
-from engine.model.checkpoint import ModelFiles, resolve_model
-from tasks.dask_cluster.asked_model import AskedModel
+from engine.model.checkpoint import resolve_model
+from tasks.cluster.asked_model import AskedModel
+from tasks.cluster.cluster_workers import ClusterWorkers
 from tasks.dask_cluster.dask_child import DaskChild
-from tasks.dask_cluster.dask_workers import DaskWorkers, dask_workers
+from tasks.dask_cluster.dask_workers import DaskCluster, DaskWorker, dask_workers
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.job.job import ScoringJob
 from tests.tasks.conftest import JobMaker
-from tests.tasks.dask_cluster.on_workers import SlowToBegin, cannot_import, cannot_read, tells_late
+from tests.tasks.dask_cluster.on_workers import SlowToBegin, cannot_import, tells_late
 from tests.tasks.engine_process.test_engine_process import CONFIG, assert_equal, wait_for, work
 from tests.tasks.fakes import write_model
 from tests.tasks.steps import table
@@ -45,9 +46,11 @@ def model(tmp_path: Path) -> AskedModel:
 
 
 @pytest.fixture
-def workers(cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[DaskWorkers]:
+def workers(
+    cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ClusterWorkers[DaskWorker]]:
     monkeypatch.setattr("tasks.dask_cluster.dask_workers.DaskChild", lambda *of: DaskChild(*of, FAKE))
-    monkeypatch.setattr("tasks.dask_cluster.dask_workers.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("tasks.cluster.cluster_workers.LOOK_SECONDS", 0.2)
     with dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()) as made:
         yield made
 
@@ -67,7 +70,7 @@ def kill_one(client: Client) -> None:
     os.kill(min(client.run(os.getpid).values()), signal.SIGKILL)
 
 
-def test_each_worker_answers_in_the_order_of_its_requests(workers: DaskWorkers) -> None:
+def test_each_worker_answers_in_the_order_of_its_requests(workers: ClusterWorkers[DaskWorker]) -> None:
     workers.start()
     assert workers.config() == CONFIG
     wait_for(lambda: workers.stage is None)
@@ -79,7 +82,7 @@ def test_each_worker_answers_in_the_order_of_its_requests(workers: DaskWorkers) 
 
 
 @pytest.mark.fault(2)
-def test_an_engine_that_dies_is_replaced_where_it_was(workers: DaskWorkers, client: Client) -> None:
+def test_an_engine_that_dies_is_replaced_where_it_was(workers: ClusterWorkers[DaskWorker], client: Client) -> None:
     first, second = workers.each()
     before = client.run(os.getpid)
     client.run(lambda: os.environ.update(FAILPOINT="engine.step:2:kill"))
@@ -92,7 +95,9 @@ def test_an_engine_that_dies_is_replaced_where_it_was(workers: DaskWorkers, clie
 
 
 @pytest.mark.fault(2)
-def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: DaskWorkers, client: Client) -> None:
+def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(
+    workers: ClusterWorkers[DaskWorker], client: Client
+) -> None:
     both = workers.each()
     for worker in both:
         worker.submit(work(1)).result(10)
@@ -108,21 +113,23 @@ def test_a_worker_that_is_killed_is_lost_and_who_comes_instead_joins(workers: Da
 
 
 @pytest.mark.fault(2)
-def test_a_run_loses_nothing_with_a_worker(workers: DaskWorkers, client: Client, job_of: JobMaker) -> None:
+def test_a_run_loses_nothing_with_a_worker(
+    workers: ClusterWorkers[DaskWorker], client: Client, job_of: JobMaker
+) -> None:
     _loses_nothing(job_of(ROWS, **EACH, task={"type": "generate"}, sampling={"max_tokens": 2}), workers, client)
 
 
 @pytest.mark.nightly
 @pytest.mark.fault(2)
 def test_a_run_into_a_bucket_loses_nothing_with_a_worker(
-    workers: DaskWorkers, client: Client, job_of: JobMaker, s3_url: str, tmp_path: Path
+    workers: ClusterWorkers[DaskWorker], client: Client, job_of: JobMaker, s3_url: str, tmp_path: Path
 ) -> None:
     place = f"{s3_url}/dask/{tmp_path.name}"
     asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 2}, "output": place}
     _loses_nothing(job_of(ROWS, **EACH, **asked), workers, client)
 
 
-def _loses_nothing(job: ScoringJob, workers: DaskWorkers, client: Client) -> None:
+def _loses_nothing(job: ScoringJob, workers: ClusterWorkers[DaskWorker], client: Client) -> None:
     """Who is killed in the middle costs no row, and no answer is another one."""
     killer = Thread(target=lambda: _when_a_shard_is_committed(job, client))
     killer.start()
@@ -149,7 +156,7 @@ def test_another_model_there_is_refused(cluster: LocalCluster, model: AskedModel
 
 
 def test_who_joins_with_another_model_is_not_asked(
-    workers: DaskWorkers, client: Client, model: AskedModel, caplog: pytest.LogCaptureFixture
+    workers: ClusterWorkers[DaskWorker], client: Client, model: AskedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = {*workers.each()}
     Path(model.path, "model.safetensors").write_bytes(b"other")
@@ -162,27 +169,26 @@ def test_who_joins_with_another_model_is_not_asked(
     ("answer", "said"),
     [
         (cannot_import, r"^runner: a Dask worker needs the run's environment: ModuleNotFoundError: .* \(on tcp://"),
-        (cannot_read, r"^model\.path: /.*/fine cannot be read: Permission denied \(on tcp://"),
         (tells_late, "^runner: no Dask worker answers when it is asked for the model; "),
     ],
 )
 def test_workers_that_cannot_be_asked_for_the_model(
-    client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], ModelFiles], said: str
+    client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], bytes], said: str
 ) -> None:
-    monkeypatch.setattr("tasks.dask_cluster.asked_model.resolve_model", answer)
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.tell_model", answer)
     if answer is tells_late:
-        monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_TELL", 0.2)
+        monkeypatch.setattr("tasks.cluster.cluster_workers.SECONDS_TO_TELL", 0.2)
     with pytest.raises(UserError, match=said):
-        DaskWorkers(client, model, CONFIG)
+        ClusterWorkers(DaskCluster(client), model, CONFIG)
     Path(model.path, "go").touch()
 
 
 def test_nobody_waits_for_who_joins(
-    workers: DaskWorkers, client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+    workers: ClusterWorkers[DaskWorker], client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reads the model, which may take minutes; the others are there meanwhile."""
     both, addresses = {*workers.each()}, {*known_workers(client)}
-    monkeypatch.setattr("tasks.dask_cluster.asked_model.resolve_model", tells_late)
+    monkeypatch.setattr("tasks.dask_cluster.dask_workers.tell_model", tells_late)
     kill_one(client)
     wait_for_another(client, addresses)
     time.sleep(0.3)
@@ -196,8 +202,8 @@ def test_a_run_begins_with_who_is_ready(
     cluster: LocalCluster, client: Client, model: AskedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other is asked behind a task of somebody else's, and joins once that is done."""
-    monkeypatch.setattr("tasks.dask_cluster.dask_workers.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_FOLLOW", 0.3)
+    monkeypatch.setattr("tasks.cluster.cluster_workers.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.cluster.cluster_workers.SECONDS_TO_FOLLOW", 0.3)
     go = Path(model.path, "go")
     busy = client.submit(tells_late, model.path, workers=[max(known_workers(client))], pure=False)
     with dask_workers(model, CONFIG, cluster.scheduler_address, 2, ()) as workers:
@@ -207,7 +213,9 @@ def test_a_run_begins_with_who_is_ready(
         wait_for(lambda: len(workers.each()) == 2)
 
 
-def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: DaskWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_slow_to_begin_is_not_gone(
+    workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = workers.each()
     with monkeypatch.context() as changed:
         changed.setattr("tasks.dask_cluster.dask_child.HeldChild", SlowToBegin)
@@ -219,7 +227,9 @@ def test_a_worker_that_is_slow_to_begin_is_not_gone(workers: DaskWorkers, monkey
     assert_equal(first.submit(work(2)).result(10), work(2).requests)
 
 
-def test_who_begins_again_at_an_address_is_another(workers: DaskWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_begins_again_at_an_address_is_another(
+    workers: ClusterWorkers[DaskWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with a port of its own: the engine that was there went with the process."""
     first, second = workers.each()
     address = first.label.removeprefix("the Dask worker ")
@@ -238,7 +248,7 @@ def test_who_begins_again_at_an_address_is_another(workers: DaskWorkers, monkeyp
 
 
 def test_one_that_joins_and_goes_at_once_ends_nothing(
-    workers: DaskWorkers, client: Client, monkeypatch: pytest.MonkeyPatch
+    workers: ClusterWorkers[DaskWorker], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, addresses = {*workers.each()}, {*known_workers(client)}
     asked: list[object] = []
@@ -256,7 +266,7 @@ def test_one_that_joins_and_goes_at_once_ends_nothing(
 
 @pytest.mark.fault(21)
 def test_a_worker_that_is_frozen_is_taken_for_gone(
-    workers: DaskWorkers, client: Client, monkeypatch: pytest.MonkeyPatch
+    workers: ClusterWorkers[DaskWorker], client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = workers.each()
     first.submit(work(1)).result(10)
@@ -283,7 +293,7 @@ def test_a_scheduler_that_is_not_there_is_refused(model: AskedModel, monkeypatch
 def test_workers_that_do_not_join_are_not_waited_for_for_ever(
     cluster: LocalCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.dask_cluster.dask_workers.SECONDS_TO_JOIN", 0.5)
+    monkeypatch.setattr("tasks.cluster.cluster_workers.SECONDS_TO_JOIN", 0.5)
     said = r"^runner: 2 of 9 Dask workers joined in 0\.5 s; "
     with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, cluster.scheduler_address, 9, ()):
         pass

@@ -84,6 +84,7 @@ KEEPS: dict[str, tuple[dict[str, Any], Any]] = {
     "store": ({}, "other-store"),
     "runner": ({}, "dask"),
     "dask_scheduler": ({"runner": "dask"}, "tcp://other:8786"),
+    "ray_address": ({"runner": "ray"}, "other:6379"),
     "source.parquet": ({}, "other.parquet"),
     "source.csv": ({"source": {"csv": "rows.csv"}}, "other.csv"),
     "source.jsonl": ({"source": {"jsonl": "rows.jsonl"}}, "other.jsonl"),

@@ -46,3 +46,10 @@ def test_a_curve_comes_back_and_another_runs_does_not(tmp_path: Path) -> None:
     assert read_curve(folder, "run-000003-abcdef") == StepCurve("run-000003-abcdef")
     folder.step_curve.write_text("half of a l")
     assert read_curve(folder, curve.run_id) == StepCurve(curve.run_id)
+
+
+def test_steps_of_one_engine_are_told_late_and_all_counted() -> None:
+    """Ten seconds of steps one behind the other, of which every other point says nothing and the next one twice."""
+    points = tuple(CurvePoint(float(at), at, at, 0, 0, 0, 2.0 * (at // 2)) for at in range(1, 11))
+    assert StepCurve("run", 12.0, points=points).computing_seconds == 10.0
+    assert StepCurve("run", 12.0).computing_seconds == 0.0

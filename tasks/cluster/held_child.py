@@ -1,4 +1,4 @@
-"""An engine's process as a Dask worker holds it: an actor there, whose methods `dask_child.DaskChild` calls."""
+"""An engine's process as a worker of a cluster holds it, whose methods `far_child.FarChild` calls."""
 
 import asyncio
 from contextlib import suppress
@@ -13,9 +13,9 @@ POLL_SECONDS = 1.0
 
 
 class HeldChild:
-    """Frames to and from the child, as they are. The child ends with the actor, and with the Dask worker.
+    """Frames to and from the child, as they are. The child ends with this, and with the process that this is in.
 
-    What may block runs in a thread, and never in the one that Dask keeps for actors: a call that waits for a frame
+    What may block runs in a thread, and never in the one that Dask or Ray has for actors: a call that waits for a frame
     would hold up those that send one there.
     """
 

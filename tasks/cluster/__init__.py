@@ -1,0 +1,1 @@
+"""Engines on the workers of a cluster, whichever library it is of."""

@@ -1,0 +1,1 @@
+"""Engines on the devices of a Ray cluster."""
