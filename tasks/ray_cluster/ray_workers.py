@@ -65,9 +65,11 @@ class RayCluster:
     """
 
     kind = "Ray worker"
-    cure = "start more nodes with `ray start --address=HOST:PORT`"
 
     def __init__(self, config: EngineConfig, cpus_each: int = 0) -> None:
+        self.cure = (
+            f"start more nodes{' with GPUs' if config.device != 'cpu' else ''} (`ray start --address=HOST:PORT`)"
+        )
         self._config = config
         self._cpus_each = cpus_each
         self._ended: Counter[tuple[str, int]] = Counter()
@@ -77,7 +79,9 @@ class RayCluster:
         self._lock = Lock()
 
     def known(self) -> Mapping[RayWorker, Place]:
-        there = [node for node in ray.nodes() if node["Alive"]]
+        there: list[dict[str, Any]] = []
+        with suppress(Exception):  # of the client, whose server is away
+            there = [node for node in ray.nodes() if node["Alive"]]
         with self._lock:
             self._addresses |= {node["NodeID"]: node["NodeManagerAddress"] for node in there}
             found = {

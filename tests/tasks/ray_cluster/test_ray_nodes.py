@@ -102,7 +102,7 @@ def test_a_node_that_comes_late_is_taken_in(head: str, model: AskedModel, start_
 
 def test_more_workers_than_there_are(head: str, model: AskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tasks.cluster.cluster_workers.SECONDS_TO_JOIN", 0.5)
-    said = r"^runner: 1 of 2 Ray workers joined in 0\.5 s; start more nodes with `ray start "
+    said = r"^runner: 1 of 2 Ray workers joined in 0\.5 s; start more nodes \(`ray start "
     with pytest.raises(UserError, match=said), ray_workers(model, CONFIG, head, 2, ()):
         pass
 
