@@ -1,5 +1,6 @@
 """How far the scoring is, and how fast: plain numbers that a bar and an artifact show."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -7,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from engine.plan import Shard
+from engine.planning.cost import Prices
+from engine.planning.steps_left import decode_steps_left
 from flows.countdown import Countdown
 from flows.token_costs import TokenCosts
 from tasks.answers_seen import AnswersSeen
 from tasks.workers import Computed
 
 WINDOW_SECONDS = 20.0
+FIRST_READINGS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Work:
     """What there is to do: all rows, those done before this run, and the tokens that the plan computes for the others.
 
     `label` tokens are those of labels; `decode` tokens are generated ones at their most, which is `most` an answer.
+    `prices` are what the plan expects of the device.
     """
 
     rows: int
@@ -29,6 +34,7 @@ class Work:
     label: int = 0
     decode: int = 0
     most: float = 0.0
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,23 @@ class Progress:
     errors: int = 0
 
 
+class StepFill:
+    """How many tokens a step has in which the mean token is: steps that only decode have few, and few tokens."""
+
+    def __init__(self) -> None:
+        self._squares = self._tokens = 0.0
+
+    def learn(self, computed: Computed) -> None:
+        """What some steps computed."""
+        if computed.steps:
+            self._squares += computed.tokens**2 / computed.steps
+            self._tokens += computed.tokens
+
+    @property
+    def tokens(self) -> float:
+        return self._squares / self._tokens if self._tokens else math.inf
+
+
 class Meter:
     """Turns the totals of a run so far into `Progress`. Neither the fraction nor the time left jumps."""
 
@@ -59,10 +82,11 @@ class Meter:
         self._work = work
         self._answers = answers
         self._clock = clock
-        self._costs = TokenCosts()
+        self._costs = TokenCosts(work.prices)
         self._countdown = Countdown(clock)
         self._readings: deque[tuple[float, Computed]] = deque()
         self._fraction = 0.0
+        self._fill = StepFill()
 
     def skip(self, shard: Shard, rows: int) -> None:
         """A shard was done before, with so many `rows` of the table: nothing of it is computed."""
@@ -79,10 +103,11 @@ class Meter:
         """Costs are measured from the next reading on: until now nothing could be computed."""
         self._readings.clear()
 
-    def read(self, computed: Computed) -> Progress:
+    def read(self, computed: Computed, engines: int = 1) -> Progress:
+        """What `engines` have computed together."""
         self._learn(computed)
-        left = self._seconds_left(computed)
-        done = self._costs.seconds(computed.prompt, computed.decode) or 0.0
+        left = self._seconds_left(computed, engines)
+        done = self._costs.seconds(computed.prompt, computed.decode, computed.steps) or 0.0
         fraction = 1.0 if computed.requests >= self._work.requests else done / (done + left) if left else 0.0
         self._fraction = max(self._fraction, fraction)
         return Progress(
@@ -93,8 +118,14 @@ class Meter:
             computed,
             self._fraction,
             self._speed(),
-            self._countdown.read(left) if left is not None else None,
+            self._shown(left),
         )
+
+    def _shown(self, left: float | None) -> float | None:
+        """The first readings, among them that of the first step, may be far off: nothing is counted down from them."""
+        if left is None or self._costs.num_readings < FIRST_READINGS:
+            return left
+        return self._countdown.read(left)
 
     def _rows_done(self, requests: int) -> int:
         work = self._work
@@ -111,26 +142,30 @@ class Meter:
             at, before = self._readings[-1]
             if computed.tokens == before.tokens:
                 return
-            self._costs.learn(now - at, computed.prompt - before.prompt, computed.decode - before.decode)
+            new = computed - before
+            self._costs.learn(now - at, new.prompt, new.decode, new.steps)
+            self._fill.learn(new)
         self._readings.append((now, computed))
         while len(self._readings) > 2 and now - self._readings[0][0] > WINDOW_SECONDS:
             self._readings.popleft()
 
-    def _seconds_left(self, computed: Computed) -> float | None:
+    def _seconds_left(self, computed: Computed, engines: int) -> float | None:
         """Rows finish late in a shard and often before their cap, so neither rows nor the plan alone say it."""
         work = self._work
         if computed.requests >= work.requests:
             return 0.0
         prompt = max(0, work.prefill + work.label - computed.prompt)
-        return self._costs.seconds(prompt, self._decode_left(computed))
+        decode, steps = self._decode_left(computed, engines)
+        return self._costs.seconds(prompt, decode, max(steps, prompt / self._fill.tokens))
 
-    def _decode_left(self, computed: Computed) -> float:
-        """Tokens of answers that go on, and of those that have not begun."""
+    def _decode_left(self, computed: Computed, engines: int) -> tuple[float, float]:
+        """Tokens of answers that go on, and of those that have not begun, and the steps that they take."""
         if not self._work.most:
-            return 0.0
+            return 0.0, 0.0
         lengths, most = self._answers.lengths(computed.going), max(1, round(self._work.most))
-        waiting = self._work.decode / self._work.most - self._answers.count - len(computed.going)
-        return max(0.0, waiting) * lengths.mean(most) + lengths.tokens_left(computed.going, most)
+        waiting = max(0.0, self._work.decode / self._work.most - self._answers.count - len(computed.going))
+        tokens = waiting * lengths.mean(most) + lengths.tokens_left(computed.going, most)
+        return tokens, decode_steps_left(lengths, computed.going, waiting, most, engines)
 
     def _speed(self) -> float:
         (since, first), (now, last) = self._readings[0], self._readings[-1]

@@ -14,6 +14,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from engine.errors import EngineClosedError, EngineLostError, UserError
+from engine.loop.plan_cost import plan_cost
 from flows.artifacts import RunPage
 from flows.dataset import publish
 from flows.event_loops import stop_at_exit
@@ -171,6 +172,7 @@ class ShardRunner:
                 label=summary.label_tokens,
                 decode=summary.max_decode_tokens,
                 most=tokens_an_answer(run.folder, planned.plan_id) if summary.max_decode_tokens else 0.0,
+                prices=plan_cost(run.model, run.shape, run.config, run.device).prices(),
             ),
             answers,
         )
@@ -280,7 +282,9 @@ class ShardRunner:
         if stage is not None:
             self._meter.restart()
         errors = self._planned.rejected + sum(done.errors for done in self._done)
-        self._progress = replace(self._meter.read(self._workers.totals() - self._before), errors=errors)
+        engines = len(self._workers.each())
+        read = self._meter.read(self._workers.totals() - self._before, max(engines, 1))
+        self._progress = replace(read, errors=errors)
         if stage is not None:
             self._progress = replace(self._progress, stage=stage)
         holder = self._workers.waiting_for
@@ -292,7 +296,6 @@ class ShardRunner:
         self._waited_for = holder
         self._control.tell(self._progress)
         now = self._progress
-        engines = len(self._workers.each())
         self._telemetry.progress(now.computed, now.rows, now.rows_done, now.tokens_per_second, engines)
         self._page.progress(self._progress)
 

@@ -30,6 +30,6 @@ def choose_format(asked: Format | None, to: Path | None) -> Format:
         return Format.TABLE
     form = _ENDINGS.get(to.suffix.lower())
     if form is None:
-        ending = to.suffix or "no ending"
-        raise UserError(f"--to {to}: {ending} is not written; end it in {', '.join(_ENDINGS)}, or say --format")
+        said = f"{to.suffix} is not written" if to.suffix else "has no ending"
+        raise UserError(f"--to {to}: {said}; end it in {', '.join(_ENDINGS)}, or say --format")
     return form

@@ -1,11 +1,15 @@
-"""What a prompt token and a generated one cost in seconds, learnt while a run goes on.
+"""What a prompt token, a generated one and a step cost in seconds, learnt while a run goes on.
 
 On a processor a step that generates takes far longer a token than one that reads a prompt, and a run does first much of
-the one and then of the other: one speed for both would promise a quick end before every long tail.
+the one and then of the other: one speed for both would promise a quick end before every long tail. Steps themselves
+cost what all rows wait for, as the reading of the weights is: at the end of a run few rows are left to share it.
 """
 
 import math
 
+import numpy as np
+
+from engine.planning.cost import Prices
 from engine.planning.part_times import PartTimes
 
 # So many readings of both kinds are two thirds believed: what is learnt at once would have the time left jump.
@@ -13,27 +17,31 @@ DOUBTED_READINGS = 8
 
 
 class TokenCosts:
-    """Both kinds cost the same until readings tell them apart."""
+    """In the proportions of `prices` until readings of both kinds tell them apart."""
 
-    def __init__(self) -> None:
-        self._times = PartTimes((1.0, 1.0))
-        self._seconds = 0.0
-        self._tokens = self._prompt_readings = self._decode_readings = 0
+    def __init__(self, prices: Prices) -> None:
+        self._prices = np.array([prices.prompt_token, prices.decode_token, prices.step])
+        self._times = PartTimes(self._prices)
+        self._as_expected = PartTimes((1.0,))
+        self._prompt_readings = self._decode_readings = 0
 
-    def learn(self, seconds: float, prompt: int, decode: int) -> None:
-        """`seconds` computed `prompt` and `decode` tokens."""
-        self._times.learn((prompt, decode), seconds)
-        self._seconds += seconds
-        self._tokens += prompt + decode
+    @property
+    def num_readings(self) -> int:
+        return self._times.num_pieces
+
+    def learn(self, seconds: float, prompt: int, decode: int, steps: int) -> None:
+        """`seconds` computed `prompt` and `decode` tokens in so many steps."""
+        parts = np.array([prompt, decode, steps], dtype=np.float64)
+        self._times.learn(parts, seconds)
+        self._as_expected.learn((float(self._prices @ parts),), seconds)
         self._prompt_readings += prompt > 0
         self._decode_readings += decode > 0
 
-    def seconds(self, prompt: float, decode: float) -> float | None:
-        """How long so many tokens take; None before anything was learnt."""
-        if not self._tokens:
+    def seconds(self, prompt: float, decode: float, steps: float) -> float | None:
+        """How long so much takes; None before anything was learnt."""
+        if not self.num_readings:
             return None
-        both = min(self._prompt_readings, self._decode_readings)
-        apart = 1 - math.exp(-both / DOUBTED_READINGS)
-        alike = self._seconds / self._tokens * (prompt + decode)
-        own = self._times.factors().tolist()
-        return (1 - apart) * alike + apart * (own[0] * prompt + own[1] * decode)
+        parts = np.array([prompt, decode, steps], dtype=np.float64)
+        apart = 1 - math.exp(-min(self._prompt_readings, self._decode_readings) / DOUBTED_READINGS)
+        expected = float(self._as_expected.factors()[0]) * float(self._prices @ parts)
+        return (1 - apart) * expected + apart * float(self._times.factors() @ parts)

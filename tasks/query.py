@@ -17,7 +17,7 @@ from tasks.storage.duck import BATCH_ROWS, MEMORY
 from tasks.storage.interruptible import batches_of, ctrl_c, interruptible
 from tasks.storage.open_folder import open_folder
 from tasks.storage.output_folder import OutputFolder
-from tasks.storage.statements import first_line, single_select
+from tasks.storage.statements import message_of, single_select
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}", re.ASCII)
 # What DuckDB, or our own views, call something else by.
@@ -88,7 +88,7 @@ def _in_one_line() -> Iterator[None]:
         with ctrl_c():
             yield
     except (duckdb.Error, pa.ArrowException, OSError) as problem:
-        raise UserError(f"sql: {first_line(problem)}") from None
+        raise UserError(f"sql: {message_of(problem)}") from None
 
 
 def query(folder: str | Path, sql: str, *, others: Mapping[str, str | Path] | None = None) -> QueryResult:

@@ -65,6 +65,11 @@ class ShardResults:
         layout = layout_of(self._run.folder, self._plan_id)
         return to_work(self._run, self._plan_id, layout, self._shard, chosen)
 
+    def began(self) -> None:
+        """From now on its time counts: an engine has loaded the model, has the device, and has been asked."""
+        if not self._ended:
+            self._since = time.monotonic()
+
     def take(self, output: RequestOutput) -> int | None:
         """The row that ends with this output, if one does."""
         request_hash, place = split_id(output.request_id)

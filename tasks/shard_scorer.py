@@ -98,6 +98,7 @@ class ShardScorer:
             return None
         outputs: SimpleQueue[RequestOutput | None] = SimpleQueue()
         future = self._start(self._results.work(rows), outputs.put)
+        self._results.began()
         future.add_done_callback(lambda _: outputs.put(None))
         self._take_in(outputs)
         problem = future.exception()

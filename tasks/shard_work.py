@@ -35,7 +35,7 @@ def to_work(run: Run, plan_id: str, layout_id: str, shard: Shard, rows: pa.Recor
     node_of = tuple(rows.column("nodes").values.to_pylist())
     requests = tuple(chain.from_iterable(to_requests(rows)))
     adapter_of = {node: request.adapter for node, request in zip(node_of, requests, strict=True)}
-    nodes = _nodes_above(_read_nodes(plan_folder(run.folder, plan_id) / NODES), adapter_of)
+    nodes = _nodes_above(plan_folder(run.folder, plan_id) / NODES, adapter_of)
     return ShardWork(layout_id, shard.index, shard.shard_id, nodes, requests, node_of)
 
 
@@ -49,23 +49,36 @@ def stored_requests(rows: pa.RecordBatch) -> list[StoredRequest]:
     ]
 
 
-def _nodes_above(nodes: NDArray[np.int64], adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:
+def _nodes_above(path: Path, adapter_of: Mapping[int, str | None]) -> tuple[PrefixNode, ...]:
     """Every node on the way from a root to one of `adapter_of`, parents first; all on a way have its end's adapter."""
-    found: dict[int, str | None] = {}
-    for end, adapter in adapter_of.items():
+    firsts = _first_nodes(path)
+
+    def fields(node: int) -> list[int]:
+        group = int(np.searchsorted(firsts, node, side="right")) - 1
+        found: list[int] = _read_group(path, group)[node - firsts[group]].tolist()
+        return found
+
+    above: dict[int, PrefixNode] = {}
+    for end, adapter in sorted(adapter_of.items()):
         node = end
-        while node >= 0 and node not in found:
-            found[node] = adapter
-            node = int(nodes[node, 0])
-    above = []
-    for node in sorted(found):
-        parent, start, end, num_requests = nodes[node].tolist()
-        above.append(PrefixNode(node, parent, start, end, num_requests, found[node]))
-    return tuple(above)
+        while node >= 0 and node not in above:
+            parent, start, last, num_requests = fields(node)
+            above[node] = PrefixNode(node, parent, start, last, num_requests, adapter)
+            node = parent
+    return tuple(above[node] for node in sorted(above))
 
 
-@lru_cache(maxsize=1)
-def _read_nodes(path: Path) -> NDArray[np.int64]:
-    """[nodes, fields]; row i is node i. Plans never change, and several shards of one run at once."""
-    table = pq.read_table(path)
+@lru_cache(maxsize=4)
+def _first_nodes(path: Path) -> NDArray[np.int64]:
+    """The first node of each row group, of which a section of the plan has its own; plans never change."""
+    with pq.ParquetFile(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+    return np.cumsum([0, *sizes[:-1]])
+
+
+@lru_cache(maxsize=4)
+def _read_group(path: Path, group: int) -> NDArray[np.int64]:
+    """[nodes, fields] of one row group: shards that run at once are of the same section, or of two that follow."""
+    with pq.ParquetFile(path) as file:
+        table = file.read_row_group(group)
     return np.stack([table.column(name).to_numpy() for name in NODE_FIELDS], axis=1)

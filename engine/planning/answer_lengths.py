@@ -7,13 +7,17 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
+# Weibull shapes that are tried, and how far a shape's log is from 0, which is one rate for all, before any end is seen.
+SHAPES, SPREAD = np.geomspace(0.4, 8.0, 40), 0.5
+
 
 class AnswerLengths:
     """The product-limit estimate (Kaplan and Meier, Journal of the American Statistical Association 53, 1958).
 
     An answer that goes on, or was cut at its most tokens, tells only that it is no shorter: the mean of those that have
-    ended would be too small early in a run, for short ones end first. Beyond what was seen, answers end at the rate of
-    all that was.
+    ended would be too small early in a run, for short ones end first. Beyond what was seen, the rate of ends goes on as
+    it changed so far, by the Weibull distribution that fits best: answers that all become about as long begin to end
+    late, and then fast.
     """
 
     def __init__(self, ended: Sequence[int], going: Sequence[int]) -> None:
@@ -32,8 +36,7 @@ class AnswerLengths:
         ends, others = (np.pad(counts, (0, size - len(counts))) for counts in (ended, going))
         at_risk = np.cumsum((ends + others)[::-1])[::-1]
         self._rates = ends / np.maximum(at_risk, 1)
-        tokens = int(np.dot(np.arange(size), ends + others))
-        self._rate = int(ends.sum()) / tokens if tokens else 0.0
+        self._shape, self._hazard = _weibull(ends, others)
 
     def going_on(self, most: int) -> NDArray[np.float64]:
         """The part of all answers that has more than 0, 1, ..., `most` - 1 tokens, if each may have `most`."""
@@ -62,9 +65,26 @@ class AnswerLengths:
         asked = zip(parts.tolist(), lengths, most, strict=True)
         return np.array([self.quantile(part, after, cap) for part, after, cap in asked], dtype=np.int64)
 
-    def _ending(self, length: int) -> NDArray[np.float64]:
-        """The part of the answers with 0, 1, ..., `length` - 1 tokens that ends there, of those that come so far."""
-        rates = np.full(length, self._rate)
-        seen = min(len(self._rates), length)
-        rates[:seen] = self._rates[:seen]
-        return rates
+    def _ending(self, most: int) -> NDArray[np.float64]:
+        """[t]: the part that ends at t tokens of those that have come so far, for t below `most`."""
+        seen = self._rates[:most]
+        beyond = np.arange(len(seen), most, dtype=np.float64)
+        hazard = self._hazard * (beyond**self._shape - np.maximum(beyond - 1, 0) ** self._shape)
+        return np.append(seen, 1.0 - np.exp(-hazard))
+
+
+def _weibull(ends: Ints, others: Ints) -> tuple[float, float]:
+    """Shape k and hazard a of the survival function exp(-a t^k) that fits best, of which k = 1 is one rate of ends.
+
+    The likelihood's greatest for ends and for others that are no shorter (Kalbfleisch and Prentice, The Statistical
+    Analysis of Failure Time Data, 2002, section 3.4), where log k is normal around 0 before anything is seen.
+    """
+    num_ends = int(ends[1:].sum())
+    if not num_ends:
+        return 1.0, 0.0
+    seen = np.flatnonzero((ends + others)[1:]) + 1
+    logs, ended, all_of_them = np.log(seen), ends[seen], (ends + others)[seen]
+    totals = np.exp(np.outer(SHAPES, logs)) @ all_of_them
+    likelihood = num_ends * (np.log(SHAPES) - np.log(totals)) + (SHAPES - 1) * (ended @ logs)
+    best = int(np.argmax(likelihood - 0.5 * (np.log(SHAPES) / SPREAD) ** 2))
+    return float(SHAPES[best]), num_ends / float(totals[best])

@@ -92,6 +92,15 @@ def attended_keys(start: Ints, end: Ints) -> Ints:
 
 
 @dataclass(frozen=True, slots=True)
+class Prices:
+    """Seconds that a prompt's token, a generated one and any step add to a run, where as many rows decode as may."""
+
+    prompt_token: float = 1.0
+    decode_token: float = 1.0
+    step: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class CostModel:
     """A model on a device: its sizes, how its KV is kept, the weights that a step reads, and the device's rates.
 
@@ -141,6 +150,12 @@ class CostModel:
         brought = work.adapter_is_new * work.adapter_bytes / ADAPTER_BYTES_PER_SECOND
         total: NDArray[np.float64] = prompt_and_labels + steps * token + brought
         return total
+
+    def prices(self) -> Prices:
+        """Short contexts', by the rates alone: each token its FLOPs, each step its weights."""
+        matmul, head, _ = self._flops()
+        flops = self.rates.matmul_flops
+        return Prices(matmul / flops, (matmul + head) / flops, self.weight_bytes / self.rates.memory_bytes)
 
     def step_seconds(self, step: SchedulerOutput) -> float:
         """What a step takes: by what steps took, where any has run here; else its FLOPs at the rate of matmuls, or its

@@ -25,7 +25,7 @@ from tasks.functions.functions import FUNCTIONS, TEXT, TEXTS, VECTOR, Function
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.storage.duck import BATCH_ROWS
-from tasks.storage.statements import first_line, identifier, single_select, statement
+from tasks.storage.statements import identifier, message_of, single_select, statement
 from tasks.workers import Computed
 
 # A function's value may be another's argument, or decide which rows another sees: each such depth is a run more.
@@ -167,7 +167,7 @@ class SqlFunctions:
                     batches.append(batch)
         except duckdb.Error as problem:
             if not calls.missing:  # else a value that is not there may be what it failed on
-                raise UserError(f"sql: {first_line(problem)}") from None
+                raise UserError(f"sql: {message_of(problem)}") from None
         return None if calls.missing else pa.Table.from_batches(batches, reader.schema)
 
     def _register(self) -> None:

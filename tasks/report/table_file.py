@@ -12,7 +12,7 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.storage.commit import replacing
 from tasks.storage.duck import new_database
-from tasks.storage.statements import first_line, identifier, statement
+from tasks.storage.statements import identifier, message_of, statement
 
 _LOOK_SECONDS = 0.02
 
@@ -31,7 +31,7 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
             connection.register("answer", pa.RecordBatchReader.from_batches(schema, _taken(handed)))
             _fill(connection, sql, batches, handed)
     except duckdb.Error as said:
-        raise UserError(f"--to {to}: {first_line(said)}") from None
+        raise UserError(f"--to {to}: {message_of(said)}") from None
 
 
 def _fill(connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.RecordBatch], handed: Handed) -> None:

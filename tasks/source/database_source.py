@@ -13,7 +13,7 @@ from duckdb.sqltypes import DuckDBPyType
 from engine.errors import UserError
 from tasks.storage.duck import BATCH_ROWS, database_connection
 from tasks.storage.interruptible import batches_of, interruptible, open_reader
-from tasks.storage.statements import first_line, identifier, single_select, statement
+from tasks.storage.statements import identifier, message_of, single_select, statement
 
 _NESTED = {"array", "list", "map", "struct"}
 # Arrow gets a bit string's bytes, a time without its zone, -1 for a large unsigned number; Parquet has no intervals.
@@ -65,9 +65,9 @@ def _query(database: Path, query: str) -> Iterator[tuple[duckdb.DuckDBPyConnecti
             connection.execute(f"{statement('steps/source_view')} {query}")
             yield connection, connection.sql(statement("steps/source_rows"))
     except _OF_VALUES as problem:
-        raise UserError(f"source.duckdb.query: {_without_values(first_line(problem))}") from None
+        raise UserError(f"source.duckdb.query: {_without_values(message_of(problem))}") from None
     except (duckdb.Error, pa.ArrowNotImplementedError) as problem:
-        raise UserError(f"source.duckdb.query: {first_line(problem)}") from None
+        raise UserError(f"source.duckdb.query: {message_of(problem)}") from None
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _opened(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         try:
             connection = stack.enter_context(database_connection(database))
         except duckdb.Error as problem:
-            said = "another process has it open for writing" if "lock" in str(problem).lower() else first_line(problem)
+            said = "another process has it open for writing" if "lock" in str(problem).lower() else message_of(problem)
             if isinstance(problem, duckdb.CatalogException):  # of a file that DuckDB reads otherwise, such as Parquet
                 said = "it is no DuckDB database"
             raise UserError(f"source.duckdb.database: {database} cannot be opened ({said})") from None

@@ -11,6 +11,8 @@ from engine.errors import UserError
 # What a person or a program writes; DuckDB's parser takes minutes for some megabytes.
 _LONGEST_QUERY = 1_000_000
 
+_CURES = ("Did you mean", "Candidate bindings", "Either add")
+
 _FOLDER = Path(__file__).resolve().parents[2] / "sql"
 
 
@@ -46,13 +48,15 @@ def single_select(sql: str, what: str) -> str:
     try:
         found = duckdb.extract_statements(sql)
     except duckdb.Error as problem:
-        raise UserError(f"{what}: {first_line(problem)}") from None
+        raise UserError(f"{what}: {message_of(problem)}") from None
     if len(found) != 1 or found[0].type != duckdb.StatementType.SELECT:
         kinds = ", ".join(str(one.type).rpartition(".")[2] for one in found) or "nothing"
         raise UserError(f"{what}: give one SELECT statement (found: {kinds})")
     return sql
 
 
-def first_line(problem: BaseException) -> str:
-    """DuckDB's message without the drawing of the query below it."""
-    return str(problem).strip().split("\n")[0]
+def message_of(problem: BaseException) -> str:
+    """DuckDB's message in one line, with the names that it would know, without the drawing of the query below it."""
+    first, *more = str(problem).strip().split("\n")
+    cure = next((line for line in more if line.startswith(_CURES)), "")
+    return f"{first} {cure.replace(': :', ':')}".rstrip()

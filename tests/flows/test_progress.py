@@ -4,6 +4,7 @@ from itertools import pairwise
 import pytest
 
 from engine.plan import Shard
+from engine.planning.cost import Prices
 from engine.request import RequestOutput
 from flows.countdown import Countdown
 from flows.progress import Meter, Progress, Waits, Work, tell, watch
@@ -122,19 +123,44 @@ def test_nothing_jumps_while_rows_finish_late() -> None:
 
 
 def test_a_token_of_each_kind_has_its_own_cost() -> None:
-    costs = TokenCosts()
-    assert costs.seconds(1, 1) is None
-    costs.learn(1.0, 1000, 0)
-    assert costs.seconds(500, 500) == 1.0
+    costs = TokenCosts(Prices())
+    assert costs.seconds(1, 1, 0) is None
+    costs.learn(1.0, 1000, 0, 0)
+    assert costs.seconds(500, 500, 0) == pytest.approx(1.0)
     for _ in range(100):
-        costs.learn(1.0, 1000, 0)
-        costs.learn(1.0, 0, 50)
-    assert costs.seconds(1000, 0) == pytest.approx(1.0, rel=0.01)
-    assert costs.seconds(0, 50) == pytest.approx(1.0, rel=0.05)
-    mixed = TokenCosts()
+        costs.learn(1.0, 1000, 0, 0)
+        costs.learn(1.0, 0, 50, 0)
+    assert costs.seconds(1000, 0, 0) == pytest.approx(1.0, rel=0.01)
+    assert costs.seconds(0, 50, 0) == pytest.approx(1.0, rel=0.05)
+    mixed = TokenCosts(Prices())
     for decode in range(100):
-        mixed.learn(0.001 * 500 + 0.02 * decode, 500, decode)
-    assert mixed.seconds(0, 1) == pytest.approx(0.02, rel=0.15)
+        mixed.learn(0.001 * 500 + 0.02 * decode, 500, decode, 0)
+    assert mixed.seconds(0, 1, 0) == pytest.approx(0.02, rel=0.15)
+
+
+def test_what_the_plan_expects_stands_until_readings_differ() -> None:
+    """Sixteen tokens a step tell nothing of what a step alone costs: its share is the plan's, and all is twice that."""
+    costs = TokenCosts(Prices(0.001, 0.001, 0.032))
+    for _ in range(20):
+        costs.learn(2 * (0.016 + 0.032), 0, 16, 1)
+    assert costs.seconds(0, 16, 1) == pytest.approx(2 * (0.016 + 0.032))
+    assert costs.seconds(0, 1, 1) == pytest.approx(2 * (0.001 + 0.032))
+
+
+def test_the_end_of_a_run_is_steps_of_few_rows() -> None:
+    """A step takes a second however many decode: two answers that go on take as long as one, not half of two."""
+    clock, answers = Clock(), AnswersSeen([(10, "stop")] * 100)
+    work = Work(rows=8, rows_done=0, requests=8, prefill=0, decode=80, most=10.0, prices=Prices(0.0, 0.0, 1.0))
+    measured = Meter(work, answers, clock)
+    measured.read(Computed(going=(0,) * 8))
+    for second in range(1, 6):
+        clock.now = float(second)
+        reading = measured.read(Computed(decode=8 * second, steps=second, going=(second,) * 8))
+    assert reading.seconds_left == pytest.approx(5.0)
+    end(answers, 7, 5)
+    clock.now = 6.0
+    reading = measured.read(Computed(7, decode=41, steps=6, going=(6,)))
+    assert reading.seconds_left == pytest.approx(4.0, abs=0.5)
 
 
 def test_a_countdown_follows_the_clock_and_gives_way_slowly() -> None:

@@ -27,12 +27,14 @@ def test_the_files_name_tells_the_format(asked: Format | None, to: Path | None, 
     assert choose_format(asked, to) is chosen
 
 
-@pytest.mark.parametrize(("name", "ending"), [("a.xls", ".xls"), ("a.csv.gz", ".gz"), ("a", "no ending")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.xls", ".xls is not written"), ("a.csv.gz", ".gz is not written"), ("a", "has no ending")]
+)
 def test_an_ending_that_is_not_written_is_refused_before_the_query(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, ending: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, said: str
 ) -> None:
     to = tmp_path / name
     assert run(monkeypatch, "sql", "select 1", "--output", str(tmp_path / "nowhere"), "--to", str(to)) == 2
     cure = "end it in .csv, .json, .parquet, .xlsx, .duckdb, .txt, or say --format"
-    assert capsys.readouterr().err == f"trunkline: --to {to}: {ending} is not written; {cure}\n"
+    assert capsys.readouterr().err == f"trunkline: --to {to}: {said}; {cure}\n"
     assert not to.exists()

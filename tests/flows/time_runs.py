@@ -54,7 +54,7 @@ class Timed:
 
 
 def write_inputs(folder: Path, groups: int) -> None:
-    """`rows.parquet` with the texts, `rows.jsonl` with their tokens, and `job.yaml`."""
+    """`rows.parquet` with the texts, `rows.jsonl` with their tokens, and the job over them."""
     tokenizer = load_tokenizer(resolve_model("embedded"))
     texts = [str(tokenizer.decode([token])) for token in range(len(tokenizer))]
     words = [token for token, text in enumerate(texts) if WORD.fullmatch(text)]

@@ -198,3 +198,20 @@ def test_rows_come_in_batches(finished: ScoringJob) -> None:
 def test_sorting_and_joining_work_under_lock(finished: ScoringJob) -> None:
     sql = "select r.label, count(*) as n from results r join runs using (run_id) group by all order by all"
     assert ask(finished.output_folder, sql)
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("select lable from results", r'"lable" not found in FROM clause! Candidate bindings: "label'),
+        ("from resultz", r'resultz does not exist! Did you mean "results"\?$'),
+        ("select r.lable from results r", r'a column named "lable"( Candidate bindings: .*)?$'),
+        ("select label, count(*) from results", r"aggregate function\. Either add it to the GROUP BY list, "),
+        ("select sum(label, 2) from results", r"No function matches [^\n]*$"),
+        ("selec 1", r'syntax error at or near "selec"$'),
+    ],
+)
+def test_what_duckdb_would_have_known_is_said(finished: ScoringJob, sql: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        ask(finished.output_folder, sql)
+    assert "\n" not in str(refused.value)

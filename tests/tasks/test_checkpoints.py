@@ -1,13 +1,17 @@
 """Rows that have ended are committed before their shard is done; the shard takes their place."""
 
 import os
+import time
 from collections import Counter
+from concurrent.futures import Future
 from typing import Any
 
 import duckdb
 import pytest
 
 from engine.errors import EngineClosedError
+from engine.plan import ShardWork
+from engine.request import RequestOutput
 from tasks.error_limit import ErrorLimit
 from tasks.infer import Heeds, infer_shard
 from tasks.job.job import ScoringJob
@@ -20,6 +24,7 @@ from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tasks.storage.run_record import read_records
+from tasks.workers import OnOutput
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, deduplicate_requests, extract_rows, run_steps, table
@@ -45,6 +50,23 @@ def stopped(job: ScoringJob, monkeypatch: pytest.MonkeyPatch, place: str, hit: i
 
 def files(folder: OutputFolder, kind: str) -> list[str]:
     return sorted(path.name for path in folder.manifests.glob(f"{kind}-*"))
+
+
+class Waiting(FakeWorkers):
+    """Its device is another's for a while."""
+
+    def submit(self, work: ShardWork, on_output: OnOutput | None = None) -> "Future[list[RequestOutput]]":
+        time.sleep(0.4)
+        return super().submit(work, on_output)
+
+
+def test_waiting_for_a_device_is_no_time_of_a_shard(job_of: JobMaker) -> None:
+    with open_run(job_of(rows(8), shard_seconds=1000.0)) as run:
+        engine = Waiting()
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), engine)
+        [shard] = planned.shards
+        done = infer_shard(run, planned.plan_id, shard, engine)
+    assert done.seconds < 0.3
 
 
 def test_a_shard_that_ends_within_the_interval_has_none(job_of: JobMaker) -> None:

@@ -1,16 +1,24 @@
 """A stored plan's shards as an engine gets them: with each request's adapter and what its row asks."""
 
 import json
+import tracemalloc
 from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from engine.model.adapter_files import read_adapter
 from engine.plan import ShardWork
 from examples.adapters import write_adapter
+from tasks import sections
 from tasks.deduplicate import deduplicate_requests
 from tasks.extract import extract_rows
-from tasks.plan import StoredPlan, make_run_plan
+from tasks.plan import NODE_SCHEMA, StoredPlan, make_run_plan
 from tasks.shard_work import read_shard, to_work
 from tasks.storage.run import Run, open_run
+from tasks.storage.stored_plan import NODES, plan_folder
 from tests.engine.tiny_adapters import llama_linears
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
@@ -68,3 +76,37 @@ def test_a_stored_plan_keeps_what_each_row_asks(job_of: JobMaker) -> None:
     params = asked["drawn"].params
     assert (params.temperature, params.seed, params.max_tokens) == (0.5, 7, 9)
     assert (asked["plain"].params.temperature, asked["plain"].params.max_tokens) == (0.0, 9)
+
+
+def test_of_a_large_plan_a_shard_reads_its_own_section(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard's nodes are those of the plan from its requests up; of 32 MB of others' nodes little is read."""
+    monkeypatch.setattr(sections, "BATCH_ROWS", 4)
+    monkeypatch.setattr(sections, "SECTION_ROWS", 4)
+    with open_run(job_of([{"text": text} for text in TEXTS], shard_seconds=1e-4)) as run:
+        planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
+        path = plan_folder(run.folder, planned.plan_id) / NODES
+        with pq.ParquetFile(path) as file:
+            groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+        table = pa.concat_tables(groups)
+        assert len(groups) == 3
+        others = pa.table({name: np.full(10_000, -1) for name in NODE_SCHEMA.names}, NODE_SCHEMA)
+        with pq.ParquetWriter(path, NODE_SCHEMA) as writer:
+            for group in groups:
+                writer.write_table(group)
+            for _ in range(100):
+                writer.write_table(others)
+        tracemalloc.start()
+        works = works_of(run, planned)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert most < 4_000_000
+    whole = np.stack([table.column(name).to_numpy() for name in NODE_SCHEMA.names], axis=1)
+    for work in works:
+        above: set[int] = set()
+        for node in work.node_of:
+            while node >= 0:
+                above.add(node)
+                node = int(whole[node, 0])
+        assert [node.node_id for node in work.nodes] == sorted(above)
+        for node in work.nodes:
+            assert [node.parent, node.start, node.end, node.num_requests] == whole[node.node_id].tolist()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.planning.answer_lengths import AnswerLengths
+from engine.planning.answer_lengths import SHAPES, SPREAD, AnswerLengths
 
 
 def test_a_table_by_hand() -> None:
@@ -15,8 +15,8 @@ def test_a_table_by_hand() -> None:
     lengths = AnswerLengths([1, 3], [2, 3])
     assert [lengths.quantile(part, 0, 3) for part in (0.1, 0.24, 0.26, 0.6)] == [1, 1, 3, 3]
     assert lengths.quantile(0.49, 2, 9) == 3
-    # Beyond what was seen: 2 ends in 9 tokens, so that of the half which goes on 7/9 pass each token.
-    assert [lengths.quantile(part, 2, 9) for part in (0.5, 0.6, 0.62, 0.99)] == [3, 4, 5, 9]
+    # Beyond what was seen the Weibull distribution goes on that fits best: 0.61 of a half has ended at 4 tokens.
+    assert [lengths.quantile(part, 2, 9) for part in (0.5, 0.6, 0.99)] == [3, 4, 9]
 
 
 def test_nothing_ended_and_answers_become_as_long_as_they_may() -> None:
@@ -56,3 +56,50 @@ def seen_early(truth: NDArray[np.int64], together: int, tokens: int) -> tuple[li
         ended += [done for done, length in going if done == length]
         going = [one for one in going if one[0] < one[1]]
     return ended, [done for done, _ in going], len(waiting)
+
+
+def lengths_of(draw: np.random.Generator) -> tuple[list[int], list[int]]:
+    ended, going = (draw.integers(1, 30, size=draw.integers(1, 12)).tolist() for _ in range(2))
+    return ended, going
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_part_that_goes_on_is_the_product_limit(seed: int) -> None:
+    """Brute force: at each length, of all that have come so far, those that do not end there."""
+    ended, going = lengths_of(np.random.default_rng(seed))
+    longest = max(ended + going)
+    expected = [1.0]
+    for tokens in range(1, longest):
+        at_risk = sum(one >= tokens for one in ended + going)
+        expected.append(expected[-1] * (1 - ended.count(tokens) / at_risk))
+    estimate = AnswerLengths(ended, going)
+    # going_on[t]: has more than t tokens, of which none ends at 0.
+    assert estimate.going_on(longest).tolist() == pytest.approx(expected)
+    assert estimate.mean(longest) == pytest.approx(sum(expected))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_beyond_what_was_seen_the_likeliest_weibull_goes_on(seed: int) -> None:
+    """Brute force over shapes and hazards: no other is likelier, the belief in one rate counted."""
+    ended, going = lengths_of(np.random.default_rng(seed))
+    seen = np.array(ended + going, dtype=np.float64)
+    found: list[tuple[float, float, float]] = []
+    for shape in SHAPES.tolist():
+        hazards = len(ended) / (seen**shape).sum() * np.geomspace(0.5, 2.0, 101)
+        logs = (shape - 1) * np.log(ended).sum() - hazards * (seen**shape).sum()
+        likelihood = len(ended) * np.log(shape * hazards) + logs - 0.5 * (np.log(shape) / SPREAD) ** 2
+        found.append((float(likelihood.max()), shape, float(hazards[np.argmax(likelihood)])))
+    _, shape, hazard = max(found)
+    last = int(seen.max())
+    going_on = AnswerLengths(ended, going).going_on(last + 6)[last:]
+    if going_on[0] > 0:
+        expected = np.exp(-hazard * (np.arange(last, last + 6) ** shape - last**shape))
+        assert (going_on / going_on[0]).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_answers_of_one_length_end_late_and_then_fast() -> None:
+    """256 answers of 100 tokens on average, few of which are shorter than 70, when 70 have come: an early look."""
+    truth = np.maximum(1, np.random.default_rng(3).normal(100, 20, 256).round()).astype(np.int64)
+    ended = truth[truth <= 70].tolist()
+    lengths = AnswerLengths(ended, [70] * (256 - len(ended)))
+    assert lengths.mean(512) == pytest.approx(truth.mean(), rel=0.2)

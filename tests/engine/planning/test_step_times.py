@@ -58,3 +58,28 @@ def test_no_part_takes_less_than_nothing() -> None:
         times.learn(one, 10.0 - 0.01 * COST.step_parts(one)[3])
     assert min(times.factors()) >= 0
     assert times.num_steps == len(STEPS) * 50
+
+
+def test_an_accident_is_forgotten() -> None:
+    """The first step waits ten seconds for what is compiled: whatever comes then, it is told as if it had not."""
+    truth = (0.25, 1.5, 3.0, 0.5, 2.0)
+    for places in ({0}, {5}, {0, 40}):
+        times, calm = StepTimes(COST), StepTimes(COST)
+        for number, one in enumerate(STEPS * 8):
+            seconds = taken(one, truth)
+            calm.learn(one, seconds)
+            times.learn(one, seconds * 200 if number in places else seconds)
+        assert times.factors() == pytest.approx(calm.factors(), rel=0.15, abs=0.05)
+
+
+def test_what_comes_again_is_no_accident() -> None:
+    """Every fourth step takes ten times as long: so will the others, and the sum of all is what counts."""
+    times = StepTimes(COST)
+    expected = (0.0, 1.0, 1.0, 1.0, 1.0)
+    total = 0.0
+    for number in range(144):
+        one = STEPS[0]
+        seconds = taken(one, expected) * (10 if number % 4 == 0 else 1)
+        total += seconds
+        times.learn(one, seconds)
+    assert 144 * taken(STEPS[0], times.factors()) == pytest.approx(total, rel=0.02)
