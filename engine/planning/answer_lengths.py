@@ -77,7 +77,7 @@ def _weibull(ends: Ints, others: Ints) -> tuple[float, float]:
     """Shape k and hazard a of the survival function exp(-a t^k) that fits best, of which k = 1 is one rate of ends.
 
     The likelihood's greatest for ends and for others that are no shorter (Kalbfleisch and Prentice, The Statistical
-    Analysis of Failure Time Data, 2002, section 3.4), where log k is normal around 0 before anything is seen.
+    Analysis of Failure Time Data, 2002), where log k is normal around 0 before anything is seen.
     """
     num_ends = int(ends[1:].sum())
     if not num_ends:

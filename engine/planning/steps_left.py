@@ -19,7 +19,7 @@ def decode_steps_left(
     Answers that go on have `going` tokens so far, and each may have `most`. While others wait, as many decode as do
     now, so that steps are tokens over rows. When the last has begun, answers are as old as those of any moment are, if
     one follows the other: what is left of one has the survival function sum(S[t:]) / sum(S) of renewal theory (Cox,
-    Renewal Theory, 1962, chapter 5), and the end comes with the longest of them.
+    Renewal Theory, 1962), and the end comes with the longest of them.
     """
     survival = np.append(lengths.going_on(most), 0.0)  # [t]: the part that has more than t tokens
     if not going:
