@@ -4,7 +4,7 @@ from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from engine.errors import EngineLostError, EngineNotLoadedError
 from tasks.cluster.far_child import SECONDS_TO_ANSWER, SECONDS_TO_START, FarChild
@@ -25,7 +25,7 @@ class RayChild(FarChild):
             raise EngineNotLoadedError(f"the {self._worker} starts no engine: {words}") from None
         except RayTaskError as problem:
             raise EngineNotLoadedError(f"the {self._worker} starts no engine: {problem.cause}") from problem
-        except RayError as problem:
+        except Exception as problem:  # Ray's client has several for its server that is away
             raise EngineLostError(f"the {self._worker} starts no engine: it is gone") from problem
 
     def kill(self) -> None:

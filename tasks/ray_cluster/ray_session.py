@@ -21,8 +21,17 @@ SECONDS_TO_CONNECT, SECONDS_TO_LEAVE = 20.0, 30.0
 OBJECT_STORE_BYTES = 256 * 2**20
 # Ray binds sockets below it, whose whole paths may have 107 bytes: TMPDIR may be too long for that.
 FOLDER = "/tmp"
+_LAST_PORT = 65_535
 
+_TAKEN = "runner: another run of this process is connected to Ray; run this one in a process of its own"
 _turn = Lock()
+
+
+def has_joined() -> bool:
+    """Whether the program is connected to Ray itself. Raises UserError where another run of this process is."""
+    if _turn.locked():
+        raise UserError(_TAKEN)
+    return ray.is_initialized()
 
 
 @contextmanager
@@ -31,9 +40,9 @@ def joined_ray(address: str) -> Iterator[None]:
 
     Where this process is connected to Ray already, as a job of Ray's is, that is the cluster, and goes on.
 
-    Raises UserError where nobody answers, or another version of Ray or Python does.
+    Raises UserError where nobody answers, or another version of Ray or Python does, or another run is connected.
     """
-    if ray.is_initialized():
+    if has_joined():
         yield
         return
     _look_for(address)
@@ -73,7 +82,7 @@ def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
     the main thread Ray would put its own handler of SIGTERM in the place of the run's.
     """
     if not _turn.acquire(blocking=False):
-        raise UserError("runner: another run of this process is connected to Ray; run this one in a process of its own")
+        raise UserError(_TAKEN)
     begun: Future[None] = Future()
     over = Event()
 
@@ -110,10 +119,13 @@ def _look_for(address: str) -> None:
     if address == AUTO:
         return
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
+    if int(port) > _LAST_PORT:
+        raise UserError(f"ray_address: {address} has no port that there is, the last is {_LAST_PORT}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
-    except OSError as problem:
-        raise UserError(f"ray_address: nobody answers at {address} ({problem.strerror or problem})") from problem
+    except (OSError, ValueError) as problem:  # the second for what is no host's name
+        words = getattr(problem, "strerror", None) or problem
+        raise UserError(f"ray_address: nobody answers at {address} ({words})") from problem
 
 
 def _words(problem: BaseException) -> str:

@@ -19,7 +19,7 @@ from tasks.cluster.cluster import Asked
 from tasks.cluster.cluster_workers import ClusterWorkers, wait_for_workers
 from tasks.ray_cluster.device_actor import DeviceActor
 from tasks.ray_cluster.ray_child import RayChild
-from tasks.ray_cluster.ray_session import AUTO, joined_ray, own_ray
+from tasks.ray_cluster.ray_session import AUTO, has_joined, joined_ray, own_ray
 from tasks.ray_cluster.shares import Share, shares
 
 
@@ -153,7 +153,7 @@ def ray_workers(
     Raises UserError where nobody answers, there is no device, or one has another model.
     """
     with ExitStack() as stack:
-        is_own = address is None and not ray.is_initialized()
+        is_own = address is None and not has_joined()
         if is_own:
             gpus = 0 if config.device == "cpu" else len(places) * config.tensor_parallel
             stack.enter_context(own_ray(len(places), gpus))

@@ -1,0 +1,66 @@
+"""A process's connection to Ray, and what Ray's client raises, without a cluster."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray", reason="an extra: pip install trunkline[ray]")
+
+import ray
+
+from engine.errors import EngineLostError, UserError
+from tasks.ray_cluster import ray_session
+from tasks.ray_cluster.ray_child import RayChild
+from tasks.ray_cluster.ray_session import joined_ray
+
+
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The addresses that Ray is connected to, which nobody looks for."""
+    now = list[str]()
+    monkeypatch.setattr(ray, "init", lambda address, **options: now.append(address))
+    monkeypatch.setattr(ray, "shutdown", now.clear)
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(now))
+    monkeypatch.setattr(ray_session, "_look_for", lambda address: None)
+    yield now
+    assert now == []
+
+
+def test_a_second_run_does_not_share_the_connection_of_the_first(connected: list[str]) -> None:
+    said = "^runner: another run of this process is connected to Ray; run this one in a process of its own$"
+    with joined_ray("one:6379"):
+        with pytest.raises(UserError, match=said), joined_ray("other:6379"):
+            pass
+        assert connected == ["one:6379"]
+
+
+def test_the_programs_own_connection_is_shared_and_goes_on(connected: list[str]) -> None:
+    ray.init("its own")
+    with joined_ray("auto"), joined_ray("auto"):
+        pass
+    assert connected == ["its own"]
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        (f"{'a' * 64}:6379", r"nobody answers at a{64}:6379 \(.+\)"),
+        ("host:99999", "host:99999 has no port that there is, the last is 65535"),
+        ("ray://host:65536", "ray://host:65536 has no port that there is, the last is 65535"),
+    ],
+)
+def test_an_address_that_there_cannot_be_is_one_line(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^ray_address: {said}$"), joined_ray(address):
+        pass
+
+
+def test_a_client_whose_server_is_away_has_lost_its_engines() -> None:
+    def away(server: str) -> Any:
+        raise ConnectionError("Client is not connected")
+
+    actor = SimpleNamespace(begin=SimpleNamespace(remote=away))
+    with pytest.raises(EngineLostError, match="^the Ray worker host#1 starts no engine: it is gone$"):
+        RayChild(actor, "host#1")
