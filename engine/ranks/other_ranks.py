@@ -42,15 +42,16 @@ class OtherRanks:
 
     def __init__(self, model: ModelFiles, config: EngineConfig, places: Sequence[Place]) -> None:
         """Raises UserError where this process has an engine of several ranks that does not end meanwhile."""
+        self._folder = tempfile.TemporaryDirectory(prefix="trunkline-ranks-", ignore_cleanup_errors=True)
         if not _only.acquire(timeout=SECONDS_TO_LEAVE):
+            self._folder.cleanup()
             raise UserError(
                 "engine.tensor_parallel: this process has an engine of several ranks already, and can have one at a "
                 "time; close that one first, start this one in a process of its own, or set engine.tensor_parallel to 1"
             )
-        self._folder = tempfile.TemporaryDirectory(prefix="trunkline-ranks-", ignore_cleanup_errors=True)
         self.meeting = Path(self._folder.name) / "meeting"
         self._lost = ""
-        self._over, self._closing = Event(), False
+        self._over, self._closing, self._close_once = Event(), False, Lock()
         self._children: list[Child] = []
         self._begun: list[Event] = []
         try:
@@ -102,8 +103,8 @@ class OtherRanks:
             raise RankLostError(self._lost) from problem
 
     def close(self) -> None:
-        """Ends them, once."""
-        if self._closing:
+        """Ends them, once, from any thread."""
+        if not self._close_once.acquire(blocking=False):
             return
         self._closing = True
         try:

@@ -44,7 +44,7 @@ def joined_ray(address: str) -> Iterator[None]:
 @contextmanager
 def own_ray(cpus: int, gpus: int) -> Iterator[None]:
     """A cluster of this machine's own, which ends with the context: it reports to nobody, shows nothing to a browser
-    and leaves no file. Raises UserError where Ray does not begin.
+    and leaves no file, unless this process is killed. Raises UserError where Ray does not begin.
     """
     with (
         TemporaryDirectory(prefix="trunkline-ray-", dir=FOLDER, ignore_cleanup_errors=True) as folder,
@@ -56,7 +56,8 @@ def own_ray(cpus: int, gpus: int) -> Iterator[None]:
             "num_gpus": gpus,
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_temp_dir": folder,
+            # One below, for Ray lets everybody into it.
+            "_temp_dir": f"{folder}/ray",
             # The kernel takes an engine's process where memory is short, and a run starts another.
             "_system_config": {"memory_monitor_refresh_ms": 0},
         }

@@ -1,10 +1,11 @@
 """A query's answer as a table in a DuckDB file of its own."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
-from queue import Full, Queue
+from queue import Empty, Full, Queue
+from threading import Event
 
 import duckdb
 import pyarrow as pa
@@ -16,7 +17,7 @@ from tasks.storage.statements import identifier, message_of, statement
 
 _LOOK_SECONDS = 0.02
 
-Handed = Queue[pa.RecordBatch | None]
+Handed = Queue[pa.RecordBatch]
 
 
 def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -27,15 +28,20 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
     sql = statement("steps/table_file", table=identifier(to.stem))
     try:
         with replacing(to) as staged, new_database(staged, staged.parent) as connection:
-            handed = Handed(maxsize=2)
-            connection.register("answer", pa.RecordBatchReader.from_batches(schema, _taken(handed)))
-            _fill(connection, sql, batches, handed)
+            handed, last = Handed(maxsize=2), Event()
+            connection.register("answer", pa.RecordBatchReader.from_batches(schema, _taken(handed, last)))
+            _fill(connection, sql, batches, handed, last)
     except duckdb.Error as said:
         raise UserError(f"--to {to}: {message_of(said)}") from None
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.RecordBatch], handed: Handed) -> None:
-    """Batches are computed in this thread, which hears Ctrl-C: DuckDB would ask for them in any of its own."""
+def _fill(
+    connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.RecordBatch], handed: Handed, last: Event
+) -> None:
+    """Batches are computed in this thread, which hears Ctrl-C: DuckDB would ask for them in any of its own.
+
+    `last` says that none follows those that are handed over.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
         writing = thread.submit(connection.execute, sql)
         try:
@@ -43,12 +49,19 @@ def _fill(connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.
                 _hand(handed, batch, writing)
                 if writing.done():  # it failed, and says how
                     break
+            last.set()
+            while not wait([writing], timeout=_LOOK_SECONDS).done:
+                pass
         finally:
-            _hand(handed, None, writing)
+            last.set()
+            while not writing.done():
+                with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
+                    connection.interrupt()
+                    wait([writing], timeout=_LOOK_SECONDS)
         writing.result()
 
 
-def _hand(handed: Handed, batch: pa.RecordBatch | None, writing: "Future[duckdb.DuckDBPyConnection]") -> None:
+def _hand(handed: Handed, batch: pa.RecordBatch, writing: "Future[duckdb.DuckDBPyConnection]") -> None:
     """To who writes, unless that has failed."""
     while not writing.done():
         with suppress(Full):
@@ -56,6 +69,7 @@ def _hand(handed: Handed, batch: pa.RecordBatch | None, writing: "Future[duckdb.
             return
 
 
-def _taken(handed: Handed) -> Iterator[pa.RecordBatch]:
-    while (batch := handed.get()) is not None:
-        yield batch
+def _taken(handed: Handed, last: Event) -> Iterator[pa.RecordBatch]:
+    while not (last.is_set() and handed.empty()):
+        with suppress(Empty):
+            yield handed.get(timeout=_LOOK_SECONDS)

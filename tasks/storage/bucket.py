@@ -79,7 +79,10 @@ class Bucket:
         self.patience = PATIENCE
 
     def hurry(self) -> None:
-        """From now on, in waits that go on too, an outage is waited for as briefly as before `begin`, and once."""
+        """From now on, in waits that go on too, an outage is waited for as briefly as before `begin`.
+
+        Once a request has failed, those behind it are not sent.
+        """
         self.patience = FIRST_PATIENCE
         self._hurried.set()
 

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ class BucketFolder:
         self._bucket: Bucket | None = None
         self._lease: Lease | None = None
         self._progress = b""
+        self._beating = threading.Lock()
+        self._replacing = threading.Lock()
         self._is_settled = True
 
     @property
@@ -157,7 +160,7 @@ class BucketFolder:
         failpoint("bucket.removed")
 
     def leave(self, file: Path, name: str) -> None:
-        """Makes the object of a file that decides nothing that is committed, but not for a run that lost its lease."""
+        """Makes the object of a file that decides nothing that is committed. Refused where this run lost its lease."""
         guard = self._guard if self._lease is not None else lambda: None
         self.bucket.put(name, file, guard, may_be_late=True)
 
@@ -179,14 +182,15 @@ class BucketFolder:
         self._lease.check(anew=anew)
 
     def _beat(self) -> None:
-        """What others see, and what they ask for."""
-        progress = self.root / PROGRESS
-        if progress.is_file() and (content := progress.read_bytes()) != self._progress:
-            self.bucket.put(PROGRESS, content, self._guard)
-            self._progress = content
-        asked = self.bucket.get(STOP)
-        if asked is not None:
-            self._write(STOP, lambda file: bool(file.write(asked[0])))
+        """What others see, and what they ask for. One at a time, so that what is older is not put behind the newest."""
+        with self._beating:
+            progress = self.root / PROGRESS
+            if progress.is_file() and (content := progress.read_bytes()) != self._progress:
+                self.bucket.put(PROGRESS, content, self._guard)
+                self._progress = content
+            asked = self.bucket.get(STOP)
+            if asked is not None:
+                self._replace(STOP, asked[0])
 
     def _beat_last(self) -> None:
         """All that it tells is committed."""
@@ -244,8 +248,13 @@ class BucketFolder:
             if newest is None:
                 (self.root / name).unlink(missing_ok=True)
                 return True
-            return self._write(name, lambda file: bool(file.write(newest[0])))
+            return self._replace(name, newest[0])
         return self._write(name, lambda file: self.bucket.read_into(file, name, listed))
+
+    def _replace(self, name: str, content: bytes) -> bool:
+        """As `_write`, for what a beat may bring while others bring it too."""
+        with self._replacing:
+            return self._write(name, lambda file: bool(file.write(content)))
 
     def _write(self, name: str, fill: Callable[..., bool]) -> bool:
         """Puts a file of the copy in place as a whole, if it can be filled."""

@@ -29,6 +29,8 @@ _SECONDS = 60.0
 # Of a lease's seconds: a commit begins within so many after a renewal began, a request takes so long, a renewal comes
 # so often. A commit that began in time ends in time: 1/2 + 1/3 < 1.
 _COMMIT, _REQUEST, _RENEW = 1 / 2, 1 / 3, 1 / 12
+# So many renewals are tried whose answers come too late to rely on, one behind the other.
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Lease:
         is young enough says so.
         """
         with self._lock:
-            if self._lost is None and (anew or _now() - self._renewed > self._record.seconds * _COMMIT):
+            if self._lost is None and (anew or not self._is_young()):
                 self._renew()
             if self._lost is not None:
                 raise self._lost
@@ -88,8 +90,9 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join()
         with self._lock:
-            if self._lost is None:
-                self._write(is_held=False)
+            for _ in range(_TRIES):
+                if self._lost is None and self._record.is_held:
+                    self._write(is_held=False)
 
     def _keep(self) -> None:
         while not self._ended.wait(self._record.seconds * _RENEW):
@@ -106,26 +109,37 @@ class Lease:
                 log.warning("the lease is not renewed: %s", problem)
 
     def _renew(self) -> None:
-        """With the lock held."""
-        began = _now()
-        if self._write(is_held=True):
-            self._renewed = began
+        """Writes until the lease is lost, or young enough for a commit, with the lock held.
 
-    def _write(self, *, is_held: bool) -> bool:
-        """Writes the object in the place of the one that this holding wrote last; else somebody else has taken it."""
+        Raises BucketUnavailableError where answers come too late for that.
+        """
+        for _ in range(_TRIES):
+            self._write(is_held=True)
+            if self._lost is not None or self._is_young():
+                return
+        raise BucketUnavailableError(f"output: {self._bucket.url}: answers come too late to hold the lease")
+
+    def _is_young(self) -> bool:
+        return _now() - self._renewed <= self._record.seconds * _COMMIT
+
+    def _write(self, *, is_held: bool) -> None:
+        """Writes the object in the place of the one that this holding wrote last; else somebody else has taken it.
+
+        One that is found to be of an earlier try, whose answer was lost, is as old as that may be: `_renewed` stays.
+        """
         record = _next(self._record, is_held=is_held)
+        began = _now()
         etag = self._bucket.update(LOCK, _encoded(record), self._etag)
-        if etag is None:
-            found = self._bucket.get(LOCK)
-            theirs = None if found is None else _decoded(found[0])
-            if found is None or theirs is None or theirs.token != record.token:
-                whose = "" if theirs is None else f": {theirs.holder} has it"
-                self._lost = LeaseLostError(f"output: {self._bucket.url}: the lease was lost{whose}")
-                return False
-            etag = found[1].etag  # an earlier try's, whose answer was lost; the next renewal says how old
-            record = theirs
-        self._record, self._etag = record, etag
-        return True
+        if etag is not None:
+            self._record, self._etag, self._renewed = record, etag, began
+            return
+        found = self._bucket.get(LOCK)
+        theirs = None if found is None else _decoded(found[0])
+        if found is None or theirs is None or theirs.token != record.token:
+            whose = "" if theirs is None else f": {theirs.holder} has it"
+            self._lost = LeaseLostError(f"output: {self._bucket.url}: the lease was lost{whose}")
+            return
+        self._record, self._etag = theirs, found[1].etag
 
 
 def open_bucket(url: str) -> Bucket:

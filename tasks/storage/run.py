@@ -30,7 +30,7 @@ from tasks.storage.manifests import verify_manifests
 from tasks.storage.open_folder import folder_of
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_adapters import job_adapters
-from tasks.storage.run_end import mark_interrupted, record_end
+from tasks.storage.run_end import ctrl_c_first, mark_interrupted, record_end
 from tasks.storage.run_progress import RunProgress, write_progress
 from tasks.storage.run_record import (
     COMPLETED,
@@ -206,7 +206,7 @@ def open_run(
         create_record(folder, _new_record(run, holder, clock()))
         write_progress(folder, RunProgress(run.run_id, "starting", 0.0))
         failpoint("run.recorded")
-        with _recorded_end(run, clock):
+        with ctrl_c_first(), _recorded_end(run, clock):
             yield run
 
 
@@ -219,7 +219,8 @@ def _recorded_end(run: Run, clock: Clock) -> Iterator[None]:
         record_end(run.folder, run.run_id, status, ended_at=_text(clock()), seconds=seconds, error=error)
 
     try:
-        yield
+        with ctrl_c_first():
+            yield
     except BaseException as problem:
         if not isinstance(problem, Exception):
             run.folder.hurry()

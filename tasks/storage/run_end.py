@@ -1,8 +1,10 @@
 """How a run's record ends: as it said itself, or as the next run found it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from engine.failpoint import failpoint
+from tasks.storage.bucket_errors import BucketUnavailableError
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_progress import read_progress
@@ -30,6 +32,20 @@ def mark_interrupted(folder: OutputFolder) -> None:
                 if record.rows_done is None:
                     counts |= {"rows_done": progress.rows_done, "row_errors": progress.row_errors}
             update_record(folder, record.run_id, status=INTERRUPTED, **counts)
+
+
+@contextmanager
+def ctrl_c_first() -> Iterator[None]:
+    """Ctrl-C stays what ended a run, where what was left to do behind it failed as the bucket is away."""
+    try:
+        yield
+    except BucketUnavailableError as problem:
+        before: BaseException | None = problem
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is None:
+            raise
+        raise KeyboardInterrupt from problem
 
 
 def own_counts(manifests: Sequence[ShardManifest], run_id: str) -> dict[str, int]:

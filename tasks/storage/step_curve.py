@@ -56,24 +56,25 @@ class StepCurve:
 
     @property
     def spans(self) -> list[tuple[CurvePoint, CurvePoint]]:
-        """Two points that follow each other, with time between them; before the first, when computing began: as long
-        before as the steps took that it counts.
-        """
-        if not self.points:
-            return []
-        first = self.points[0]
-        began = max(0.0, first.seconds - max(first.busy_seconds / self.engines, 0.1))
-        start = CurvePoint(began, 0, 0, 0, 0, 0, 0.0)
+        """Two points that follow each other, with time between them; before the first, when computing began."""
+        start = CurvePoint(self._began, 0, 0, 0, 0, 0, 0.0)
         return [(a, b) for a, b in pairwise((start, *self.points)) if b.seconds > a.seconds]
+
+    @property
+    def _began(self) -> float:
+        """As long before the first point as the steps took that it counts."""
+        first = self.points[0] if self.points else CurvePoint(0.0, 0, 0, 0, 0, 0, 0.0)
+        return max(0.0, first.seconds - max(first.busy_seconds / self.engines, 0.1))
 
     @property
     def computing_seconds(self) -> float:
         """For how long some engine was in a step, by the clock: neither loading is in it, nor another run's turn.
 
-        What one engine says in a point may be of the span before it; of several, two may have been in a step at once.
+        What an engine says in a point may be of the span before it, so that of one all is counted; of several, which
+        may join late, two may have been in a step at once.
         """
-        if self.engines == 1:
-            return self.points[-1].busy_seconds if self.points else 0.0
+        if self.points and self.engines == 1:
+            return min(self.points[-1].busy_seconds, self.points[-1].seconds - self._began)
         return sum(min(b.seconds - a.seconds, b.busy_seconds - a.busy_seconds) for a, b in self.spans)
 
 

@@ -3,8 +3,12 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -21,6 +25,7 @@ from flows.result_writer import write_result
 from flows.sql_format import Format
 from flows.text_table import CELL_LINES, TABLE_ROWS
 from flows.workbook import LONGEST_TEXT
+from tasks.report import table_file
 from tasks.report.table_file import write_table_file
 
 
@@ -246,6 +251,26 @@ def test_ctrl_c_while_a_database_is_made_is_ctrl_c(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_table_file(tmp_path / "answers.duckdb", pa.schema([("a", pa.int64())]), stopped())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_the_last_rows_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real one, while more wait than the writer has room for, and the query has no more."""
+    taken = table_file._taken
+
+    def slowly(*of: Any) -> Iterator[pa.RecordBatch]:
+        for batch in taken(*of):
+            time.sleep(0.2)
+            yield batch
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for _ in range(4):
+            yield pa.record_batch([[1]], ["a"])
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(table_file, "_taken", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        write_table_file(tmp_path / "answers.duckdb", pa.schema([("a", pa.int64())]), batches())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -51,7 +51,7 @@ def label(text: str) -> str:
 
 
 class AnySequence(RuleBasedStateMachine):
-    """`rows` are texts by id. `answers` are how the requests of each model's texts ended: as a result, or an error."""
+    """`rows` are texts by id. `retried` are those a killed `retry` asked in vain; the next may take it up."""
 
     @initialize(rows=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
     def begin(self, rows: list[str | None]) -> None:
@@ -71,6 +71,7 @@ class AnySequence(RuleBasedStateMachine):
         self.model = MODELS[0]
         self.rows: dict[str, str | None] = {}
         self.text_of: dict[str, tuple[str, str]] = {}
+        self.retried: set[tuple[str, str]] = set()
         self.add_rows(rows)
 
     def teardown(self) -> None:
@@ -105,7 +106,7 @@ class AnySequence(RuleBasedStateMachine):
     @rule(place=st.integers(1, 60), retry_failed=st.booleans())
     def be_killed(self, place: int, retry_failed: bool) -> None:
         """Whatever was committed before is there, and what is committed now was asked for."""
-        before, asked = self.committed(), self.wanted()
+        before, asked, tries = self.committed(), self.wanted(), self.tries()
         forget_hits()
         with self.patch.context() as during:
             during.setenv("FAILPOINT", f"*:{place}:abandon")
@@ -114,6 +115,8 @@ class AnySequence(RuleBasedStateMachine):
                 run_steps(self.job(), retry_failed=retry_failed)
             self.learn()
         now = self.committed()
+        if retry_failed:
+            self.retried |= {key for key, count in self.tries().items() if count > tries.get(key, 0)}
         assert before.keys() <= now.keys()
         assert {text for (model, text) in now.keys() - before.keys() if model == self.model} <= asked
 
@@ -152,13 +155,15 @@ class AnySequence(RuleBasedStateMachine):
         known = {text for (model, text), status in before.items() if model == self.model and status != "error"}
         if not retry_failed:
             known |= {text for (model, text) in before if model == self.model}
+        maybe = {text for (model, text) in self.retried if model == self.model}
+        self.retried.clear()
         self.engine.heals = heals
         self.engine.works.clear()
         run_steps(self.job(), retry_failed=retry_failed)
         self.learn()
         scored = [self.text_of[name][1] for name in self.engine.scored]
         assert len(set(scored)) == len(scored)
-        assert self.wanted() - known - stored <= set(scored) <= self.wanted() - known
+        assert self.wanted() - known - stored - maybe <= set(scored) <= self.wanted() - known
         after = self.committed()
         for row in self.table:
             text = self.rows[row["custom_id"]]
@@ -202,6 +207,10 @@ class AnySequence(RuleBasedStateMachine):
         """How each request of the folder's whole parts ended, the newest try last."""
         rows = sorted(self.whole_rows(self.parts()), key=lambda row: row["attempts"])
         return {self.text_of[row["request_hash"]]: row["status"] for row in rows}
+
+    def tries(self) -> dict[tuple[str, str], int]:
+        rows = sorted(self.whole_rows(self.parts()), key=lambda row: row["attempts"])
+        return {self.text_of[row["request_hash"]]: row["attempts"] for row in rows}
 
     def in_store(self) -> set[str]:
         found = (shelf.parts() for shelf in self.store.shelves()) if self.store.exists else ()

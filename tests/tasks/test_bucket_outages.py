@@ -144,18 +144,39 @@ def test_of_another_machine_that_shares_the_cache_nobody_is_dead(
         pass
 
 
-def test_who_ends_a_run_waits_for_no_bucket(job: ScoringJob, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tidies_up", [False, True])
+def test_who_ends_a_run_waits_for_no_bucket(job: ScoringJob, monkeypatch: pytest.MonkeyPatch, tidies_up: bool) -> None:
+    """What could not be told or tidied up behind Ctrl-C does not take its place."""
     monkeypatch.setattr("tasks.storage.bucket.PATIENCE", 20.0)
     monkeypatch.setattr("tasks.storage.bucket.FIRST_PATIENCE", 0.3)
     began = 0.0
 
     def run() -> None:
         nonlocal began
-        with ExitStack() as outage, open_run(job):
+        with ExitStack() as outage, open_run(job) as run:
             outage.enter_context(away())
             began = time.monotonic()
-            raise KeyboardInterrupt
+            try:
+                raise KeyboardInterrupt
+            finally:
+                if tidies_up:
+                    assert run.folder.bucket is not None
+                    run.folder.hurry()
+                    run.folder.bucket.put(run.folder.progress, PROGRESS)
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        run()
+    assert time.monotonic() - began < 3
+    assert isinstance(ended.value.__cause__, BucketUnavailableError)
+
+
+def test_an_outage_alone_is_no_ctrl_c(job: ScoringJob) -> None:
+    def run() -> None:
+        with ExitStack() as outage, open_run(job) as run:
+            outage.enter_context(away())
+            _impatient(run)
+            assert run.folder.bucket is not None
+            run.folder.bucket.put(run.folder.progress, PROGRESS)
 
     with pytest.raises(BucketUnavailableError):
         run()
-    assert time.monotonic() - began < 3

@@ -118,6 +118,15 @@ def test_a_process_has_one_engine_of_several_ranks(monkeypatch: pytest.MonkeyPat
     second.close()
 
 
+def test_a_folder_that_cannot_be_made_leaves_room_for_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_ranks, "SECONDS_TO_LEAVE", 0.01)
+    with monkeypatch.context() as full:
+        full.setattr(other_ranks.tempfile, "mkdtemp", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space"):
+            OtherRanks(NO_MODEL, CONFIG, (Place(),))
+    OtherRanks(NO_MODEL, CONFIG, (Place(),)).close()
+
+
 def test_ranks_that_were_begun_end_where_another_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Child] = []
 

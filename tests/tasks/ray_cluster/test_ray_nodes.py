@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("ray", reason="an extra: pip install trunkline[ray]")
 
 import ray
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from engine.errors import UserError
 from engine.model.checkpoint import resolve_model
@@ -64,8 +65,10 @@ def start_node() -> Iterator[StartNode]:
 
 
 @pytest.fixture
-def head(start_node: StartNode) -> Iterator[str]:
-    """Its address."""
+def head(start_node: StartNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Its address. This process has no token for it, also where it had a Ray of its own before."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    reset_auth_token_state()
     with closing(socket.socket()) as found:
         found.bind(("", 0))
         port = found.getsockname()[1]

@@ -77,6 +77,8 @@ def test_each_worker_answers_in_the_order_of_its_requests(workers: ClusterWorker
     assert_equal(futures[1].result(10), work(5).requests)
     assert workers.totals().requests == 25
     assert len(actors()) == 2
+    kept = Path(ray.nodes()[0]["RayletSocketName"]).parents[3]
+    assert (kept.parent, kept.stat().st_mode & 0o777) == (Path("/tmp"), 0o700)
 
 
 @pytest.mark.fault(2)

@@ -1,12 +1,15 @@
 """The working copy of a folder in a bucket, while others write there."""
 
 import hashlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("obstore", reason="an extra: pip install trunkline[s3]")
 
+from engine.file_lock import Holder
 from tasks.storage import bucket_folder
 from tasks.storage.bucket import Bucket, Listed
 from tasks.storage.bucket_folder import BucketFolder
@@ -52,3 +55,29 @@ def test_a_reader_ends_while_a_run_elsewhere_writes(folder: BucketFolder, monkey
     assert (folder.root / "manifests/run-000001.json").read_bytes() in (b"1", b"2")
     assert (folder.root / kept).read_bytes() == b"kept"
     assert not (folder.root / gone).exists()
+
+
+def test_the_last_progress_is_not_put_before_an_older_one(
+    folder: BucketFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease's thread is in the middle of the older one as the run ends."""
+    put, under_way, newest_is_put = Bucket.put, threading.Event(), threading.Event()
+
+    def slow(self: Bucket, name: str, content: Path | bytes, *arguments: Any, **options: Any) -> None:
+        if content == b"older":
+            under_way.set()
+            newest_is_put.wait(timeout=0.5)
+        put(self, name, content, *arguments, **options)
+        if content == b"newest":
+            newest_is_put.set()
+
+    monkeypatch.setenv("TRUNKLINE_LEASE_SECONDS", "1")
+    monkeypatch.setattr(Bucket, "put", slow)
+    folder.root.mkdir()
+    with folder.held(Holder(1, "one", "token-1"), None):
+        (folder.root / "progress.json").write_bytes(b"older")
+        assert under_way.wait(timeout=30)
+        (folder.root / "progress.json").write_bytes(b"newest")
+    found = folder.bucket.get("progress.json")
+    assert found is not None
+    assert found[0] == b"newest"

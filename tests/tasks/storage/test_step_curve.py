@@ -50,6 +50,12 @@ def test_a_curve_comes_back_and_another_runs_does_not(tmp_path: Path) -> None:
 
 def test_steps_of_one_engine_are_told_late_and_all_counted() -> None:
     """Ten seconds of steps one behind the other, of which every other point says nothing and the next one twice."""
-    points = tuple(CurvePoint(float(at), at, at, 0, 0, 0, 2.0 * (at // 2)) for at in range(1, 11))
+    points = tuple(CurvePoint(float(at), at, at, 0, 0, 0, 2.0 * (at // 2)) for at in range(2, 11))
     assert StepCurve("run", 12.0, points=points).computing_seconds == 10.0
     assert StepCurve("run", 12.0).computing_seconds == 0.0
+
+
+def test_engines_that_join_add_no_time() -> None:
+    """One engine for two seconds, and three more beside it for the other eight."""
+    points = tuple(CurvePoint(float(at), at, at, 0, 0, 0, float(at if at <= 2 else 4 * at - 6)) for at in range(1, 11))
+    assert StepCurve("run", 12.0, points=points).computing_seconds == 10.0
