@@ -49,7 +49,8 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         self._asked: dict[Seen, Asked] = {}
         self._taken: dict[Seen, Place] = {}
         self._found: tuple[Seen, ...] = ()
-        self._gone: set[Seen] = set()
+        self._models: dict[Seen, ModelFiles] = {}
+        self._lost: set[EngineProcess] = set()
         self._refused: set[Seen] = set()
         self._looked = 0.0
         self._look_first()
@@ -65,7 +66,8 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         return self._here()
 
     def _here(self) -> Sequence[Worker]:
-        return tuple(self._engines[seen] for seen in self._found if seen not in self._gone)
+        there = [self._engines[seen] for seen in self._found]
+        return tuple(engine for engine in there if engine not in self._lost)
 
     def _look_first(self) -> None:
         """Waits for one to tell of the model, and shortly for others. Raises UserError for a refusal, or for none."""
@@ -95,11 +97,12 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
 
     def _look_again(self) -> None:
         if time.monotonic() - self._looked >= LOOK_SECONDS:
-            before = len(self._engines)
             if (refused := self._look()) is not None:
                 log.warning("a %s that joined is not asked for anything: %s", self._cluster.kind, refused)
-            self._members = list(self._engines.values())
-            for member in self._members[before:]:
+            before = {*self._members}
+            joined = [engine for engine in self._engines.values() if engine not in before]
+            self._members += joined
+            for member in joined:
                 # What it logs is the flow run's; it may take a minute to begin.
                 begin = partial(copy_context().run, start_member, member)
                 Thread(target=begin, name="trunkline-far-start", daemon=True).start()
@@ -109,7 +112,9 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         last of the others has not.
         """
         found = self._cluster.known()
-        self._taken = {seen: place for seen, place in self._taken.items() if seen in found}
+        if found:  # where nobody is, it may be that the cluster does not answer
+            self._taken = {seen: place for seen, place in self._taken.items() if seen in found}
+        self._begin_again(found)
         known = self._engines.keys() | self._asked.keys() | self._refused
         self._asked |= {seen: self._cluster.ask(seen, self._model.there) for seen in found if seen not in known}
         refused: UserError | None = None
@@ -128,30 +133,43 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         self._looked = time.monotonic()
         return refused
 
+    def _begin_again(self, found: Mapping[Seen, Place]) -> None:
+        """Who was taken for gone, and is there, has another engine: the cluster had not answered once."""
+        for seen, there in found.items():
+            if self._engines.get(seen) in self._lost:
+                self._engines[seen] = self._member(seen, self._models[seen], self._place(seen, there))
+
     def _hear_from(self, seen: Seen, asked: Asked, found: Mapping[Seen, Place]) -> None:
         """Raises UserError for a worker that is not to be asked again."""
         if (told := asked.told()) is not None:
-            model = self._model.read(told, self._cluster.address(seen))
+            model = self._models[seen] = self._model.read(told, self._cluster.address(seen))
             self._engines[seen] = self._member(seen, model, self._place(seen, found[seen]))
 
     def _member(self, seen: Seen, model: ModelFiles, place: Place) -> EngineProcess:
-        start_child = partial(self._start_child, seen)
-        return EngineProcess(model, self._config, place=place, label=self._name(seen), start_child=start_child)
+        def start_child() -> EngineChild:
+            return self._start_child(seen, member)
 
-    def _start_child(self, seen: Seen) -> EngineChild:
+        label = self._name(seen)
+        member = EngineProcess(model, self._config, place=place, label=label, start_child=start_child)
+        return member
+
+    def _start_child(self, seen: Seen, member: EngineProcess) -> EngineChild:
+        """Raises EngineLostError for good: a run gives this member nothing more."""
         try:
-            if seen not in self._cluster.known():
+            if member in self._lost or seen not in self._cluster.known():
                 raise EngineLostError(f"{self._name(seen)} starts no engine: it is gone")
             return self._cluster.start_child(seen)
         except EngineLostError:
-            self._gone.add(seen)  # its cluster may take a while to hear of it
+            self._lost.add(member)
             raise
 
     def _name(self, seen: Seen) -> str:
         return f"the {self._cluster.kind} {self._cluster.address(seen)}"
 
     def _place(self, seen: Seen, there: Place) -> Place:
-        """One that nobody has: a worker that comes again has the place of the one that went."""
+        """Its own, or one that nobody has: a worker that comes again has the place of the one that went."""
+        if seen in self._taken:
+            return self._taken[seen]
         free = [place for place in self._places if place not in self._taken.values()]
         self._taken[seen] = free[0] if free else there
         return self._taken[seen]

@@ -228,6 +228,7 @@ class ScoringJob(Part):
         if keys is not None and not is_mixed and sampling is not None and _is_idle(sampling, keys):
             yield f"sampling has no effect on type: {kind}; remove it"
         yield from _not_in_parts(given.get("model"), given.get("engine"))
+        yield from _not_on_a_cluster(given.get("engine"), given.get("runner", "local"))
         if given.get("dask_scheduler") is not None and given.get("runner") != "dask":
             yield "dask_scheduler belongs to runner: dask"
         if given.get("ray_address") is not None and given.get("runner") != "ray":
@@ -284,6 +285,13 @@ def _not_in_parts(model: object, engine: object) -> Iterator[str]:
     for key in ("adapters", "adapter", "adapter_column"):
         if model.get(key) if isinstance(model, Mapping) else getattr(model, key, None):
             yield f"engine.tensor_parallel: {ranks} does not go with model.{key}; take 1, or remove that"
+
+
+def _not_on_a_cluster(engine: object, runner: object) -> Iterator[str]:
+    device = engine.get("device") if isinstance(engine, Mapping) else getattr(engine, "device", None)
+    if runner in ("dask", "ray") and isinstance(device, str) and device.startswith("cuda:"):
+        cure = f"take cuda, and CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')} for that GPU alone"
+        yield f"engine.device: {device} does not go with runner: {runner}, whose cluster deals the GPUs; {cure}"
 
 
 def _is_idle(sampling: object, keys: TaskKeys) -> bool:

@@ -1,6 +1,7 @@
 """A Jinja template over a row's cells: a name is the row's cell, and an attribute is a cell's field.
 
-A column whose name is no name of Jinja's is written `column('my column')`.
+A column whose name is no name of Jinja's, or a variable's too, is written `column('my column')`, unless the template
+has a macro `column`.
 """
 
 import json
@@ -33,16 +34,16 @@ class PromptTemplate:
     def __init__(self, text: str, written: Callable[[str], str] = str) -> None:
         self._environment = _CellEnvironment()
         tree = self._parse(text)
-        self._names = _name_columns(tree) if COLUMN in _undeclared(tree) else {}
+        columns = {} if _has_macro(tree, COLUMN) else _name_columns(tree)
         _change_written(tree, written)
         _refuse_one_name_for_two(tree)
-        self._names["self"] = _rename(tree, "self")
+        columns[_rename_self(tree)] = "self"
         self._words = {str(word) for _, _, word in self._environment.lex(text)} & _WORDS
         for joined in tree.find_all(nodes.Concat):
             joined.nodes = [_as_text(part) for part in joined.nodes]
-        columns = {name: column for column, name in self._names.items()}
-        self.names = tuple(sorted({columns.get(name, name) for name in _undeclared(tree)}))
-        self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)}
+        self._columns = {name: columns.get(name, name) for name in _undeclared(tree)}
+        self.names = tuple(sorted({*self._columns.values()}))
+        self._called = {name for name in _FUNCTIONS if not _is_printed(tree, name)} - {*columns.values()}
         self._template = self._environment.from_string(tree, globals=_FUNCTIONS)
 
     def columns(self, available: Sequence[str]) -> tuple[str, ...]:
@@ -57,7 +58,9 @@ class PromptTemplate:
     def render(self, cells: Mapping[str, Cell]) -> str:
         """The text for a row. `cells` has the row's cell for each of the columns. Raises what a template may."""
         with budget():
-            return self._template.render({self._names.get(name, name): cells[name] for name in cells})
+            return self._template.render(
+                {name: cells[column] for name, column in self._columns.items() if column in cells}
+            )
 
     def _parse(self, text: str) -> nodes.Template:
         try:
@@ -135,11 +138,13 @@ def _undeclared(tree: nodes.Template) -> set[str]:
 
 
 class _ColumnNames(NodeTransformer):
-    """Puts names into the place of calls of `column`; `names` are those of the columns."""
+    """Puts names into the place of calls of `column`; `names` are those, by the column.
 
-    def __init__(self, taken: set[str]) -> None:
+    A digit begins each of them, as of no name that a template writes: no variable has one of them, nor hides it.
+    """
+
+    def __init__(self) -> None:
         self.names: dict[str, str] = {}
-        self._taken = taken
 
     def visit_Call(self, node: nodes.Call) -> nodes.Node:
         self.generic_visit(node)
@@ -147,23 +152,20 @@ class _ColumnNames(NodeTransformer):
             return node
         match node:
             case nodes.Call(args=[nodes.Const(value=str(column))], kwargs=[], dyn_args=None, dyn_kwargs=None):
-                plain = column.isidentifier() and column not in _WORDS
-                name = self.names.setdefault(column, column if plain else _free(COLUMN, self._taken))
-                self._taken.add(name)
+                name = self.names.setdefault(column, f"{len(self.names)}{COLUMN}")
                 return nodes.Name(name, "load", lineno=node.lineno)
         raise UserError(f"prompt.template: line {node.lineno}: {COLUMN} takes a name in quotes; {SPELLING}")
 
 
 def _name_columns(tree: nodes.Template) -> dict[str, str]:
-    names = _ColumnNames({found.name for found in tree.find_all(nodes.Name)})
-    names.visit(tree)
-    return names.names
+    """The columns that the template calls, by the names that stand there now."""
+    named = _ColumnNames()
+    named.visit(tree)
+    return {name: column for column, name in named.names.items()}
 
 
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
+def _has_macro(tree: nodes.Template, name: str) -> bool:
+    return any(macro.name == name for macro in tree.find_all(nodes.Macro))
 
 
 def _change_written(tree: nodes.Template, written: Callable[[str], str]) -> None:
@@ -190,11 +192,11 @@ def _is_printed(tree: nodes.Template, name: str) -> bool:
     return sum(found.name == name for found in tree.find_all(nodes.Name)) > called
 
 
-def _rename(tree: nodes.Template, name: str) -> str:
-    """Gives all of a name that Jinja keeps for itself another one."""
-    other = _free(f"{name}_", {found.name for found in tree.find_all(nodes.Name)})
+def _rename_self(tree: nodes.Template) -> str:
+    """Gives all of a name that Jinja keeps for itself another one, which no template writes."""
+    other = "0self"
     for found in tree.find_all(nodes.Name):
-        if found.name == name:
+        if found.name == "self":
             found.name = other
     return other
 

@@ -119,6 +119,23 @@ def test_who_goes_is_a_member_no_more_and_starts_nothing(workers: ClusterWorkers
     assert cluster.children == []
 
 
+def test_who_was_not_seen_once_is_another_member_when_it_is_seen_again(
+    workers: ClusterWorkers[str], cluster: PlayedCluster
+) -> None:
+    """A cluster that does not answer knows nobody; a run gives a member nothing more that was lost."""
+    first, second = workers.each()
+    names, cluster.names = cluster.names, []
+    for _ in range(2):
+        with pytest.raises(EngineLostError, match=r"^the played worker a starts no engine: it is gone$"):
+            first.submit(work(1))
+        cluster.names = names
+    wait_for(lambda: len(labels(workers)) == 2 and first not in workers.each())
+    again, other = workers.each()
+    assert (again.label, other) == (first.label, second)
+    assert_equal(again.submit(work(2)).result(10), work(2).requests)
+    assert len(cluster.children) == 1
+
+
 def test_who_goes_before_it_has_told_is_not_waited_for(workers: ClusterWorkers[str], cluster: PlayedCluster) -> None:
     cluster.late.add("c")
     cluster.names.append("c")
@@ -187,6 +204,8 @@ def test_who_comes_again_has_the_place_of_the_one_that_went(
     with Watched(cluster, model, CONFIG, own) as workers:
         cluster.names[0] = "c"
         wait_for(lambda: labels(workers) == ["the played worker c", "the played worker b"])
-        cluster.names.append("d")
+        names, cluster.names = cluster.names, []
+        assert labels(workers) == []
+        cluster.names = [*names, "d"]
         wait_for(lambda: len(labels(workers)) == 3)
     assert taken == [*own, own[0], Place(threads=3)]

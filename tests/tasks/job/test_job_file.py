@@ -89,6 +89,10 @@ def test_lm_eval_names_of_sampling(tmp_path: Path) -> None:
             "engine.tensor_parallel: 2 does not go with model.adapter; take 1, or remove that",
         ),
         ({"engine": {"tensor_parallel": 0}}, "engine.tensor_parallel: "),
+        (
+            {"engine": {"device": "cuda:1"}, "runner": "ray"},
+            "engine.device: cuda:1 does not go with runner: ray, whose cluster deals the GPUs; take cuda, and CUDA_VISIBLE",
+        ),
         ({"name": "../up"}, "name: "),
         ({"model": {"path": "a" * 100_000}}, "model.path: is 100,000 bytes long; a path may have 4,095"),
         ({"model": {"path": "a" * 300}}, "model.path: holds a name of more than 255 bytes"),

@@ -88,6 +88,29 @@ def test_a_column_of_the_templates_own_is_not_the_rows() -> None:
     assert fill("{{ column }}{{ column('my column') }}", **{"column": "a", "my column": "b"}) == "ab"
 
 
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for t in tags %}{{ t }}{{ column('t') }}{% endfor %}", "xTyT"),
+        ("{% for t in tags %}{{ column('loop') }}{{ loop.index }}{% endfor %}", "L1L2"),
+        ("{% set t = 'mine' %}{{ t }}{{ column('t') }}", "mineT"),
+        ("{% macro m(t) %}{{ t }}{{ column('t') }}{% endmacro %}{{ m(1) }}", "1T"),
+        ("{{ column('a b') }}{{ column('column_') }}{{ column('0column') }}", "ABC0"),
+        ("{% macro column_() %}{% endmacro %}{{ column('a b') }}", "AB"),
+        ("{% set column = 3 %}{{ column }}{{ column('a b') }}", "3AB"),
+        ("{% for column in tags %}{{ column }}{{ column('a b') }}{% endfor %}", "xAByAB"),
+        ("{% macro self_() %}{% endmacro %}{{ self }}{{ column('self') }}", "SS"),
+    ],
+)
+def test_no_variable_hides_a_column_that_is_spelled(template: str, text: str) -> None:
+    cells = {"tags": ["x", "y"], "t": "T", "loop": "L", "a b": "AB", "column_": "C", "0column": "0", "self": "S"}
+    assert fill(template, **cells) == text
+
+
+def test_a_spelled_column_that_has_a_functions_name_is_asked_for() -> None:
+    assert PromptTemplate("{{ range(2) }}{{ column('range') }}").columns(["x"]) == ("range",)
+
+
 OTHERS = {
     "a loop": "loop",
     "a method of a loop": "loop.cycle",
