@@ -20,10 +20,10 @@ from tasks.ray_cluster.ray_session import joined_ray
 def connected(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The addresses that Ray is connected to, which nobody looks for."""
     now = list[str]()
-    monkeypatch.setattr(ray, "init", lambda address, **options: now.append(address))
+    monkeypatch.setattr(ray, "init", lambda address, **_: now.append(address))
     monkeypatch.setattr(ray, "shutdown", now.clear)
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(now))
-    monkeypatch.setattr(ray_session, "_look_for", lambda address: None)
+    monkeypatch.setattr(ray_session, "_look_for", lambda _: None)
     yield now
     assert now == []
 
@@ -62,5 +62,5 @@ def test_a_client_whose_server_is_away_has_lost_its_engines() -> None:
         raise ConnectionError("Client is not connected")
 
     actor = SimpleNamespace(begin=SimpleNamespace(remote=away))
-    with pytest.raises(EngineLostError, match="^the Ray worker host#1 starts no engine: it is gone$"):
+    with pytest.raises(EngineLostError, match=r"^the Ray worker host#1 starts no engine: it is gone$"):
         RayChild(actor, "host#1")
