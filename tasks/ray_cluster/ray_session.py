@@ -31,7 +31,8 @@ def has_joined() -> bool:
     """Whether the program is connected to Ray itself. Raises UserError where another run of this process is."""
     if _turn.locked():
         raise UserError(_TAKEN)
-    return ray.is_initialized()
+    joined: bool = ray.is_initialized()
+    return joined
 
 
 @contextmanager
