@@ -1,7 +1,7 @@
 """A query's answer as a table in a DuckDB file of its own."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -13,9 +13,8 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.storage.commit import replacing
 from tasks.storage.duck import new_database
+from tasks.storage.interruptible import EVERY_SECONDS, interrupted, result_of
 from tasks.storage.statements import identifier, message_of, statement
-
-_LOOK_SECONDS = 0.02
 
 Handed = Queue[pa.RecordBatch]
 
@@ -44,32 +43,26 @@ def _fill(
     """
     with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
         writing = thread.submit(connection.execute, sql)
-        try:
-            for batch in batches:
-                _hand(handed, batch, writing)
-                if writing.done():  # it failed, and says how
-                    break
-            last.set()
-            while not wait([writing], timeout=_LOOK_SECONDS).done:
-                pass
-        finally:
-            last.set()
-            while not writing.done():
-                with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
-                    connection.interrupt()
-                    wait([writing], timeout=_LOOK_SECONDS)
-        writing.result()
+        with interrupted(connection, writing):
+            try:
+                for batch in batches:
+                    _hand(handed, batch, writing)
+                    if writing.done():  # it failed, and says how
+                        break
+            finally:
+                last.set()
+            result_of(writing)
 
 
 def _hand(handed: Handed, batch: pa.RecordBatch, writing: "Future[duckdb.DuckDBPyConnection]") -> None:
     """To who writes, unless that has failed."""
     while not writing.done():
         with suppress(Full):
-            handed.put(batch, timeout=_LOOK_SECONDS)
+            handed.put(batch, timeout=EVERY_SECONDS)
             return
 
 
 def _taken(handed: Handed, last: Event) -> Iterator[pa.RecordBatch]:
     while not (last.is_set() and handed.empty()):
         with suppress(Empty):
-            yield handed.get(timeout=_LOOK_SECONDS)
+            yield handed.get(timeout=EVERY_SECONDS)

@@ -5,7 +5,7 @@ taken every task, that thread waits without looking (2.0.0), and about one long 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 T = TypeVar("T")
 
 # DuckDB forgets an interruption that comes before its query, so it is repeated.
-_EVERY_SECONDS = 0.02
+EVERY_SECONDS = 0.02
 
 
 def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> T:
@@ -25,16 +25,28 @@ def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) 
     """
     with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
         called = thread.submit(call)
-        try:
-            # A signal that comes as Python begins to wait does not end the wait: it is looked for after each.
-            while not wait([called], timeout=_EVERY_SECONDS).done:
-                pass
-            return called.result()
-        finally:
-            while not called.done():
-                with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
-                    connection.interrupt()
-                    wait([called], timeout=_EVERY_SECONDS)
+        with interrupted(connection, called):
+            return result_of(called)
+
+
+def result_of(called: "Future[T]") -> T:
+    """What a call in another thread returns or raises; this one hears signals meanwhile."""
+    # A signal that comes as Python begins to wait does not end the wait: it is looked for after each.
+    while not wait([called], timeout=EVERY_SECONDS).done:
+        pass
+    return called.result()
+
+
+@contextmanager
+def interrupted(connection: duckdb.DuckDBPyConnection, called: "Future[T]") -> Iterator[None]:
+    """A call in another thread, which computes on `connection`, has ended behind this: it is interrupted if need be."""
+    try:
+        yield
+    finally:
+        while not called.done():
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
+                connection.interrupt()
+                wait([called], timeout=EVERY_SECONDS)
 
 
 def fetch_all(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, object]) -> list[Any]:
