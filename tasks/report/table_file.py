@@ -1,11 +1,11 @@
 """A query's answer as a table in a DuckDB file of its own."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from queue import Empty, Full, Queue
-from threading import Event
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -13,10 +13,37 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.storage.commit import replacing
 from tasks.storage.duck import new_database
-from tasks.storage.interruptible import EVERY_SECONDS, interrupted, result_of
+from tasks.storage.interruptible import CallBeside
 from tasks.storage.statements import identifier, message_of, statement
 
-Handed = Queue[pa.RecordBatch]
+_LOOK_SECONDS = 0.02
+_MOST_WAITING = 2
+
+
+class HandedBatches:
+    """Batches on their way from who computes them to who writes them, a few at a time; a signal may come anywhere."""
+
+    def __init__(self) -> None:
+        self._waiting: SimpleQueue[pa.RecordBatch] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_MOST_WAITING):
+            self._places.put(None)
+        self.is_last = False  # none follows those that wait
+
+    def hand(self, batch: pa.RecordBatch, writing: CallBeside[Any]) -> None:
+        """To who writes, unless that has ended."""
+        while not writing.is_done:
+            with suppress(Empty):
+                self._places.get(timeout=_LOOK_SECONDS)
+                self._waiting.put(batch)
+                return
+
+    def taken(self) -> Iterator[pa.RecordBatch]:
+        while not (self.is_last and self._waiting.empty()):
+            with suppress(Empty):
+                batch = self._waiting.get(timeout=_LOOK_SECONDS)
+                self._places.put(None)
+                yield batch
 
 
 def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -27,42 +54,23 @@ def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBat
     sql = statement("steps/table_file", table=identifier(to.stem))
     try:
         with replacing(to) as staged, new_database(staged, staged.parent) as connection:
-            handed, last = Handed(maxsize=2), Event()
-            connection.register("answer", pa.RecordBatchReader.from_batches(schema, _taken(handed, last)))
-            _fill(connection, sql, batches, handed, last)
+            handed = HandedBatches()
+            connection.register("answer", pa.RecordBatchReader.from_batches(schema, handed.taken()))
+            _fill(CallBeside(connection, partial(connection.execute, sql)), batches, handed)
     except duckdb.Error as said:
         raise UserError(f"--to {to}: {message_of(said)}") from None
 
 
-def _fill(
-    connection: duckdb.DuckDBPyConnection, sql: str, batches: Iterable[pa.RecordBatch], handed: Handed, last: Event
-) -> None:
-    """Batches are computed in this thread, which hears Ctrl-C: DuckDB would ask for them in any of its own.
-
-    `last` says that none follows those that are handed over.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
-        writing = thread.submit(connection.execute, sql)
-        with interrupted(connection, writing):
-            try:
-                for batch in batches:
-                    _hand(handed, batch, writing)
-                    if writing.done():  # it failed, and says how
-                        break
-            finally:
-                last.set()
-            result_of(writing)
-
-
-def _hand(handed: Handed, batch: pa.RecordBatch, writing: "Future[duckdb.DuckDBPyConnection]") -> None:
-    """To who writes, unless that has failed."""
-    while not writing.done():
-        with suppress(Full):
-            handed.put(batch, timeout=EVERY_SECONDS)
-            return
-
-
-def _taken(handed: Handed, last: Event) -> Iterator[pa.RecordBatch]:
-    while not (last.is_set() and handed.empty()):
-        with suppress(Empty):
-            yield handed.get(timeout=EVERY_SECONDS)
+def _fill(writing: CallBeside[Any], batches: Iterable[pa.RecordBatch], handed: HandedBatches) -> None:
+    """Batches are computed in this thread, which hears Ctrl-C: DuckDB would ask for them in any of its own."""
+    try:
+        writing.start()
+        for batch in batches:
+            handed.hand(batch, writing)
+            if writing.is_done:  # it failed, and says how
+                break
+        handed.is_last = True
+        writing.result()
+    finally:
+        handed.is_last = True
+        writing.end()

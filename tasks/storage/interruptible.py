@@ -4,10 +4,10 @@ DuckDB's binding looks for signals between two tasks of the thread that called i
 taken every task, that thread waits without looking (2.0.0), and about one long query in three never hears Ctrl-C.
 """
 
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -15,38 +15,66 @@ import pyarrow as pa
 T = TypeVar("T")
 
 # DuckDB forgets an interruption that comes before its query, so it is repeated.
-EVERY_SECONDS = 0.02
+_EVERY_SECONDS = 0.02
+
+
+class CallBeside(Generic[T]):
+    """A call that computes on `connection` in a thread of its own, from `start` on, while this one hears signals.
+
+    A signal may come at any place of ours: a lock of `threading` that is written in Python, as those of its conditions,
+    events and queues are, and of futures, could be left locked by it. So nothing of the kind is used.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> None:
+        self._connection, self._call = connection, call
+        self._is_wanted, self._has_begun, self.is_done = True, False, False
+        self._over = allocate_lock()
+        self._over.acquire()
+        self._problem: BaseException | None = None
+
+    def start(self) -> None:
+        """Whoever calls this calls `end` in any case."""
+        start_new_thread(self._compute, ())
+
+    def result(self) -> T:
+        """What the call returns or raises, once it has ended."""
+        while not self.is_done:
+            self._over.acquire(timeout=_EVERY_SECONDS)
+        if self._problem is not None:
+            raise self._problem
+        return self._result
+
+    def end(self) -> None:
+        """Behind this the call has ended, or never begins: it is interrupted if need be."""
+        self._is_wanted = False
+        while self._has_begun and not self.is_done:
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
+                self._connection.interrupt()
+                self._over.acquire(timeout=_EVERY_SECONDS)
+
+    def _compute(self) -> None:
+        self._has_begun = True  # before it looks, as `end` looks at this behind its word
+        try:
+            if self._is_wanted:
+                self._result = self._call()
+        except BaseException as problem:  # whoever waits raises it
+            self._problem = problem
+        finally:
+            self.is_done = True
+            self._over.release()
 
 
 def interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], T]) -> T:
-    """What `call` returns or raises, which computes on `connection`, in a thread of its own: this one hears signals.
+    """What `call` returns or raises, which computes on `connection`.
 
     Raises KeyboardInterrupt as soon as DuckDB has stopped.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="duckdb") as thread:
-        called = thread.submit(call)
-        with interrupted(connection, called):
-            return result_of(called)
-
-
-def result_of(called: "Future[T]") -> T:
-    """What a call in another thread returns or raises; this one hears signals meanwhile."""
-    # A signal that comes as Python begins to wait does not end the wait: it is looked for after each.
-    while not wait([called], timeout=EVERY_SECONDS).done:
-        pass
-    return called.result()
-
-
-@contextmanager
-def interrupted(connection: duckdb.DuckDBPyConnection, called: "Future[T]") -> Iterator[None]:
-    """A call in another thread, which computes on `connection`, has ended behind this: it is interrupted if need be."""
+    beside = CallBeside(connection, call)
     try:
-        yield
+        beside.start()
+        return beside.result()
     finally:
-        while not called.done():
-            with suppress(KeyboardInterrupt):  # a second Ctrl-C asks for what is under way
-                connection.interrupt()
-                wait([called], timeout=EVERY_SECONDS)
+        beside.end()
 
 
 def fetch_all(connection: duckdb.DuckDBPyConnection, sql: str, values: Mapping[str, object]) -> list[Any]:

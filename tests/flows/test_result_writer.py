@@ -25,8 +25,7 @@ from flows.result_writer import write_result
 from flows.sql_format import Format
 from flows.text_table import CELL_LINES, TABLE_ROWS
 from flows.workbook import LONGEST_TEXT
-from tasks.report import table_file
-from tasks.report.table_file import write_table_file
+from tasks.report.table_file import HandedBatches, write_table_file
 
 
 class Answer:
@@ -256,10 +255,10 @@ def test_ctrl_c_while_a_database_is_made_is_ctrl_c(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_the_last_rows_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real one, while more wait than the writer has room for, and the query has no more."""
-    taken = table_file._taken
+    taken = HandedBatches.taken
 
-    def slowly(*of: Any) -> Iterator[pa.RecordBatch]:
-        for batch in taken(*of):
+    def slowly(handed: HandedBatches) -> Iterator[pa.RecordBatch]:
+        for batch in taken(handed):
             time.sleep(0.2)
             yield batch
 
@@ -268,7 +267,7 @@ def test_ctrl_c_while_the_last_rows_wait_to_be_written(tmp_path: Path, monkeypat
             yield pa.record_batch([[1]], ["a"])
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
-    monkeypatch.setattr(table_file, "_taken", slowly)
+    monkeypatch.setattr(HandedBatches, "taken", slowly)
     with pytest.raises(KeyboardInterrupt):
         write_table_file(tmp_path / "answers.duckdb", pa.schema([("a", pa.int64())]), batches())
     assert list(tmp_path.iterdir()) == []
