@@ -121,6 +121,7 @@ def report_of(engine: Engine, run: TimedRun, load_seconds: float) -> dict[str, A
         "torch": version("torch"),
         "max_num_batched_tokens": engine.config.max_num_batched_tokens,
         "steps": counters.steps,
+        "preemptions": counters.preemptions,
     }
 
 

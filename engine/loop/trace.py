@@ -13,7 +13,7 @@ from engine.errors import UserError
 class StepTrace:
     """One step. `running` sequences decode in it, `waiting` are all others submitted and not ended.
 
-    `prefill_tokens` are prompts', and those that grammars put into texts.
+    `prefill_tokens` are prompts', those that grammars put into texts, and those of texts that gave way, computed again.
 
     `kv_bytes` are in use while the model runs. Milliseconds: `schedule_ms` chooses the step and takes in its tokens,
     `model_ms` computes hidden states, `sample_ms` logits, tokens and label scores. They are the host's: on a GPU the
