@@ -84,6 +84,7 @@ class EngineServer:
         try:
             # Others that wait for the device are told of the run, which is what a person may end.
             self._turn = turn_of(resolve_device(message.config), os.getppid(), message.config.tensor_parallel)
+            # Its file is open for as long as this process is there: the engine's thread may step until then.
             on_step = TraceWriter(message.trace, keep=True) if message.trace is not None else None
             engine = start_engine(message.model, message.config, on_step=on_step, turn=self._turn)
             engine.wait_until_loaded()
