@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow.parquet as pq
 
-from engine.planning.answer_lengths import AnswerLengths, Ints
 from engine.request import RequestOutput
+from engine.scheduling.answer_lengths import AnswerLengths, Ints
 from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run
 

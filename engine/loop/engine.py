@@ -14,6 +14,7 @@ from engine.errors import EngineClosedError, EngineDeadError, UserError
 from engine.failpoint import failpoint, token_failpoint
 from engine.forward.model_runner import ModelRunner
 from engine.grammar.grammars import Grammars
+from engine.loop.engine_counters import EngineCounters
 from engine.loop.output_processor import NO_MEMORY, OutputState, error_output
 from engine.loop.step_in_flight import StepInFlight
 from engine.loop.step_launcher import StepLauncher
@@ -40,27 +41,6 @@ CLOSING_SECONDS = 2.0
 # Steps for which a decode step's plan holds where steps are scheduled ahead: a plan takes the host as long as a step
 # of some hundred rows takes a GPU, and the keys that a row has yet to reach cost a little of every step.
 DECODE_AHEAD = 32
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCounters:
-    """Totals since the engine was made; `kv_bytes` are in use, `going` the tokens of texts now.
-
-    `accepted_tokens` of `draft_tokens` were right. Steps took `busy_seconds`; at the device's limit, `limit_seconds`.
-    """
-
-    finished_requests: int = 0
-    computed_prompt_tokens: int = 0
-    label_tokens: int = 0
-    generated_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    steps: int = 0
-    kv_bytes: int = 0
-    peak_kv_bytes: int = 0
-    busy_seconds: float = 0.0
-    limit_seconds: float = 0.0
-    going: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -145,7 +125,9 @@ class Engine:
         return future
 
     def counters(self) -> EngineCounters:
-        return replace(self._counters, going=self.scheduler.going) if self.loaded else self._counters
+        if not self.loaded:
+            return self._counters
+        return replace(self._counters, going=self.scheduler.going, preemptions=self.scheduler.preemptions)
 
     def close(self) -> None:
         """Ends the loop; shards that are not done fail, and so does who waits for the model.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.planning.answer_lengths import AnswerLengths
+from engine.scheduling.answer_lengths import AnswerLengths
 
 # Of answers that go on as many stand for all: more would tell little and take long.
 MOST_AGES = 64

@@ -19,9 +19,10 @@ def decode_kv_tokens(max_tokens: Counts) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRule:
-    """A request is admitted, in plan order, when the blocks of its missing nodes and of its whole decode are free.
+    """A request is admitted, in plan order, when the blocks of its missing nodes and of its decode are free.
 
-    So nothing that has begun is ever preempted. `max_admitted` bounds the requests that are admitted and unfinished.
+    What it decodes is all that it may, or what it is likely to (`engine.scheduling.decode_room`).
+    `max_admitted` bounds the requests that are admitted and unfinished.
     """
 
     num_blocks: int

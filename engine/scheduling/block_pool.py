@@ -27,6 +27,10 @@ class BlockTable:
         return sum(count for _, count in self.runs)
 
     @property
+    def num_tokens(self) -> int:
+        return self.num_blocks * self.block_size
+
+    @property
     def blocks(self) -> NDArray[np.int64]:
         """Each block's number."""
         return np.concatenate([np.arange(first, first + count) for first, count in self.runs])
@@ -62,16 +66,19 @@ class BlockPool:
 
     def allocate(self, num_tokens: int) -> BlockTable:
         """Room for `num_tokens` tokens, in one run where one fits, else in as few as can be."""
-        wanted = blocks_for(num_tokens, self.block_size)
-        assert 0 < wanted <= self.num_free, (wanted, self.num_free)
-        runs = []
-        while wanted:
-            run = self._take(wanted)
-            runs.append(run)
-            wanted -= run[1]
-        self.num_free -= sum(count for _, count in runs)
-        self.peak_used = max(self.peak_used, self.num_used)
-        return BlockTable(tuple(runs), self.block_size)
+        return BlockTable(tuple(self._take_all(blocks_for(num_tokens, self.block_size))), self.block_size)
+
+    def extend(self, table: BlockTable, num_blocks: int) -> None:
+        """So many blocks more behind the table's own; those right behind its last run, as far as they are free."""
+        first, count = table.runs[-1]
+        index = bisect_left(self._free, (first + count, 0))
+        if index < len(self._free) and self._free[index][0] == first + count:
+            taken = min(num_blocks, self._free[index][1])
+            self._cut(index, taken)
+            table.runs = (*table.runs[:-1], (first, count + taken))
+            num_blocks -= taken
+        if num_blocks:
+            table.runs += tuple(self._take_all(num_blocks))
 
     def free(self, table: BlockTable) -> None:
         """Takes the blocks back; the table is empty from then on."""
@@ -82,18 +89,33 @@ class BlockPool:
         table.runs = ()
         assert self.num_free <= self.num_blocks, (self.num_free, self.num_blocks)
 
+    def _take_all(self, wanted: int) -> list[tuple[int, int]]:
+        assert 0 < wanted <= self.num_free, (wanted, self.num_free)
+        runs = []
+        while wanted:
+            run = self._take(wanted)
+            runs.append(run)
+            wanted -= run[1]
+        return runs
+
     def _take(self, wanted: int) -> tuple[int, int]:
         """The first free run that holds all that is wanted, else the longest one."""
         index = next((i for i, (_, count) in enumerate(self._free) if count >= wanted), None)
         if index is None:
             index = max(range(len(self._free)), key=lambda i: self._free[i][1])
+        taken = min(self._free[index][1], wanted)
+        return self._cut(index, taken), taken
+
+    def _cut(self, index: int, taken: int) -> int:
+        """Takes so many blocks off the front of a free run; returns the first."""
         first, count = self._free[index]
-        taken = min(count, wanted)
         if taken == count:
             del self._free[index]
         else:
             self._free[index] = (first + taken, count - taken)
-        return first, taken
+        self.num_free -= taken
+        self.peak_used = max(self.peak_used, self.num_used)
+        return first
 
     def _give_back(self, run: tuple[int, int]) -> None:
         first, count = run

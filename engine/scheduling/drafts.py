@@ -88,8 +88,8 @@ class Drafter:
             return {}
         proposed: dict[int, list[int]] = {}
         for sequence, draft in sorted(self._follow(sequences), key=lambda pair: -pair[1].limit):
-            # The text's last token is sampled and never computed.
-            most = min(spare, draft.limit, sequence.max_tokens - sequence.num_output_tokens - 1)
+            # There is no room for the text's very last token, which is sampled and never computed.
+            most = min(spare, draft.limit, sequence.kv_left)
             tokens = draft.propose(most) if most > 0 else []
             if tokens:
                 proposed[sequence.key] = tokens

@@ -54,6 +54,13 @@ class LiveNodes:
                 if node.table is not None:
                     self._pool.free(node.table)
 
+    def leave_alone(self, sequence: Sequence) -> None:
+        """Frees the KV of nodes that the sequence alone is below, to be computed again."""
+        for node in sequence.node.chain:
+            if node.users == 1 and node.table is not None:
+                self._pool.free(node.table)
+                node.forget()
+
     def evict(self, needed: Collection[NodeState]) -> int:
         """Frees the KV of all nodes but those needed, to be computed again; returns how many there were."""
         idle = [node for node in self._nodes.values() if node.table is not None and node not in needed]

@@ -18,10 +18,10 @@ class NeededBlocks:
         nodes = sum(self.rule.node_blocks(node.num_tokens, 0, self.transient(node)) for node in sequence.node.chain)
         return nodes + self.rule.own_blocks(sequence.decode_kv_tokens, 0)
 
-    def at_peak(self, sequence: Sequence, missing: Iterable[NodeState]) -> int:
-        """Blocks that the sequence needs at its peak, besides those of nodes that are there."""
-        tail = self.tail_tokens(sequence)
-        blocks = self.rule.own_blocks(sequence.decode_kv_tokens, tail)
+    def to_begin(self, sequence: Sequence, missing: Iterable[NodeState], decode_kv: int) -> int:
+        """Blocks that the sequence needs for so much of its decode KV, besides those of nodes that are there."""
+        tail = self.tail_tokens(sequence, decode_kv)
+        blocks = self.rule.own_blocks(decode_kv, tail)
         for node in missing:
             behind = tail if node is sequence.node else 0
             blocks += self.rule.node_blocks(node.num_tokens, behind, self.transient(node))
@@ -32,6 +32,6 @@ class NeededBlocks:
         is_leaf = node.num_requests == len(node.ends)
         return self.rule.transient(is_leaf, node.num_tokens, node.decode_kv_tokens)
 
-    def tail_tokens(self, sequence: Sequence) -> int:
-        """Of the sequence's decode KV, what lies behind its node's own tokens."""
-        return self.rule.tail_tokens(sequence.node.num_requests == 1, sequence.decode_kv_tokens)
+    def tail_tokens(self, sequence: Sequence, decode_kv: int) -> int:
+        """Of the decode KV, what is to lie behind its node's own tokens."""
+        return self.rule.tail_tokens(sequence.node.num_requests == 1 and not sequence.node.admitted, decode_kv)

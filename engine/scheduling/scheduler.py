@@ -1,17 +1,18 @@
 """Memory-centric scheduling over prefix nodes (BatchLLM, arXiv 2412.03594, section 4).
 
-Prefill is the nodes' work, decode the sequences'. A request is admitted when all the KV that it can need at its
-peak is free, so nothing is preempted and nothing is computed twice; it waits otherwise. Nodes are freed when the
-last request below them ends. Every step takes one token of each running sequence and fills the rest of the token
-budget with prefill chunks in plan order. `engine.planning.simulator` makes the same steps of counts alone: what decides
-stands in `engine.scheduling.admission`, and a test holds one to the other.
+Prefill is the nodes' work, decode the sequences'. A request is admitted when the KV of its missing nodes and of what
+its text is likely to become is free (`engine.scheduling.decode_room`); it waits otherwise. A text that becomes longer
+is given more, and where there is no more, the texts that are last in the plan give way and are computed again. Until
+texts have ended early, all are taken to become as long as they may, and nothing gives way. Nodes are freed when the
+last request below them ends. Every step takes one token of each running sequence and fills the rest of the token budget
+with prefill chunks in plan order. `engine.planning.simulator` makes the same steps of counts alone, of texts that all
+become as long as they may: the rule is `engine.scheduling.admission`, and a test holds one to the other.
 
 A step may be scheduled while the one before it still runs: the tokens that it samples are then pending, and are taken
 in by `update` one step late. A text whose length ends it takes no further step; one that a token ends takes one row
 more, which nobody reads. A structured text sits such a step out: what it may go on with follows from the pending token.
 """
 
-import heapq
 from collections import deque
 from collections.abc import Collection, Mapping
 from itertools import count
@@ -22,6 +23,7 @@ from engine.label_tree import build_label_tree
 from engine.plan import ShardWork
 from engine.scheduling.admission import AdmissionRule
 from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.decode_room import DecodeRoom
 from engine.scheduling.decoding import Decoding
 from engine.scheduling.drafts import Drafter
 from engine.scheduling.live_adapters import LiveAdapters
@@ -33,6 +35,7 @@ from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.sequence import NodeState, Sequence
 from engine.scheduling.step import ForcedChunk, Step, build_output
+from engine.scheduling.waiting import Waiting
 from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints
 
@@ -55,13 +58,16 @@ class Scheduler:
         self.max_model_len = max_model_len
         self.sequences: dict[int, Sequence] = {}
         self.evictions = 0
+        self.preemptions = 0
         self._nodes = LiveNodes(pool)
         self._adapters = LiveAdapters(pool)
         self._layouts: dict[str, int] = {}
-        self._waiting: list[tuple[tuple[int, int, int], int]] = []
+        self._waiting = Waiting(pool.block_size)
         self._decoding = Decoding(decode_ahead)
         self._prefilling = Prefilling(self._rule, self._decoding)
         self._num_admitted = 0
+        self._gave_way = False
+        self._room = DecodeRoom(pool, self._adapters, self._decoding, self._waiting)
         self._in_flight: deque[list[Sequence]] = deque()  # of each step, the scored sequences, which end with it
         self._drafter = Drafter(min(draft_rows, config.max_num_batched_tokens))
         self._keys = count()
@@ -99,7 +105,7 @@ class Scheduler:
             added.append(sequence)
             self._nodes.join(sequence)
             self.sequences[sequence.key] = sequence
-            heapq.heappush(self._waiting, (sequence.order, sequence.key))
+            self._waiting.push(sequence)
         for sequence in added:
             if self._could_run(sequence):
                 self.wanted.want(sequence)
@@ -109,10 +115,12 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step. There is always one while there is work and no step in flight."""
+        for sequence in self._room.full(self.sequences):
+            self._make_room(sequence)
         step = Step(decodes=list(self._decoding.free.values()))
-        structured = self._decoding.ready_structured.values()
-        budget = self.config.max_num_batched_tokens - len(step.decodes) - len(structured)
-        for sequence in structured:
+        others = self._decoding.ready.values()
+        budget = self.config.max_num_batched_tokens - len(step.decodes) - len(others)
+        for sequence in others:
             budget -= self._decode(step, sequence, budget)
         texts = len(step.decodes) + len(step.forced)
         while budget > 0 and (self._prefilling or self._admit_next(step)):
@@ -159,13 +167,16 @@ class Scheduler:
             if made.accepted or made.forced:
                 sequence.token_ids += made.token_ids
                 sequence.num_uncomputed += len(made.forced)
+                self._room.look(sequence)
             else:
                 sequence.token_ids.append(made.token_id)
             if made.finished:
                 finished.append(sequence)
+        ended = [sequence for sequence in finished if sequence.label_tree is None]
         finished += failed
         for sequence in finished:
             self._finish(sequence)
+        self._room.learn(ended)
         if failed:
             self._prefilling.forget_unused()
         return finished
@@ -191,6 +202,7 @@ class Scheduler:
         for chunk in step.forced:
             # The last token has its row in this step too where it is read, and one of its own to come where it is not.
             chunk.sequence.num_uncomputed = max(chunk.sequence.num_uncomputed - chunk.num_rows, 1)
+            self._decoding.join(chunk.sequence)
         for index, key in enumerate(output.sampling):
             sequence = self.sequences[key]
             sequence.pending_alone += 1
@@ -212,15 +224,23 @@ class Scheduler:
         """Frees what the sequence held: its own blocks, and the nodes that no other sequence is below."""
         sequence.finished = True
         if sequence.admitted:
-            self._num_admitted -= 1
-            self._adapters.leave(sequence.request.adapter)
+            self._leave(sequence)
+        else:
+            self._waiting.leave(sequence)
+        self._gave_way = False
         del self.sequences[sequence.key]
-        self._decoding.leave(sequence)
         self._drafter.forget(sequence.key)
+        self._nodes.leave(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """It is admitted no more, and decodes no more."""
+        sequence.admitted = False
+        self._num_admitted -= 1
+        self._adapters.leave(sequence.request.adapter)
+        self._decoding.leave(sequence)
         if sequence.table is not None:
             self.pool.free(sequence.table)
             sequence.table = None
-        self._nodes.leave(sequence)
 
     # -- admission
 
@@ -233,47 +253,41 @@ class Scheduler:
         held = self._needed.alone(sequence) + self._adapters.blocks_of(sequence.request.adapter)
         return held <= self.pool.num_blocks
 
-    def _head(self) -> Sequence | None:
-        """The next sequence to admit: the first in plan order that is neither admitted nor finished."""
-        while self._waiting:
-            sequence = self.sequences.get(self._waiting[0][1])
-            if sequence is not None and not sequence.admitted:
-                return sequence
-            heapq.heappop(self._waiting)
-        return None
-
     def _admit_next(self, step: Step) -> bool:
         """Admits the next waiting sequence if its peak fits; its missing nodes join the prefill queue."""
-        sequence = self._head()
-        if sequence is None:
+        sequence = self._waiting.head()
+        if sequence is None or not self._may_begin(sequence):
             return False
         missing = [node for node in sequence.node.chain if not node.admitted]
-        blocks = self._needed.at_peak(sequence, missing)
+        decode_kv = self._room.tokens(sequence)
+        blocks = self._needed.to_begin(sequence, missing, decode_kv)
         adapter = sequence.request.adapter
         used = self.pool.num_used - self._adapters.idle_blocks(but=adapter)
         if not self._rule.admits(blocks + self._adapters.missing_blocks(adapter), used, self._num_admitted):
             return False
-        heapq.heappop(self._waiting)
+        self._waiting.pop()
         self._adapters.enter(adapter, blocks)
-        own_tokens = sequence.decode_kv_tokens - self._needed.tail_tokens(sequence)
-        if own_tokens:
-            sequence.table = self.pool.allocate(own_tokens)
+        tail = self._needed.tail_tokens(sequence, decode_kv)
+        if decode_kv > tail:
+            sequence.table = self.pool.allocate(decode_kv - tail)
         # The queue is empty, and every node that is there is complete.
         self._prefilling.begin(sequence)
         for node in missing:
-            self._admit_node(node, sequence)
+            self._admit_node(node, sequence, tail if node is sequence.node else 0)
         sequence.admitted = True
+        sequence.num_uncomputed = max(sequence.num_output_tokens, 1)
         self._num_admitted += 1
-        sequence.num_cached_tokens = sequence.num_prompt_tokens - sum(node.num_tokens for node in missing)
+        self._room.begin(sequence)
+        cached = sequence.num_prompt_tokens - sum(node.num_tokens for node in missing)
+        sequence.num_cached_tokens = min(sequence.num_cached_tokens, cached) if sequence.asked else cached
         if sequence.node.complete:
             self._resume(step, sequence)
         return True
 
-    def _admit_node(self, node: NodeState, sequence: Sequence) -> None:
+    def _admit_node(self, node: NodeState, sequence: Sequence, tail: int) -> None:
         node.admitted = True
         node.transient = bool(self._needed.transient(node))
         if not node.transient:
-            tail = self._needed.tail_tokens(sequence) if node is sequence.node else 0
             node.tail = sequence if tail else None
             node.table = self.pool.allocate(node.num_tokens + tail)
         self._prefilling.join(node)
@@ -287,12 +301,44 @@ class Scheduler:
             if sequence.can_decode:
                 self._decode(step, sequence, 0)
 
+    def _may_begin(self, sequence: Sequence) -> bool:
+        """Once a text gave way, nothing joins the others until one ends. What is computed again has to be known."""
+        is_full = self._gave_way and self._num_admitted > 0
+        return not is_full and (sequence.num_output_tokens <= 1 or not sequence.num_pending)
+
+    # -- where learnt lengths were too short
+
+    def _make_room(self, sequence: Sequence) -> None:
+        """For its next row: the texts that are last in the plan give way; itself, where it is the last.
+
+        The first in the plan finds all of the pool in the end, which it fits: so there is always one that goes on.
+        """
+        while sequence.admitted and not self._room.grow(sequence):
+            last = max(self._decoding.texts, key=lambda text: text.order)
+            if last is not sequence or not self._evict_unused():
+                self._give_way(last)
+
+    def _give_way(self, sequence: Sequence) -> None:
+        """It waits again, all of its KV free that no other is below."""
+        self.preemptions += 1
+        self._gave_way = True
+        self._leave(sequence)
+        self._nodes.leave_alone(sequence)
+        self._waiting.push(sequence)
+
+    def _evict_unused(self) -> int:
+        """Frees nodes that nothing which has begun needs."""
+        begun = {node for sequence in self.sequences.values() if sequence.admitted for node in sequence.node.chain}
+        evicted = self._nodes.evict(begun)
+        self.evictions += evicted
+        return evicted
+
     def _evict_for_next(self) -> bool:
         """Frees nodes that the next sequence does not need.
 
         Only shards handed over out of plan order can make this necessary: the nodes are computed again later.
         """
-        sequence = self._head()
+        sequence = self._waiting.head()
         if sequence is None:
             return False
         evicted = self._nodes.evict(sequence.node.chain)

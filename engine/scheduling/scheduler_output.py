@@ -46,7 +46,7 @@ class SchedulerOutput:
     `slot_mapping` says where each row's KV is kept; -1 where no later step reads it. `segments` go on to cover the
     rows of `ahead` decode steps behind this one, if no row leaves: what a row has not reached is not read. `adapters`
     is None where all rows run with the model's own weights alone and no adapter comes or goes. `num_forced_tokens` are
-    rows of tokens that grammars forced and of those before them, several of a sequence.
+    rows of tokens that grammars forced and of those before them, or of texts that gave way: several of a sequence.
     """
 
     input_ids: Ints

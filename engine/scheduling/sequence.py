@@ -10,6 +10,9 @@ A sequence, from `Scheduler.add` to the `update` that returns it:
       |--------> finished       at once, where it fits neither the context nor the cache
       |--------> asked          together with an equal prompt; its text decodes on when it is admitted
 
+Where KV is short, a text that decodes may give way to an older one: it waits again, and when it is admitted again its
+own tokens are computed anew, as rows beside each other.
+
 A node, from the first sequence that ends at it or below it to the last one:
 
     live ------> admitted ----> computing ---> complete ---> gone
@@ -146,11 +149,11 @@ ALONE = StepCount()
 class Sequence:
     """A request on its way. `order` is its place in the plan; `max_tokens` is what the context leaves of its cap.
 
-    `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: all the KV that it
-    can ever need is reserved. `num_pending` tokens have been scheduled and are not known yet: `pending_alone`, and one
-    more for each step that the text takes `together` with others. The last of them is what read `sample_index` of the
-    step that makes it samples, which is kept up while the text goes alone. `num_uncomputed` last tokens have no row in
-    any step yet: the last alone, or more where a grammar forced some behind it.
+    `asked`: the row that gives its first token (or its scores) has been scheduled. `admitted`: it holds KV, with room
+    to decode `kv_room` tokens into. `num_pending` tokens have been scheduled and are not known yet: `pending_alone`,
+    and one more for each step that the text takes `together` with others. The last of them is what read `sample_index`
+    of the step that makes it samples, which is kept up while the text goes alone. `num_uncomputed` last tokens have no
+    row in any step yet: the last alone, more where a grammar forced some behind it, or all where the text gave way.
     """
 
     key: int
@@ -165,6 +168,7 @@ class Sequence:
     num_uncomputed: int = 1
     sample_index: int = 0
     table: BlockTable | None = None
+    kv_room: int = 0
     num_cached_tokens: int = 0
     asked: bool = False
     admitted: bool = False
@@ -193,7 +197,12 @@ class Sequence:
     @property
     def can_decode(self) -> bool:
         """Whether its next rows may be scheduled: a structured text needs to know its last token for the next mask."""
-        return not self.num_pending or self.request.params.structured_outputs is None
+        return not (self.num_pending and self.waits_for_tokens)
+
+    @property
+    def waits_for_tokens(self) -> bool:
+        """Whether its next rows are of tokens that have to be known."""
+        return self.num_uncomputed > 1 or self.request.params.structured_outputs is not None
 
     @property
     def last_token(self) -> int:
@@ -261,6 +270,11 @@ class Sequence:
     def decode_kv_tokens(self) -> int:
         """KV that decoding can need."""
         return decode_kv_tokens(self.max_tokens)
+
+    @property
+    def kv_left(self) -> int:
+        """Steps of a token each for which there is room; below 0: its next row has none."""
+        return self.kv_room - self.num_output_tokens
 
     @property
     def is_tail(self) -> bool:

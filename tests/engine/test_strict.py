@@ -18,6 +18,7 @@ from engine.model.checkpoint import load_shape, resolve_model
 from engine.pooling_params import PoolingParams
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling import learnt_lengths
 from examples.adapters import write_adapter
 from kernels.kv_format import FLOAT32
 from tests.engine.families import SERVED, save_tiny
@@ -189,6 +190,41 @@ CASES = [
 @pytest.mark.parametrize(("family", "precision"), CASES)
 def test_same_bits_in_any_arrangement(models: dict[str, Path], family: str, precision: tuple[str, str]) -> None:
     hold(models[family], precision, 2 if family == "llama" else 1)
+
+
+def ending_early() -> list[Request]:
+    """Texts that may have 100 tokens, each of which ends one with a probability of some tenth; half of them greedy."""
+    draw = np.random.default_rng(7)
+    stem = draw.integers(3, VOCAB, 20).tolist()
+    stops = tuple(draw.choice(VOCAB, VOCAB // 12, replace=False).tolist())
+    common: dict[str, Any] = {"max_tokens": 100, "stop_token_ids": stops, "ignore_eos": True, "logprobs": 1}
+    ways = [SamplingParams(**common), SamplingParams(**common, temperature=1.0, seed=4)]
+    return [
+        Request(str(row), np.array(stem + draw.integers(3, VOCAB, 5).tolist(), dtype=np.int32), ways[row % 2])
+        for row in range(24)
+    ]
+
+
+@pytest.mark.parametrize("precision", [PRECISIONS[0], PRECISIONS[3]], ids="-".join)
+def test_same_bits_whoever_gives_way(
+    models: dict[str, Path], precision: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was computed a token at a time is computed again in one piece."""
+    monkeypatch.setattr(learnt_lengths, "FIRST_ENDS", 2)
+    files, requests = resolve_model(str(models["llama"])), ending_early()
+    token_bytes = load_shape(files).kv_bytes_per_token(FLOAT32)
+    found = []
+    for kv_tokens in (4096, 192):
+        config = replace(strict(*precision), kv_cache_memory=kv_tokens * token_bytes)
+        engine = build_engine(files, config, detokenize=False)
+        try:
+            outputs = run_plan(engine, plan_requests(engine, requests), requests)
+            found.append(({output.request_id: bits(output) for output in outputs}, engine.counters().preemptions))
+        finally:
+            engine.close()
+    (roomy, none), (tight, preemptions) = found
+    assert tight == roomy
+    assert none == 0 < preemptions
 
 
 @pytest.mark.nightly

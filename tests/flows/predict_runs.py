@@ -5,10 +5,10 @@
 On a machine that others use, `--processor-time` with OMP_NUM_THREADS=1 counts what this process computes alone.
 
 A line of JSON a workload. `simulated` runs the scheduler on the cost model's clock, with what steps took so far
-(`engine.planning.step_times`) and answers as long as those so far say (`engine.planning.answer_lengths`); `progress` is
-what the run's bar promised when a tenth, a quarter and a half had passed (`flows.progress`); `before` is the simulation
-of a device whose rates were measured while it loaded, and that has run nothing. `truth` is what the whole took, from
-the first step to the last.
+(`engine.planning.step_times`) and answers as long as those so far say (`engine.scheduling.answer_lengths`); `progress`
+is what the run's bar promised when a tenth, a quarter and a half had passed (`flows.progress`); `before` is the
+simulation of a device whose rates were measured while it loaded, and that has run nothing. `truth` is what the whole
+took, from the first step to the last.
 
 Answers are cut where a draw says, which neither prediction knows: to them each may have its `most` tokens.
 """
@@ -30,13 +30,13 @@ from engine.loop.engine import Engine
 from engine.loop.plan_cost import plan_cost
 from engine.model.checkpoint import resolve_model
 from engine.plan import PlanSummary
-from engine.planning.answer_lengths import AnswerLengths
 from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.planning.step_times import StepTimes
 from engine.planning.virtual_run import run_virtually
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling.answer_lengths import AnswerLengths
 from engine.scheduling.scheduler_output import SchedulerOutput
 from flows.progress import Meter, Work
 from tasks.answers_seen import AnswersSeen

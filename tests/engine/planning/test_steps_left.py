@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.planning.answer_lengths import AnswerLengths
 from engine.planning.steps_left import decode_steps_left
+from engine.scheduling.answer_lengths import AnswerLengths
 
 ALL_ALIKE = AnswerLengths([10] * 50, [])
 

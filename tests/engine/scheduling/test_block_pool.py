@@ -42,6 +42,21 @@ def test_a_table_is_freed_once() -> None:
         pool.free(table)
 
 
+def test_a_table_grows_into_the_blocks_behind_it_and_then_elsewhere() -> None:
+    pool = BlockPool(10, block_size=4)
+    tables = [pool.allocate(4) for _ in range(10)]
+    for index in (0, 4, 5, 8):
+        pool.free(tables[index])
+    table = tables[3]
+    pool.extend(table, 1)
+    assert (table.runs, pool.num_free, table.num_tokens) == (((3, 2),), 3, 8)
+    pool.extend(table, 3)
+    assert (table.runs, pool.num_free) == (((3, 3), (0, 1), (8, 1)), 0)
+    assert (pool.peak_used, table.slots(7, 24)) == (10, [(19, 24), (0, 4), (32, 36)])
+    with pytest.raises(AssertionError):
+        pool.extend(table, 1)
+
+
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2)])
 def test_blocks_for_counts_the_last_one_too(tokens: int, blocks: int) -> None:
     assert blocks_for(tokens, 4) == blocks
@@ -58,6 +73,8 @@ def test_no_block_has_two_owners_and_all_come_back(actions: list[tuple[int, int]
             held.append(pool.allocate(tokens))
         elif held:
             pool.free(held.pop(victim % len(held)))
+            if held and pool.num_free:
+                pool.extend(held[victim % len(held)], 1 + victim % pool.num_free)
         blocks = [block for table in held for first, count in table.runs for block in range(first, first + count)]
         assert len(blocks) == len(set(blocks)) == pool.num_used
     for table in held:

@@ -35,7 +35,8 @@ from tests.engine.symbolic_model import SymbolicModel, drain
 def sequence_of(prompt: list[int], text: list[int], key: int = 0, **params: Any) -> Sequence:
     asked = Request(str(key), np.array(prompt, np.int32), SamplingParams(**({"max_tokens": 40} | params)))
     node = NodeState((0, key), None, 0, asked.prompt_token_ids, 1)
-    return Sequence(key, (0, 0, key), asked, node, asked.max_tokens, None, token_ids=[*text])
+    room = asked.max_tokens - 1
+    return Sequence(key, (0, 0, key), asked, node, asked.max_tokens, None, token_ids=[*text], kv_room=room)
 
 
 @pytest.mark.parametrize(

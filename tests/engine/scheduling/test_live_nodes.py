@@ -58,6 +58,17 @@ def test_blocks_go_with_the_last_sequence_below() -> None:
     assert (len(nodes), pool.num_used) == (0, 0)
 
 
+def test_who_gives_way_takes_the_nodes_of_its_own_along() -> None:
+    pool = BlockPool(4, 2)
+    nodes = LiveNodes(pool)
+    first, second = joined(nodes, 1, 5, 6, 7), joined(nodes, 2, 5, 6, 8)
+    for node in (*first.node.chain, second.node):
+        node.table, node.admitted = pool.allocate(node.num_tokens), True
+    nodes.leave_alone(first)
+    assert (first.node.table, first.node.admitted, first.node.parent.admitted) == (None, False, True)
+    assert (len(nodes), pool.num_used) == (3, 2)
+
+
 def test_eviction_spares_what_is_needed() -> None:
     pool = BlockPool(4, 2)
     nodes = LiveNodes(pool)

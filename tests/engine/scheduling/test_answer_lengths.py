@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine.planning.answer_lengths import SHAPES, SPREAD, AnswerLengths
+from engine.scheduling.answer_lengths import SHAPES, SPREAD, AnswerLengths
 
 
 def test_a_table_by_hand() -> None:
