@@ -16,6 +16,7 @@ from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn, turn_of
 from engine.process.begin import begin
 from engine.process.channel import Channel
+from engine.process.importing import importing
 from engine.request import RequestOutput
 from engine.stages import hear_stages
 from tasks.engine_process.messages import (
@@ -65,7 +66,8 @@ class EngineServer:
             Event().wait()  # for the sender, which ends the process
 
     def _serve(self) -> None:
-        importlib.import_module("engine.loop.build")  # seconds, in which the other end has more to do
+        with importing():
+            importlib.import_module("engine.loop.build")  # seconds, in which the other end has more to do
         logging.getLogger().addHandler(_Forwarding(self._sender))
         with hear_stages(lambda stage: self._sender.put(Entered(stage))):
             while (frame := self._channel.receive()) is not None:
