@@ -1,6 +1,7 @@
 """How long answers become, learnt while they are made."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -17,8 +18,9 @@ class LearntLengths:
     """Of texts that may have `most` tokens: where one row may have more than another, it is asked something else."""
 
     def __init__(self, most: int) -> None:
-        self._ended = np.zeros(most + 1, dtype=np.int64)
-        self._cut = np.zeros(most + 1, dtype=np.int64)
+        self._most = most
+        self._ended: Counter[int] = Counter()
+        self._cut: Counter[int] = Counter()
         self._seen, self._next = 0, FIRST_ENDS
         self._lengths: AnswerLengths | None = None
 
@@ -28,11 +30,12 @@ class LearntLengths:
         counts[length] += 1
         self._seen += 1
 
-    def learn(self, going: Iterable[Sequence]) -> None:
-        """While others are `going` on; they are visited where the estimate is made again."""
+    def learn(self, texts: Iterable[Sequence]) -> None:
+        """While others go on; they are visited where the estimate is made again."""
         if self._seen >= self._next:
             self._next = self._seen + max(self._seen // MORE_ENDS, 1)
-            self._lengths = AnswerLengths.of_counts(self._ended, self._cut + self._going(going))
+            going = Counter(one.num_output_tokens for one in texts if one.request.max_tokens == self._most)
+            self._lengths = AnswerLengths.of_counts(_by_length(self._ended), _by_length(self._cut + going))
 
     def likely(self, part: float, after: int, most: int) -> int:
         """Tokens that so large a `part` of texts do not exceed, of those with `after` tokens that go on; `most`, where
@@ -40,8 +43,8 @@ class LearntLengths:
         """
         return most if self._lengths is None else self._lengths.quantile(part, after, most)
 
-    def _going(self, texts: Iterable[Sequence]) -> Ints:
-        """By length, those of the texts that are of this kind."""
-        most = len(self._ended) - 1
-        lengths = [min(one.num_output_tokens, most) for one in texts if one.request.max_tokens == most]
-        return np.bincount(np.array(lengths, dtype=np.int64), minlength=most + 1)
+
+def _by_length(counts: Mapping[int, int]) -> Ints:
+    found = np.zeros(max(counts, default=0) + 1, dtype=np.int64)
+    found[list(counts)] = list(counts.values())
+    return found
