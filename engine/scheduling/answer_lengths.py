@@ -1,6 +1,6 @@
 """How long answers become, told by those that have ended and by how far the others are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,10 @@ class AnswerLengths:
         self._count(np.bincount(np.array(ended, dtype=np.int64)), np.bincount(np.array(going, dtype=np.int64)))
 
     @classmethod
-    def of_counts(cls, ended: Ints, going: Ints) -> "AnswerLengths":
-        """As many of each length as the array has at that place."""
+    def of_counts(cls, ended: Mapping[int, int], going: Mapping[int, int]) -> "AnswerLengths":
+        """As many of each length as it is mapped to."""
         lengths = cls((), ())
-        lengths._count(ended, going)
+        lengths._count(_by_length(ended), _by_length(going))
         return lengths
 
     def _count(self, ended: Ints, going: Ints) -> None:
@@ -77,6 +77,12 @@ class AnswerLengths:
         beyond = np.arange(len(seen), most, dtype=np.float64)
         hazard = self._hazard * (beyond**self._shape - np.maximum(beyond - 1, 0) ** self._shape)
         return np.append(seen, 1.0 - np.exp(-hazard))
+
+
+def _by_length(counts: Mapping[int, int]) -> Ints:
+    found = np.zeros(max(counts, default=0) + 1, dtype=np.int64)
+    found[[*counts.keys()]] = [*counts.values()]
+    return found
 
 
 def _weibull(ends: Ints, others: Ints) -> tuple[float, float]:

@@ -1,13 +1,10 @@
 """How long answers become, learnt while they are made."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-
-import numpy as np
+from collections.abc import Iterable
 
 from engine.scheduling.answer_lengths import AnswerLengths
 from engine.scheduling.sequence import Sequence
-from kernels.segments import Ints
 
 # Ends that have to be seen before anything is believed of the others; then the estimate is made again whenever as many
 # more have been seen as an eighth of them.
@@ -35,16 +32,10 @@ class LearntLengths:
         if self._seen >= self._next:
             self._next = self._seen + max(self._seen // MORE_ENDS, 1)
             going = Counter(one.num_output_tokens for one in texts if one.request.max_tokens == self._most)
-            self._lengths = AnswerLengths.of_counts(_by_length(self._ended), _by_length(self._cut + going))
+            self._lengths = AnswerLengths.of_counts(self._ended, self._cut + going)
 
     def likely(self, part: float, after: int, most: int) -> int:
         """Tokens that so large a `part` of texts do not exceed, of those with `after` tokens that go on; `most`, where
         too few have ended to say.
         """
         return most if self._lengths is None else self._lengths.quantile(part, after, most)
-
-
-def _by_length(counts: Mapping[int, int]) -> Ints:
-    found = np.zeros(max(counts, default=0) + 1, dtype=np.int64)
-    found[list(counts)] = list(counts.values())
-    return found
