@@ -66,7 +66,10 @@ def score(
         from tasks.check import check_job
 
         check_job(loaded)
-    from flows.run_job import run_job
+    from engine.process.importing import importing
+
+    with importing():
+        from flows.run_job import run_job
 
     run_job(loaded, retry_failed=retry_failed, full=full, wait=wait, trace=trace)
 

@@ -1,6 +1,7 @@
 """A query's answer as an Excel workbook of one sheet."""
 
 import math
+from contextlib import closing
 from decimal import Decimal
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
@@ -33,11 +34,14 @@ def write_workbook(result: Rows, out: BinaryIO) -> None:
     if len(result.columns) > MOST_COLUMNS:
         raise UserError(f"a sheet holds {MOST_COLUMNS:,} columns, not {len(result.columns):,}")
     with TemporaryDirectory(prefix="trunkline-xlsx-") as spill:
-        _write_sheet(result, xlsxwriter.Workbook(out, _OPTIONS | {"tmpdir": spill}))
+        book = xlsxwriter.Workbook(out, _OPTIONS | {"tmpdir": spill})
+        sheet = book.add_worksheet("answer")
+        # The library closes the rows' file with a workbook that is whole; of another its bytes would stay on the disk.
+        with closing(sheet.row_data_fh):
+            _write_sheet(result, book, sheet)
 
 
-def _write_sheet(result: Rows, book: Any) -> None:
-    sheet = book.add_worksheet("answer")
+def _write_sheet(result: Rows, book: Any, sheet: Any) -> None:
     sheet.freeze_panes(1, 0)
     bold = book.add_format({"bold": True})
     for place, name in enumerate(result.columns):

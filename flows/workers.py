@@ -122,7 +122,7 @@ def begun_process(trace: Path | None) -> Iterator[None]:
     The file `trace` gets a line a step. Raises UserError where it cannot be written.
     """
     if trace is not None:
-        TraceWriter(trace)
+        TraceWriter(trace).close()
     child = own_child()
     try:
         with workers_from(lambda run: own_workers(run, trace and trace.absolute(), child)):

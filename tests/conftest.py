@@ -1,5 +1,6 @@
 """Fixtures for all tests: a model that takes no time, a Prefect that leaves nothing behind."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -8,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Until all tests are collected: what is imported is no garbage, and to look for some took a third of that time.
+gc.disable()
 
 # A loaded machine is slow now and then; examples have no deadline.
 settings.register_profile("trunkline", deadline=None)
@@ -53,6 +57,11 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {str(Path(__file__).parents[1] / name): number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(str(item.path), len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # neither a test's collections nor those of its forks look through it again
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

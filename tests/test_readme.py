@@ -93,18 +93,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, prefect_s
 
 
 def link_environment(place: Path) -> None:
-    """The environment of this test, all but its command."""
+    """The environment of this test, all but what `forked_commands` writes."""
     (place / "bin").mkdir(parents=True)
     for file in (*BIN.parent.iterdir(), *BIN.iterdir()):
         link = place / file.relative_to(BIN.parent)
-        if file not in (BIN, BIN / "trunkline"):
+        if file not in (BIN, BIN / "trunkline", BIN / "python"):
             link.symlink_to(file)
 
 
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> Iterator[dict[str, str]]:
     """By command of `FIRST`."""
-    with forked_commands(folder / ".venv" / "bin" / "trunkline", environment(folder)):
+    with forked_commands(folder / ".venv" / "bin", environment(folder)):
         yield {command: run(folder, command) for command in FIRST}
 
 
@@ -171,7 +171,7 @@ def test_the_functions_answer(project: Path) -> None:
     _, program = blocks(QUERY, "python")
     program = program.replace('"embedded"', '"tiny-model"')
     shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
+        ["python", "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
     assert "topic" in shown.stdout

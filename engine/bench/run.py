@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -79,11 +80,11 @@ def bench(
     )
     requests = read_workload(workload)
     started = time.perf_counter()
-    on_step = None if trace is None else TraceWriter(trace)
-    engine = build_engine(resolve_model(model), config, detokenize=False, on_step=on_step)
-    load_seconds = time.perf_counter() - started
-    run = time_run(engine, requests)
-    report = report_of(engine, run, load_seconds)
+    with nullcontext() if trace is None else TraceWriter(trace) as on_step:
+        engine = build_engine(resolve_model(model), config, detokenize=False, on_step=on_step)
+        load_seconds = time.perf_counter() - started
+        run = time_run(engine, requests)
+        report = report_of(engine, run, load_seconds)
     if outputs is not None:
         outputs.write_text(json.dumps(answers(run.outputs)))
     print(json.dumps(report))

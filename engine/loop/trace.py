@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 
 from engine.errors import UserError
 
@@ -42,7 +43,7 @@ OnStep = Callable[[StepTrace], None]
 
 
 class TraceWriter:
-    """Writes a JSON line a step; a line is in the file when the call returns."""
+    """Writes a JSON line a step; a line is in the file when the call returns. As a context it closes the file."""
 
     def __init__(self, path: Path, *, keep: bool = False) -> None:
         """Empties the file but where it is to `keep` its lines. Raises UserError where it cannot be written."""
@@ -50,6 +51,15 @@ class TraceWriter:
             self._file = path.open("a" if keep else "w", buffering=1, encoding="utf-8")
         except OSError as problem:
             raise UserError(f"--trace {path}: {problem.strerror}") from None
+
+    def __enter__(self) -> "TraceWriter":
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
 
     def __call__(self, step: StepTrace) -> None:
         row = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(step).items()}

@@ -10,6 +10,7 @@ from engine.errors import UserError
 from engine.machine.device import Device, resolve_device
 from engine.process.begin import begin
 from engine.process.channel import Channel
+from engine.process.importing import importing
 from engine.ranks.messages import LoadPart, read_load, read_step
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def _serve(channel: Channel) -> None:
         return
     load = read_load(frame)
     load.place.take()  # in this thread, from which those that compute have it
-    importlib.import_module("engine.forward.load_runner")  # seconds
+    with importing():
+        importlib.import_module("engine.forward.load_runner")  # seconds
     device = resolve_device(load.config)
     channel.send(BEGUN)
     runner = _load(load, device)

@@ -52,7 +52,7 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         self._models: dict[Seen, ModelFiles] = {}
         self._lost: set[EngineProcess] = set()
         self._refused: set[Seen] = set()
-        self._looked = 0.0
+        self._looked = self._met = time.monotonic()
         self._look_first()
         super().__init__(list(self._engines.values()))
 
@@ -81,10 +81,14 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
             raise UserError(f"runner: no {kind} answers when it is asked for the model; its log may say why")
 
     def _hear(self, seconds: float, *, of_one: bool = False) -> UserError | None:
-        """Looks until all who are asked have told, or one has, or one refuses: why."""
+        """Looks until all who are asked have told, or one has, or one refuses: why. Where nobody is there they may
+        have gone, for whom nobody waits longer than for those who come.
+        """
         deadline = time.monotonic() + seconds
         refused = self._look()
-        while refused is None and self._asked and not (of_one and self._engines) and time.monotonic() < deadline:
+        while refused is None and self._asked and not (of_one and self._engines):
+            if time.monotonic() > min(deadline, self._met + SECONDS_TO_JOIN):
+                break
             self._wait_for_answers()
             refused = self._look()
         return refused
@@ -92,6 +96,7 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
     def _wait_for_answers(self) -> None:
         """Until somebody has told, but for `LOOK_SECONDS` at most: who is asked may go."""
         deadline = time.monotonic() + LOOK_SECONDS
+        time.sleep(ANSWER_SECONDS)  # who has told is not heard while the cluster does not answer
         while not any(asked.done() for asked in self._asked.values()) and time.monotonic() < deadline:
             time.sleep(ANSWER_SECONDS)
 
@@ -112,8 +117,11 @@ class ClusterWorkers(ManyEngines, Generic[Seen]):
         last of the others has not.
         """
         found = self._cluster.known()
-        if found:  # where nobody is, it may be that the cluster does not answer
-            self._taken = {seen: place for seen, place in self._taken.items() if seen in found}
+        if not found:  # it may be that the cluster does not answer: those who are asked may tell yet
+            self._found, self._looked = (), time.monotonic()
+            return None
+        self._met = time.monotonic()
+        self._taken = {seen: place for seen, place in self._taken.items() if seen in found}
         self._begin_again(found)
         known = self._engines.keys() | self._asked.keys() | self._refused
         self._asked |= {seen: self._cluster.ask(seen, self._model.there) for seen in found if seen not in known}

@@ -9,7 +9,7 @@ from typing import Any
 SECONDS_TO_START = 60.0
 # Every call is answered in about a second, but by a worker that is frozen, or whose network is gone: its cluster goes
 # on knowing it for minutes.
-SECONDS_TO_ANSWER = 60.0
+SECONDS_OF_A_CALL = 60.0
 
 
 class FarChild(ABC):
@@ -67,7 +67,7 @@ class FarChild(ABC):
 
     @abstractmethod
     def _asked(self, name: str, *arguments: object) -> Any:
-        """What the method answers. Raises OSError after `SECONDS_TO_ANSWER`, and whatever its library does."""
+        """What the method answers. Raises OSError after `SECONDS_OF_A_CALL`, and whatever its library does."""
 
     @abstractmethod
     def _release(self) -> None:

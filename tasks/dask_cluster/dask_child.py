@@ -7,7 +7,7 @@ from typing import Any
 from distributed import Client
 
 from engine.errors import EngineLostError, EngineNotLoadedError
-from tasks.cluster.far_child import SECONDS_TO_ANSWER, SECONDS_TO_START, FarChild
+from tasks.cluster.far_child import SECONDS_OF_A_CALL, SECONDS_TO_START, FarChild
 from tasks.cluster.held_child import HeldChild
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.engine_process.engine_process import SERVER
@@ -59,7 +59,7 @@ class DaskChild(FarChild):
         while True:
             with suppress(TimeoutError):
                 return answer.result(timeout=LOOK_SECONDS)
-            is_late = time.monotonic() - asked > SECONDS_TO_ANSWER
+            is_late = time.monotonic() - asked > SECONDS_OF_A_CALL
             if is_late or self._future.status in GONE or not self._is_there():
                 raise OSError(f"the {self._worker} is gone")
 

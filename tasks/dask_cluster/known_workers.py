@@ -5,7 +5,8 @@ from typing import Any
 
 from distributed import Client
 
-SECONDS_TO_ANSWER = 10.0
+# For the scheduler to say who is there.
+SECONDS_OF_A_LOOK = 10.0
 
 
 def known_workers(client: Client) -> dict[str, dict[str, Any]]:
@@ -19,7 +20,7 @@ def known_workers(client: Client) -> dict[str, dict[str, Any]]:
         return {}
     with suppress(OSError):  # TimeoutError is one
         found: dict[str, dict[str, Any]] = client.sync(
-            scheduler.identity, n_workers=-1, callback_timeout=SECONDS_TO_ANSWER
+            scheduler.identity, n_workers=-1, callback_timeout=SECONDS_OF_A_LOOK
         )["workers"]
         return found
     return {}

@@ -16,6 +16,7 @@ from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn, turn_of
 from engine.process.begin import begin
 from engine.process.channel import Channel
+from engine.process.importing import importing
 from engine.request import RequestOutput
 from engine.stages import hear_stages
 from tasks.engine_process.messages import (
@@ -65,7 +66,8 @@ class EngineServer:
             Event().wait()  # for the sender, which ends the process
 
     def _serve(self) -> None:
-        importlib.import_module("engine.loop.build")  # seconds, in which the other end has more to do
+        with importing():
+            importlib.import_module("engine.loop.build")  # seconds, in which the other end has more to do
         logging.getLogger().addHandler(_Forwarding(self._sender))
         with hear_stages(lambda stage: self._sender.put(Entered(stage))):
             while (frame := self._channel.receive()) is not None:
@@ -82,6 +84,7 @@ class EngineServer:
         try:
             # Others that wait for the device are told of the run, which is what a person may end.
             self._turn = turn_of(resolve_device(message.config), os.getppid(), message.config.tensor_parallel)
+            # Its file is open for as long as this process is there: the engine's thread may step until then.
             on_step = TraceWriter(message.trace, keep=True) if message.trace is not None else None
             engine = start_engine(message.model, message.config, on_step=on_step, turn=self._turn)
             engine.wait_until_loaded()

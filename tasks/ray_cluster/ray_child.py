@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayTaskError
 
 from engine.errors import EngineLostError, EngineNotLoadedError
-from tasks.cluster.far_child import SECONDS_TO_ANSWER, SECONDS_TO_START, FarChild
+from tasks.cluster.far_child import SECONDS_OF_A_CALL, SECONDS_TO_START, FarChild
 from tasks.engine_process.engine_process import SERVER
 
 
@@ -34,9 +34,9 @@ class RayChild(FarChild):
 
     def _asked(self, name: str, *arguments: object) -> Any:
         try:
-            return ray.get(self._actor.call.remote(self._number, name, *arguments), timeout=SECONDS_TO_ANSWER)
+            return ray.get(self._actor.call.remote(self._number, name, *arguments), timeout=SECONDS_OF_A_CALL)
         except GetTimeoutError:
-            raise OSError(f"the {self._worker} does not answer in {SECONDS_TO_ANSWER:g} s") from None
+            raise OSError(f"the {self._worker} does not answer in {SECONDS_OF_A_CALL:g} s") from None
 
     def _release(self) -> None:
         """The actor keeps the device for the next process."""

@@ -1,5 +1,6 @@
 """This process's connection to Ray, of which it has one at a time."""
 
+import ctypes
 import logging
 import os
 import signal
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
-from threading import Event, Lock, Thread, current_thread, main_thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 import ray
@@ -22,6 +23,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 # Ray binds sockets below it, whose whole paths may have 107 bytes: TMPDIR may be too long for that.
 FOLDER = "/tmp"
 _LAST_PORT = 65_535
+# What `struct sigaction` has is at most 152 bytes, on Linux.
+_SIGACTION, _SIGACTION_BYTES = ctypes.CDLL(None).sigaction, 256
 
 _TAKEN = "runner: another run of this process is connected to Ray; run this one in a process of its own"
 _turn = Lock()
@@ -80,7 +83,7 @@ def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
     """A connection that a thread of its own holds.
 
     The kernel ends what Ray starts when the thread ends that started it, so that it may not be one of a pool's; and in
-    the main thread Ray would put its own handler of SIGTERM in the place of the run's.
+    the main thread Ray would put its own handler of SIGTERM in the place of the run's, also in Python.
     """
     if not _turn.acquire(blocking=False):
         raise UserError(_TAKEN)
@@ -89,19 +92,20 @@ def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
 
     def hold() -> None:
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **asked)
+            with _sigterm_as_it_is():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **asked)
         except BaseException as problem:  # SystemExit too, which is how it ends where its cluster does not answer
             begun.set_exception(UserError(f"{key}: {_words(problem)}"))
         else:
             begun.set_result(None)
             over.wait()
-        ray.shutdown()
+        with _sigterm_as_it_is():
+            ray.shutdown()
 
     thread = Thread(target=hold, name="trunkline-ray", daemon=True)
     thread.start()
     try:
         begun.result()
-        _take_sigterm_back()
         yield
     finally:
         over.set()
@@ -109,10 +113,17 @@ def _held(key: str, asked: Mapping[str, Any]) -> Iterator[None]:
         _turn.release()
 
 
-def _take_sigterm_back() -> None:
-    """Ray puts a handler below Python's that prints where the process is, and aborts it."""
-    if current_thread() is main_thread() and (handler := signal.getsignal(signal.SIGTERM)) is not None:
-        signal.signal(signal.SIGTERM, handler)
+@contextmanager
+def _sigterm_as_it_is() -> Iterator[None]:
+    """Ray puts a handler below Python's that prints where the process is, and aborts it; and the system's own when it
+    leaves. Python changes handlers in the main thread alone, C in any.
+    """
+    kept = ctypes.create_string_buffer(_SIGACTION_BYTES)
+    _SIGACTION(signal.SIGTERM, None, kept)
+    try:
+        yield
+    finally:
+        _SIGACTION(signal.SIGTERM, kept, None)
 
 
 def _look_for(address: str) -> None:

@@ -168,8 +168,21 @@ def take_lease(bucket: Bucket, holder: Holder, ended: str | None) -> Lease:
         began = _now()
         etag = bucket.update(LOCK, _encoded(record), found[1].etag)
     if etag is None:
-        raise HeldError("another process, which was faster")
+        etag = _own_etag(bucket, record)
     return Lease(bucket, record, etag, began)
+
+
+def _own_etag(bucket: Bucket, record: LeaseRecord) -> str:
+    """Of the object that was to be written, where an earlier try has written it, whose answer was lost.
+
+    Raises HeldError where somebody else has.
+    """
+    found = bucket.get(LOCK)
+    theirs = None if found is None else _decoded(found[0])
+    if found is None or theirs != record:
+        who = "another process" if theirs is None else str(theirs.holder)
+        raise HeldError(f"{who}, which was faster")
+    return found[1].etag
 
 
 def lease_holder(bucket: Bucket) -> Holder | None:

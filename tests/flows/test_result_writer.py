@@ -199,6 +199,15 @@ def test_what_a_sheet_cannot_hold_is_said(monkeypatch: pytest.MonkeyPatch) -> No
         written(pa.table({"a": [1, 2, 3, 4]}), Format.XLSX)
 
 
+def test_a_workbook_that_fails_keeps_nothing_on_the_disk() -> None:
+    """A file that is removed and open has its bytes there until the exception that holds its sheet is forgotten."""
+    with pytest.raises(UserError, match="a cell holds 32,767 characters") as refused:
+        written(pa.table({"a": ["x" * (LONGEST_TEXT + 1)]}), Format.XLSX)
+    assert refused.tb is not None
+    opened = [os.readlink(place) for place in Path("/proc/self/fd").iterdir() if place.is_symlink()]
+    assert not [name for name in opened if "trunkline-xlsx-" in name]
+
+
 def test_a_workbook_without_its_library_says_which(table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xlsxwriter", None)
     with pytest.raises(UserError, match=r"pip install 'trunkline\[xlsx\]'"):

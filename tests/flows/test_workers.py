@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import UserError
 from flows.score import score
-from flows.workers import kept_engines, own_processes, own_workers, workers_from
+from flows.workers import begun_process, kept_engines, own_processes, own_workers, workers_from
 from tasks.job.job import ScoringJob
 from tasks.job.job_file import parse_job
 from tasks.query import query
@@ -74,6 +74,14 @@ def test_a_run_with_nothing_to_do_leaves_no_process(small_job: Job) -> None:
     with workers_from(own_processes):
         assert score(job).scored_rows == 0
     assert engines() == []
+
+
+def test_a_trace_is_emptied_before_a_run_and_its_file_closed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("of an earlier run\n")
+    with begun_process(trace):
+        assert trace.read_text() == ""
+    assert not [one for one in recwarn if trace.name in str(one.message)]
 
 
 def test_a_cluster_that_is_away_is_not_missed_by_a_run_with_nothing_to_do(small_job: Job) -> None:

@@ -42,7 +42,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_the_last_line_is_the_report(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     shape = ["--groups", "2", "--degree", "3", "--prefix", "40", "--distinct", "5"]
     workload = write(tmp_path, "generate", *shape, "--output", "4")
@@ -60,6 +64,7 @@ def test_the_last_line_is_the_report(
     assert report["matmul_flops_per_second"] > 1e8
     assert 0 < report["other_rss_bytes"] < report["peak_rss_bytes"]
     assert len(read_trace(trace)) == report["steps"]
+    assert not [one for one in recwarn if trace.name in str(one.message)], "its file is not closed"
     tokens = json.loads(answers.read_text())
     assert sorted(map(int, tokens)) == list(range(6))
     assert all(len(ids) == 4 for ids in tokens.values())

@@ -80,6 +80,15 @@ def words(drawing: str, kind: str) -> list[str]:
     return [text.text or "" for text in ET.fromstring(drawing).iter(f"{SVG}text") if text.get("class") == kind]
 
 
+def test_its_file_is_closed_with_the_context(tmp_path: Path) -> None:
+    step = StepTrace(0, 3, 0, 0, 1, 0, 1000, 0.25, 5.5, 1.5)
+    with TraceWriter(tmp_path / "trace.jsonl") as writer:
+        writer(step)
+        assert read_trace(tmp_path / "trace.jsonl") == [step], "a line is there at once"
+    with pytest.raises(ValueError, match="closed file"):
+        writer(step)
+
+
 def test_axes_have_ticks_and_the_budget_a_line() -> None:
     """Two seconds, 80 of 100 tokens, 2 of 4 MiB; the budgets are the panels' tops."""
     step = StepTrace(0, 80, 0, 0, 1, 0, 2**21, 0.0, 1000.0, 0.0, 100, 2**22)

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import pytest
 import yaml
-from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
 
 from engine.errors import UserError
@@ -71,9 +69,11 @@ def tasks(tmp_path: Path) -> Path:
 
 def figures(tasks: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[dict[str, Any], list[Any]]:
     """What the harness writes of each task, and the texts of `reasons`."""
+    import lm_eval.tasks  # seconds, which the others that collect this file have no use for
+
     monkeypatch.setattr(sys, "argv", [])
     # Its own thousands of tasks take ten seconds to list.
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(lm_eval.tasks.TaskManager, include_defaults=False))
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")  # the harness sets it for good
     output = tasks / f"results-{len(list(tasks.glob('results-*')))}"
     run_lm_eval([*arguments, "--include_path", str(tasks), "--output_path", str(output), "--log_samples"])

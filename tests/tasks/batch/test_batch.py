@@ -6,13 +6,10 @@ import json
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from openai.types import Completion, CreateEmbeddingResponse
-from openai.types.batch_error import BatchError
-from openai.types.chat import ChatCompletion
 
 from engine.errors import UserError
 from tasks.batch import line_file, request_table
@@ -32,11 +29,17 @@ from tests.tasks.batch.batch_steps import (
 )
 from tests.tasks.fakes import FakeWorkers, write_model
 
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 
 
-def parse_chat(body: object) -> ChatCompletion:
+def parse_chat(body: object) -> "ChatCompletion":
     """Strictly: the client itself takes anything."""
+    # Here, as in the tests: each of the suite's processes collects this file, and its import takes two seconds.
+    from openai.types.chat import ChatCompletion
+
     return ChatCompletion.model_validate(body, strict=True)
 
 
@@ -102,6 +105,8 @@ def test_several_choices_are_what_the_official_client_reads(answered: BatchRun) 
 
 
 def test_completions_are_what_the_official_client_reads(answered: BatchRun) -> None:
+    from openai.types import Completion
+
     text = Completion.model_validate(body_of(answered, "text"), strict=True).choices[0]
     assert text.logprobs is not None
     assert "".join(text.logprobs.tokens or []) == text.text
@@ -112,6 +117,8 @@ def test_completions_are_what_the_official_client_reads(answered: BatchRun) -> N
 
 
 def test_errors_are_what_the_official_client_reads(answered: BatchRun) -> None:
+    from openai.types.batch_error import BatchError
+
     errors = {line["error"]["line"]: line for line in lines_of(answered.errors)}
     wanted = {
         7: ("image", "bad_messages", None),
@@ -191,6 +198,8 @@ def test_structures_and_wanted_calls(tmp_path: Path, tiny_model: Path) -> None:
 
 
 def test_embeddings(tmp_path: Path, tiny_model: Path) -> None:
+    from openai.types import CreateEmbeddingResponse
+
     lines = [
         request("floats", EMBEDDINGS, input=["a text", "another"]),
         request("bytes", EMBEDDINGS, input="a text", encoding_format="base64"),

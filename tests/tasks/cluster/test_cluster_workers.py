@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,38 @@ def test_where_nobody_answers(cluster: PlayedCluster, model: AskedModel) -> None
     cluster.late = {"a", "b"}
     with pytest.raises(UserError, match=r"^runner: no played worker answers when it is asked for the model"):
         ClusterWorkers(cluster, model, CONFIG)
+
+
+def test_a_look_that_fails_takes_no_question_back(
+    cluster: PlayedCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are asked, nobody is seen twice, with and without an answer, and they are there again."""
+    there, looks = cluster.known, count(1)
+    cluster.late = {"a", "b"}
+
+    def known() -> Mapping[str, Place]:
+        look = next(looks)
+        for name in cluster.names if look == 2 else ():
+            cluster.answers[name].is_late = False
+        return {} if look in (2, 3) else there()
+
+    monkeypatch.setattr(cluster, "known", known)
+    with ClusterWorkers(cluster, model, CONFIG) as workers:
+        assert labels(workers) == ["the played worker a", "the played worker b"]
+    assert not any(answer.cancelled for answer in cluster.answers.values())
+
+
+def test_who_all_went_while_they_were_asked_are_not_waited_for_as_who_tell(
+    cluster: PlayedCluster, model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.cluster.cluster_workers.SECONDS_TO_TELL", 120.0)
+    cluster.late = {"a", "b"}
+    looks = iter([cluster.known()])
+    monkeypatch.setattr(cluster, "known", lambda: next(looks, {}))
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"^runner: no played worker answers when it is asked for the model"):
+        ClusterWorkers(cluster, model, CONFIG)
+    assert time.monotonic() - began < 60
 
 
 def test_nobody_waits_for_the_slower_one(cluster: PlayedCluster, model: AskedModel) -> None:

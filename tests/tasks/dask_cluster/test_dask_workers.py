@@ -270,7 +270,7 @@ def test_a_worker_that_is_frozen_is_taken_for_gone(
 ) -> None:
     first, _ = workers.each()
     first.submit(work(1)).result(10)
-    monkeypatch.setattr("tasks.dask_cluster.dask_child.SECONDS_TO_ANSWER", 3.0)
+    monkeypatch.setattr("tasks.dask_cluster.dask_child.SECONDS_OF_A_CALL", 3.0)
     monkeypatch.setattr("tasks.dask_cluster.dask_child.SECONDS_TO_START", 0.5)
     addresses = {*known_workers(client)}
     pid = client.run(os.getpid)[first.label.removeprefix("the Dask worker ")]

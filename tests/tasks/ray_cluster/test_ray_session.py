@@ -1,6 +1,11 @@
 """A process's connection to Ray, and what Ray's client raises, without a cluster."""
 
+import ctypes
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +39,37 @@ def test_a_second_run_does_not_share_the_connection_of_the_first(connected: list
         with pytest.raises(UserError, match=said), joined_ray("other:6379"):
             pass
         assert connected == ["one:6379"]
+
+
+def test_sigterm_stays_the_programs_in_a_run_of_any_thread(
+    connected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes it below Python, where Python does not see it, and leaves it to the system."""
+    heard = list[int]()
+    set_below, ignored = ctypes.CDLL(None).signal, ctypes.c_void_p(signal.SIG_IGN)
+    monkeypatch.setattr(ray, "init", lambda address, **_: (connected.append(address), set_below(15, ignored)))
+    monkeypatch.setattr(ray, "shutdown", lambda: (connected.clear(), set_below(15, ignored)))
+
+    def is_heard() -> bool:
+        before = len(heard)
+        os.kill(os.getpid(), signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while len(heard) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return len(heard) > before
+
+    def run() -> bool:
+        with joined_ray("one:6379"):
+            return is_heard()
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(run).result()
+        assert is_heard()
+        assert run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_programs_own_connection_is_shared_and_goes_on(connected: list[str]) -> None:

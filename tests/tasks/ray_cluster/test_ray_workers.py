@@ -1,5 +1,7 @@
 """Engines on a real Ray cluster's devices, whose steps take no time: their answers, and what is lost with a worker."""
 
+import ctypes
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,7 +145,7 @@ def test_a_run_loses_nothing_with_a_worker(workers: ClusterWorkers[RayWorker], j
 def test_a_worker_that_is_frozen_is_taken_for_gone(
     workers: ClusterWorkers[RayWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.ray_cluster.ray_child.SECONDS_TO_ANSWER", 3.0)
+    monkeypatch.setattr("tasks.ray_cluster.ray_child.SECONDS_OF_A_CALL", 3.0)
     for worker in workers.each():
         worker.submit(work(1)).result(10)
     frozen = actors()[0]
@@ -183,3 +185,25 @@ def test_a_second_run_of_this_process_is_told(model: AskedModel) -> None:
             ray_workers(model, CONFIG, address, 1, PLACES),
         ):
             pass
+
+
+def test_a_run_in_any_thread_leaves_sigterm_as_it_was() -> None:
+    """Below Python, where Ray has a handler of its own."""
+
+    def below() -> bytes:
+        found = ctypes.create_string_buffer(256)
+        ctypes.CDLL(None).sigaction(signal.SIGTERM, None, found)
+        return found.raw[: ctypes.sizeof(ctypes.c_void_p)]  # the handler
+
+    seen = list[bytes]()
+
+    def run() -> None:
+        with own_ray(1, 0):
+            seen.append(below())
+        seen.append(below())
+
+    before = below()
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before, before]

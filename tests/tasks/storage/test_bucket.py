@@ -19,7 +19,7 @@ from tasks.storage.bucket_errors import BucketUnavailableError, LeaseLostError, 
 from tasks.storage.file_names import LOCK
 from tasks.storage.lease import lease_holder, lease_seconds, open_bucket, take_lease
 
-ONE, OTHER = Holder(1, "one", "token-1"), Holder(2, "other", "token-2")
+ONE, OTHER, THIRD = Holder(1, "one", "token-1"), Holder(2, "other", "token-2"), Holder(3, "third", "token-3")
 
 
 @pytest.fixture
@@ -185,6 +185,43 @@ def test_of_a_holder_that_is_dead_the_lease_is_free_at_once(bucket: Bucket) -> N
     take_lease(bucket, ONE, None)
     take_lease(bucket, OTHER, ended=ONE.token)
     assert lease_holder(bucket) == OTHER
+
+
+def test_a_lease_that_was_taken_though_the_answer_was_lost_is_ones_own(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_lease(bucket, ONE, None)
+    put, lost = obstore.put, list[str]()
+
+    def carry(store: Any, name: str, *rest: Any, mode: Any = None, **options: Any) -> Any:
+        answer = put(store, name, *rest, mode=mode, **options)
+        if name == LOCK and not lost:
+            lost.append(name)
+            raise GenericError("Generic S3 error: HTTP error: connection closed")
+        return answer
+
+    monkeypatch.setattr(obstore, "put", carry)
+    lease = take_lease(bucket, OTHER, ended=ONE.token)
+    assert lost == [LOCK]
+    lease.check(anew=True)
+    lease.release()
+    assert lease_holder(bucket) is None
+
+
+@pytest.mark.fault(9)
+def test_who_takes_a_lease_later_is_told_who_was_faster(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_lease(bucket, ONE, None)
+    update = bucket.update
+
+    def late(name: str, content: bytes, etag: str) -> str | None:
+        if name == LOCK:
+            take_lease(open_bucket(bucket.url), THIRD, ended=ONE.token)
+        return update(name, content, etag)
+
+    monkeypatch.setattr(bucket, "update", late)
+    with pytest.raises(HeldError, match=r"^process 3 on third, which was faster$"):
+        take_lease(bucket, OTHER, ended=ONE.token)
+    assert lease_holder(bucket) == THIRD
 
 
 @pytest.mark.fault(9, 11)
