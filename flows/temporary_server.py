@@ -4,14 +4,22 @@ Left alone, Prefect starts the same server when a flow begins, imports all of it
 `python flows/temporary_server.py FD` is the server, on a socket that its parent listens on.
 """
 
+import asyncio
 import atexit
 import gc
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from typing import Any
 
 SECONDS_TO_STOP = 5.0
+# Of what the server does unasked: it takes milliseconds where it is due.
+SECONDS_AT_WORK, SECONDS_AT_REST = 2.0, 60.0
+
+BackgroundWorker = Callable[..., AbstractAsyncContextManager[None]]
 
 
 class TemporaryServer:
@@ -59,11 +67,41 @@ def start_server() -> TemporaryServer | None:
     return TemporaryServer()
 
 
+def in_rounds(
+    worker: BackgroundWorker, at_work: float = SECONDS_AT_WORK, at_rest: float = SECONDS_AT_REST
+) -> BackgroundWorker:
+    """Prefect's `worker` for so many seconds, then none for so many, and again; one that has begun something ends it.
+
+    It looks for work forty times a second, which took a hundredth of a core from the engine. There is little for it in
+    a server of one run: old events are deleted once an hour, and automations may wait for an event that does not come.
+    """
+
+    @asynccontextmanager
+    async def background_worker(*arguments: Any, **modes: Any) -> AsyncIterator[None]:
+        async def work() -> None:
+            while True:
+                async with worker(*arguments, **modes):
+                    await asyncio.sleep(at_work)
+                await asyncio.sleep(at_rest)
+
+        rounds = asyncio.create_task(work())
+        try:
+            yield
+        finally:
+            rounds.cancel()
+            with suppress(asyncio.CancelledError):
+                await rounds
+
+    return background_worker
+
+
 def serve(descriptor: int) -> None:
     gc.disable()  # until all is imported, which leaves no garbage: a fifth of the time
     import uvicorn
+    from prefect.server.api import server
     from prefect.server.api.server import create_app
 
+    server.background_worker = in_rounds(server.background_worker)  # type: ignore[assignment,attr-defined]
     config = uvicorn.Config(create_app(ephemeral=True, final=True), log_level="error", lifespan="on")
     gc.freeze()
     gc.enable()

@@ -10,7 +10,6 @@ from tasks.request.prompts import check_prompt
 from tasks.source.ids import check_ids
 from tasks.source.source import read_data
 from tasks.source.source_rows import number_rows
-from tasks.storage.duck import working_connection
 from tasks.storage.open_folder import folder_of
 from tasks.storage.run import make_run
 from tasks.store.scoring_store import ScoringStore
@@ -26,9 +25,6 @@ def check_job(job: ScoringJob) -> None:
     run = make_run(job, folder)
     check_prompt(job.prompt, load_tokenizer(run.model), run.chat_template)
     if job.source.id is not None:
-        with (
-            tempfile.TemporaryDirectory(prefix="trunkline-") as scratch,
-            working_connection(Path(scratch)) as connection,
-        ):
+        with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
             batches = number_rows(read_data(job.source, [job.source.id]))
-            check_ids(batches, job.source.id, Path(scratch), connection)
+            check_ids(batches, job.source.id, Path(scratch))

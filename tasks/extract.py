@@ -21,7 +21,6 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
-from tasks.storage.duck import working_connection
 from tasks.storage.file_mode import make_folder
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
@@ -85,10 +84,9 @@ def extract_rows(run: Run) -> Extracted:
     if plan_id is not None:
         return _reuse(run, plan_id, folder)
     digests = RowDigests(run, columns, tokenizer)
-    with working_connection(folder, run.folder.root) as connection:
-        if source.id is not None:
-            check_ids(read_batches(snapshot.files, [source.id]), source.id, folder, connection)
-        known = find_known_rows(run, digests, snapshot.files, folder, connection)
+    if source.id is not None:
+        check_ids(read_batches(snapshot.files, [source.id]), source.id, folder)
+    known = find_known_rows(run, digests, snapshot.files, folder)
     rows, rejected = _write_rows(run, snapshot.files, columns.schema, builder, known, folder)
     snapshot.check_unchanged()
     (folder / SNAPSHOT).unlink(missing_ok=True)

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 
 from engine.stages import checkpoint
 from tasks.job.job_source import ROW_COLUMN
 from tasks.request.row_digests import RowDigests
 from tasks.source.source_rows import read_batches
-from tasks.storage.duck import BATCH_ROWS
+from tasks.storage.duck import BATCH_ROWS, working_connection
 from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.parquet_stream import parquet_stream
@@ -55,11 +54,9 @@ class KnownRows:
         return found
 
 
-def find_known_rows(
-    run: Run, digests: RowDigests, files: Sequence[Path], folder: Path, connection: duckdb.DuckDBPyConnection
-) -> KnownRows:
-    """Writes `digests.parquet` into `folder`, and looks its rows up, on `connection`, among those of the output
-    folder's newest plan whose requests were made as this run would make them.
+def find_known_rows(run: Run, digests: RowDigests, files: Sequence[Path], folder: Path) -> KnownRows:
+    """Writes `digests.parquet` into `folder`, and looks its rows up among those of the output folder's newest plan
+    whose requests were made as this run would make them.
     """
     if digests.key is None:
         return KnownRows(None)
@@ -75,11 +72,12 @@ def find_known_rows(
         "retry_failed": run.retry_failed,
     }
     query = statement("steps/known_rows", newest=newest_results(parts))
-    reader = connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
-    with parquet_sink(folder / KNOWN, reader.schema) as sink:
-        for batch in reader:
-            checkpoint()
-            sink.write(batch)
+    with working_connection(folder, run.folder.root) as connection:
+        reader = connection.sql(query, params=values).to_arrow_reader(BATCH_ROWS)
+        with parquet_sink(folder / KNOWN, reader.schema) as sink:
+            for batch in reader:
+                checkpoint()
+                sink.write(batch)
     return KnownRows(folder / KNOWN)
 
 

@@ -133,6 +133,14 @@ def test_every_decision_is_in_the_index_once() -> None:
         assert re.fullmatch(r"(\d{4}-\d\d-\d\d) \[.+\]\(#\1-.+\): .+\.", line), line
 
 
+def test_the_decisions_lines_are_as_long_as_the_codes() -> None:
+    """But for those of the index, and of tables."""
+    lines = DECISIONS.read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("## 2"))
+    told = enumerate(lines[first:], first + 1)
+    assert [number for number, line in told if len(line) > 120 and not line.startswith("|")] == []
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.read_text().splitlines()) < 200
 

@@ -9,6 +9,7 @@ import numpy as np
 from engine.request import TokenIds
 from tasks.request.prompt_text import PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, has_marks, num_characters
+from tasks.request.text_pieces import TextPieces, can_be_cut
 from tasks.source.row_error import CONTEXT_OVERFLOW, UNKNOWN_TOKEN, RowError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Encoder:
         self.largest_id = max(vocabulary.values())
         self.special_tokens = SpecialTokens(tokenizer)
         self._bos = tokenizer.bos_token_id
+        self._pieces = TextPieces(self._encode_plain) if can_be_cut(tokenizer) else None
 
     @property
     def prefix_token_id(self) -> int | None:
@@ -104,10 +106,17 @@ class Encoder:
     def _encode(self, texts: list[str], special: bool) -> list[TokenIds]:
         marked = {row: text for row, text in enumerate(texts) if has_marks(text)}
         plain = [text for row, text in enumerate(texts) if row not in marked]
-        of_plain = iter(self._encode_plain(plain, special) if plain else ())
-        of_marked = iter(self.special_tokens.encode(list(marked.values()), special) if marked else ())
+        of_plain = iter(self._encode_unmarked(plain, special))
+        of_marked = iter(_arrays(self.special_tokens.encode(list(marked.values()), special)) if marked else ())
         every = (next(of_marked if row in marked else of_plain) for row in range(len(texts)))
-        return [np.array(self._with_one_bos(ids) if special else ids, np.int32) for ids in every]
+        return [self._with_one_bos(ids) if special else ids for ids in every]
+
+    def _encode_unmarked(self, texts: list[str], special: bool) -> list[TokenIds]:
+        if not texts:
+            return []
+        if self._pieces is not None:
+            return self._pieces.encode(texts, special)
+        return _arrays(self._encode_plain(texts, special))
 
     def _encode_plain(self, texts: list[str], special: bool) -> list[list[int]]:
         encoded = self._tokenizer(
@@ -122,7 +131,7 @@ class Encoder:
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 
-    def _with_one_bos(self, ids: list[int]) -> list[int]:
+    def _with_one_bos(self, ids: TokenIds) -> TokenIds:
         """Without the BOS that the tokenizer put before a text's own, as lm-evaluation-harness has it."""
         return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == self._bos else ids
 
@@ -138,3 +147,7 @@ def _bounded(texts: Sequence[str]) -> Iterator[list[str]]:
             part, characters = [], 0
     if part:
         yield part
+
+
+def _arrays(ids: Sequence[Sequence[int]]) -> list[TokenIds]:
+    return [np.array(one, np.int32) for one in ids]

@@ -152,11 +152,10 @@ def _is_tensor(kind: pa.DataType) -> bool:
 
 
 def _zone_is_known(kind: pa.DataType) -> bool:
-    if not pa.types.is_timestamp(kind) or kind.tz is None:
-        return True
     try:
-        pc.cast(pa.array([0], kind), pa.string())
-    except pa.ArrowInvalid:
+        if pa.types.is_timestamp(kind) and kind.tz is not None:
+            pc.cast(pa.array([0], kind), pa.string())
+    except (pa.ArrowInvalid, UnicodeDecodeError):  # the second for a name of a damaged file
         return False
     return True
 

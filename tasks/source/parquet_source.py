@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from engine.errors import UserError
 from tasks.source.cells import is_text, plain_type
+from tasks.source.dictionaries import check_indices
 from tasks.source.partitions import partition_of
 from tasks.storage.parquet_stream import parquet_stream
 
@@ -42,6 +43,8 @@ def read_batches(files: Sequence[Path], columns: Sequence[str]) -> Iterator[pa.R
             with parquet_stream(path) as file:
                 there = [name for name in columns if name in file.schema_arrow.names]
                 for data in file.iter_batches(_batch_rows(file.metadata), columns=there):
+                    for array in data.columns:
+                        check_indices(array)
                     yield _completed(data, columns, partition)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
             raise _unreadable(path, problem) from None

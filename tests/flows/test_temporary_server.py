@@ -1,9 +1,14 @@
 """The server that a run brings up for itself: only where it has to, and told where it does not come up."""
 
+import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from flows.temporary_server import in_rounds
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,3 +41,46 @@ def test_a_server_that_ends_at_its_start_is_told(tmp_path: Path) -> None:
     nowhere = f"sqlite+aiosqlite:///{tmp_path}/no/such/folder/prefect.db"
     said = start(tmp_path, PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
     assert said.startswith("Prefect's temporary server does not come up (")
+
+
+def test_prefects_background_worker_works_in_rounds_and_does_what_came_between() -> None:
+    from docket import Docket
+    from prefect.server.api.background_workers import background_worker
+
+    done: list[str] = []
+
+    async def note(word: str) -> None:
+        done.append(word)
+
+    async def until(words: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while done != words:
+                await asyncio.sleep(0.02)
+
+    rounds: list[str] = []
+
+    @asynccontextmanager
+    async def counted(docket: Docket, **modes: bool) -> AsyncIterator[None]:
+        rounds.append("begun")
+        try:
+            async with background_worker(docket, **modes):
+                yield
+        finally:
+            rounds.append("ended")
+
+    async def run() -> None:
+        async with Docket(name="rounds", url="memory://rounds") as docket:
+            docket.register(note)
+            async with in_rounds(counted, at_work=0.5, at_rest=0.2)(docket, webserver_only=True):
+                await docket.add(note)("first")
+                await until(["first"])
+                while rounds[-1] != "ended":
+                    await asyncio.sleep(0.02)
+                await docket.add(note)("between")
+                await until(["first", "between"])
+            assert rounds == ["begun", "ended"] * (len(rounds) // 2)
+            ended = len(rounds)
+            await asyncio.sleep(0.5)
+            assert len(rounds) == ended >= 4
+
+    asyncio.run(run())

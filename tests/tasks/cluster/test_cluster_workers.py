@@ -64,6 +64,12 @@ class PlayedCluster:
 
 
 @pytest.fixture(autouse=True)
+def own_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Engines of as many threads as this machine has cores would wait for whoever computes on it."""
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOOK_SECONDS", "ANSWER_SECONDS", "SECONDS_TO_FOLLOW"):
         monkeypatch.setattr(f"tasks.cluster.cluster_workers.{name}", 0.02)

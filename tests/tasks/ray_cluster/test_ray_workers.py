@@ -44,7 +44,8 @@ def model(tmp_path: Path) -> AskedModel:
 
 
 @pytest.fixture(autouse=True)
-def fake_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))  # else one of all cores waits for who computes here
     monkeypatch.setattr("tasks.ray_cluster.ray_workers.RayChild", lambda *of: RayChild(*of, FAKE))
     monkeypatch.setattr("tasks.cluster.cluster_workers.LOOK_SECONDS", 0.2)
 

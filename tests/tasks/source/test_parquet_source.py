@@ -1,5 +1,7 @@
 """Parquet globs: columns are joined by name, and folders name columns."""
 
+import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from engine.errors import UserError
 from tasks.check import check_job
 from tasks.preview import preview_rows
+from tasks.source.kept import kept_type
+from tasks.source.parquet_source import read_batches, read_schema
 from tasks.source.partitions import partition_of
 from tests.tasks.conftest import JobMaker
 from tests.tasks.steps import ask, run_steps
@@ -120,3 +124,38 @@ def test_a_renamed_partition_is_another_source(job_of: JobMaker, tmp_path: Path)
 
 def test_a_folder_that_names_nothing() -> None:
     assert partition_of(Path("/data/=x/a=b=c/k=/f=1.parquet")) == {"a": "b=c", "k": ""}
+
+
+def _beyond(values: pa.Array) -> pa.DictionaryArray:
+    """The second of four indices names no value, as a damaged file has it; a file's indices have few bits."""
+    return pa.DictionaryArray.from_arrays(pa.array([0, len(values), None, 1], pa.int32()), values, safe=False)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pytest.param(lambda bad: bad, id="flat"),
+        pytest.param(lambda bad: pa.ListArray.from_arrays([0, 1, 2, 3, 4], bad), id="in lists"),
+        pytest.param(lambda bad: pa.StructArray.from_arrays([pa.array(range(4)), bad], ["n", "x"]), id="in structs"),
+        pytest.param(lambda bad: pa.MapArray.from_arrays([0, 1, 2, 3, 4], pa.array([*"abcd"]), bad), id="in maps"),
+    ],
+)
+def test_an_index_that_names_no_value_is_one_line(tmp_path: Path, column: Callable[[pa.Array], pa.Array]) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": column(_beyond(pa.array(["a", "b", "c"])))}), path, write_statistics=False)
+    said = r"rows\.parquet cannot be read as Parquet \(an index of a dictionary of 3 values is 0 to 3\)$"
+    with pytest.raises(UserError, match=said):
+        list(read_batches([path], ["text"]))
+
+
+def test_a_zone_whose_name_is_damaged_is_none_that_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"when": pa.array([1], pa.timestamp("ns", "UTC"))}), path)
+    stored = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    damaged = base64.b64encode(base64.b64decode(stored).replace(b"UTC", b"\xffTC"))
+    path.write_bytes(path.read_bytes().replace(stored, damaged))
+    field = read_schema([path], ["when"]).field("when")
+    with pytest.raises(
+        UserError, match=r"^source\.keep: column 'when' has type timestamp.*, which results cannot carry$"
+    ):
+        kept_type(field)

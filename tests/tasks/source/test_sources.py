@@ -18,10 +18,8 @@ from engine.errors import UserError
 from tasks import extract
 from tasks.check import check_job
 from tasks.preview import preview_rows
-from tasks.request.requests import RequestBuilder
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
-from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import ask, outcomes, plan_alone, run_steps, table
 
 
@@ -77,23 +75,6 @@ def test_ids_become_texts(job_of: JobMaker, values: list[Any], texts: list[str])
     job = job_of(pa.table({"n": values, "text": ["a", "b", "c"]}), source={"id": "n"})
     run_steps(job)
     assert set(outcomes(job)) == set(texts)
-
-
-@pytest.mark.fault(17)
-@pytest.mark.parametrize(
-    ("ids", "line"),
-    [
-        (["a", "b", "a", "b"], "source.id: column 'id' is not unique: 2 rows have 'a'"),
-        (["a", None, "b", "c"], "source.id: column 'id' is NULL in row 1"),
-    ],
-)
-def test_bad_ids_end_the_run_before_any_row_is_encoded(
-    job_of: JobMaker, ids: list[str], line: str, monkeypatch: pytest.MonkeyPatch, engine: FakeWorkers
-) -> None:
-    job = job_of(pa.table({"id": ids, "text": ["a", "b", "c", "d"]}), source={"id": "id"})
-    monkeypatch.setattr(RequestBuilder, "build", lambda *_: pytest.fail("a row was encoded"))
-    with pytest.raises(UserError, match=line):
-        run_steps(job)
 
 
 @pytest.mark.parametrize(
