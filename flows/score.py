@@ -15,6 +15,7 @@ from pydantic import Field
 
 from engine.errors import EngineClosedError, EngineLostError, UserError
 from engine.loop.plan_cost import plan_cost
+from engine.loop.step_budget import known_step_tokens
 from flows.artifacts import RunPage
 from flows.dataset import publish
 from flows.event_loops import stop_at_exit
@@ -40,6 +41,7 @@ from tasks.report.used_folders import remember_folder
 from tasks.row_names import refuse_rejected
 from tasks.run_failed import EngineKeepsDyingError, ErrorRowError, RunFailedError
 from tasks.storage.bucket_errors import LeaseLostError
+from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
@@ -113,6 +115,8 @@ def _score(run: Run) -> RunReport:
 def _plan(run: Run, workers: Workers, control: RunControl, log: Log, telemetry: Telemetry) -> StoredPlan:
     """The steps up to the plan."""
     control.tell(Progress("reading rows"))
+    if _loads_while_it_reads(run):
+        workers.start()
     with telemetry.step("extract"):
         extracted = extract(run)
     _log_notes(log, extracted)
@@ -124,6 +128,16 @@ def _plan(run: Run, workers: Workers, control: RunControl, log: Log, telemetry: 
     control.tell(Progress("planning", extracted.rows))
     with telemetry.step("plan"):
         return plan(run, deduplicated, workers)
+
+
+def _loads_while_it_reads(run: Run) -> bool:
+    """Whether something is to be computed whatever the rows are, as nothing has been, and nobody minds a model that
+    waits for them: a GPU's memory may be another run's, and what a load measures is not measured beside others.
+    """
+    is_own_cpu = run.job.runner == "local" and run.device.name == "cpu"
+    if not is_own_cpu or run.store is not None or read_manifests(run.folder):
+        return False
+    return known_step_tokens(run.model, run.config, run.device) is not None
 
 
 def _name(job: ScoringJob | str) -> str:

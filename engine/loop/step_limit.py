@@ -26,16 +26,28 @@ class StepLimit:
     """Seconds that a step takes at the least: its FLOPs at the fastest rate there is, or on a GPU its bytes.
 
     A GPU's rates are its data sheet's. A processor's sheet has none that its cores keep: the body's own largest layer
-    is timed alone once it is loaded. What plans are priced by is the rate of whole passes, and no limit.
+    is timed alone, behind the first step, because a run may read its rows on the same cores while the model loads. What
+    plans are priced by is the rate of whole passes, and no limit.
     """
 
     def __init__(self, shape: ModelShape, config: EngineConfig, device: Device) -> None:
         self._shape, self._config, self._device = shape, config, device
+        self._model: LoadedModel | None = None
         self._cost: CostModel | None = None
         self._computes_logits = True
 
     def load(self, model: LoadedModel) -> None:
-        """Learns the rate with the loaded model."""
+        """The rate is that of the loaded model."""
+        self._model = model
+
+    def seconds(self, step: SchedulerOutput) -> float:
+        """0 where nothing is known. For the thread that computes, between steps: the first call may time a product."""
+        if self._model is not None:
+            self._learn(self._model)
+            self._model = None
+        return 0.0 if self._cost is None else self._cost.step_limit(step, computes_logits=self._computes_logits)
+
+    def _learn(self, model: LoadedModel) -> None:
         device = self._device
         if device.name == "cpu":
             flops = product_flops(model.linear_layers())
@@ -46,10 +58,6 @@ class StepLimit:
         if rates.matmul_flops:
             self._cost = CostModel(self._shape, model.kv_format, rates, weight_bytes)
         self._computes_logits = not model.is_screened
-
-    def seconds(self, step: SchedulerOutput) -> float:
-        """0 where nothing is known."""
-        return 0.0 if self._cost is None else self._cost.step_limit(step, computes_logits=self._computes_logits)
 
 
 @torch.inference_mode()

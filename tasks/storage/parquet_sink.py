@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.storage.commit import fsync, open_private
+from tasks.storage.commit import open_private
 
 _GROUP_ROWS = 16 * 1024
 _GROUP_BYTES = 16 * 2**20
@@ -38,9 +38,8 @@ class ParquetSink:
 
 @contextmanager
 def parquet_sink(path: Path, schema: pa.Schema) -> Iterator[ParquetSink]:
-    """The file is on the disk, and not only in its cache, when the context ends well."""
+    """The file may be in the disk's cache alone: whoever keeps it syncs it, as all do that give a file its place."""
     with open_private(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         sink = ParquetSink(writer)
         yield sink
         sink.end_group()
-    fsync(path)

@@ -96,6 +96,46 @@ def test_text_is_generated(small_job: dict[str, Any]) -> None:
         assert str(text) not in report.markdown(), "generated text may quote a prompt, and the page is Prefect's"
 
 
+class Starting(FakeWorkers):
+    """Workers that note what the run does when they begin to load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[str] = []
+        self.stage_of_run = ""
+
+    def hear(self, progress: Progress) -> None:
+        self.stage_of_run = progress.stage
+
+    def start(self) -> None:
+        self.stages.append(self.stage_of_run)
+
+
+def stages_of_loads(job: dict[str, Any], **options: bool) -> list[str]:
+    starting = Starting()
+    with watch(starting.hear), workers_from(lambda _: nullcontext(starting)):
+        score(parse_job(job, "test"), **options)
+    return starting.stages
+
+
+def test_a_model_loads_while_the_first_rows_of_a_folder_are_read(small_job: dict[str, Any]) -> None:
+    small_job["engine"]["max_num_batched_tokens"] = 256
+    assert stages_of_loads(small_job) == ["reading rows", "finding equal requests"]
+    assert stages_of_loads(small_job, full=True) == ["finding equal requests"], "there are results"
+
+
+@pytest.mark.parametrize("reason", ["what a load measures is not known", "a store may have all answers"])
+def test_a_model_loads_behind_the_rows_that_are_read(
+    reason: str, small_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason.startswith("a store"):
+        small_job["engine"]["max_num_batched_tokens"] = 256
+        small_job["store"] = str(tmp_path / "store")
+    else:
+        monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
+    assert stages_of_loads(small_job) == ["finding equal requests"]
+
+
 class Refusing(FakeWorkers):
     """Workers whose model turns out to be of no use when it is loaded."""
 

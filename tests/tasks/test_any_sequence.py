@@ -42,6 +42,8 @@ from tests.tasks.steps import TABLE, make_job, part_rows, run_steps, use_fakes
 UNLUCKY = f"an {BAD_WORD.decode()} row"
 TEXTS = (None, UNLUCKY, *(f"Instruction. Document {i // 3}. Question {i % 3}?" for i in range(9)))
 MODELS = ("first", "second")
+# In memory where it can be: what is synced here survives no more than the test does, and it is a tenth of the time.
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def label(text: str) -> str:
@@ -55,7 +57,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @initialize(rows=st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8))
     def begin(self, rows: list[str | None]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="trunkline-sequence-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="trunkline-sequence-", dir=MEMORY))
         self.patch = pytest.MonkeyPatch()
         self.patch.setenv("TRUNKLINE_CACHE", str(self.folder / "cache"))
         self.patch.setenv("XDG_STATE_HOME", str(self.folder / "state"))
