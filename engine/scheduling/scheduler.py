@@ -331,21 +331,19 @@ class Scheduler:
         self._waiting.push(sequence)
 
     def _evict_unused(self) -> int:
-        """Frees nodes that nothing which has begun needs."""
-        begun = {node for sequence in self.sequences.values() if sequence.admitted for node in sequence.node.chain}
-        evicted = self._nodes.evict(begun)
-        self._prefilling.forget_unused()
-        self.evictions += evicted
-        return evicted
+        """Frees nodes that nothing which has begun needs; returns how many there were."""
+        return self._evict({node for one in self.sequences.values() if one.admitted for node in one.node.chain})
 
-    def _evict_for_next(self) -> bool:
-        """Frees nodes that the next sequence does not need.
+    def _evict_for_next(self) -> int:
+        """Frees nodes that the next sequence does not need; returns how many there were.
 
         Only shards handed over out of plan order can make this necessary: the nodes are computed again later.
         """
         sequence = self._waiting.head()
-        if sequence is None:
-            return False
-        evicted = self._nodes.evict(sequence.node.chain)
+        return 0 if sequence is None else self._evict(sequence.node.chain)
+
+    def _evict(self, needed: Collection[NodeState]) -> int:
+        evicted = self._nodes.evict(needed)
+        self._prefilling.forget_unused()
         self.evictions += evicted
-        return evicted > 0
+        return evicted
