@@ -2,13 +2,13 @@
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from engine.request import RequestOutput
-from engine.scheduling.answer_lengths import AnswerLengths, Ints
+from engine.scheduling.answer_lengths import AnswerLengths
 from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run
 
@@ -37,8 +37,7 @@ class AnswersSeen:
     def lengths(self, going: Sequence[int]) -> AnswerLengths:
         """Where the answers that go on have so many tokens."""
         with self._lock:
-            ended, cut = _counts(self._ended), _counts(self._cut + Counter(going))
-        return AnswerLengths.of_counts(ended, cut)
+            return AnswerLengths.of_counts(self._ended, self._cut + Counter(going))
 
     def _add(self, tokens: int, reason: str) -> None:
         (self._ended if reason == "stop" else self._cut)[tokens] += 1
@@ -58,9 +57,3 @@ def earlier_answers(run: Run) -> list[tuple[int, str]]:
     columns = part.take(rows).to_pydict()
     pairs = zip(columns["completion_tokens"], columns["finish_reason"], strict=True)
     return [(tokens, reason) for tokens, reason in pairs if reason in ("stop", "length")]
-
-
-def _counts(numbers: Mapping[int, int]) -> Ints:
-    counts = np.zeros(max(numbers, default=0) + 1, dtype=np.int64)
-    counts[[*numbers.keys()]] = [*numbers.values()]
-    return counts

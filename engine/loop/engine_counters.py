@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class EngineCounters:
     """Totals since the engine was made; `kv_bytes` are in use, `going` the tokens of texts now.
 
-    `accepted_tokens` of `draft_tokens` were right; texts gave way to older ones in `preemptions`. Steps took
+    `accepted_tokens` of `draft_tokens` were right; texts gave way to others `preemptions` times. Steps took
     `busy_seconds`; at the device's limit, `limit_seconds`.
     """
 

@@ -189,7 +189,7 @@ class OutputState:
     def fail(self, error_type: str, message: str) -> Sampled:
         """The row ends as this error, whatever it has come to."""
         self.error = (error_type, message)
-        return Sampled(0, finished=True)
+        return Sampled(0, finished=True, failed=True)
 
     def _at_stop_string(self, token: int, count: int) -> bool:
         """Whether the text now holds a stop string; a string may span tokens.

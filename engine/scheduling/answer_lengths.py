@@ -1,6 +1,6 @@
 """How long answers become, told by those that have ended and by how far the others are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,10 @@ class AnswerLengths:
         self._count(np.bincount(np.array(ended, dtype=np.int64)), np.bincount(np.array(going, dtype=np.int64)))
 
     @classmethod
-    def of_counts(cls, ended: Ints, going: Ints) -> "AnswerLengths":
-        """As many of each length as the array has at that place."""
+    def of_counts(cls, ended: Mapping[int, int], going: Mapping[int, int]) -> "AnswerLengths":
+        """As many of each length as it is mapped to."""
         lengths = cls((), ())
-        lengths._count(ended, going)
+        lengths._count(_by_length(ended), _by_length(going))
         return lengths
 
     def _count(self, ended: Ints, going: Ints) -> None:
@@ -37,7 +37,7 @@ class AnswerLengths:
         at_risk = np.cumsum((ends + others)[::-1])[::-1]
         self._rates = ends / np.maximum(at_risk, 1)
         self._shape, self._hazard = _weibull(ends, others)
-        self._going_on: dict[int, NDArray[np.float64]] = {}  # asked of one by one, for each most tokens
+        self._passing = np.empty(0, dtype=np.float64)  # the parts that pass each length, below 0 so that they ascend
 
     def going_on(self, most: int) -> NDArray[np.float64]:
         """The part of all answers that has more than 0, 1, ..., `most` - 1 tokens, if each may have `most`."""
@@ -57,11 +57,11 @@ class AnswerLengths:
 
     def quantile(self, part: float, after: int, most: int) -> int:
         """The length that so large a `part` of the answers stay below, of those with `after` tokens that go on."""
-        if most not in self._going_on:
-            self._going_on[most] = self.going_on(most + 1)
-        going_on = self._going_on[most]
-        if going_on[after] > 0:
-            return min(int(np.searchsorted(-going_on, (part - 1.0) * going_on[after])), most)
+        if most >= len(self._passing):
+            self._passing = -self.going_on(most + 1)
+        passing = self._passing[: most + 1]
+        if passing[after] < 0:
+            return min(int(np.searchsorted(passing, (1.0 - part) * passing[after])), most)
         beyond = np.cumprod(1.0 - self._ending(most + 1)[after + 1 :])
         return min(after + 1 + int(np.count_nonzero(beyond > 1.0 - part)), most)
 
@@ -77,6 +77,12 @@ class AnswerLengths:
         beyond = np.arange(len(seen), most, dtype=np.float64)
         hazard = self._hazard * (beyond**self._shape - np.maximum(beyond - 1, 0) ** self._shape)
         return np.append(seen, 1.0 - np.exp(-hazard))
+
+
+def _by_length(counts: Mapping[int, int]) -> Ints:
+    found = np.zeros(max(counts, default=0) + 1, dtype=np.int64)
+    found[[*counts.keys()]] = [*counts.values()]
+    return found
 
 
 def _weibull(ends: Ints, others: Ints) -> tuple[float, float]:

@@ -35,8 +35,8 @@ class Prefilling:
             self._nodes.append(node)
 
     def forget_unused(self) -> None:
-        """Nodes that nobody is below any more are not computed."""
-        self._nodes = deque(node for node in self._nodes if node.users)
+        """Nodes that nobody is below any more are not computed, nor those whose KV is gone."""
+        self._nodes = deque(node for node in self._nodes if node.users and node.admitted)
 
     def take(self, step: Step, budget: int) -> int:
         """Schedules the first node's next chunk; returns the tokens it took."""

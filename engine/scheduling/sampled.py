@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the sampler chose for a sequence, and whether that ends it.
+    """What the sampler chose for a sequence, and whether that ends it, as an error if it `failed`.
 
     Behind it may be `accepted` tokens, which followed from drafts that were right, or tokens that a grammar forces.
     """
@@ -14,6 +14,7 @@ class Sampled:
     finished: bool
     accepted: tuple[int, ...] = ()
     forced: tuple[int, ...] = ()
+    failed: bool = False
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -22,4 +23,4 @@ class Sampled:
 
     def then(self, behind: "Sampled") -> "Sampled":
         """Both, where `behind` was sampled behind this."""
-        return Sampled(self.token_id, behind.finished, (*self.accepted, behind.token_id), behind.forced)
+        return Sampled(self.token_id, behind.finished, (*self.accepted, behind.token_id), behind.forced, behind.failed)

@@ -158,6 +158,7 @@ class Scheduler:
         """
         gone = set(failed)
         finished = [one for one in self._in_flight.popleft() if one.key in self.sequences and one not in gone]
+        ended: list[Sequence] = []
         for key in output.sampling:
             sequence = self.sequences.get(key)
             if sequence is None or sequence in gone:
@@ -172,7 +173,7 @@ class Scheduler:
                 sequence.token_ids.append(made.token_id)
             if made.finished:
                 finished.append(sequence)
-        ended = [sequence for sequence in finished if sequence.label_tree is None]
+                ended += [] if made.failed else [sequence]
         finished += failed
         for sequence in finished:
             self._finish(sequence)
@@ -236,6 +237,7 @@ class Scheduler:
         """It is admitted no more, and decodes no more."""
         sequence.admitted = False
         self._num_admitted -= 1
+        self._room.leave(sequence)
         self._adapters.leave(sequence.request.adapter)
         self._decoding.leave(sequence)
         if sequence.table is not None:
@@ -254,7 +256,7 @@ class Scheduler:
         return held <= self.pool.num_blocks
 
     def _admit_next(self, step: Step) -> bool:
-        """Admits the next waiting sequence if its peak fits; its missing nodes join the prefill queue."""
+        """Admits the next waiting sequence if there is room; its missing nodes join the prefill queue."""
         sequence = self._waiting.head()
         if sequence is None or not self._may_begin(sequence):
             return False
@@ -302,16 +304,17 @@ class Scheduler:
                 self._decode(step, sequence, 0)
 
     def _may_begin(self, sequence: Sequence) -> bool:
-        """Once a text gave way, nothing joins the others until one ends. What is computed again has to be known."""
+        """Once a text gave way, nothing joins the others until a request ends; and what is computed again is known."""
         is_full = self._gave_way and self._num_admitted > 0
         return not is_full and (sequence.num_output_tokens <= 1 or not sequence.num_pending)
 
     # -- where learnt lengths were too short
 
     def _make_room(self, sequence: Sequence) -> None:
-        """For its next row: the texts that are last in the plan give way; itself, where it is the last.
+        """For its next row: of the texts that decode, the last in the plan give way; itself, where it is the last.
 
-        The first in the plan finds all of the pool in the end, which it fits: so there is always one that goes on.
+        Prompts that are being computed keep their KV, so that an older text may have to wait for them. As nothing
+        joins, one of them ends, or one text is left that finds all of the pool, which it fits.
         """
         while sequence.admitted and not self._room.grow(sequence):
             last = max(self._decoding.texts, key=lambda text: text.order)
@@ -324,23 +327,23 @@ class Scheduler:
         self._gave_way = True
         self._leave(sequence)
         self._nodes.leave_alone(sequence)
+        self._prefilling.forget_unused()
         self._waiting.push(sequence)
 
     def _evict_unused(self) -> int:
-        """Frees nodes that nothing which has begun needs."""
-        begun = {node for sequence in self.sequences.values() if sequence.admitted for node in sequence.node.chain}
-        evicted = self._nodes.evict(begun)
-        self.evictions += evicted
-        return evicted
+        """Frees nodes that nothing which has begun needs; returns how many there were."""
+        return self._evict({node for one in self.sequences.values() if one.admitted for node in one.node.chain})
 
-    def _evict_for_next(self) -> bool:
-        """Frees nodes that the next sequence does not need.
+    def _evict_for_next(self) -> int:
+        """Frees nodes that the next sequence does not need; returns how many there were.
 
         Only shards handed over out of plan order can make this necessary: the nodes are computed again later.
         """
         sequence = self._waiting.head()
-        if sequence is None:
-            return False
-        evicted = self._nodes.evict(sequence.node.chain)
+        return 0 if sequence is None else self._evict(sequence.node.chain)
+
+    def _evict(self, needed: Collection[NodeState]) -> int:
+        evicted = self._nodes.evict(needed)
+        self._prefilling.forget_unused()
         self.evictions += evicted
-        return evicted > 0
+        return evicted

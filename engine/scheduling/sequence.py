@@ -4,14 +4,14 @@ A sequence, from `Scheduler.add` to the `update` that returns it:
 
     waiting ---> admitted ----> asked -------> decoding ---> finished
       |          KV is held     a step has     a token       a token or the length ends the text
-      |          for all that   the prompt's   a step
-      |          it can need    last row  ------------------> finished
+      |          for what it    the prompt's   a step
+      |          likely needs   last row  ------------------> finished
       |                                                      with that step, where there is no text
       |--------> finished       at once, where it fits neither the context nor the cache
       |--------> asked          together with an equal prompt; its text decodes on when it is admitted
 
-Where KV is short, a text that decodes may give way to an older one: it waits again, and when it is admitted again its
-own tokens are computed anew, as rows beside each other.
+Where KV is short, a text that decodes may give way: it waits again, and when it is admitted again its own tokens are
+computed anew, as rows beside each other. If its last token was in flight, it is finished from where it waits.
 
 A node, from the first sequence that ends at it or below it to the last one:
 

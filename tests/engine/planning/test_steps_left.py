@@ -29,7 +29,7 @@ def test_an_answer_that_is_longer_than_any_takes_a_token_more() -> None:
 def test_steps_are_those_of_answers_that_are_played_out(waiting: int, engines: int) -> None:
     """Geometric answers, 16 at a time on each engine, 200 draws: the next begins where one ends."""
     draw, rows, mean, most = np.random.default_rng(5), 16, 30, 128
-    lengths = AnswerLengths.of_counts(np.bincount(np.minimum(draw.geometric(1 / mean, 20_000), most)), np.zeros(1, int))
+    lengths = AnswerLengths(np.minimum(draw.geometric(1 / mean, 20_000), most).tolist(), ())
     played = [
         sum(steps_of(np.minimum(draw.geometric(1 / mean, rows + waiting), most), rows) for _ in range(engines))
         for _ in range(200 // engines)

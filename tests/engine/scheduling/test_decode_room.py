@@ -68,13 +68,13 @@ def test_until_some_have_ended_no_more_begin_than_fit_at_their_most() -> None:
 
 
 def test_then_as_many_begin_as_fit_if_they_become_what_those_became() -> None:
-    """A row's own token and three of decode KV are a block. The last, behind which nobody waits, has room for more."""
+    """A row's own token and three of decode KV are a block."""
     run = Run(19, [3] * 12)
     for _ in range(4):
         run.step()
     assert run.names("finished") == ["0", "1"]
     assert run.names("admitted") == [str(name) for name in range(2, 12)]
-    assert [one.kv_room for one in run.sequences[2:]] == [3] * 9 + [32]
+    assert [one.kv_room for one in run.sequences[2:]] == [3] * 10
     run.finish()
     assert run.scheduler.preemptions == 0
 

@@ -1,5 +1,7 @@
 """Texts that were given too little room, and gave way to older ones: their tokens are the same."""
 
+import random
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -7,11 +9,16 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from engine.plan import PrefixNode, ShardWork
 from engine.planning.planner import shard_work
 from engine.request import Request
 from engine.scheduling import decode_room, learnt_lengths
-from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_pool import BlockPool, blocks_for
+from engine.scheduling.decode_room import DecodeRoom
+from engine.scheduling.sampled import Sampled
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.scheduler_output import SchedulerOutput
+from engine.scheduling.sequence import Sequence
 from tests.engine.scheduling.test_forced_chunks import STRUCTURED, texts
 from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, cut, plan_of, prompts, request
 from tests.engine.symbolic_model import SymbolicModel, drain
@@ -58,7 +65,7 @@ def test_texts_are_the_same_whatever_gives_way(
     engine: tuple[int, int, int],
     halved: bool,
     in_order: bool,
-    random: Any,
+    order: Any,
 ) -> None:
     in_flight, ahead, drafts = engine
     limits = config(num_blocks, max_num_batched_tokens=tokens)
@@ -67,7 +74,7 @@ def test_texts_are_the_same_whatever_gives_way(
     scheduler = Scheduler(limits, pool, SHAPE.max_model_len, decode_ahead=ahead, draft_rows=drafts)
     shards = list(plan.shards)
     if not in_order:
-        random.shuffle(shards)
+        order.shuffle(shards)
     adapters = {"x": 2, "y": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_room, "LIKELY", likely)
@@ -77,3 +84,76 @@ def test_texts_are_the_same_whatever_gives_way(
     scheduler.check_integrity()
     event(f"gave way: {min(scheduler.preemptions, 3)}")
     assert results == texts(requests)
+
+
+def structured_texts(draw: random.Random) -> tuple[list[Request], list[int], int]:
+    """Some that the pool just fits, how long each becomes, and the pool's blocks."""
+    most = draw.choice([13, 17, 21, 25])
+    rows = [request(str(name), [name + 1] * draw.choice([3, 4, 7]), most) for name in range(draw.randint(2, 4))]
+    rows = [replace(row, params=replace(row.params, structured_outputs=STRUCTURED)) for row in rows]
+    longest = max(blocks_for(len(row.prompt_token_ids), BLOCK) for row in rows) + blocks_for(most - 1, BLOCK)
+    return rows, [draw.choice([2, 3, 5]), *[most] * (len(rows) - 1)], longest + draw.choice([0, 0, 1, 2])
+
+
+@pytest.mark.parametrize("seed", [36, 2210, 3236, *range(40)])
+def test_who_takes_no_row_more_asks_for_no_room(seed: int) -> None:
+    """With a step in flight a text's last token may be in it; nobody gives way to it then."""
+    draw = random.Random(seed)
+    rows, lengths, num_blocks = structured_texts(draw)
+    limits = config(num_blocks, max_num_batched_tokens=draw.choice([4, 16]), order="fcfs")
+    plan = plan_of(rows, limits)
+    scheduler = Scheduler(limits, BlockPool(num_blocks, BLOCK), SHAPE.max_model_len)
+    sequences = [one for shard in plan.shards for one in scheduler.add(shard_work(plan, shard, rows))]
+
+    def sampled(text: Sequence) -> Sampled:
+        count, most = len(text.token_ids) + 1, lengths[int(text.request.request_id)]
+        forced = [5] * min(draw.choice([0, 0, 1, 2, 3]), most - count) if count < most else []
+        return Sampled(5, count + len(forced) >= most, forced=tuple(forced))
+
+    flying: deque[SchedulerOutput] = deque()
+    while scheduler.has_work() or flying:
+        step = scheduler.schedule() if scheduler.has_work() else None
+        flying += [] if step is None else [step]
+        while flying and (step is None or len(flying) > 1):
+            output = flying.popleft()
+            going = [scheduler.sequences[key] for key in output.sampling if key in scheduler.sequences]
+            scheduler.update(output, {text.key: sampled(text) for text in going})
+    scheduler.check_integrity()
+    assert [len(one.token_ids) for one in sequences] == lengths
+
+
+def test_the_queue_keeps_no_node_whose_kv_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text gives way while its stem is in the queue, to be read for a row of a later shard; then the stem goes."""
+    monkeypatch.setattr(DecodeRoom, "tokens", lambda _, text: min(text.num_output_tokens + 1, text.decode_kv_tokens))
+    stem, below = PrefixNode(0, -1, 0, 40, 2), PrefixNode(3, 0, 40, 41, 1)
+    lengths = {"first": 20, "second": 4, "third": 20}
+    scheduler = Scheduler(config(15, max_num_batched_tokens=4), BlockPool(15, BLOCK), 1000)
+
+    def add(index: int, row: Request, *nodes: PrefixNode) -> Sequence:
+        (added,) = scheduler.add(ShardWork("layout", index, str(index), nodes, (row,), (nodes[-1].node_id,)))
+        return added
+
+    def step() -> None:
+        output = scheduler.schedule()
+        assert output is not None
+        texts = [scheduler.sequences[key] for key in output.sampling]
+        scheduler.update(
+            output,
+            {text.key: Sampled(5, len(text.token_ids) + 1 >= lengths[text.request.request_id]) for text in texts},
+        )
+
+    third = add(2, request("third", [1] * 40, 20), stem)
+    while len(third.token_ids) < 2:
+        step()
+    first = add(0, request("first", [2] * 4, 20), PrefixNode(1, -1, 0, 4, 1))
+    step()
+    second = add(1, request("second", [3] * 4, 20), PrefixNode(2, -1, 0, 4, 1))
+    while len(third.token_ids) < 5:
+        step()
+    read = add(3, replace(request("read", [1] * 40 + [4], labels=[]), prompt_logprobs_from=1), stem, below)
+    while scheduler.has_work():
+        step()
+    scheduler.check_integrity()
+    assert [len(one.token_ids) for one in (first, second, third)] == [20, 4, 20]
+    assert read.finished
+    assert scheduler.preemptions

@@ -12,14 +12,16 @@ import pytest
 
 pytest.importorskip("distributed", reason="an extra: pip install trunkline[dask]")
 
+import dask
 from distributed import Client, LocalCluster
 
 from engine.errors import EngineDeadError, EngineLostError, EngineNotLoadedError, UserError
+from engine.machine.place import Place
 from engine.model.checkpoint import resolve_model
 from tasks.cluster.asked_model import AskedModel
 from tasks.cluster.cluster_workers import ClusterWorkers
 from tasks.dask_cluster.dask_child import DaskChild
-from tasks.dask_cluster.dask_workers import DaskCluster, DaskWorker, dask_workers
+from tasks.dask_cluster.dask_workers import QUIET, DaskCluster, DaskWorker, dask_workers
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.job.job import ScoringJob
 from tests.tasks.conftest import JobMaker
@@ -298,3 +300,19 @@ def test_workers_that_do_not_join_are_not_waited_for_for_ever(
     said = r"^runner: 2 of 9 Dask workers joined in 0\.5 s; "
     with pytest.raises(UserError, match=said), dask_workers(model, CONFIG, cluster.scheduler_address, 9, ()):
         pass
+
+
+def test_workers_of_the_runs_own_cluster_sample_nothing_and_those_in_their_place(model: AskedModel) -> None:
+    def settings(client: Client) -> list[dict[str, object]]:
+        return list(client.run(lambda: {name: dask.config.get(name) for name in QUIET}).values())
+
+    before = {name: dask.config.get(name) for name in QUIET}
+    with dask_workers(model, CONFIG, None, 1, [Place(threads=1)]) as workers:
+        assert isinstance(workers._cluster, DaskCluster)
+        client = workers._cluster._client
+        assert settings(client) == [QUIET]
+        first = {*known_workers(client)}
+        kill_one(client)
+        wait_for(lambda: len({*known_workers(client)} - first) == 1)
+        assert settings(client) == [QUIET]
+        assert {name: dask.config.get(name) for name in QUIET} == before, "another cluster of this process is its own"
