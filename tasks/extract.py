@@ -21,10 +21,14 @@ from tasks.source.row_error import RowError
 from tasks.source.snapshot import take_snapshot
 from tasks.source.source_rows import SourceBatch, read_batches
 from tasks.step import as_task
+from tasks.storage.duck import working_connection
 from tasks.storage.file_mode import make_folder
+from tasks.storage.interruptible import fetch_all
+from tasks.storage.manifests import part_files, read_manifests
 from tasks.storage.parquet_sink import parquet_sink
 from tasks.storage.run import Run
 from tasks.storage.run_adapters import are_unchanged
+from tasks.storage.statements import statement
 from tasks.storage.stored_plan import REQUESTS, ROWS, find_open_plan, load_plan, plan_folder
 from tasks.storage.token_arrays import TOKEN_LIST, TOKEN_LISTS, to_list_array, to_lists_array
 
@@ -98,9 +102,24 @@ def extract_rows(run: Run) -> Extracted:
 
 
 def _open_plan(run: Run, digest: str) -> str | None:
-    """One whose adapters are what they were."""
+    """One whose adapters are what they were, and each of whose requests is in its shards, or has its answer yet."""
     found = find_open_plan(run.folder, run.fingerprint, digest, retry_failed=run.retry_failed, full=run.full)
-    return found if found and are_unchanged(plan_folder(run.folder, found) / REQUESTS) else None
+    if not found or not are_unchanged(plan_folder(run.folder, found) / REQUESTS):
+        return None
+    return None if _has_lost_answers(run, found) else found
+
+
+def _has_lost_answers(run: Run, plan_id: str) -> bool:
+    """Whether a part is gone that had an answer when the plan was made: it was damaged since, and set aside."""
+    planned = load_plan(run.folder, plan_id)
+    if planned.pending == planned.unique:
+        return False
+    plan, folder = plan_folder(run.folder, plan_id), run.folder.staged("extract")
+    parts = [str(run.folder.root / name) for name in part_files(read_manifests(run.folder))]
+    values = {"rows": str(plan / ROWS), "held": [str(plan / REQUESTS), *parts]}
+    with working_connection(folder, run.folder.root) as connection:
+        [(lost,)] = fetch_all(connection, statement("steps/unplanned"), values)
+    return bool(lost)
 
 
 def _reuse(run: Run, plan_id: str, folder: Path) -> Extracted:

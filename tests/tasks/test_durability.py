@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from engine.errors import UserError
-from engine.failpoint import failpoint
+from engine.failpoint import Abandoned, failpoint, forget_hits
 from tasks.job.job import ScoringJob
 from tasks.plan import make_run_plan
 from tasks.publish import publish_results
@@ -25,7 +25,7 @@ from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import open_run
 from tests.tasks.conftest import JobMaker
 from tests.tasks.fakes import FakeWorkers
-from tests.tasks.steps import ask, deduplicate_requests, extract_rows, plan_alone, run_steps, table
+from tests.tasks.steps import ask, deduplicate_requests, extract_rows, outcomes, plan_alone, run_steps, table
 
 ROWS = [{"text": f"document {i}"} for i in range(40)]
 
@@ -256,3 +256,23 @@ def test_failpoints_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OSError, match="failpoint here"):
         failpoint("here")
     failpoint("here")
+
+
+@pytest.mark.fault(7)
+def test_a_plan_is_not_taken_up_once_an_answer_that_it_left_out_is_damaged(
+    job_of: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run's row is in no shard of the second's plan, which the third would go on with."""
+    rows = [{"id": f"r{i}", "text": f"text {i}"} for i in range(3)]
+    run_steps(job_of(rows[:1], source={"id": "id"}))
+    job = job_of(rows, source={"id": "id"})
+    [part] = job.output_folder.glob("parts/*.parquet")
+    forget_hits()
+    monkeypatch.setenv("FAILPOINT", "infer.start:1:abandon")
+    with pytest.raises(Abandoned):
+        run_steps(job)
+    monkeypatch.delenv("FAILPOINT")
+    part.write_bytes(part.read_bytes()[:-1] + b"?")
+    planned, published = run_steps(job)
+    assert (planned.pending, published.missing) == (3, 0)
+    assert outcomes(job) == {"r0": "ok", "r1": "ok", "r2": "ok"}
