@@ -7,6 +7,7 @@ Left alone, Prefect starts the same server when a flow begins, imports all of it
 import asyncio
 import atexit
 import gc
+import logging
 import os
 import socket
 import subprocess
@@ -19,6 +20,7 @@ SECONDS_TO_STOP = 5.0
 # Of what the server does unasked: it takes milliseconds where it is due.
 SECONDS_AT_WORK, SECONDS_AT_REST = 2.0, 60.0
 
+_LOG = logging.getLogger(__name__)
 BackgroundWorker = Callable[..., AbstractAsyncContextManager[None]]
 
 
@@ -78,19 +80,28 @@ def in_rounds(
 
     @asynccontextmanager
     async def background_worker(*arguments: Any, **modes: Any) -> AsyncIterator[None]:
-        async def work() -> None:
-            while True:
-                async with worker(*arguments, **modes):
-                    await asyncio.sleep(at_work)
-                await asyncio.sleep(at_rest)
+        over = asyncio.Event()
 
+        async def until_over(seconds: float) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), seconds)
+
+        async def work() -> None:
+            while not over.is_set():
+                try:
+                    async with worker(*arguments, **modes):
+                        await until_over(at_work)
+                except Exception as problem:
+                    _LOG.warning("Prefect's background worker: %r; tried again in %.0f s", problem, at_rest)
+                await until_over(at_rest)
+
+        # Prefect's worker takes a cancellation for its own: it is told instead.
         rounds = asyncio.create_task(work())
         try:
             yield
         finally:
-            rounds.cancel()
-            with suppress(asyncio.CancelledError):
-                await rounds
+            over.set()
+            await rounds
 
     return background_worker
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -42,9 +43,10 @@ class StepLimit:
 
     def seconds(self, step: SchedulerOutput) -> float:
         """0 where nothing is known. For the thread that computes, between steps: the first call may time a product."""
-        if self._model is not None:
-            self._learn(self._model)
-            self._model = None
+        model, self._model = self._model, None
+        if model is not None:
+            with suppress(RuntimeError, MemoryError):  # no memory for a product: there is no limit then
+                self._learn(model)
         return 0.0 if self._cost is None else self._cost.step_limit(step, computes_logits=self._computes_logits)
 
     def _learn(self, model: LoadedModel) -> None:

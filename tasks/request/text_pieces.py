@@ -7,6 +7,7 @@ texts that begin alike are cut alike.
 
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
@@ -47,6 +48,7 @@ class TextPieces:
         self._encode = encode
         self._piece_characters = piece_characters
         self._most_characters = most_characters
+        self._lock = threading.Lock()
         self._known: dict[str, TokenIds] = {}
         self._characters = 0
         self._frame = _frame_of(encode)
@@ -58,7 +60,8 @@ class TextPieces:
     def encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[TokenIds]:
         """(tokens,) of each text, of type int32."""
         pieces = [self._cut(text) for text in texts]
-        ids = self._ids_of(pieces)
+        with self._lock:
+            ids = self._ids_of(pieces)
         before, after = self._frame if add_special_tokens else (_NONE, _NONE)
         return [np.concatenate([before, *(ids[piece] for piece in of_text), after]) for of_text in pieces]
 
@@ -106,7 +109,8 @@ def can_be_cut(tokenizer: object) -> bool:
         and (backend.normalizer is None or _state(backend.normalizer) == {"type": "NFC"})
         and backend.pre_tokenizer is not None
         and _ends_words(_state(backend.pre_tokenizer))
-        and not any(map(_looks_beside, tokenizer.added_tokens_decoder.values()))
+        and not any(_looks_beside(token, backend.normalizer) for token in tokenizer.added_tokens_decoder.values())
+        and _has_a_frame(backend)
     )
 
 
@@ -118,6 +122,13 @@ def _frame_of(encode: EncodeTexts) -> tuple[TokenIds, TokenIds]:
     [plain], [framed] = encode(["a"], False), encode(["a"], True)
     first = next(at for at in range(len(framed)) if framed[at : at + len(plain)] == plain)
     return np.array(framed[:first], np.int32), np.array(framed[first + len(plain) :], np.int32)
+
+
+def _has_a_frame(backend: Any) -> bool:
+    """Whether special tokens around a text are told from its own, of which a vocabulary without "a" has none."""
+    plain, framed = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+    places = [at for at in range(len(framed)) if framed[at : at + len(plain)] == plain]
+    return bool(plain) and len(places) == 1
 
 
 def _state(part: Any) -> dict[str, Any]:
@@ -132,8 +143,8 @@ def _ends_words(pre_tokenizer: dict[str, Any]) -> bool:
     ends = False
     for part in parts:
         match part:
-            case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": uses_regex}:
-                ends |= uses_regex
+            case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": uses_regex} if uses_regex or ends:
+                ends = True
             case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
                 if pattern not in _PATTERNS:
                     return False
@@ -145,6 +156,7 @@ def _ends_words(pre_tokenizer: dict[str, Any]) -> bool:
     return ends
 
 
-def _looks_beside(token: Any) -> bool:
+def _looks_beside(token: Any, normalizer: Any) -> bool:
     """Whether what stands beside an added token decides on it, or a cut may be in its middle."""
-    return token.lstrip or token.rstrip or token.single_word or _BEFORE_A_CUT.search(token.content) is not None
+    forms = {token.content, token.content if normalizer is None else normalizer.normalize_str(token.content)}
+    return token.lstrip or token.rstrip or token.single_word or any(map(_BEFORE_A_CUT.search, forms))

@@ -4,9 +4,12 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from flows.temporary_server import in_rounds
 
@@ -84,3 +87,43 @@ def test_prefects_background_worker_works_in_rounds_and_does_what_came_between()
             assert len(rounds) == ended >= 4
 
     asyncio.run(run())
+
+
+def test_a_server_that_stops_while_a_round_ends_waits_for_what_is_under_way_alone() -> None:
+    from docket import Docket
+    from prefect.server.api.background_workers import background_worker
+
+    async def run() -> float:
+        async def slow() -> None:
+            await asyncio.sleep(0.5)
+
+        async with Docket(name="stop", url="memory://stop") as docket:
+            docket.register(slow)
+            async with in_rounds(background_worker, at_work=0.2, at_rest=60.0)(docket, webserver_only=True):
+                await docket.add(slow)()
+                await asyncio.sleep(0.4)  # the round has ended, and its worker waits for `slow`
+                began = time.monotonic()
+        return time.monotonic() - began
+
+    assert asyncio.run(asyncio.wait_for(run(), 20)) < 5
+
+
+def test_a_round_that_fails_is_told_and_the_next_one_tries_again(caplog: pytest.LogCaptureFixture) -> None:
+    rounds: list[int] = []
+
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[None]:
+        rounds.append(len(rounds))
+        if len(rounds) == 2:
+            raise OSError("once")
+        yield
+
+    async def run() -> None:
+        async with in_rounds(worker, at_work=0.01, at_rest=0.01)(), asyncio.timeout(20):
+            while len(rounds) < 4:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records if "background worker" in record.getMessage()] == [
+        "Prefect's background worker: OSError('once'); tried again in 0 s"
+    ]

@@ -89,7 +89,32 @@ CUT = {
     "Llama 3": byte_level(split(LLAMA_3)),
     "Qwen 2": byte_level(split(QWEN_2), normalizers.NFC()),
 }
+
+
+def without_a() -> PreTrainedTokenizerFast:
+    """Of letters of proteins alone: other ones are no token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = GPT_2
+    special = ["<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=60, show_progress=False, special_tokens=special)
+    tokenizer.train_from_iterator(["MKV LLG CDE"] * 9, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def with_a_kelvin_sign() -> PreTrainedTokenizerFast:
+    """A token that is "K x" once it is normalized."""
+    backend = byte_level(split(LLAMA_3), normalizers.NFC()).backend_tokenizer
+    backend.add_tokens([AddedToken("\N{KELVIN SIGN} x", normalized=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
 WHOLE = {
+    "a vocabulary without an a": without_a(),
+    "bytes before the pattern": byte_level(
+        pre_tokenizers.Sequence([BYTE_LEVEL, pre_tokenizers.Split(Regex(LLAMA_3), "isolated")])
+    ),
+    "a token that is of two words where it is normalized": with_a_kelvin_sign(),
     "a space before the text": byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "words that may hold spaces": byte_level(BYTE_LEVEL),
     "another pattern": byte_level(split(r"\p{L}+ \p{L}+|.")),
