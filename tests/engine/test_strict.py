@@ -20,7 +20,7 @@ from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
 from engine.scheduling import learnt_lengths
 from examples.adapters import write_adapter
-from kernels.kv_format import FLOAT32
+from kernels.kv_format import BFLOAT16, FLOAT32
 from tests.engine.families import SERVED, save_tiny
 from tests.engine.oracle import Oracle
 from tests.engine.test_adapters import drawn
@@ -212,7 +212,7 @@ def test_same_bits_whoever_gives_way(
     """What was computed a token at a time is computed again in one piece."""
     monkeypatch.setattr(learnt_lengths, "FIRST_ENDS", 2)
     files, requests = resolve_model(str(models["llama"])), ending_early()
-    token_bytes = load_shape(files).kv_bytes_per_token(FLOAT32)
+    token_bytes = load_shape(files).kv_bytes_per_token(FLOAT32 if precision[0] == "float32" else BFLOAT16)
     found = []
     for kv_tokens in (4096, 192):
         config = replace(strict(*precision), kv_cache_memory=kv_tokens * token_bytes)
