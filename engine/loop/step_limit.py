@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from engine.forward.loaded_model import LoadedModel
 from engine.loop.plan_cost import step_weight_bytes
 from engine.machine.device import Device
 from engine.machine.expected_rates import expected_rates
+from engine.machine.out_of_memory import is_out_of_memory
 from engine.model.model_shape import ModelShape
 from engine.planning.cost import CostModel
 from engine.scheduling.scheduler_output import SchedulerOutput
@@ -45,8 +45,12 @@ class StepLimit:
         """0 where nothing is known. For the thread that computes, between steps: the first call may time a product."""
         model, self._model = self._model, None
         if model is not None:
-            with suppress(RuntimeError, MemoryError):  # no memory for a product: there is no limit then
+            try:
                 self._learn(model)
+            except (RuntimeError, MemoryError) as problem:
+                if not is_out_of_memory(problem):
+                    raise
+                # There is no limit then: what is left of the memory is for the steps.
         return 0.0 if self._cost is None else self._cost.step_limit(step, computes_logits=self._computes_logits)
 
     def _learn(self, model: LoadedModel) -> None:

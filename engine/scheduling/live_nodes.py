@@ -54,7 +54,7 @@ class LiveNodes:
                 if node.table is not None:
                     self._pool.free(node.table)
 
-    def leave_alone(self, sequence: Sequence) -> None:
+    def free_own(self, sequence: Sequence) -> None:
         """Frees the KV of nodes that the sequence alone is below, to be computed again."""
         for node in sequence.node.chain:
             if node.users == 1 and node.table is not None:

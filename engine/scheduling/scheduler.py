@@ -326,7 +326,7 @@ class Scheduler:
         self.preemptions += 1
         self._gave_way = True
         self._leave(sequence)
-        self._nodes.leave_alone(sequence)
+        self._nodes.free_own(sequence)
         self._prefilling.forget_unused()
         self._waiting.push(sequence)
 

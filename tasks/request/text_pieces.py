@@ -120,15 +120,18 @@ _NONE = np.array([], np.int32)
 def _frame_of(encode: EncodeTexts) -> tuple[TokenIds, TokenIds]:
     """Special tokens before and behind a text."""
     [plain], [framed] = encode(["a"], False), encode(["a"], True)
-    first = next(at for at in range(len(framed)) if framed[at : at + len(plain)] == plain)
+    [first] = _places(plain, framed)
     return np.array(framed[:first], np.int32), np.array(framed[first + len(plain) :], np.int32)
 
 
 def _has_a_frame(backend: Any) -> bool:
     """Whether special tokens around a text are told from its own, of which a vocabulary without "a" has none."""
     plain, framed = (backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-    places = [at for at in range(len(framed)) if framed[at : at + len(plain)] == plain]
-    return bool(plain) and len(places) == 1
+    return bool(plain) and len(_places(plain, framed)) == 1
+
+
+def _places(part: list[int], whole: list[int]) -> list[int]:
+    return [at for at in range(len(whole)) if whole[at : at + len(part)] == part]
 
 
 def _state(part: Any) -> dict[str, Any]:

@@ -33,6 +33,15 @@ def joined(nodes: LiveNodes, node_id: int, *prompt: int) -> Sequence:
     return sequence
 
 
+def two_admitted(pool: BlockPool) -> tuple[LiveNodes, Sequence, Sequence]:
+    """Sequences at the two leaves, whose nodes have blocks."""
+    nodes = LiveNodes(pool)
+    first, second = joined(nodes, 1, 5, 6, 7), joined(nodes, 2, 5, 6, 8)
+    for node in (*first.node.chain, second.node):
+        node.table, node.admitted = pool.allocate(node.num_tokens), True
+    return nodes, first, second
+
+
 def test_a_node_is_made_with_its_ancestors_and_shared() -> None:
     nodes = LiveNodes(BlockPool(4, 2))
     first, second = joined(nodes, 1, 5, 6, 7), joined(nodes, 2, 5, 6, 8)
@@ -60,21 +69,15 @@ def test_blocks_go_with_the_last_sequence_below() -> None:
 
 def test_who_gives_way_takes_the_nodes_of_its_own_along() -> None:
     pool = BlockPool(4, 2)
-    nodes = LiveNodes(pool)
-    first, second = joined(nodes, 1, 5, 6, 7), joined(nodes, 2, 5, 6, 8)
-    for node in (*first.node.chain, second.node):
-        node.table, node.admitted = pool.allocate(node.num_tokens), True
-    nodes.leave_alone(first)
+    nodes, first, _ = two_admitted(pool)
+    nodes.free_own(first)
     assert (first.node.table, first.node.admitted, first.node.parent.admitted) == (None, False, True)
     assert (len(nodes), pool.num_used) == (3, 2)
 
 
 def test_eviction_spares_what_is_needed() -> None:
     pool = BlockPool(4, 2)
-    nodes = LiveNodes(pool)
-    first, second = joined(nodes, 1, 5, 6, 7), joined(nodes, 2, 5, 6, 8)
-    for node in (*first.node.chain, second.node):
-        node.table, node.admitted = pool.allocate(node.num_tokens), True
+    nodes, first, second = two_admitted(pool)
     assert nodes.evict(first.node.chain) == 1
     assert (second.node.table, second.node.admitted, pool.num_used) == (None, False, 2)
     nodes.leave(second)
