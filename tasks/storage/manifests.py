@@ -2,8 +2,8 @@
 
 A shard that is done has one manifest. Before, each of its checkpoints has one, under a name of its own: they are
 superseded, and no reader's any more, in the moment in which the shard's manifest appears. Their files stay until views
-are published that do not name them. Of two checkpoints with a row in common one counts: the other is of a try that was
-never told that it had committed, behind which its rows were written once more.
+are published twice that do not name them. Of two checkpoints with a row in common one counts: the other is of a try
+that was never told that it had committed, behind which its rows were written once more.
 """
 
 import os
@@ -92,10 +92,19 @@ def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
     return _remove_overlaps(folder, good)
 
 
-def remove_superseded(folder: OutputFolder) -> None:
-    """Removes the checkpoints of committed shards. Only the lock's holder may call it, once no view names them."""
-    named = {part.name for manifest in read_manifests(folder) for part in manifest.files}
-    for path, part in _superseded(folder).items():
+def remove_superseded(folder: OutputFolder, published_by: str) -> None:
+    """Removes the checkpoints of committed shards that no view names which is open since `published_by` published, the
+    run before, or later: a shard that a run has from another one's checkpoints may be named by them.
+
+    Only the lock's holder may call it, once views are published that name none.
+    """
+    manifests = read_manifests(folder)
+    named = {part.name for manifest in manifests for part in manifest.files}
+    later = [one for one in manifests if one.run_id > published_by]
+    kept = {one.name for one in later if any(share.run_id != one.run_id for share in one.shares)}
+    for path, (part, shard) in _superseded(folder).items():
+        if shard in kept:
+            continue
         folder.remove(path)
         failpoint("checkpoint.removed")
         if part not in named:  # a checkpoint that held the whole shard is the shard's part
@@ -134,13 +143,13 @@ def _paths(folder: OutputFolder) -> list[Path]:
     return [path for path in _listed(folder) if path not in superseded]
 
 
-def _superseded(folder: OutputFolder) -> dict[Path, str]:
-    """The checkpoints of shards that have a manifest, with the name of each one's part."""
+def _superseded(folder: OutputFolder) -> dict[Path, tuple[str, str]]:
+    """The checkpoints of shards that have a manifest, with the names of each one's part and of that manifest."""
     paths = _listed(folder)
     names = {path.name for path in paths}
     found = {path: match for path in paths if (match := _CHECKPOINT.fullmatch(path.name))}
     shards = {path: f"shard-{match[1]}-{match[2].partition('-')[0]}.json" for path, match in found.items()}
-    return {path: f"{match[2]}.parquet" for path, match in found.items() if shards[path] in names}
+    return {path: (f"{match[2]}.parquet", shards[path]) for path, match in found.items() if shards[path] in names}
 
 
 def _listed(folder: OutputFolder) -> list[Path]:
@@ -224,7 +233,9 @@ def _load_whole(folder: OutputFolder, path: Path) -> ShardManifest:
 
 def _remove_orphans(folder: OutputFolder, good: Sequence[ShardManifest]) -> None:
     """A run killed between a part and its manifest leaves the part behind."""
-    named = {part.name for manifest in good for part in manifest.files} | {*_superseded(folder).values()}
+    named = {part.name for manifest in good for part in manifest.files} | {
+        part for part, _ in _superseded(folder).values()
+    }
     for path in folder.parts.iterdir():
         if not _PART_NAME.fullmatch(path.name) or path.name in named:
             continue

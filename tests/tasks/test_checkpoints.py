@@ -88,6 +88,9 @@ def test_a_run_that_is_killed_in_a_shard_is_continued_behind_its_last_checkpoint
     engine.works.clear()
     run_steps(job)
     assert engine.works == []
+    assert len(read_manifests(folder)) == 1
+    assert len(files(folder, "checkpoint")) == 8, "views of before this run name them"
+    run_steps(job)
     assert files(folder, "checkpoint") == []
     assert len([*folder.parts.iterdir()]) == 1
 
