@@ -96,8 +96,9 @@ class PlanSummary:
     """What sharing saves and what the run will need, before anything runs.
 
     Tokens are prompt tokens. `computed_tokens` runs under the plan's policy; `ideal_tokens` is the
-    compact trie over all prompts, the least that any policy can reach. Weights of `adapters`, `adapter_bytes` in all,
-    lie where KV does, and count in its peak as long as they are in.
+    compact trie over all prompts, the least that any policy can reach. `decode_seconds` are the part of the expected
+    ones in which answers become as long as they may. Weights of `adapters`, `adapter_bytes` in all, lie where KV does,
+    and count in its peak as long as they are in.
     """
 
     requests: int
@@ -110,6 +111,7 @@ class PlanSummary:
     peak_kv_bytes: int
     kv_cache_memory: int
     expected_seconds: float
+    decode_seconds: float = 0.0
     adapters: int = 0
     adapter_bytes: int = 0
 
@@ -149,7 +151,7 @@ class PlanOutline:
             lines.append(f"  adapters        {s.adapters:>14,}   {each} MiB of the KV's memory each while they are in")
         lines += [
             f"  KV peak         {peak:>10} MiB   of {s.kv_cache_memory / 2**20:,.0f} MiB",
-            f"  computing       {figure(s.expected_seconds):>12} s",
+            f"  computing       {figure(s.expected_seconds):>12} s{'   at most' if s.decode_seconds else ''}",
         ]
         return "\n".join(lines)
 

@@ -45,7 +45,7 @@ from tasks.storage.manifests import read_manifests
 from tasks.storage.run import Run, open_run
 from tasks.storage.run_record import update_record
 from tasks.storage.stop_request import RunStoppedError
-from tasks.storage.stored_plan import ROWS, plan_folder, tokens_an_answer
+from tasks.storage.stored_plan import REQUESTS, ROWS, plan_folder, tokens_an_answer
 from tasks.workers import Workers
 
 # Each shard has had its own retries by then: the cause is not in the shards.
@@ -168,13 +168,14 @@ class ShardRunner:
         self._planned = planned
         self._workers = workers
         self._errors = ErrorLimit(run.job, rows=planned.rows, rejected=planned.rejected, pending=planned.pending)
-        answers = AnswersSeen(earlier_answers(run))
+        answers = AnswersSeen(earlier_answers(run, run.folder))
         self._dispatch = Dispatch(planned.shards, workers, self._errors, run.job.max_engine_deaths, answers)
         self._before = workers.totals()
         self._log = log
         self._telemetry = telemetry
         self._page = RunPage(artifact_key(run.job.name), log)
         summary = planned.summary
+        requests = plan_folder(run.folder, planned.plan_id) / REQUESTS
         # Equal rows share a request, so the rows already done are only known in proportion.
         pending = planned.pending / planned.unique if planned.unique else 0.0
         self._meter = Meter(
@@ -185,7 +186,7 @@ class ShardRunner:
                 prefill=summary.computed_tokens,
                 label=summary.label_tokens,
                 decode=summary.max_decode_tokens,
-                most=tokens_an_answer(run.folder, planned.plan_id) if summary.max_decode_tokens else 0.0,
+                most=tokens_an_answer(requests) if summary.max_decode_tokens else 0.0,
                 prices=plan_cost(run.model, run.shape, run.config, run.device).prices(),
             ),
             answers,

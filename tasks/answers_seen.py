@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from engine.request import RequestOutput
 from engine.scheduling.answer_lengths import AnswerLengths
 from tasks.storage.manifests import read_manifests
+from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run import Run
 
 # Of earlier answers: as many that ended in this run outweigh them, for its rows may be others.
@@ -43,16 +44,16 @@ class AnswersSeen:
         (self._ended if reason == "stop" else self._cut)[tokens] += 1
 
 
-def earlier_answers(run: Run) -> list[tuple[int, str]]:
-    """Lengths and finish reasons of some answers that this job has in the output folder: the newest shard's.
+def earlier_answers(run: Run, folder: OutputFolder) -> list[tuple[int, str]]:
+    """Lengths and finish reasons of some answers that the run's job has in an output folder: the newest shard's.
 
     Of rows that have several answers only their sum is known, which tells nothing.
     """
-    ours = [one for one in read_manifests(run.folder) if one.fingerprint == run.fingerprint and one.generated_tokens]
+    ours = [one for one in read_manifests(folder) if one.fingerprint == run.fingerprint and one.generated_tokens]
     if not ours or run.job.sampling.n > 1:
         return []
-    newest = max(ours, key=lambda one: (run.folder.manifests / one.name).stat().st_mtime_ns)
-    part = pq.read_table(run.folder.parts / newest.files[0].name, columns=["completion_tokens", "finish_reason"])
+    newest = max(ours, key=lambda one: (folder.manifests / one.name).stat().st_mtime_ns)
+    part = pq.read_table(folder.parts / newest.files[0].name, columns=["completion_tokens", "finish_reason"])
     rows = np.unique(np.linspace(0, part.num_rows - 1, MOST_EARLIER).astype(np.int64))
     columns = part.take(rows).to_pydict()
     pairs = zip(columns["completion_tokens"], columns["finish_reason"], strict=True)

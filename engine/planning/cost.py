@@ -1,6 +1,6 @@
 """What a plan's requests cost: tokens and attended keys counted, then priced in seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,11 @@ class Work:
     def head_rows(self) -> Ints:
         """Rows whose logits are asked for: some of the prompt's, and every answer token's."""
         return self.prompt_head_rows + self.answer_tokens
+
+    def without_answers(self) -> "Work":
+        """The same prompts and labels, behind which nothing is generated."""
+        none = np.zeros_like(self.decode_tokens)
+        return replace(self, decode_tokens=none, decode_keys=none, attended_keys=self.attended_keys - self.decode_keys)
 
 
 def count_work(forest: Forest, requests: RequestTable, adapters: AdapterSizes = NO_ADAPTERS) -> Work:

@@ -100,12 +100,20 @@ def plan_table(
         peak_kv_bytes=min(trajectory.peak_blocks, num_blocks) * block_bytes,
         kv_cache_memory=config.kv_cache_memory,
         expected_seconds=float(seconds.sum()),
+        decode_seconds=_decode_seconds(work, seconds, cost, config),
         adapters=len(planned.blocks),
         adapter_bytes=block_bytes * sum(planned.blocks.values()),
     )
     shards = _shards(names, work, seconds, ends)
     layout_id = _layout_id(names, forest, shards)
     return Plan(layout_id, nodes, forest.order, forest.node_of, shards, summary, trajectory)
+
+
+def _decode_seconds(work: Work, seconds: NDArray[np.float64], cost: CostModel, config: EngineConfig) -> float:
+    """What is left of `seconds` without the prompts' and the labels'."""
+    if not work.decode_steps.any():
+        return 0.0
+    return float((seconds - cost.seconds(work.without_answers(), config)).sum())
 
 
 def _seconds_each(seconds: NDArray[np.float64], shard_seconds: float, min_shards: int) -> float:

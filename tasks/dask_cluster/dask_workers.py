@@ -30,6 +30,9 @@ QUIET = {
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.scheduler.work-stealing": False,
 }
+# Its nannies start another worker where one ends. Dask takes the nanny away too where 15 s behind the end no worker is
+# there: one that starts slowly, or whose successor ended just then. Read in this process, when a worker is lost.
+LASTING = {"distributed.deploy.lost-worker-timeout": "1000 days"}
 
 
 class DaskWorker(NamedTuple):
@@ -105,6 +108,7 @@ def dask_workers(
     """
     with ExitStack() as stack:
         if scheduler is None:
+            stack.enter_context(dask.config.set(LASTING))
             with dask.config.set(QUIET):  # for the scheduler, which is here
                 local = LocalCluster(
                     n_workers=len(places),

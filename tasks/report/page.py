@@ -221,6 +221,8 @@ def _predictions(facts: Facts) -> list[Prediction]:
     busy = facts.curve.points[-1].busy_seconds if facts.curve.points else 0.0
     if planned is not None and planned.expected_seconds and busy and not facts.missing:
         name = "seconds computing" if facts.curve.engines == 1 else "seconds computing, all engines' together"
+        if planned.decode_seconds:
+            name += ", with the longest answers"
         found.append(_prediction(name, planned.expected_seconds, busy, digits=1))
     return found
 

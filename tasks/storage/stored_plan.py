@@ -176,7 +176,7 @@ def _load(folder: OutputFolder, plan_id: str) -> tuple[StoredPlan, dict[str, str
     raise DamagedError(path, "is another version's, or another plan's")
 
 
-def tokens_an_answer(folder: OutputFolder, plan_id: str) -> float:
-    """The most that an answer of the plan may have, on average; 0 where its rows generate nothing."""
-    most = pq.read_table(plan_folder(folder, plan_id) / REQUESTS, columns=["max_tokens"]).column(0)
+def tokens_an_answer(requests: Path) -> float:
+    """The most that an answer of a plan's requests may have, on average; 0 where they generate nothing."""
+    most = pq.read_table(requests, columns=["max_tokens"]).column(0)
     return pc.mean(most.filter(pc.greater(most, 0))).as_py() or 0.0

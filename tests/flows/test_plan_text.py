@@ -43,9 +43,9 @@ plan PLAN
   computed tokens             53   47.5% saved (ideal 51.5%)
   decode tokens               84   at most
   KV peak                0.1 MiB   of 64 MiB
-  computing          under 0.1 s
+  computing          under 0.1 s   at most
   memory at most  0.23 GiB (0.03 GiB weights, 0.06 GiB KV, 0.14 GiB activations and logits)
-  expected time            8.1 s   8.1 s of it starting and loading
+  expected time            8.1 s   8.1 s of it starting and loading; answers as long as they may be
 """
 # 0.9 of what a driver leaves of 80 GiB, less what the model needs and 1 GiB of reserve.
 H100 = """\

@@ -105,6 +105,7 @@ class FakeWorkers:
         self.killer = killer
         self.killed = 0
         self.step_requests = step_requests
+        self.finish_reason = "length"  # of texts
         self.works: list[ShardWork] = []
 
     def each(self) -> "tuple[FakeWorkers, ...]":
@@ -162,7 +163,8 @@ class FakeWorkers:
             scores = tuple(LabelScore(-seed[i % 32] / 16 - len(ids), i == 0) for i, ids in enumerate(request.labels))
             return RequestOutput(request.request_id, "scored", len(prompt), label_scores=scores)
         ids = tuple(seed[: min(request.params.max_tokens, 4)])
-        return RequestOutput(request.request_id, "length", len(prompt), token_ids=ids, text=seed.hex()[: len(ids)])
+        text = seed.hex()[: len(ids)]
+        return RequestOutput(request.request_id, self.finish_reason, len(prompt), token_ids=ids, text=text)
 
 
 def batched(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:

@@ -43,11 +43,11 @@ def test_the_newest_shard_of_the_same_job_tells(job_of: JobMaker, engine: FakeWo
     asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 3}}
     job = job_of(rows, source={"id": "id"}, **asked)
     with open_run(job) as run:
-        assert earlier_answers(run) == []
+        assert earlier_answers(run, run.folder) == []
     run_steps(job)
     with open_run(job) as run:
-        found = earlier_answers(run)
+        found = earlier_answers(run, run.folder)
         assert len(found) == MOST_EARLIER
         assert set(found) <= {(tokens, reason) for tokens in range(4) for reason in ("stop", "length")}
     with open_run(job_of(rows, source={"id": "id"}, task={"type": "generate"}, sampling={"max_tokens": 4})) as run:
-        assert earlier_answers(run) == []
+        assert earlier_answers(run, run.folder) == []

@@ -10,6 +10,7 @@ from engine.figures import figure
 from engine.machine.start_time import note_starting
 from tasks.dry_run import plan_job
 from tests.tasks.conftest import JobMaker
+from tests.tasks.fakes import FakeWorkers
 from tests.tasks.steps import run_steps
 
 
@@ -43,6 +44,27 @@ def test_plan_job_counts_starting_and_loading(job_of: JobMaker) -> None:
     assert re.findall(r"(?<![\d.,])0\.0+ s", str(report)) == []
     run_steps(job)
     assert plan_job(job).expected_seconds == 5.0
+
+
+def test_answers_become_as_long_as_earlier_ones_of_the_job(job_of: JobMaker, engine: FakeWorkers) -> None:
+    """A nightly job's; before the first night as long as they may."""
+    asked = {"task": {"type": "generate"}, "sampling": {"max_tokens": 16}}
+    first = plan_job(job_of(rows("abcd", "abce", "abdd"), **asked))
+    assert (first.most_answer_tokens, first.answer_tokens) == (16, None)
+    assert str(first).endswith(" s of it starting and loading; answers as long as they may be")
+    engine.finish_reason = "stop"
+    run_steps(job_of(rows("abcd", "abce", "abdd"), **asked))
+    done = plan_job(job_of(rows("abcd", "abce", "abdd"), **asked))
+    assert (done.pending, done.answer_tokens) == (0, None)
+    assert str(done).endswith(" s of it starting and loading")
+    more = plan_job(job_of(rows("abcd", "abce", "abdd", "abcf"), **asked))
+    assert (more.pending, more.plan.max_decode_tokens, more.answer_tokens) == (1, 16, 4)
+    computing = more.plan.expected_seconds - 0.75 * more.plan.decode_seconds
+    assert more.expected_seconds == more.starting_seconds + more.loading_seconds + computing
+    assert 0 < computing < more.plan.expected_seconds
+    assert str(more).endswith(" s of it starting and loading; answers of 4 tokens, as earlier ones")
+    another = plan_job(job_of(rows("abcd"), task={"type": "generate"}, sampling={"max_tokens": 8}))
+    assert (another.pending, another.answer_tokens) == (1, None)
 
 
 def test_workers_share_the_time(job_of: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:

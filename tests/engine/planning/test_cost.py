@@ -98,6 +98,13 @@ def test_at_one_flop_a_second_and_endless_bandwidth_seconds_are_flops() -> None:
     ]
 
 
+def test_without_answers_each_request_has_the_price_of_one_token() -> None:
+    """The first token of an answer comes with the prompt's last."""
+    cost = CostModel(SHAPE, FLOAT32, DeviceRates(2.0, 8.0, memory_bytes=3.0), weight_bytes=1000.0)
+    short = work_of([generate(1, 1, 1, 2, max_tokens=1), REQUESTS[1]])
+    assert cost.seconds(work_of(REQUESTS).without_answers(), CONFIG).tolist() == cost.seconds(short, CONFIG).tolist()
+
+
 def test_matmuls_and_attention_have_rates_of_their_own() -> None:
     cost = CostModel(SHAPE, FLOAT32, DeviceRates(2.0, 8.0))
     assert cost.seconds(work_of(REQUESTS), CONFIG).tolist() == [

@@ -81,6 +81,7 @@ def test_drawn_summary() -> None:
         peak_kv_bytes=(2 + 2 + 2 + 1 + 1) * 2 * 8,
         kv_cache_memory=1600,
         expected_seconds=2 * 7 * tokens + 2 * 5 * head_rows + 4 * (prompt_keys + decode_keys),
+        decode_seconds=(2 * 7 + 2 * 5) * (2 + 3 + 1) + 4 * decode_keys,
     )
 
 

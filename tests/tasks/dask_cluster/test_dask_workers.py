@@ -21,7 +21,7 @@ from engine.model.checkpoint import resolve_model
 from tasks.cluster.asked_model import AskedModel
 from tasks.cluster.cluster_workers import ClusterWorkers
 from tasks.dask_cluster.dask_child import DaskChild
-from tasks.dask_cluster.dask_workers import QUIET, DaskCluster, DaskWorker, dask_workers
+from tasks.dask_cluster.dask_workers import LASTING, QUIET, DaskCluster, DaskWorker, dask_workers
 from tasks.dask_cluster.known_workers import known_workers
 from tasks.job.job import ScoringJob
 from tests.tasks.conftest import JobMaker
@@ -37,7 +37,10 @@ FAKE = "tests.tasks.engine_process.fake_server"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Two workers, each with a nanny, which starts another where it is killed."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None) as made:
+    with (
+        dask.config.set(LASTING),
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None) as made,
+    ):
         yield made
 
 
@@ -302,7 +305,12 @@ def test_workers_that_do_not_join_are_not_waited_for_for_ever(
         pass
 
 
-def test_workers_of_the_runs_own_cluster_sample_nothing_and_those_in_their_place(model: AskedModel) -> None:
+def test_workers_of_the_runs_own_cluster_sample_nothing_and_those_in_their_place(
+    model: AskedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long another takes to come in the place of one that was killed."""
+    monkeypatch.setitem(dask.config.config["distributed"]["deploy"], "lost-worker-timeout", "1ms")
+
     def settings(client: Client) -> list[dict[str, object]]:
         return list(client.run(lambda: {name: dask.config.get(name) for name in QUIET}).values())
 

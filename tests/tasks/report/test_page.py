@@ -141,6 +141,16 @@ def test_a_run_that_is_over_has_its_curve(job_of: JobMaker) -> None:
     assert memory.budget is not None
     assert memory.budget.text == "budget 16 MiB"
     assert "Over the run" in render(page)
+    assert [one.name for one in page.predictions] == ["prompt tokens computed", "seconds computing"]
+
+
+def test_a_plans_time_is_that_of_the_longest_answers(job_of: JobMaker) -> None:
+    job = job_of(rows(10), task={"type": "generate"}, sampling={"max_tokens": 3})
+    run_steps(job)
+    facts = facts_of(job.output_folder)
+    curve = StepCurve(facts.scoring.run_id, 2.0, points=(CurvePoint(0.5, 4, 400, 0, 8, 0, 0.5),))
+    names = [one.name for one in page_of(replace(facts, curve=curve)).predictions]
+    assert names[1:] == ["tokens generated, at most", "seconds computing, with the longest answers"]
 
 
 def test_the_speed_is_that_of_all_engines_together(job_of: JobMaker) -> None:
