@@ -1,7 +1,7 @@
 """A notebook that has `results.duckdb` open reads on what it opened, while one run more publishes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -77,9 +77,10 @@ def test_checkpoints_that_it_names(job_of: JobMaker, monkeypatch: pytest.MonkeyP
     """The next run ends their shard, is killed before it publishes, and another one publishes."""
     job = job_of(rows(8), **EACH_ROW)
     stopped(job, monkeypatch, "infer.scored")
-    with open_run(job) as run:
+    with suppress(KeyboardInterrupt), open_run(job) as run:
         planned = make_run_plan(run, deduplicate_requests(run, extract_rows(run)), FakeWorkers())
         publish_results(run, planned.plan_id)
+        raise KeyboardInterrupt
     folder = OutputFolder(job.output_folder)
     with opened(job.output_folder) as connection:
         before = read(connection)
@@ -88,8 +89,16 @@ def test_checkpoints_that_it_names(job_of: JobMaker, monkeypatch: pytest.MonkeyP
         run_steps(job_of(rows(9), **EACH_ROW))
         assert read(connection) == before
         assert len(files(folder, "checkpoint")) == 8
-    run_steps(job_of(rows(9), **EACH_ROW))
+    for count in (10, 11):
+        run_steps(job_of(rows(count), **EACH_ROW))
     assert files(folder, "checkpoint") == []
+
+
+def test_own_checkpoints_go_at_once(job_of: JobMaker) -> None:
+    """No view that was published names them."""
+    job = job_of(rows(8), **EACH_ROW)
+    run_steps(job)
+    assert files(OutputFolder(job.output_folder), "checkpoint") == []
 
 
 def test_the_plan_of_before_is_never_taken_for_the_newest(job_of: JobMaker) -> None:
