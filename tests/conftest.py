@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,6 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
+    if "triton.runtime.interpreter" in sys.modules:
+        from tests.quick_interpreter import quicken
+
+        quicken()
     gc.freeze()  # neither a test's collections nor those of its forks look through it again
     gc.enable()
 
