@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_attention import Scoring
-from engine.forward.step_inputs import StepInputs
+from engine.forward.step_inputs import StepInputs, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.attention_inputs import AttentionInputs
 from kernels.gpu.attention.attention_shape import AttentionShape
@@ -136,7 +137,7 @@ class GpuStepAttention:
     def _written(self) -> tuple[Tensor, Tensor]:
         """Rows whose KV is kept, and where."""
         slots = self._inputs.slots
-        rows = torch.from_numpy((self._step.slot_mapping >= 0).nonzero()[0]).to(slots.device)
+        rows = to_device(np.flatnonzero(self._step.slot_mapping >= 0), str(slots.device))
         return rows, slots[rows]
 
 

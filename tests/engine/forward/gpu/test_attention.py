@@ -1,6 +1,6 @@
 """The whole engine through the Triton kernels, in the interpreter, gives what it gives through torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from engine.forward.kv_cache import KVCache
 from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
 from engine.forward.smoothing import linears_of
+from engine.forward.step_attention import Scoring
+from engine.forward.step_inputs import step_inputs, to_device
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.loop.step_budget import engine_config
@@ -27,8 +29,10 @@ from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from kernels.kv_format import FLOAT32
+from kernels.segments import Ints
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.forward.played_gpu import PlayedCapture, played_gpu
 from tests.engine.test_models import nearly_equal, prompts
@@ -199,6 +203,23 @@ def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monk
     played = through_triton(tmp_path, requests, monkeypatch)
     assert_same(answers(tmp_path, requests), played.outputs)
     assert all(played.rotated[2:]) == (family.model_type == "mistral")
+
+
+def test_nobody_waits_to_say_which_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied from pinned memory: a plain copy holds up every step of layers that do not rotate."""
+    told: list[list[int]] = []
+
+    def copied(numbers: Ints, device: str) -> torch.Tensor:
+        told.append(numbers.tolist())
+        return to_device(numbers, device)
+
+    monkeypatch.setattr("engine.forward.gpu.attention.to_device", copied)
+    step = replace(SchedulerOutput.causal_rows(4), slot_mapping=np.array([-1, 9, -1, 5]))
+    cache = KVCache(1, 1, 16, 16, FLOAT32, "cpu")
+    query, key, value = torch.randn(3, 1, 4, 16)
+    GpuAttention(cache).prepare(step, step_inputs(step, "cpu")).run(0, query, key, value, Scoring(0.25))
+    assert told == [[1, 3]]
+    assert torch.equal(cache.keys[0][:, [9, 5]], key[:, [1, 3]])
 
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:
