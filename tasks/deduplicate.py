@@ -70,14 +70,18 @@ def find_pending(run: Run, extracted: Extracted, committed_in: OutputFolder) -> 
     with working_connection(folder, committed_in.root, run.folder.root, *stores) as connection:
         counted = connection.execute(statement("steps/count_requests"), {"rows": str(folder / ROWS)}).fetchall()
         [(num_rows, rejected, unique)] = counted
-        taken = 0
-        if run.store is not None and not run.full:
+        unanswered = _unanswered(connection, run, folder, parts)
+        if run.store is None or run.full:
+            taken, pending = 0, write_pending(unanswered, folder)
+        else:
             wanted = folder / "wanted.parquet"
-            if _write_wanted(_unanswered(connection, run, folder, parts), wanted):
-                taken = take_results(run, wanted, connection)
+            taken = take_results(run, wanted, connection) if _write_wanted(unanswered, wanted) else 0
+            if taken:
+                parts = list(dict.fromkeys([*parts, *_parts_of(run.folder)]))
+                pending = write_pending(_unanswered(connection, run, folder, parts), folder)
+            else:
+                pending = _write_all(wanted, folder)
             wanted.unlink()
-        parts = list(dict.fromkeys([*parts, *(_parts_of(run.folder) if taken else [])]))
-        pending = write_pending(_unanswered(connection, run, folder, parts), folder)
     (folder / NEW_REQUESTS).unlink()
     failpoint("deduplicate.done")
     assert (extracted.rows, extracted.rejected) == (num_rows, rejected), (extracted, num_rows, rejected)
@@ -107,6 +111,13 @@ def _write_wanted(unanswered: pa.RecordBatchReader, to: Path) -> int:
             sink.write(batch)
             written += batch.num_rows
     return written
+
+
+def _write_all(wanted: Path, folder: Path) -> int:
+    """As `write_pending`, where none of the `wanted` was found since they were written."""
+    with parquet_stream(wanted) as file:
+        batches = file.iter_batches(BATCH_ROWS)
+        return write_pending(pa.RecordBatchReader.from_batches(file.schema_arrow, batches), folder)
 
 
 def write_pending(unanswered: pa.RecordBatchReader, folder: Path) -> int:

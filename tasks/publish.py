@@ -11,6 +11,7 @@ from engine.failpoint import failpoint
 from tasks.job.task import Task
 from tasks.report.latest import remember_output
 from tasks.report.page import publish_report
+from tasks.report.totals import Savings, Totals, read_totals
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
 from tasks.request.task_types import TASK_TYPES
@@ -75,31 +76,30 @@ def publish_results(run: Run, plan_id: str) -> Published:
 def _tell(run: Run, plan_id: str, memory_limit: str) -> Published:
     """Puts figures of what is committed into the run's record and its report."""
     with open_views(run.folder, plan_id, read_manifests(run.folder), memory_limit=memory_limit) as connection:
-        published = _figures(run, plan_id, connection)
+        totals = read_totals(connection)
+        published = _figures(run, plan_id, totals, connection)
         ended = published.results + published.errors
         update_record(run.folder, run.run_id, published_plan=plan_id, rows_done=ended, row_errors=published.errors)
         failpoint("publish.recorded")
-        publish_report(run.folder, plan_id, connection)
+        publish_report(run.folder, plan_id, connection, totals)
     return published
 
 
-def _figures(run: Run, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Published:
+def _figures(run: Run, plan_id: str, totals: Totals, connection: duckdb.DuckDBPyConnection) -> Published:
     rows = load_plan(run.folder, plan_id).rows
-    [(results, errors)] = _all(connection, "published_counts")
-    savings = _all(connection, "run_savings", run_id=run.run_id)
-    prompt, unique, computed, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
+    savings = totals.savings.get(run.run_id, Savings())
     return Published(
         rows=rows,
-        results=results,
-        errors=errors,
-        missing=rows - results - errors,
+        results=totals.results,
+        errors=totals.errors,
+        missing=rows - totals.results - totals.errors,
         answers=tuple(_answers(connection, run.job.task)),
-        error_types=tuple(_all(connection, "error_counts")),
-        prompt_tokens=prompt,
-        unique_prompt_tokens=unique,
-        computed_prompt_tokens=computed,
-        saved_fraction=saved,
-        ideal_saved_fraction=ideal,
+        error_types=totals.error_types,
+        prompt_tokens=savings.prompt,
+        unique_prompt_tokens=savings.unique,
+        computed_prompt_tokens=savings.computed,
+        saved_fraction=savings.saved_fraction,
+        ideal_saved_fraction=savings.ideal_saved_fraction,
         database=run.folder.database,
     )
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.forward.forward_output import Chosen
@@ -44,11 +46,11 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], keys: Words) -> Chose
     with their noise, times the temperature: how far the model's own logits would have to move to draw another token, of
     those that are left.
     """
-    temperature = _on(logits, [[max(p.temperature, _LOWEST_TEMPERATURE)] for p in params], torch.float64)
+    temperature = _column(logits, [max(p.temperature, _LOWEST_TEMPERATURE) for p in params], np.float64)
     scaled = logits.double().div_(temperature)
     if any(p.min_p for p in params):
         shares = (scaled - scaled.amax(-1, keepdim=True)).exp_()
-        scaled.masked_fill_(shares < _on(logits, [[p.min_p] for p in params], torch.float64), -torch.inf)
+        scaled.masked_fill_(shares < _column(logits, [p.min_p for p in params], np.float64), -torch.inf)
     if any(p.top_k or p.top_p < 1 for p in params):
         _keep_top(scaled, params)
     best = scaled.add_(_gumbel_noise(keys, scaled)).max(-1)
@@ -67,9 +69,9 @@ def _leads(scores: Tensor, best: Tensor, places: Tensor) -> Tensor:
 
 def _keep_top(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
     """Bars what is behind each row's top_k, and behind top_p of what is left, in place; the best always stays."""
-    top_k = _on(scaled, [[p.top_k or scaled.shape[-1]] for p in params], torch.int64)
+    top_k = _column(scaled, [p.top_k or scaled.shape[-1] for p in params], np.int64)
     # Of 1 or more, top_p keeps everything, whatever a sum rounds to.
-    top_p = _on(scaled, [[p.top_p if p.top_p < 1 else 2.0] for p in params], torch.float64)
+    top_p = _column(scaled, [p.top_p if p.top_p < 1 else 2.0 for p in params], np.float64)
     ordered, ids = scaled.sort(descending=True, stable=True)
     place = torch.arange(scaled.shape[-1], device=scaled.device)
     ordered.masked_fill_(place >= top_k, -torch.inf)
@@ -84,7 +86,7 @@ def _gumbel_noise(keys: Words, like: Tensor) -> Tensor:
 
     Steele, Lea and Flood, Fast splittable pseudorandom number generators, OOPSLA 2014, section 4.
     """
-    start = _on(like, keys.view(np.int64)[:, None].tolist(), torch.int64)
+    start = _column(like, keys.view(np.int64), np.int64)
     words = torch.arange(1, like.shape[-1] + 1, device=like.device) * _GOLDEN_GAMMA + start
     for shift, factor in ((30, _MIX_FIRST), (27, _MIX_SECOND)):
         words.bitwise_xor_(_shifted(words, shift)).mul_(factor)
@@ -99,10 +101,10 @@ def _shifted(words: Tensor, by: int) -> Tensor:
     return words.bitwise_right_shift(by).bitwise_and_((1 << (64 - by)) - 1)
 
 
-def _on(made: Tensor, numbers: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
-    """On `made`'s device, from pinned memory, so that the host does not wait."""
-    host = torch.tensor(numbers, dtype=dtype, pin_memory=made.is_cuda)
-    return host.to(made.device, non_blocking=True)
+def _column(made: Tensor, numbers: Sequence[float] | NDArray[np.int64], dtype: type[np.number[Any]]) -> Tensor:
+    """(rows, 1) on `made`'s device, from pinned memory, so that the host does not wait."""
+    host = torch.from_numpy(np.asarray(numbers, dtype=dtype))[:, None]
+    return (host.pin_memory() if made.is_cuda else host).to(made.device, non_blocking=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,7 +3,7 @@ SELECT part.*
 FROM ({parts}) AS part
 LEFT JOIN (
     SELECT request_hash, max(attempts) AS last_attempt
-    FROM ({parts})
+    FROM ({tries})
     WHERE attempts > 1
     GROUP BY request_hash
 ) AS retried ON retried.request_hash = part.request_hash

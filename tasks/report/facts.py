@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 
 from engine.plan import PlanSummary
+from tasks.report.totals import Savings, Totals
 from tasks.storage.damage import DamagedError
 from tasks.storage.interruptible import fetch_all
 from tasks.storage.output_folder import OutputFolder
@@ -136,8 +137,8 @@ class Facts:
         return None if price is None or self.seconds is None else price * self.seconds / 3600
 
 
-def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Facts:
-    """Of what the views of `connection` show.
+def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection, totals: Totals) -> Facts:
+    """Of what the views of `connection` show, which add up to `totals`.
 
     Raises DamagedError where the plan cannot be read, ValueError where no run is recorded.
     """
@@ -149,9 +150,8 @@ def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyCo
     with suppress(DamagedError):
         job = planned_job(folder, plan_id)
     ask = _Asking(connection)
-    scored = ask.all("scoring_run")
-    scoring = next((one for one in records if scored and one.run_id == scored[0][0]), records[-1])
-    [(results, errors)] = ask.all("published_counts")
+    scored = max((run_id for run_id, one in totals.savings.items() if one.prompt), default=None)
+    scoring = next((one for one in records if one.run_id == scored), records[-1])
     own = job.get("task", {}).get("type") or ""
     return Facts(
         folder=folder,
@@ -161,9 +161,9 @@ def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyCo
         job=job,
         plan=plan,
         rows=plan.rows,
-        results=results,
-        errors=errors,
-        error_types=tuple(ask.all("error_counts")),
+        results=totals.results,
+        errors=totals.errors,
+        error_types=totals.error_types,
         error_examples=tuple(
             ErrorExample(*map(str, row)) for row in ask.all("error_examples", each=ERRORS_OF_A_KIND, most=MOST_ERRORS)
         ),
@@ -171,7 +171,7 @@ def read_facts(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyCo
         margins=tuple(ask.all("margin_counts", bounds=list(MARGINS))),
         slowest=_slowest(ask, plan),
         tree=_tree(ask, folder, plan),
-        tokens=_tokens(ask, scoring.run_id),
+        tokens=_tokens(ask, scoring.run_id, totals.savings.get(scoring.run_id, Savings())),
         planned=plan.summary if scoring.plan_id == plan_id else None,
         curve=read_curve(folder, scoring.run_id),
         seconds=_seconds(folder, scoring),
@@ -213,11 +213,10 @@ def _tree(ask: _Asking, folder: OutputFolder, plan: StoredPlan) -> PromptTree:
     )
 
 
-def _tokens(ask: _Asking, run_id: str) -> RunTokens:
+def _tokens(ask: _Asking, run_id: str, of: Savings) -> RunTokens:
     [(requests, planned, computed, generated)] = ask.all("run_tokens", run_id=run_id)
-    savings = ask.all("run_savings", run_id=run_id)
-    prompt, unique, _, saved, ideal = savings[0] if savings else (0, 0, 0, 0.0, 0.0)
-    return RunTokens(requests, prompt, unique, planned, computed, generated, saved, ideal or 0.0)
+    saved = (of.saved_fraction, of.ideal_saved_fraction)
+    return RunTokens(requests, of.prompt, of.unique, planned, computed, generated, *saved)
 
 
 def _seconds(folder: OutputFolder, run: RunRecord) -> float | None:

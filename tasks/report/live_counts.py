@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tasks.report.totals import read_totals
 from tasks.report.views import open_views
-from tasks.storage.interruptible import fetch_all
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
 from tasks.storage.run_end import own_counts
 from tasks.storage.shard_manifest import ShardManifest
-from tasks.storage.statements import statement
 from tasks.storage.stored_plan import StoredPlan
 
 
@@ -63,5 +62,5 @@ def _ended_rows(folder: OutputFolder, manifests: Sequence[ShardManifest], planne
     if not manifests:
         return planned.rejected, planned.rejected
     with open_views(folder, planned.plan_id, manifests) as connection:
-        [(results, errors)] = fetch_all(connection, statement("report/published_counts"), {})
-    return results + errors, errors
+        totals = read_totals(connection)
+    return totals.results + totals.errors, totals.errors

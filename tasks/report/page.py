@@ -13,6 +13,7 @@ from engine.figures import figure, percent
 from tasks.report.charts import Chart, Icicle, charts, icicle, seconds_words
 from tasks.report.facts import Facts, read_facts
 from tasks.report.published import open_published
+from tasks.report.totals import Totals, read_totals
 from tasks.report.views import open_views
 from tasks.storage.commit import open_private
 from tasks.storage.output_folder import OutputFolder
@@ -69,13 +70,15 @@ class Page:
     commands: tuple[tuple[str, str], ...]
 
 
-def publish_report(folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection) -> Path | None:
+def publish_report(
+    folder: OutputFolder, plan_id: str, connection: duckdb.DuckDBPyConnection, totals: Totals
+) -> Path | None:
     """The report of what is committed, written; None where it could not be, of which the log says the kind alone.
 
     It decides nothing: whatever goes wrong with it costs the page, never the run.
     """
     try:
-        return _write(folder, read_facts(folder, plan_id, connection))
+        return _write(folder, read_facts(folder, plan_id, connection, totals))
     except Exception as problem:
         log.warning("%s: the report is not written (%s)", folder, type(problem).__name__)
         return None
@@ -88,7 +91,7 @@ def write_report(folder: OutputFolder) -> Path:
     """
     published = open_published(folder)
     with open_views(folder, published.plan_id, published.manifests) as connection:
-        return _write(folder, read_facts(folder, published.plan_id, connection))
+        return _write(folder, read_facts(folder, published.plan_id, connection, read_totals(connection)))
 
 
 def _write(folder: OutputFolder, facts: Facts) -> Path:

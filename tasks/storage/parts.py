@@ -88,7 +88,8 @@ Answer = Callable[[StoredRequest, Sequence[RequestOutput]], dict[str, Any]]
 
 def newest_results(files: Sequence[str]) -> str:
     """SQL for each request's newest result in these parts."""
-    return statement("views/newest", parts=all_results(files))
+    tries = statement("views/tries", files=literals(files)) if files else statement("views/no_parts")
+    return statement("views/newest", parts=all_results(files), tries=tries)
 
 
 def all_results(files: Sequence[str]) -> str:

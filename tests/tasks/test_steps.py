@@ -17,6 +17,7 @@ from tasks.dry_run import plan_job
 from tasks.infer import infer_shard
 from tasks.plan import make_run_plan
 from tasks.report.latest import latest_output
+from tasks.report.totals import Totals
 from tasks.storage.commit import sha256_of
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
@@ -334,12 +335,12 @@ def test_figures_that_need_more_memory_get_it(job_of: JobMaker, monkeypatch: pyt
     asked: list[str] = []
     figures = publish._figures
 
-    def hungry(run: Run, plan_id: str, connection: duckdb.DuckDBPyConnection) -> publish.Published:
+    def hungry(run: Run, plan_id: str, totals: Totals, connection: duckdb.DuckDBPyConnection) -> publish.Published:
         [(limit,)] = connection.execute("SELECT current_setting('memory_limit')").fetchall()
         asked.append(limit)
         if len(asked) == 1:
             raise duckdb.OutOfMemoryException("a median of many")
-        return figures(run, plan_id, connection)
+        return figures(run, plan_id, totals, connection)
 
     monkeypatch.setattr(publish, "_figures", hungry)
     _, published = run_steps(job_of([{"id": "a", "text": "abcd"}]))

@@ -15,6 +15,7 @@ from engine.figures import figure
 from tasks.report import page as page_module
 from tasks.report.facts import Facts, read_facts
 from tasks.report.page import page_of, publish_report, render, write_report
+from tasks.report.totals import Totals, read_totals
 from tasks.report.views import open_views
 from tasks.storage.manifests import read_manifests
 from tasks.storage.output_folder import OutputFolder
@@ -53,7 +54,7 @@ def facts_of(folder: Path) -> Facts:
     output = OutputFolder(folder)
     [plan_id] = [path.name for path in output.plans.iterdir()]
     with open_views(output, plan_id, read_manifests(output)) as connection:
-        return read_facts(output, plan_id, connection)
+        return read_facts(output, plan_id, connection, read_totals(connection))
 
 
 def read(folder: Path) -> Reader:
@@ -206,5 +207,6 @@ def test_a_report_is_written_anew(job_of: JobMaker, tmp_path: Path) -> None:
     assert "every row has an end" in read(job.output_folder).text
     with pytest.raises(UserError, match="holds no results"):
         write_report(OutputFolder(tmp_path / "none"))
+    nothing = Totals(0, 0, (), {})
     with duckdb.connect() as connection:
-        assert publish_report(OutputFolder(tmp_path / "none"), "plan-000001-000000", connection) is None
+        assert publish_report(OutputFolder(tmp_path / "none"), "plan-000001-000000", connection, nothing) is None

@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 
 from kernels.cpu.matmul import matmul
-from kernels.cpu.matmul.best_output import DEVIATIONS, OF_A_STEP, best_outputs, best_outputs_reference, make_screen
+from kernels.cpu.matmul.best_output import (
+    DEVIATIONS,
+    OF_A_STEP,
+    BestOutputs,
+    Screen,
+    best_outputs,
+    best_outputs_reference,
+    make_screen,
+)
 from kernels.cpu.matmul.int8_rows import byte_rows, hadamard_transform, quantize_rows
 from kernels.processor import NATIVE_BYTES
 
@@ -21,11 +29,19 @@ def drawn(seed: int, rows: int, outputs: int, inputs: int, dtype: torch.dtype) -
     )
 
 
-def best(rows: Tensor, weight: Tensor, told: float = torch.inf) -> list[int]:
-    """The greatest outputs' numbers; their leads are held to the definition, where they are told."""
+def screened(weight: Tensor) -> Screen:
     screen = make_screen(weight, matmul.pack(weight))
     assert screen is not None
-    made, expected = best_outputs(rows, screen, torch.full((len(rows),), told)), best_outputs_reference(rows, weight)
+    return screen
+
+
+def best(rows: Tensor, weight: Tensor) -> list[int]:
+    return held(rows, weight, screened(weight), best_outputs_reference(rows, weight))
+
+
+def held(rows: Tensor, weight: Tensor, screen: Screen, expected: BestOutputs, told: float = torch.inf) -> list[int]:
+    """The greatest outputs' numbers; their leads are held to the definition, where they are told."""
+    made = best_outputs(rows, screen, torch.full((len(rows),), told))
     finite = expected.places >= 0
     exact = finite & (expected.leads < told)
     # Products are sums of float32 in another order.
@@ -43,8 +59,9 @@ def best(rows: Tensor, weight: Tensor, told: float = torch.inf) -> list[int]:
 def test_every_row_has_the_greatest_of_its_products(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> None:
     for seed in range(3):
         given, weight = drawn(seed, rows, outputs, inputs, dtype)
+        screen, expected = screened(weight), best_outputs_reference(given, weight)
         for told in (torch.inf, 0.0, 5.0):
-            assert best(given, weight, told) == best_outputs_reference(given, weight).places.tolist()
+            assert held(given, weight, screen, expected, told) == expected.places.tolist()
 
 
 @DTYPES

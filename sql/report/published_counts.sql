@@ -1,3 +1,0 @@
-SELECT
-    (SELECT count(*) FROM results) AS results,
-    (SELECT count(*) FROM errors) AS errors
