@@ -110,7 +110,8 @@ class GpuStepAttention:
 
     def _attend(self, inputs: AttentionInputs, scoring: Scoring) -> Tensor:
         query, key, window = inputs.query, inputs.step_key, scoring.window
-        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], inputs.key_cache.shape[1])
+        _, heads, dim = query.shape
+        shape = AttentionShape(heads, key.shape[1], dim, inputs.key_cache.shape[1], query.itemsize)
         if window not in self._tables:
             self._tables[window] = self._make_tables(shape, window)
         tables = self._tables[window]
@@ -128,7 +129,7 @@ class GpuStepAttention:
             shape,
             device,
             windows=(window,),
-            config=choose_config(device, shape.dim, DECODE) if self._room else None,
+            config=choose_config(device, shape.room, DECODE) if self._room else None,
             room=self._room,
             ahead=self._step.ahead,
         )
