@@ -213,7 +213,7 @@ class ShardWork:
 
     `requests` are in execution order, `node_of[i]` is the node where `requests[i]` ends, and `nodes` holds
     every node on their paths. All shards of one `layout_id` number nodes alike, so that an engine that runs several
-    at once computes a node they share once.
+    at once computes a node they share once. One shard twice at once is computed twice.
     """
 
     layout_id: str

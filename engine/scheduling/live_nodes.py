@@ -1,8 +1,10 @@
 """The prefix nodes below which a submitted request is unfinished: made when the first comes, freed with the last."""
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from itertools import count
 
-from engine.plan import PrefixNode
+from engine.plan import PrefixNode, ShardWork
 from engine.request import Request
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.sequence import NodeState, Sequence
@@ -14,12 +16,22 @@ class LiveNodes:
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._nodes: dict[tuple[int, int], NodeState] = {}
+        self._layouts: dict[tuple[str, int], int] = {}
+        self._shards: Counter[tuple[int, int]] = Counter()  # unfinished sequences by layout and shard
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def __iter__(self) -> Iterator[NodeState]:
         return iter(self._nodes.values())
+
+    def layout_of(self, work: ShardWork) -> int:
+        """The number of the shard's layout; of another copy of it, whose nodes are its own, while the shard runs.
+
+        A node counts each of its requests once: what it holds for them would not do for one that came twice.
+        """
+        copies = (self._layouts.setdefault((work.layout_id, copy), len(self._layouts)) for copy in count())
+        return next(layout for layout in copies if (layout, work.index) not in self._shards)
 
     def get(self, layout: int, planned: Mapping[int, PrefixNode], node_id: int, request: Request) -> NodeState:
         """The node at which `request` ends, made with its missing ancestors (top down) where there is none."""
@@ -38,6 +50,7 @@ class LiveNodes:
 
     def join(self, sequence: Sequence) -> None:
         """The sequence is below its node and all above it until it leaves."""
+        self._shards[sequence.order[:2]] += 1
         sequence.node.ends.append(sequence)
         sequence.node.decode_kv_tokens += sequence.decode_kv_tokens
         for node in sequence.node.chain:
@@ -45,6 +58,10 @@ class LiveNodes:
 
     def leave(self, sequence: Sequence) -> None:
         """Frees the nodes below which there is no other sequence."""
+        shard = sequence.order[:2]
+        self._shards[shard] -= 1
+        if not self._shards[shard]:
+            del self._shards[shard]
         sequence.node.ends.remove(sequence)
         sequence.node.decode_kv_tokens -= sequence.decode_kv_tokens
         for node in sequence.node.chain:

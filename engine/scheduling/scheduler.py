@@ -61,7 +61,6 @@ class Scheduler:
         self.preemptions = 0
         self._nodes = LiveNodes(pool)
         self._adapters = LiveAdapters(pool)
-        self._layouts: dict[str, int] = {}
         self._waiting = Waiting(pool.block_size)
         self._decoding = Decoding(decode_ahead)
         self._prefilling = Prefilling(self._rule, self._decoding)
@@ -87,7 +86,7 @@ class Scheduler:
         `adapter_blocks` has what adapters of its requests take of the pool. A sequence that could not run even alone
         comes back `finished` at once, with nothing computed.
         """
-        layout = self._layouts.setdefault(work.layout_id, len(self._layouts))
+        layout = self._nodes.layout_of(work)
         planned = {node.node_id: node for node in work.nodes}
         adapters = [request.adapter for request in work.requests if request.adapter is not None]
         self._adapters.know({adapter: adapter_blocks.get(adapter, 0) for adapter in adapters})

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.plan import PrefixNode, ShardWork
 from engine.planning.planner import shard_work
 from engine.request import Request
+from engine.sampling_params import SamplingParams
 from engine.scheduling import decode_room, learnt_lengths
 from engine.scheduling.block_pool import BlockPool, blocks_for
 from engine.scheduling.decode_room import DecodeRoom
@@ -24,6 +25,7 @@ from tests.engine.scheduling.test_scheduler import BLOCK, SHAPE, config, cut, pl
 from tests.engine.symbolic_model import SymbolicModel, drain
 
 CAPS = (6, 40)
+ADAPTERS = {"x": 2, "y": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -75,15 +77,63 @@ def test_texts_are_the_same_whatever_gives_way(
     shards = list(plan.shards)
     if not in_order:
         order.shuffle(shards)
-    adapters = {"x": 2, "y": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_room, "LIKELY", likely)
-        sequences = [one for shard in shards for one in scheduler.add(shard_work(plan, shard, requests), adapters)]
+        sequences = [one for shard in shards for one in scheduler.add(shard_work(plan, shard, requests), ADAPTERS)]
         parts = {"parts_of": cut} if halved else {}
         results = drain(scheduler, SymbolicModel(num_blocks * BLOCK), sequences, in_flight, **parts)
     scheduler.check_integrity()
     event(f"gave way: {min(scheduler.preemptions, 3)}")
     assert results == texts(requests)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tables(),
+    st.integers(22, 40),
+    st.integers(1, 24),
+    st.sampled_from([(0, 0), (1, 0), (1, 5)]),
+    st.randoms(use_true_random=False),
+)
+def test_a_shard_may_come_twice_at_once(
+    requests: list[Request], num_blocks: int, tokens: int, engine: tuple[int, int], order: Any
+) -> None:
+    """As two callers hand it over who ask the same: at any time while it runs."""
+    in_flight, ahead = engine
+    requests += [request(f"label {i}", row.prompt_token_ids.tolist(), labels=[[1]]) for i, row in enumerate(requests)]
+    limits = config(num_blocks, max_num_batched_tokens=tokens)
+    plan = plan_of(requests, limits, 0.3)
+    again = [replace(row, request_id=f"{row.request_id} again") for row in requests]
+    scheduler = Scheduler(limits, BlockPool(num_blocks, BLOCK), SHAPE.max_model_len, decode_ahead=ahead)
+    late = [shard_work(plan, shard, again) for shard in plan.shards]
+
+    def arrive() -> list[Sequence]:
+        return scheduler.add(late.pop(), ADAPTERS) if late and order.random() < 0.2 else []
+
+    sequences = [one for shard in plan.shards for one in scheduler.add(shard_work(plan, shard, requests), ADAPTERS)]
+    results = drain(scheduler, SymbolicModel(num_blocks * BLOCK), sequences, in_flight, arrive=arrive)
+    for work in late:
+        results |= drain(scheduler, SymbolicModel(num_blocks * BLOCK), scheduler.add(work, ADAPTERS), in_flight)
+    scheduler.check_integrity()
+    wanted = texts([row for row in requests if row.labels is None])
+    for name, tokens_of in wanted.items():
+        assert results[name] == results[f"{name} again"] == tokens_of
+    assert len(results) == 2 * len(requests)
+
+
+def test_a_text_that_ends_leaves_no_room_held_to_the_same_text_again() -> None:
+    limits, row = (
+        config(5),
+        replace(request("first", [1] * 4, 13), params=SamplingParams(max_tokens=13, ignore_eos=True)),
+    )
+    plan = plan_of([row], limits)
+    scheduler = Scheduler(limits, BlockPool(5, BLOCK), SHAPE.max_model_len)
+    (shard,) = plan.shards
+    rows = [row, replace(row, request_id="again")]
+    sequences = [one for asked in rows for one in scheduler.add(shard_work(plan, shard, [asked]))]
+    results = drain(scheduler, SymbolicModel(5 * BLOCK), sequences)
+    scheduler.check_integrity()
+    assert [len(results[asked.request_id]) for asked in rows] == [13, 13]
 
 
 def structured_texts(draw: random.Random) -> tuple[list[Request], list[int], int]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.plan import PrefixNode
+from engine.plan import PrefixNode, ShardWork
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.scheduling.block_pool import BlockPool
@@ -53,6 +53,17 @@ def test_a_node_is_made_with_its_ancestors_and_shared() -> None:
     assert (first.node.users, first.node.decode_kv_tokens, first.node.ends) == (1, 3, [first])
     # Another layout numbers other nodes alike: it shares none.
     assert nodes.get(1, PLANNED, 0, request_of(5, 6, 7)) is not root
+
+
+def test_a_shard_that_is_live_already_comes_to_nodes_of_its_own() -> None:
+    nodes = LiveNodes(BlockPool(4, 2))
+    shard, other = (ShardWork("layout", index, str(index), (), (), ()) for index in (0, 1))
+    assert nodes.layout_of(shard) == nodes.layout_of(other) == 0
+    first = joined(nodes, 1, 5, 6, 7)
+    assert (nodes.layout_of(shard), nodes.layout_of(other)) == (1, 0)
+    assert nodes.layout_of(ShardWork("another", 0, "0", (), (), ())) == 2
+    nodes.leave(first)
+    assert nodes.layout_of(shard) == 0
 
 
 def test_blocks_go_with_the_last_sequence_below() -> None:

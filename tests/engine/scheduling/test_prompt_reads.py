@@ -143,7 +143,8 @@ def test_a_request_that_comes_late_has_the_rows_computed_again_that_nobody_read(
     run = Run(requests, random.Random(0), 0, shard_seconds=1e9, max_num_batched_tokens=64)
     work = shard_work(run.plan, run.plan.shards[0], requests)
     parts = [
-        replace(work, requests=(made,), node_of=(node,)) for made, node in zip(work.requests, work.node_of, strict=True)
+        replace(work, index=index, requests=(made,), node_of=(node,))
+        for index, (made, node) in enumerate(zip(work.requests, work.node_of, strict=True))
     ]
     shapes = []
     while run.scheduler.has_work() or parts:
