@@ -13,10 +13,12 @@ import typer
 from engine.errors import UserError
 from flows.options import (
     AdmissionPolicy,
+    Full,
     JobFile,
     OrderPolicy,
     Output,
     ReportFormat,
+    RetryFailed,
     RunFormat,
     Settings,
     SharingPolicy,
@@ -50,8 +52,8 @@ app.add_typer(store_app, name="store")
 def score(
     job: JobFile,
     output: Output = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")] = False,
+    retry_failed: RetryFailed = False,
+    full: Full = False,
     wait: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Wait for a run that has the folder.")] = 0.0,
     settings: Settings = None,
     trace: Annotated[
@@ -82,6 +84,8 @@ def plan(
     sharing: SharingPolicy = None,
     order: OrderPolicy = None,
     admission: AdmissionPolicy = None,
+    retry_failed: RetryFailed = False,
+    full: Full = False,
     device: Annotated[
         str | None,
         typer.Option("--device", metavar="GPU", help="Plan for a GPU that need not be here, such as h100 or l4."),
@@ -92,7 +96,7 @@ def plan(
     with _loaded(job, output, settings, sharing=sharing, order=order, admission=admission) as loaded:
         from tasks.dry_run import plan_job
 
-        planned = plan_job(loaded, device)
+        planned = plan_job(loaded, device, retry_failed=retry_failed, full=full)
     typer.echo(json.dumps(planned.as_json(), indent=2) if form == "json" else str(planned))
 
 

@@ -21,6 +21,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the job, dotted; may be repeated."),
 ]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Score rows again that are errors.")]
+Full = Annotated[bool, typer.Option("--full", help="Score all rows again, whatever was scored before.")]
 SharingPolicy = Annotated[
     str | None, typer.Option("--sharing", metavar="|".join(SHARING), help="Short for --set engine.sharing=…")
 ]

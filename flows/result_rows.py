@@ -22,7 +22,6 @@ class Rows(Protocol):
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    # By column, because two columns of a query may have one name.
     return zip(*map(_values, batch.columns), strict=True)
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
@@ -50,8 +49,7 @@ def _write_json(result: Rows, out: BinaryIO) -> None:
     separator = "["
     for batch in result.batches():
         for row in rows_of(batch):
-            record = dict(zip(result.columns, map(_json_value, row), strict=True))
-            out.write(f"{separator}{json.dumps(record, ensure_ascii=False, default=text_of)}".encode())
+            out.write(f"{separator}{_json(dict(zip(result.columns, row, strict=True)))}".encode())
             separator = ",\n "
     out.write(b"[]\n" if separator == "[" else b"]\n")
 
@@ -66,9 +64,15 @@ def _csv_cell(value: Any) -> str:
     return "" if value is None else text_of(value)
 
 
-def _json_value(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+def _json(value: Any) -> str:
+    """JSON has neither NaN nor infinity, but numbers of any length: a decimal's digits are all there."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):  # something in it is none of Python's JSON
+        pass
     if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    return list(map(_json_value, value)) if isinstance(value, list) else value
+        pairs = (f"{json.dumps(str(key), ensure_ascii=False)}: {_json(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_json, value))}]"
+    return "null" if isinstance(value, float) else text_of(value)

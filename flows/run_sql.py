@@ -12,7 +12,7 @@ from flows.sql_format import Format, choose_format
 from flows.terminal_text import harmless
 from tasks.query import QueryResult, query
 from tasks.report.latest import latest_output
-from tasks.report.table_file import write_table_file
+from tasks.report.table_file import check_table_file, write_table_file
 from tasks.report.views import attach_statements
 from tasks.storage.commit import open_private, replacing
 from tasks.storage.open_folder import open_folder
@@ -33,6 +33,8 @@ def run_sql(
     `others` are written NAME=FOLDER.
     """
     form = choose_format(form, to)
+    if to is not None and form is Format.DUCKDB:
+        check_table_file(to)
     folder = output if output is not None else str(latest_output())
     with query(folder, statement, others=_named(others)) as result:
         if result.warning is not None:

@@ -11,7 +11,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from engine.errors import EngineClosedError, EngineLostError, UserError
 from engine.loop.plan_cost import plan_cost
@@ -35,7 +35,7 @@ from tasks.error_limit import ErrorLimit
 from tasks.extract import Extracted, extract
 from tasks.infer import ShardDone, infer
 from tasks.job.job import MAX_WORKERS, ScoringJob
-from tasks.job.job_file import load_job
+from tasks.job.job_file import load_job, parse_job
 from tasks.plan import StoredPlan, plan
 from tasks.report.used_folders import remember_folder
 from tasks.row_names import refuse_rejected
@@ -56,6 +56,11 @@ Log = logging.Logger | logging.LoggerAdapter[Any]
 stop_at_exit()
 
 
+def _parsed(given: object) -> object:
+    """A job's keys as a job file has them, with lines as its; pydantic's own would name our functions."""
+    return parse_job(given, "job") if isinstance(given, dict) else given
+
+
 @flow(
     name="trunkline-score",
     flow_run_name=lambda: f"score-{_name(flow_run.parameters['job'])}",
@@ -64,7 +69,7 @@ stop_at_exit()
     result_serializer="json",  # Prefect writes the exception of a failed run all the same, by default as a pickle
 )
 def score(
-    job: ScoringJob | str,
+    job: Annotated[ScoringJob | str, BeforeValidator(_parsed)],
     retry_failed: bool = False,
     full: bool = False,
     wait: Annotated[float, Field(ge=0)] = 0.0,
@@ -72,8 +77,8 @@ def score(
     """Scores every row of the job's source that has no committed result yet, and publishes all of them.
 
     Args:
-        job: what to score, with which model, and where the results go, or the path of a job file; relative paths
-            start at the working directory.
+        job: what to score, with which model, and where the results go, as a job or a mapping of its keys, or the path
+            of a job file; relative paths start at the working directory.
         retry_failed: score the rows again that ended as errors.
         full: score all rows again, whatever the output folder and the job's store have of them.
         wait: seconds to wait for a run that has the output folder; with 0 this one is refused at once.

@@ -96,12 +96,14 @@ def _rows_words(rows: int, rejected: int) -> str:
     return f"{rejected:,} cannot be scored" if rows else "the source has no rows"
 
 
-def plan_job(job: ScoringJob, device: str | None = None) -> PlanReport:
+def plan_job(
+    job: ScoringJob, device: str | None = None, *, retry_failed: bool = False, full: bool = False
+) -> PlanReport:
     """For this machine, or for a GPU that `kernels.known_gpus` knows by this name. Raises UserError as a run would."""
     with tempfile.TemporaryDirectory(prefix="trunkline-") as scratch:
         folder = OutputFolder(Path(scratch))
         folder.create()
-        run = make_run(job, folder, not_here=device)
+        run = make_run(job, folder, retry_failed=retry_failed, full=full, not_here=device)
         extracted = extract_rows(run)
         earlier = folder_of(job).look()
         found = find_pending(run, extracted, earlier)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from engine.errors import UserError
 from tasks.report.published import open_published
 from tasks.report.views import THIS, open_for_queries
+from tasks.storage.arrow_columns import arrow_columns
 from tasks.storage.duck import BATCH_ROWS, MEMORY
 from tasks.storage.interruptible import batches_of, ctrl_c, interruptible
 from tasks.storage.open_folder import open_folder
@@ -62,7 +63,7 @@ class QueryResult(AbstractContextManager["QueryResult"]):
         return "; ".join(filter(None, found)) or None
 
     def _start(self) -> pa.RecordBatchReader:
-        return self._connection.sql(self._sql).to_arrow_reader(BATCH_ROWS)
+        return arrow_columns(self._connection.sql(self._sql)).to_arrow_reader(BATCH_ROWS)
 
     @property
     def schema(self) -> pa.Schema:

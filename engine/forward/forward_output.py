@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
+
+from kernels.segments import Ints
 
 
 class Chosen(NamedTuple):
@@ -19,3 +22,8 @@ class Forward:
 
     hidden: Tensor
     best: Chosen | None = None
+
+
+def are_all(places: Ints, count: int) -> bool:
+    """Whether these are all of `count` rows, each once and in order: several samples may be of one row."""
+    return np.array_equal(places, np.arange(count))

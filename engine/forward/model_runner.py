@@ -12,7 +12,7 @@ from engine.forward.attention_backend import attention_backend
 from engine.forward.cpu.attention import CpuAttention
 from engine.forward.cpu.fused_body import FusedBody
 from engine.forward.cpu.loop_replay import LoopReplay
-from engine.forward.forward_output import Chosen, Forward
+from engine.forward.forward_output import Chosen, Forward, are_all
 from engine.forward.kv_cache import KVCache
 from engine.forward.loaded_model import LoadedModel
 from engine.forward.runner_adapters import RunnerAdapters
@@ -127,8 +127,7 @@ class ModelRunner:
     @torch.inference_mode()
     def best_tokens(self, hidden: Tensor, places: Ints, told: Tensor | None = None) -> Chosen:
         """Of the rows at `places`, as `LoadedModel.best_tokens` has them."""
-        whole = len(places) == len(hidden)
-        return self._best_tokens(hidden if whole else hidden[self.index(places)], told)
+        return self._best_tokens(hidden if are_all(places, len(hidden)) else hidden[self.index(places)], told)
 
     def _best_tokens(self, rows: Tensor, told: Tensor | None = None) -> Chosen:
         """A bounded number at a time."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.forward import sampler
-from engine.forward.forward_output import Chosen, Forward
+from engine.forward.forward_output import Chosen, Forward, are_all
 from engine.forward.logit_rules import apply_rules
 from engine.forward.model_runner import ModelRunner
 from engine.forward.philox import words
@@ -151,7 +151,7 @@ class StepReader:
     def _best(self, forward: Forward, places: Ints, keys: Ints) -> Chosen:
         """A margin that is no less than its text's least so far need not be known."""
         if forward.best is not None:
-            whole = len(places) == len(forward.best.tokens)
+            whole = are_all(places, len(forward.best.tokens))
             return forward.best if whole else Chosen(*(part[self._runner.index(places)] for part in forward.best))
         told = None
         if not self._runner.num_steps_ahead:

@@ -1,1 +1,1 @@
-CAST({column} AS VARCHAR) AS {column}
+{column}::VARCHAR AS {alias}

@@ -47,8 +47,8 @@ ROW_COLUMN = "row_index"
 
 def _as_mapping(value: object) -> object:
     """`keep` may be a list of columns, or a mapping from a column to its name in the results."""
-    if isinstance(value, list | tuple):
-        if any(not isinstance(column, str) for column in value):
+    if not isinstance(value, dict):
+        if not isinstance(value, list | tuple) or any(not isinstance(column, str) for column in value):
             raise ValueError("is a list of column names, or a mapping of column to result column")
         if len(set(value)) != len(value):
             raise ValueError("names a column twice")

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from engine.errors import UserError
 from tasks.storage.commit import replacing
-from tasks.storage.duck import new_database
-from tasks.storage.interruptible import CallBeside
+from tasks.storage.duck import database_connection, new_database
+from tasks.storage.interruptible import CallBeside, fetch_all
 from tasks.storage.statements import identifier, message_of, statement
 
 _LOOK_SECONDS = 0.02
@@ -44,6 +44,21 @@ class HandedBatches:
                 batch = self._waiting.get(timeout=_LOOK_SECONDS)
                 self._places.put(None)
                 yield batch
+
+
+def check_table_file(to: Path) -> None:
+    """Raises UserError where `to` is there, and is not what an earlier `--to` made: it would be lost."""
+    if not to.is_file() or not to.stat().st_size:
+        return
+    try:
+        with database_connection(to.resolve()) as connection:
+            found = fetch_all(connection, statement("steps/database_tables"), {})
+    except duckdb.Error as said:
+        raise UserError(f"--to {to}: cannot be replaced: {message_of(said)}; name another file") from None
+    others = [name for name, kind in found if (name, kind) != (to.stem, "table")]
+    if others:
+        has = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise UserError(f"--to {to}: has {has}, which would be lost; name a new file, and ATTACH that one there")
 
 
 def write_table_file(to: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:

@@ -12,6 +12,7 @@ from tasks.request.messages import Chat, Message, encoding_error, parse_argument
 from tasks.request.prompt_text import BlankPrompt, PromptText, RenderedPrompt
 from tasks.request.special_tokens import SpecialTokens, each_text
 from tasks.request.template import PromptTemplate
+from tasks.request.template_filters import NullPrintedError
 from tasks.source.cells import Cell, CellOrError, text_of
 from tasks.source.row_error import BAD_ITEMS, BAD_MESSAGES, EMPTY_PROMPT, TEMPLATE_ERROR, RowError, described
 from tasks.source.source_rows import SourceBatch
@@ -155,6 +156,8 @@ class PromptRenderer:
         try:
             text = _check_text(template.render(cells))
         except TEMPLATE_FAILURES as problem:
+            if isinstance(problem, NullPrintedError):
+                problem = NullPrintedError([name for name, cell in values.items() if cell is None])
             return described(TEMPLATE_ERROR, "the template fails on this row", problem)
         return text if isinstance(text, RowError) or self.prompt.parses_special else self._special.exchanged(text)
 

@@ -22,6 +22,18 @@ _OF_TEXTS = {
 }
 
 
+class NullPrintedError(ValueError):
+    """A NULL in a prompt would read `None`, which nobody means.
+
+    Seen as: the row's `TEMPLATE_ERROR`, with the columns that are NULL in it.
+    """
+
+    def __init__(self, columns: Iterable[str] = ()) -> None:
+        names = f" ({', '.join(columns)})" if columns else ""
+        cure = "write {{ x if x is not none else '' }} where that is meant"
+        super().__init__(f"a column that it prints is NULL{names}; {cure}")
+
+
 def cell_filters() -> dict[str, Callable[..., Any]]:
     """Jinja's own but a few, and two in the place of the methods that templates would call: `split`, `strftime`."""
     kept = {name: function for name, function in FILTERS.items() if name not in _NOT_FOR_PROMPTS}
@@ -31,8 +43,7 @@ def cell_filters() -> dict[str, Callable[..., Any]]:
 
 def printed(value: Any) -> str:
     if value is None:
-        # A NULL in a prompt would read `None`, which nobody means.
-        raise ValueError("a column that it prints is NULL; write {{ column or '' }} where that is meant")
+        raise NullPrintedError
     return str(value) if isinstance(value, Undefined) else text_of(value)
 
 

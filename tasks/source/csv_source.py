@@ -52,7 +52,9 @@ def read_rows(path: Path, source: Source) -> Iterator[Row]:
     records = _records(path, source)
     header = next(records, [])
     for number, fields in enumerate(records, start=1):
-        if not fields:
+        if not fields:  # a NULL where there is one column, as DuckDB and others write it; else no row
+            if len(header) == 1:
+                yield {}
             continue
         if len(fields) != len(header):
             raise UserError(

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from duckdb.sqltypes import DuckDBPyType
 
 from engine.errors import UserError
+from tasks.storage.arrow_columns import arrow_columns
 from tasks.storage.duck import BATCH_ROWS, database_connection
 from tasks.storage.interruptible import batches_of, interruptible, open_reader
-from tasks.storage.statements import identifier, message_of, single_select, statement
-
-_NESTED = {"array", "list", "map", "struct"}
-# Arrow gets a bit string's bytes, a time without its zone, -1 for a large unsigned number; Parquet has no intervals.
-_FOREIGN = {"bignum", "bit", "geometry", "interval", "time with time zone", "uhugeint", "union", "variant", "varint"}
-
+from tasks.storage.statements import message_of, single_select, statement
 
 # Errors in whose words DuckDB quotes a value: a cell, which may be a prompt. A line for the user is in logs as well.
 _OF_VALUES = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException)
@@ -26,30 +21,14 @@ _OF_VALUES = (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.O
 
 def read_schema(database: Path, query: str) -> pa.Schema:
     with _query(database, query) as (connection, relation):
-        none = _readable(relation, relation.columns).limit(0)
+        none = arrow_columns(relation).limit(0)
         return interruptible(connection, none.to_arrow_table).schema
 
 
 def read_batches(database: Path, query: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     with _query(database, query) as (connection, relation):
-        yield from batches_of(connection, open_reader(connection, _readable(relation, columns), BATCH_ROWS))
-
-
-def _readable(relation: duckdb.DuckDBPyRelation, columns: Sequence[str]) -> duckdb.DuckDBPyRelation:
-    """These columns; one whose type Arrow or Parquet would not hold whole is its text, by DuckDB's own cast."""
-    kinds = dict(zip(relation.columns, relation.types, strict=True))
-    return relation.project(", ".join(_column(name, kinds[name]) for name in columns))
-
-
-def _column(name: str, kind: DuckDBPyType) -> str:
-    quoted = identifier(name)
-    return statement("steps/as_text", column=quoted) if _is_foreign(kind) else quoted
-
-
-def _is_foreign(kind: DuckDBPyType) -> bool:
-    if kind.id in _NESTED:
-        return any(_is_foreign(child) for _, child in kind.children if isinstance(child, DuckDBPyType))
-    return kind.id in _FOREIGN
+        places = [relation.columns.index(name) for name in columns]
+        yield from batches_of(connection, open_reader(connection, arrow_columns(relation, places), BATCH_ROWS))
 
 
 @contextmanager

@@ -19,6 +19,14 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _MARK = "\ufeff"
+# What files begin with.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zX": "xz",
+    b"PK\x03\x04": "zip",
+}
 _ESCAPE = "trunkline-escape"
 
 
@@ -54,6 +62,10 @@ def _guess(path: Path, kind: str) -> str:
             start = file.read(4)
     except (EOFError, OSError, zlib.error) as problem:
         raise UserError(f"source.{kind}: {path} cannot be read ({problem})") from None
+    for magic, program in _COMPRESSED.items():
+        if start.startswith(magic):
+            cure = "name it .gz" if program == "gzip" else "decompress it, or use gzip"
+            raise UserError(f"source.{kind}: {path} is compressed by {program}, which is not read; {cure}")
     for mark, encoding in _MARKS.items():
         if start.startswith(mark):
             return encoding

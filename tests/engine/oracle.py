@@ -22,13 +22,12 @@ class Oracle:
     def generate(self, request: Request, **ways: Any) -> list[int]:
         """Greedily; `ways` are transformers' own."""
         prompt = torch.tensor(request.prompt_token_ids, dtype=torch.long)[None]
-        end = [] if request.params.ignore_eos else self.model.generation_config.eos_token_id
         out = self.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             do_sample=False,
             max_new_tokens=request.params.max_tokens,
-            eos_token_id=end or None,
+            eos_token_id=sorted(self._ends(request)) or None,
             pad_token_id=0,
             **ways,
         )
@@ -68,11 +67,28 @@ class Oracle:
             for wanted, score in pairs:
                 assert abs(wanted - score.logprob) < TOLERANCE, (request.request_id, wanted, score.logprob)
             return max(abs(wanted - score.logprob) for wanted, score in pairs)
-        greedy, got = self.generate(request), list(output.token_ids)
-        if greedy == got:
-            return 0.0
-        split = next(i for i, (a, b) in enumerate(zip(greedy, got, strict=False)) if a != b)
-        logits = self.logits([*request.prompt_token_ids.tolist(), *greedy[:split]])[-1]
-        gap = float(logits[greedy[split]] - logits[got[split]])
-        assert abs(gap) < TIE, (request.request_id, split, greedy[split], got[split], gap)
-        return abs(gap)
+        return self._assert_greedy(request, list(output.token_ids))
+
+    @torch.inference_mode()
+    def _assert_greedy(self, request: Request, got: list[int]) -> float:
+        """Each token is the best behind all before it, which one pass over them shows; a text ends where it has to.
+
+        Tokens behind a tie are those of another text, of which nothing is said.
+        """
+        prompt = request.prompt_token_ids.tolist()
+        made = self.model(torch.tensor([[*prompt, *got]]), use_cache=False, logits_to_keep=len(got) + 1).logits[0, :-1]
+        assert len(made) == len(got) > 0
+        for place, (best, token) in enumerate(zip(made.argmax(-1).tolist(), got, strict=True)):
+            if best != token:
+                gap = float(made[place, best] - made[place, token])
+                assert gap < TIE, (request.request_id, place, best, token, gap)
+                return gap
+        ends = self._ends(request)
+        assert not ends.intersection(got[:-1]), (request.request_id, "goes on behind its end")
+        assert len(got) == request.params.max_tokens or got[-1] in ends, (request.request_id, "ends too early")
+        assert len(got) <= request.params.max_tokens
+        return 0.0
+
+    def _ends(self, request: Request) -> set[int]:
+        ends = [] if request.params.ignore_eos else self.model.generation_config.eos_token_id or []
+        return {ends} if isinstance(ends, int) else set(ends)

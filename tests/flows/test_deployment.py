@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from prefect.exceptions import ParameterTypeError
 from prefect.flows import load_flow_from_entrypoint
 
+from engine.errors import UserError
 from flows.score import score
 from tasks.job.job_file import parse_job
 from tasks.query import query
@@ -44,7 +44,7 @@ def test_a_deployment_runs_the_public_flow(name: str) -> None:
 
 def test_a_deployment_may_hold_the_jobs_keys_themselves(small_job: dict[str, Any]) -> None:
     assert score.validate_parameters({"job": small_job})["job"] == parse_job(small_job, "test")
-    with pytest.raises(ParameterTypeError, match="sourc"):
+    with pytest.raises(UserError, match=r"^job: sourc: unknown key; did you mean source\?$"):
         score.validate_parameters({"job": small_job | {"sourc": 1}})
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flows.result_writer import write_result
 from flows.sql_format import Format
 from flows.text_table import CELL_LINES, TABLE_ROWS
 from flows.workbook import LONGEST_TEXT
-from tasks.report.table_file import HandedBatches, write_table_file
+from tasks.report.table_file import HandedBatches, check_table_file, write_table_file
 
 
 class Answer:
@@ -70,6 +71,25 @@ def test_json_is_one_array_of_objects(table: pa.Table) -> None:
     }
     assert records[1]["logprob"] is None
     assert len(records) == 3
+
+
+def test_numbers_of_any_length_are_numbers_in_json() -> None:
+    """A sum is 38 digits wide, and so is what it is beside in a list or a struct."""
+    most = Decimal(10**38 - 1)
+    nested = pa.list_(pa.struct([("share", pa.decimal128(9, 2))]))
+    table = pa.table(
+        {
+            "sum": pa.array([Decimal(219), most], pa.decimal128(38, 0)),
+            "of": pa.array([[{"share": Decimal("1.50")}], None], nested),
+            "mean": [float("nan"), -float("inf")],
+        }
+    )
+    text = written(table, Format.JSON).decode()
+    assert (
+        text
+        == f'[{{"sum": 219, "of": [{{"share": 1.50}}], "mean": null}},\n {{"sum": {most}, "of": null, "mean": null}}]\n'
+    )
+    assert json.loads(text)[1]["sum"] == most
 
 
 def test_json_of_no_rows_is_an_empty_array(table: pa.Table) -> None:
@@ -223,6 +243,25 @@ def test_a_database_has_a_table_of_the_files_name(table: pa.Table, tmp_path: Pat
         assert made.table('"my ""answers"""').to_arrow_table().to_pylist()[0]["probs"] == [("yes", 0.25)]
     assert to.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [to.name]
+
+
+def test_a_database_that_has_more_than_an_earlier_answer_is_left_alone(tmp_path: Path) -> None:
+    to = tmp_path / "warehouse.duckdb"
+    check_table_file(to)
+    with duckdb.connect(str(to)) as made:
+        made.sql("create table warehouse as select 1 as n")
+    check_table_file(to)
+    with duckdb.connect(str(to)) as made:
+        made.sql("create table orders as select 1 as n")
+        made.sql("create view open_orders as from orders")
+    said = r"^--to .*warehouse\.duckdb: has open_orders, orders, which would be lost; name a new file, and ATTACH "
+    with pytest.raises(UserError, match=said):
+        check_table_file(to)
+    to.write_text("mine, and no database")
+    with pytest.raises(UserError, match=r"^--to .*warehouse\.duckdb: cannot be replaced: .*; name another file$"):
+        check_table_file(to)
+    to.write_text("")
+    check_table_file(to)
 
 
 def test_a_database_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) -> None:

@@ -56,6 +56,34 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
     assert in_shell(finished.output_folder, "select label_probs[label] > 0 from results limit 1") == [(True,)]
 
 
+def test_columns_of_one_name_are_numbered_in_every_form(finished: ScoringJob, tmp_path: Path) -> None:
+    joined = "select a.custom_id, b.custom_id, 1 as N, 2 as n from results a join results b using (request_hash)"
+    names = ("custom_id", "custom_id_1", "N", "n_1")
+    with query(finished.output_folder, joined) as result:
+        assert result.columns == names
+    for name in ("joined.json", "joined.parquet", "joined.duckdb"):
+        run_sql(joined, str(finished.output_folder), None, tmp_path / name)
+        with duckdb.connect() as connection:
+            connection.execute(f"attach '{tmp_path / 'joined.duckdb'}' as made") if name == "joined.duckdb" else None
+            made = connection.sql(f"from {'made.joined' if name == 'joined.duckdb' else repr(str(tmp_path / name))}")
+            assert (tuple(made.columns), len(made.fetchall())) == (names, 4)
+
+
+def test_types_that_arrow_does_not_hold_are_duckdbs_texts(finished: ScoringJob, tmp_path: Path) -> None:
+    asked = "select interval 5 second as took, '101'::bit as bits, [interval 1 day] as days, sequence from runs"
+    assert ask(finished.output_folder, asked) == [{"took": "00:00:05", "bits": "101", "days": "[1 day]", "sequence": 1}]
+    run_sql(asked, str(finished.output_folder), None, tmp_path / "took.parquet")
+    assert duckdb.read_parquet(str(tmp_path / "took.parquet")).fetchall() == [("00:00:05", "101", "[1 day]", 1)]
+
+
+def test_the_folders_own_database_is_not_replaced(finished: ScoringJob) -> None:
+    own = finished.output_folder / "results.duckdb"
+    before = own.read_bytes()
+    with pytest.raises(UserError, match=r"results\.duckdb: has .*, which would be lost"):
+        run_sql("from results", str(finished.output_folder), None, own)
+    assert own.read_bytes() == before
+
+
 def test_a_moved_folder_answers_as_before(finished: ScoringJob, tmp_path: Path) -> None:
     before = table(finished)
     moved = tmp_path / 'it\'s "moved"'

@@ -30,6 +30,16 @@ def test_plan_job_writes_nothing_and_knows_what_is_committed(job_of: JobMaker) -
     assert sorted(job.output_folder.rglob("*")) == before
 
 
+def test_a_run_that_scores_again_is_planned_as_one(job_of: JobMaker) -> None:
+    job = job_of([*rows("abcd", "abce"), {"id": "bad", "text": "unlucky", "topic": 9}])
+    run_steps(job)
+    assert [plan_job(job).pending, plan_job(job, retry_failed=True).pending, plan_job(job, full=True).pending] == [
+        0,
+        1,
+        3,
+    ]
+
+
 def test_plan_job_counts_starting_and_loading(job_of: JobMaker) -> None:
     job = job_of(rows("abcd", "abce"))
     note_starting(5.0)

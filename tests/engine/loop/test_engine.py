@@ -254,6 +254,20 @@ def test_the_same_prompt_asked_in_many_ways_is_computed_once(engine: Engine, tin
     assert len({outputs[f"s{i}"].token_ids for i in range(3)}) == 3
 
 
+@pytest.mark.parametrize("others", [1, 2, 3])
+def test_texts_of_one_prompt_beside_other_rows_that_are_read(engine: Engine, tiny_model: Path, others: int) -> None:
+    """Three texts begin at one row: with two other rows, the samples are as many as the rows that are read."""
+    ids = prompt(engine, "A prompt asked in many ways")
+    texts = [Request(f"t{most}", ids, SamplingParams(max_tokens=most)) for most in (3, 4, 5)]
+    labels = (np.array([5], dtype=np.int32),)
+    asked = [Request(f"l{i}", prompt(engine, f"Another prompt, the {i}th"), labels=labels) for i in range(others)]
+    oracle = Oracle(tiny_model)
+    for requests in ([*texts, *asked], [*asked, *texts]):
+        outputs = run(engine, requests)
+        for request in requests:
+            oracle.assert_same(request, outputs[request.request_id])
+
+
 def test_a_request_that_cannot_fit_is_an_error_and_the_others_are_scored(engine: Engine) -> None:
     fine = Request("fine", prompt(engine, "short"), SamplingParams(max_tokens=2))
     huge = Request("huge", np.full(1024, 9, dtype=np.int32), SamplingParams(max_tokens=2))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from engine.errors import UserError
@@ -21,7 +22,7 @@ from tests.tasks.steps import ask, outcomes, run_steps, table
 
 def csv_job(job_of: JobMaker, tmp_path: Path, content: bytes, **source: Any) -> Any:
     (tmp_path / "rows.csv").write_bytes(content)
-    return job_of(source={"csv": str(tmp_path / "rows.csv"), "id": "id", **source})
+    return job_of(source={"csv": str(tmp_path / "rows.csv"), "id": "id"} | source)
 
 
 @pytest.mark.fault(16)
@@ -42,6 +43,16 @@ def test_csv_with_all_that_goes_wrong_in_texts(job_of: JobMaker, tmp_path: Path)
     assert [row["topic"] for row in table(job)] == ["x", "y", "\ufffd", "z", "long", "end"]
 
 
+def test_an_empty_line_is_a_null_where_there_is_one_column(job_of: JobMaker, tmp_path: Path) -> None:
+    """As DuckDB writes and reads it; among several columns it is no row."""
+    duckdb.sql(f"copy (select unnest(['a', NULL, 'c', NULL]) as text) to '{tmp_path / 'rows.csv'}'")
+    content = (tmp_path / "rows.csv").read_bytes()
+    assert content == b"text\na\n\nc\n\n"
+    job = csv_job(job_of, tmp_path, content, id=None)
+    run_steps(job)
+    assert outcomes(job) == {"0": "ok", "1": "EMPTY_PROMPT", "2": "ok", "3": "EMPTY_PROMPT"}
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_csv_with_another_delimiter(job_of: JobMaker, tmp_path: Path, delimiter: str) -> None:
     job = csv_job(job_of, tmp_path, f"id{delimiter}text\na{delimiter}one, two\n".encode())
@@ -56,6 +67,8 @@ def test_csv_with_another_delimiter(job_of: JobMaker, tmp_path: Path, delimiter:
         (b"id,text\n1,a\n2,b,c\n", "row 2 has 3 fields, its header 2"),
         (b"id,text,id\n1,a,2\n", "has column 'id' twice"),
         (b'id,text\n1,"a" b\n', "line 2: "),
+        (b"\x28\xb5\x2f\xfd\x04", "compressed by zstd, which is not read; decompress it, or use gzip"),
+        (gzip.compress(b"id,text\n"), "compressed by gzip, which is not read; name it .gz"),
     ],
 )
 def test_csv_that_is_none(job_of: JobMaker, tmp_path: Path, content: bytes, line: str) -> None:
