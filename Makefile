@@ -34,8 +34,9 @@ demo: $(STAMP) $(TABLES) ## Score the example and print its accuracy
 summaries: $(STAMP) $(TABLES) ## A one-line summary of each package of the example
 	$(BIN)/trunkline score examples/summarise.yaml --output $(RUNS)/package-summaries $(FLAGS)
 
+# An image may forbid Python to keep what it compiles: each worker would rewrite every assertion, each command compile us.
 test: $(STAMP) ## All tests but the longest
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 
 nightly: $(STAMP) ## The tests that take longer
 	$(BIN)/pip install --quiet --no-deps --requirement requirements-nightly.lock

@@ -89,9 +89,18 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One Prefect server for all flow tests of the session."""
-    from prefect.testing.utilities import prefect_test_harness
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`prefect.db` of a new Prefect home, to be copied; one for all processes that run tests."""
+    from tests.prefect_server import make_database
 
-    with prefect_test_harness(server_startup_timeout=120):
+    folder = tmp_path_factory.getbasetemp()
+    return make_database(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(migrated_database: Path) -> Iterator[None]:
+    """One Prefect server for all flow tests of the session."""
+    from tests.prefect_server import server_of_tests
+
+    with server_of_tests(migrated_database):
         yield

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# What a shell, `make` and pytest set for each command.
-EACH = ("PWD", "OLDPWD", "SHLVL", "_", "MAKE", "MFLAGS", "PYTEST_CURRENT_TEST")
+# What a shell, `make`, its command line and pytest set for each command.
+EACH = ("PWD", "OLDPWD", "SHLVL", "_", "MAKE", "MFLAGS", "FLAGS", "PYTEST_CURRENT_TEST")
 # What a run looks at where it begins.
 LATE = ("OTEL_EXPORTER_OTLP_ENDPOINT", "TRUNKLINE_LOG_FORMAT")
 IMPORTED = ("engine.forward.load", "engine.loop.build", "flows.cli", "flows.score", "tasks.query", "trunkline")

@@ -190,7 +190,7 @@ def test_the_harness_runs_from_python(project: Path) -> None:
     program = program.replace('"examples/lm_eval")', '"examples/lm_eval", include_defaults=False)')
     program += "\nprint('acc_norm', results['results']['package_topics']['acc_norm,none'])"
     shown = subprocess.run(
-        [sys.executable, "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
+        ["python", "-c", program], cwd=project, env=environment(project), capture_output=True, text=True
     )
     assert shown.returncode == 0, shown.stderr
     assert "acc_norm 0." in shown.stdout

@@ -126,7 +126,20 @@ def read_weights(
         raise UserError(f"{found.kind} has no body apart from its head")
     if group is not None:
         keep_parts(model)
+    _hold_rotation(model)
     return model.to(device.name).eval().requires_grad_(False), stored
+
+
+def _hold_rotation(model: Any) -> None:
+    """Dynamic RoPE turns by other angles only beyond the model's context, where no row of ours is. To look for one,
+    each step would wait for a GPU, and a graph, which may read nothing back, could not be captured.
+    """
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {layer: "default" if "dynamic" in kind else kind for layer, kind in kinds.items()}
+        elif kinds is not None and "dynamic" in kinds:
+            module.rope_type = "default"
 
 
 def hold_to_its_own_code(

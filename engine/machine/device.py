@@ -17,7 +17,8 @@ from kernels.processor import PROCESSOR, takes_bytes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-FP8_CAPABILITY = (8, 9)
+# What Triton compiles for, and with bfloat16; FP8 units came later.
+LEAST_CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)
 # Without one of them (NVIDIA's, AMD's, Windows' own) torch sees no GPU on Linux.
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
@@ -139,6 +140,9 @@ def _checked(device: Device, config: EngineConfig) -> Device:
     """A GPU that computes as `config` says, else a UserError."""
     if config.determinism == "strict":
         raise UserError("engine.determinism: strict is for the CPU alone; take engine.device: cpu, or default")
+    if device.backend == "triton" and nvidia_capability(device) < LEAST_CAPABILITY:
+        have, least = (".".join(map(str, one)) for one in (nvidia_capability(device), LEAST_CAPABILITY))
+        raise UserError(f"engine.device: {_cuda_name(device)} has capability {have}, kernels need {least}; take cpu")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)

@@ -61,15 +61,16 @@ def resolve_model(path: str) -> ModelFiles:
     if path == EMBEDDED:
         return _embedded()
     location = Path(path).expanduser()
+    looked = "" if location.is_absolute() else f" (looked from {Path.cwd()})"
     if location.suffix == ".gguf":
         if not location.is_file():
-            raise UserError(f"model.path: no file {location}")
+            raise UserError(f"model.path: no file {location}{looked}")
         return ModelFiles(location.stem, location.parent, location.name, _fingerprint([location]))
     if not location.is_dir():
         cure = "give a folder with safetensors, a .gguf file or 'embedded'"
         if _HUB_NAME.fullmatch(path):
             cure = f"nothing is fetched from a hub: hf download {path} --local-dir FOLDER, and name that folder"
-        raise UserError(f"model.path: no folder {location}; {cure}")
+        raise UserError(f"model.path: no folder {location}{looked}; {cure}")
     if not (location / "config.json").is_file():
         raise UserError(f"model.path: {location} has no config.json")
     weights = sorted(location.glob("*.safetensors"))

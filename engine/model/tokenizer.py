@@ -1,6 +1,7 @@
 """The model's tokenizer, from local files."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,14 @@ if TYPE_CHECKING:
 GENERAL = "TokenizersBackend"
 
 
+# A run's process asks twice, to check the prompt and to encode the rows; its engine's may be the same process.
+@lru_cache(maxsize=2)
 def load_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
+    """`own_tokenizer`, read once for all of this process's callers: none of them changes it."""
+    return own_tokenizer(model)
+
+
+def own_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
     """Raises UserError where the model has none that runs without remote code, or another model's."""
     from transformers import PreTrainedTokenizerFast
 

@@ -12,7 +12,7 @@ from lm_eval.models.utils import has_bos_prefix
 
 from engine.errors import UserError
 from engine.model.checkpoint import ModelFiles
-from engine.model.tokenizer import load_tokenizer
+from engine.model.tokenizer import own_tokenizer
 from tasks.request.budgeted_jinja import chat_budget
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TextModel(TemplateLM, ABC):
     def __init__(self, model: ModelFiles, args: "ModelArgs") -> None:
         """Raises UserError where the model has no tokenizer, or no token to begin an empty context with."""
         super().__init__()
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(model)
+        self.tokenizer: PreTrainedTokenizerFast = own_tokenizer(model)
         if args.add_bos_token is not None:
             self.tokenizer.add_bos_token = args.add_bos_token  # type: ignore[misc]  # it can be set, says its code
         self._add_bos_token = args.add_bos_token

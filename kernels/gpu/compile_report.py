@@ -1,9 +1,10 @@
 """What the compilers make of a kernel, with no device at hand: registers, spills, shared memory, matrix instructions.
 
-    python -m kernels.gpu.compile_report [sm_80] [sm_90] [gfx942] [128 | 0] [--json]
+    python -m kernels.gpu.compile_report [sm_80] [sm_90] [gfx942] [128 | 0] [--float32] [--json]
 
 prints a Markdown row for every configuration in `kernels.gpu.tuning.attention_config` with the occupancy that follows,
-and for the other kernels; with a number, for that head size alone; with 0, for the other kernels alone.
+and for the other kernels; with a number, for that head size alone; with 0, for the other kernels alone; with
+`--float32`, for attention in 32 bits.
 """
 
 import json
@@ -162,14 +163,21 @@ def _found(pattern: str, text: str) -> str:
 
 
 def attention(
-    arch: str, config: AttentionConfig, dim: int, *, small: bool = True, fp8: bool = False, capped: bool = False
+    arch: str,
+    config: AttentionConfig,
+    dim: int,
+    *,
+    kind: str = BF16,
+    small: bool = True,
+    fp8: bool = False,
+    capped: bool = False,
 ) -> Compiled:
-    """The attention kernel in bfloat16, 32 heads over 8 KV heads, pages of 16."""
-    kept = U8 if fp8 else BF16
+    """The attention kernel in `kind`, 32 heads over 8 KV heads, pages of 16."""
+    kept = U8 if fp8 else kind
     block_dim, rest_dim = dim_tiles(dim)
     arguments: list[Argument] = [
-        Reads._make([BF16, KeyValue._make([kept] * 2), KeyValue._make([kept] * 2)]),
-        Results._make([BF16, F32, Partials._make([F32] * 2)]),
+        Reads._make([kind, KeyValue._make([kept] * 2), KeyValue._make([kept] * 2)]),
+        Results._make([kind, F32, Partials._make([F32] * 2)]),
         ItemTables._make([I32] * 4),
         F32,
         KeyValue._make([F32] * 2),
@@ -266,13 +274,14 @@ def _adapters(arch: str) -> Others:
     yield "adapters' expand", 4, compile_for(arch, expand_kernel, expand, 4, 3)
 
 
-def rows(arch: str, dims: Sequence[int] = ()) -> Iterator[tuple[str, Compiled, int]]:
+def rows(arch: str, dims: Sequence[int] = (), kind: str = BF16) -> Iterator[tuple[str, Compiled, int]]:
     """What was compiled, how it came out, and its warps: attention in the head sizes `dims`, or everything."""
     for dim in dims or DIMS:
-        for config in attention_candidates(arch, dim) if dim else ():
+        room = dim if kind == BF16 else 2 * dim
+        for config in attention_candidates(arch, room) if dim else ():
             tile = f"{config.small}, {config.large} x {config.keys}; {config.num_warps}, {config.num_stages}"
-            yield f"{arch} | {dim} | {tile}", attention(arch, config, dim), config.num_warps
-    for name, num_warps, made in others(arch) if not any(dims) else ():
+            yield f"{arch} | {dim} | {tile}", attention(arch, config, dim, kind=kind), config.num_warps
+    for name, num_warps, made in others(arch) if not any(dims) and kind == BF16 else ():
         yield f"{arch} | {name} | {num_warps}", made, num_warps
 
 
@@ -280,7 +289,7 @@ def main(arguments: Sequence[str]) -> None:
     """A line a row: of the table, or of JSON with `--json`."""
     dims = [int(word) for word in arguments if word.isdigit()]  # 0: none, so the other kernels alone
     for arch in [word for word in arguments if word in TARGETS] or TARGETS:
-        for name, made, num_warps in rows(arch, dims):
+        for name, made, num_warps in rows(arch, dims, F32 if "--float32" in arguments else BF16):
             programs = made.programs_a_processor(arch, num_warps)
             if "--json" in arguments:
                 line = json.dumps({"name": name, "arch": arch, "programs": programs} | asdict(made))

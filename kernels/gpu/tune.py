@@ -61,7 +61,7 @@ def tune_all(shape: AttentionShape, device: torch.device, time: Time) -> Iterato
     """What is kept for each kind of step, by how many rows its widest segment stacks."""
     for widest in (DECODE, *WIDEST):
         step = prefill(max(widest // shape.slice_heads, 1)) if widest else decoding()
-        yield widest, tune(device, shape.dim, widest, lambda config, step=step: time(step, shape, config))  # type: ignore[misc]
+        yield widest, tune(device, shape.room, widest, lambda config, step=step: time(step, shape, config))  # type: ignore[misc]
 
 
 def time_on_gpu(step: Step, shape: AttentionShape, config: AttentionConfig) -> float:

@@ -26,7 +26,9 @@ KV_TOKENS = {"roomy": 20_000, "tight": 1_000, "one at a time": 160}
 
 
 def shared_prefix_prompts(seed: int = 0) -> list[Request]:
-    """Text and label requests, on a trie of three levels with stems of any length, some rows without a stem."""
+    """Text and label requests, on a trie of three levels with stems of any length, some rows without a stem, and some
+    whose prompt is another's too.
+    """
     draw = random.Random(seed)
 
     def tokens(count: int) -> list[int]:
@@ -37,6 +39,8 @@ def shared_prefix_prompts(seed: int = 0) -> list[Request]:
     requests = []
     for row in range(ROWS):
         prompt = np.array(draw.choice(stems) + tokens(draw.randint(1, 30)), dtype=np.int32)
+        if requests and row % 5 == 0:
+            prompt = draw.choice(requests).prompt_token_ids
         labels = tuple(np.array(tokens(draw.randint(1, 4)), dtype=np.int32) for _ in range(4)) if row % 2 else None
         requests.append(Request(str(row), prompt, SamplingParams(max_tokens=draw.randint(1, 16)), labels))
     return requests

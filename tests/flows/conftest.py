@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from flows.workers import in_process, workers_from
+from tests.prefect_server import home_with
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -116,13 +117,13 @@ def free_port() -> int:
 class PrefectProcesses:
     """A Prefect home, server and workers that belong to one test module."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: Path) -> None:
         self.folder = folder
         self.bin, self.cwd = BIN, ROOT
         self.port = free_port()
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.environment = os.environ | {
-            "PREFECT_HOME": str(folder / "prefect"),
+            "PREFECT_HOME": str(home_with(database, folder / "prefect")),
             "PREFECT_API_URL": self.api,
             "DO_NOT_TRACK": "1",
         }
@@ -199,9 +200,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def prefect_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectProcesses]:
+def prefect_processes(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[PrefectProcesses]:
     """A running Prefect server with a home of its own."""
-    processes = PrefectProcesses(tmp_path_factory.mktemp("prefect-processes"))
+    processes = PrefectProcesses(tmp_path_factory.mktemp("prefect-processes"), migrated_database)
     with processes.started(SERVER, "--host", "127.0.0.1", "--port", str(processes.port)) as server:
         processes.wait_until_ready(server)
         yield processes

@@ -15,14 +15,15 @@ import yaml
 from engine.machine.device_turn import DeviceTurn
 from flows.stopping import GRACE_SECONDS
 from tests.flows.test_score import ROOT, answer, wait_for
+from tests.prefect_server import home_with
 
 
 class Command:
     """`trunkline score` in a process of its own, with the ephemeral server, as a person runs it."""
 
-    def __init__(self, job_file: Path, folder: Path) -> None:
+    def __init__(self, job_file: Path, folder: Path, database: Path) -> None:
         self._arguments = [sys.executable, "-m", "flows.cli", "score", str(job_file), "--set", "shard_seconds=0.000001"]
-        self._home = str(folder / "prefect")
+        self._home = str(home_with(database, folder / "prefect"))
         self._environment = os.environ | {"PREFECT_HOME": self._home, "XDG_STATE_HOME": str(folder / "state")}
         self._environment.pop("PREFECT_API_URL", None)
         self._output = folder / "output.txt"
@@ -56,10 +57,10 @@ class Command:
 
 @pytest.mark.fault(1, 3)
 def test_killed_and_stopped_in_the_middle_the_same_command_continues(
-    small_job_file: Path, small_job: dict[str, Any], tmp_path: Path
+    small_job_file: Path, small_job: dict[str, Any], tmp_path: Path, migrated_database: Path
 ) -> None:
     manifests = Path(small_job["output"]) / "manifests"
-    command = Command(small_job_file, tmp_path)
+    command = Command(small_job_file, tmp_path, migrated_database)
     assert command.run(FAILPOINT="infer.done:3:kill") == -signal.SIGKILL
     assert command.left_behind(30) == []
     done = len(list(manifests.glob("shard-*")))
@@ -84,14 +85,18 @@ def test_killed_and_stopped_in_the_middle_the_same_command_continues(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_it_waits_to_load_its_model(
-    small_job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    small_job: dict[str, Any],
+    tmp_path: Path,
+    migrated_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     """SIGTERM is how Prefect cancels a run that a worker started."""
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
     small_job["engine"]["max_num_batched_tokens"] = 64
     job_file = tmp_path / "job.yaml"
     job_file.write_text(yaml.safe_dump(small_job))
-    command = Command(job_file, tmp_path)
+    command = Command(job_file, tmp_path, migrated_database)
     cores = sorted(os.sched_getaffinity(0))
     turn = DeviceTurn([f"core-{core}" for core in cores])
     turn.take(command, given_up=lambda: False)

@@ -83,12 +83,14 @@ def test_two_actors_write_what_one_engine_does_where_one_is_killed(small_job: Jo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_process(small_job: dict[str, Any], tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_no_process(
+    small_job: dict[str, Any], tmp_path: Path, migrated_database: Path, number: signal.Signals
+) -> None:
     """As a terminal sends it: to all of the command's processes."""
     small_job |= FINE | {"engine": small_job["engine"] | {"device": "cpu", "workers": 2, "max_num_batched_tokens": 64}}
     job_file = tmp_path / "job.yaml"
     job_file.write_text(yaml.safe_dump(small_job))
-    command = Command(job_file, tmp_path)
+    command = Command(job_file, tmp_path, migrated_database)
     folders = {*Path("/tmp").glob("trunkline-ray-*")}
     manifests = tmp_path / "out" / "manifests"
     process = command.start(FAILPOINT="infer.done:3:hang")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tasks.query import query
+from tests.prefect_server import home_with
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("engine", "flows", "kernels", "sql", "tasks", "trunkline.py", "pyproject.toml", "README.md", "LICENSE")
@@ -74,9 +75,10 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(environment: Path, folder: Path) -> Run:
+def run(environment: Path, folder: Path, migrated_database: Path, tmp_path: Path) -> Run:
     """Runs a program of the environment in the folder."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PREFECT_API_URL")}
+    kept["PREFECT_HOME"] = str(home_with(migrated_database, tmp_path / "prefect"))
 
     def command(program: str, *arguments: object, **variables: str) -> str:
         given = [str(environment / program), *map(str, arguments)]

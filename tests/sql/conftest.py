@@ -1,3 +1,10 @@
-from tests.tasks.conftest import engine, job_of
+import pytest
 
-__all__ = ["engine", "job_of"]
+from tests.tasks.conftest import all_files, engine, job_of
+
+__all__ = ["all_files", "engine", "job_of"]
+
+
+@pytest.fixture(autouse=True)
+def _whole_folders(all_files: None) -> None:
+    """What a run leaves is what is asked here."""

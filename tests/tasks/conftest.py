@@ -14,10 +14,19 @@ JobMaker = Callable[..., ScoringJob]
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWorkers:
-    """The engine that `infer_shard` gets; the tokenizer is a byte's. A run writes `results.duckdb` at its end alone."""
+def all_files() -> None:
+    """Runs on the `engine` below end with `results.duckdb` and the report; else they are left out, being made of what
+    is committed, half of such a run's time, and looked at by few: `table` and `query` make views of their own.
+    """
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeWorkers:
+    """The engine that `infer_shard` gets; the tokenizer is a byte's."""
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("tasks.plan.write_views", lambda *_: None)  # a fifth of such a run's time
+    needless = {"tasks.plan.write_views", "tasks.publish.write_views", "tasks.publish.publish_report"}
+    for name in needless if "all_files" not in request.fixturenames else {"tasks.plan.write_views"}:
+        monkeypatch.setattr(name, lambda *_: None)
     engine = FakeWorkers()
     use_fakes(monkeypatch, engine)
     return engine

@@ -35,7 +35,7 @@ from tests.tasks.steps import deduplicate_requests, extract_rows, run_steps
 
 
 @pytest.fixture
-def job(s3_url: str, job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScoringJob:
+def job(s3_url: str, all_files: None, job_of: JobMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScoringJob:
     monkeypatch.setenv("TRUNKLINE_CACHE", str(tmp_path / "one"))
     return job_of([{"id": f"r{i}", "text": f"text {i}"} for i in range(3)], output=f"{s3_url}/outages/{tmp_path.name}")
 

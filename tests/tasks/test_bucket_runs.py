@@ -56,7 +56,7 @@ def on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
 
 
 @pytest.fixture
-def job(s3_url: str, job_of: JobMaker, tmp_path: Path) -> ScoringJob:
+def job(s3_url: str, all_files: None, job_of: JobMaker, tmp_path: Path) -> ScoringJob:
     return job_of(ROWS, output=f"{s3_url}/runs/{tmp_path.name}", shard_seconds=1e-4, source={"id": "id"})
 
 

@@ -147,6 +147,7 @@ def test_no_row_is_there_twice_between_a_shards_manifest_and_the_end_of_its_chec
     assert files(folder, "checkpoint") == []
 
 
+@pytest.mark.usefixtures("all_files")
 def test_views_of_before_are_readable_until_new_ones_are_published(
     job_of: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from tests.tasks.steps import run_steps, table, use_fakes
 
 pytestmark = [
     pytest.mark.fault(1, 6),
+    pytest.mark.usefixtures("all_files"),
     pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is synced"),
 ]
 

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.forward.kv_cache import KVCache
 from engine.forward.step_attention import Scoring
-from engine.forward.step_inputs import StepInputs
+from engine.forward.step_inputs import StepInputs, to_device
 from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.attention_inputs import AttentionInputs
 from kernels.gpu.attention.attention_shape import AttentionShape
@@ -111,7 +112,8 @@ class GpuStepAttention:
 
     def _attend(self, inputs: AttentionInputs, scoring: Scoring) -> Tensor:
         query, key, window = inputs.query, inputs.step_key, scoring.window
-        shape = AttentionShape(query.shape[1], key.shape[1], query.shape[2], inputs.key_cache.shape[1])
+        _, heads, dim = query.shape
+        shape = AttentionShape(heads, key.shape[1], dim, inputs.key_cache.shape[1], query.itemsize)
         if window not in self._tables:
             self._tables[window] = self._make_tables(shape, window)
         tables = self._tables[window]
@@ -129,7 +131,7 @@ class GpuStepAttention:
             shape,
             device,
             windows=(window,),
-            config=choose_config(device, shape.dim, DECODE) if self._room is not None else None,
+            config=choose_config(device, shape.room, DECODE) if self._room is not None else None,
             room=self._room,
             ahead=self._step.ahead,
         )
@@ -138,7 +140,7 @@ class GpuStepAttention:
     def _written(self) -> tuple[Tensor, Tensor]:
         """Rows whose KV is kept, and where."""
         slots = self._inputs.slots
-        rows = torch.from_numpy((self._step.slot_mapping >= 0).nonzero()[0]).to(slots.device)
+        rows = to_device(np.flatnonzero(self._step.slot_mapping >= 0), str(slots.device))
         return rows, slots[rows]
 
 

@@ -79,14 +79,16 @@ class DecodeGraphs:
         return only_decodes and step.num_decode_tokens <= SIZES[-1] and len(last_tokens) <= LAST_TOKENS
 
     def run(self, step: SchedulerOutput, last_tokens: Tensor) -> Forward:
-        """The step's hidden states and best tokens, which last until the next run; `last_tokens` as in `resolved`."""
+        """The step's hidden states and margins, which last until the next run, and best tokens, which stay: the next
+        step reads them, behind whatever else ran of this one. `last_tokens` as in `resolved`.
+        """
         rows, size = step.num_scheduled_tokens, self._size_of(step)
         self._last_tokens[: len(last_tokens)].copy_(last_tokens)
         graph = self._graphs.get(size)
         if graph is None or not graph.takes(step):
             graph = self._graphs[size] = self._recorded(step, size)
         made = graph.run(step)
-        best = None if made.best is None else Chosen(*(part[:rows] for part in made.best))
+        best = None if made.best is None else Chosen(made.best.tokens[:rows].clone(), made.best.margins[:rows])
         return Forward(made.hidden[:rows], best)
 
     def rehearse(self, step: SchedulerOutput) -> None:

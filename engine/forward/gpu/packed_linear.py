@@ -35,7 +35,6 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = weight.group * len(weight.scales), weight.outputs
         self.bits, self.group = weight.bits, weight.group
-        self.processors = processors_of(weight.codes.device)
         buffers = {"codes": weight.codes, "scales": weight.scales, "bias": bias, "factors": factors, "offsets": offsets}
         for name, tensor in buffers.items():
             self.register_buffer(name, tensor)
@@ -56,15 +55,16 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features), in the dtype that comes in."""
-        flat = rows.reshape(-1, self.in_features)
+        # Asked of where the rows are: codes may have been made on another device.
+        flat, processors = rows.reshape(-1, self.in_features), processors_of(rows.device)
         if self.bits == 4:
-            out = matmul_w4a16(flat, self.weight, self.processors)
+            out = matmul_w4a16(flat, self.weight, processors)
             if self.offsets is not None:
-                sums = flat.view(len(flat), -1, self.group).sum(-1, dtype=torch.float32)
+                sums = flat.view(len(flat), len(self.scales), self.group).sum(-1, dtype=torch.float32)
                 out += (sums @ self.offsets).to(out.dtype)
         else:
             codes, scales = quantize_rows(flat, self.group, self.factors)
-            out = matmul_w8a8(codes, scales, self.weight, rows.dtype, self.processors)
+            out = matmul_w8a8(codes, scales, self.weight, rows.dtype, processors)
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*rows.shape[:-1], self.out_features)
 

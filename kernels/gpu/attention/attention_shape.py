@@ -7,12 +7,20 @@ from kernels.gpu.tuning.attention_config import AttentionConfig
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What all steps of a model have in common; `page` is the cache's block size in tokens."""
+    """What all steps of a model have in common; `page` is the cache's block size in tokens, `width` the bytes of a
+    number that is multiplied.
+    """
 
     heads: int
     kv_heads: int
     dim: int
     page: int
+    width: int = 2
+
+    @property
+    def room(self) -> int:
+        """Dimensions of 16 bits that take as much of a processor's memory as a head: tiles are chosen by them."""
+        return self.dim * self.width // 2
 
     @property
     def group(self) -> int:

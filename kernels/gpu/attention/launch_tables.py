@@ -86,7 +86,7 @@ def launch_tables(
     """
     device = torch.device(device)
     rows = len(row_positions)
-    config = config or choose_config(device, shape.dim, _widest(segments) * shape.slice_heads)
+    config = config or choose_config(device, shape.room, _widest(segments) * shape.slice_heads)
     made = _work_items(segments, row_positions, shape, config, windows, processors or processors_of(device), ahead)
     if capacity is None and room is not None:
         capacity = room.capacity(made.values(), tuple(windows), rows)

@@ -84,8 +84,10 @@ class _Rows(NamedTuple):
 @triton.jit
 def from_e4m3(bits, dtype: tl.constexpr):
     """float8_e4m3fn times 2^-8, exactly, on any hardware: its bits are those of a float16 with another bias."""
-    wide = bits.to(tl.uint16)
-    half = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    wide = bits.to(tl.int8, bitcast=True).to(tl.int16).to(tl.uint16, bitcast=True)
+    half = (wide << 7) & 0xBFFF
+    # One more than the last code is a power of two, whose bit makes NaN of NaN's code alone.
+    half |= (half + 0x80) & 0x4000
     return half.to(tl.float16, bitcast=True).to(dtype)
 
 

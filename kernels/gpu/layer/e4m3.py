@@ -13,16 +13,26 @@ E4M3_MAX: tl.constexpr = tl.constexpr(448.0)
 
 @triton.jit
 def to_e4m3(x):
-    """Bits of float8_e4m3fn, saturated, to the nearest. As a float16 of x / 256 the exponents of both agree."""
-    half = (tl.minimum(tl.maximum(x, -448.0), 448.0) * 0.00390625).to(tl.float16).to(tl.uint16, bitcast=True)
-    sign, size = (half >> 8) & 0x80, half & 0x7FFF
-    return (sign | ((size + 0x3F + ((size >> 7) & 1)) >> 7)).to(tl.uint8)
+    """Bits of float8_e4m3fn, saturated, to the nearest. As a float16 of x / 256 the exponents of both agree.
+
+    NaN, which a minimum may pass over, stays NaN. In 32 bits each step is one instruction of a GPU.
+    """
+    half = (tl.minimum(tl.maximum(x, -448.0), 448.0) * 0.00390625).to(tl.float16)
+    bits = half.to(tl.uint16, bitcast=True).to(tl.uint32)
+    sign, size = (bits >> 8) & 0x80, bits & 0x7FFF
+    code = sign | ((size + 0x3F + ((size >> 7) & 1)) >> 7)
+    return tl.where(x == x, code, 0x7F).to(tl.uint8)
 
 
 @triton.jit
 def store_e4m3_row(x, codes_ptr, scales_ptr, row, cell, mask, SIZE: tl.constexpr):
-    """Writes row `row`, x [BLOCK] in float32, as codes over one scale: its largest number over the largest code."""
-    scale = tl.maximum(tl.max(tl.abs(tl.where(mask, x, 0.0)), 0) / E4M3_MAX, 1e-12)
+    """Writes row `row`, x [BLOCK] in float32, as codes over one scale: its largest number over the largest code.
+
+    One NaN makes the scale NaN: as whole numbers its bits are the largest, where a maximum of floats may pass over it.
+    """
+    bits = tl.abs(tl.where(mask, x, 0.0)).to(tl.int32, bitcast=True)
+    scale = tl.max(bits, 0).to(tl.float32, bitcast=True) / E4M3_MAX
+    scale = tl.where(scale < 1e-12, 1e-12, scale)
     tl.store(codes_ptr + row * SIZE + cell, to_e4m3(x / scale), mask=mask)
     tl.store(scales_ptr + row, scale)
 

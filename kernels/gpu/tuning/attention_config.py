@@ -21,10 +21,12 @@ class AttentionConfig:
 
 
 SAFE = AttentionConfig(16, 64, 32, 4, 1, 1, "any device: 32 keys and values of 256 dimensions in 16 bits are 32 KiB")
+WIDE = AttentionConfig(16, 32, 16, 4, 1, 1, "any device, 256 dimensions in 32 bits: 64 KiB, of 64 rows by 32 keys 128")
 
-# By largest head size; of the candidates the first whose tile takes the step's widest segment, else the last. 64 rows
-# are 16 rows of a group of 4 heads, as in decoding; 128 rows reuse keys twice as often, as prefill wants, for more
-# registers. With one stage the next block of keys is not loaded ahead, with n stages n - 1 blocks are.
+# By largest head size, in numbers of 16 bits (`AttentionShape.room`); of the candidates the first whose tile takes the
+# step's widest segment, else the last. 64 rows are 16 rows of a group of 4 heads, as in decoding; 128 rows reuse keys
+# twice as often, as prefill wants, for more registers. With one stage the next block of keys is not loaded ahead, with
+# n stages n - 1 blocks are.
 ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
     "sm_80": {
         64: (
@@ -83,9 +85,9 @@ ATTENTION: dict[str, dict[int, tuple[AttentionConfig, ...]]] = {
 
 
 def attention_candidates(arch: str, dim: int) -> tuple[AttentionConfig, ...]:
-    """Of a known architecture, by rising `large`; the safe default alone elsewhere."""
-    table = ATTENTION.get(arch, {})
-    return next((configs for largest, configs in sorted(table.items()) if dim <= largest), (SAFE,))
+    """Of a known architecture, by rising `large`; elsewhere, and beyond 256, a tile alone that any device holds."""
+    table = ATTENTION.get(arch, {256: (SAFE,)})
+    return next((configs for largest, configs in sorted(table.items()) if dim <= largest), (WIDE,))
 
 
 def attention_config(device: torch.device, dim: int, widest: int) -> AttentionConfig:

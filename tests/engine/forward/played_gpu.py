@@ -1,8 +1,10 @@
 """A GPU that the CPU plays: Triton's interpreter runs its kernels, and a graph is a function that runs again."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.forward.forward_output import Forward
 from engine.machine.device import Device
@@ -19,8 +21,16 @@ def played_gpu(dtype: str = "float32") -> PlayedGpu:
     return PlayedGpu("cpu", dtype, "played")
 
 
+class _Capturing(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        return function(*args, **(kwargs or {}))
+
+
 class PlayedCapture:
-    """What CUDA graphs do: the result's tensors stay where they are, and are overwritten when it runs again.
+    """What CUDA graphs do: the result's tensors stay where they are, and are overwritten when it runs again. A number
+    that is read back meanwhile ends the capture.
 
     `replays` is how often each captured step ran.
     """
@@ -29,7 +39,9 @@ class PlayedCapture:
         self.replays: list[int] = []
 
     def __call__(self, run: Callable[[], Forward]) -> tuple[Callable[[], None], Forward]:
-        made, place = run(), len(self.replays)
+        with _Capturing():
+            made = run()
+        place = len(self.replays)
         self.replays.append(0)
 
         def replay() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.model.checkpoint import load_shape, resolve_model
-from engine.model.tokenizer import load_tokenizer
+from engine.model.tokenizer import load_tokenizer, own_tokenizer
 
 
 @pytest.fixture
@@ -38,11 +38,19 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(model_of: Path, few
 
 
 def test_a_special_token_may_lie_beyond_the_embeddings(model_of: Path) -> None:
-    tokenizer = load_tokenizer(resolve_model(str(model_of)))
+    tokenizer = own_tokenizer(resolve_model(str(model_of)))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.save_pretrained(model_of)
     model = resolve_model(str(model_of))
     assert load_tokenizer(model).convert_tokens_to_ids("<image>") == load_shape(model).vocab_size
+
+
+def test_it_is_read_once_while_its_files_are_the_same(model_of: Path) -> None:
+    first = load_tokenizer(resolve_model(str(model_of)))
+    assert load_tokenizer(resolve_model(str(model_of))) is first
+    assert own_tokenizer(resolve_model(str(model_of))) is not first
+    (model_of / "chat_template.jinja").write_text("another")
+    assert load_tokenizer(resolve_model(str(model_of))).chat_template == "another"
 
 
 def test_an_end_that_is_no_token_of_the_model_is_no_end(model_of: Path) -> None:

@@ -70,6 +70,15 @@ def test_configurations_fit_and_use_matrix_units(
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("arch", MATRIX)
+def test_the_widest_heads_in_32_bits_fit_any_device(arch: str, tmp_path: Path) -> None:
+    """Ada and Blackwell's cards have 99 KiB a program, the least that kernels are compiled for but for AMD's."""
+    (row,) = compiled(tmp_path, arch, "256", "--float32")
+    hold(row)
+    assert row["shared"] <= 99 * 1024, row
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("arch", MATRIX)
 def test_every_configuration_and_kernel_as_the_page_says(arch: str, tmp_path: Path) -> None:
     rows = compiled(tmp_path, arch)
     configs = [config for dim in DIMS for config in attention_candidates(arch, dim)]

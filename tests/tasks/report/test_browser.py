@@ -24,6 +24,7 @@ GROUPS, IN_A_GROUP, WIDE, TIMES = 3_000, 250, 50, 20
 
 pytestmark = [
     pytest.mark.nightly,
+    pytest.mark.usefixtures("all_files"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed"),
 ]
 

@@ -46,6 +46,9 @@ class Reader(HTMLParser):
         self.text += data
 
 
+pytestmark = pytest.mark.usefixtures("all_files")
+
+
 def rows(count: int) -> list[dict[str, str]]:
     return [{"id": f"r{i}", "text": f"A prefix that all of them share, then {i}"} for i in range(count)]
 

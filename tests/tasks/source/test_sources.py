@@ -92,7 +92,7 @@ def test_ids_become_texts(job_of: JobMaker, values: list[Any], texts: list[str])
         ({"model": {"path": "/absent/model"}}, "model.path: no folder /absent/model; give a folder with safetensors"),
         (
             {"model": {"path": "org/Model-1B"}},
-            "no folder org/Model-1B; nothing is fetched from a hub: hf download org/",
+            f"no folder org/Model-1B (looked from {Path.cwd()}); nothing is fetched from a hub: hf download org/",
         ),
         ({"engine": {"device": "cuda:7"}}, "engine.device: "),
         (

@@ -162,6 +162,7 @@ def test_another_programs_database_fetches_no_extension(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(24)
+@pytest.mark.usefixtures("all_files")
 def test_a_hostile_output_folder(job_of: JobMaker, folders: dict[str, Path]) -> None:
     """`trunkline sql` never opens its database; its own views read what runs committed, through no link."""
     job = job_of([{"text": "one"}])

@@ -13,6 +13,7 @@ ROWS = [{"text": "one"}]
 
 
 @pytest.mark.fault(25)
+@pytest.mark.usefixtures("all_files")
 @pytest.mark.parametrize(
     ("umask", "file", "folder"), [(None, 0o600, 0o700), ("027", 0o640, 0o750), ("0022", 0o644, 0o755)]
 )

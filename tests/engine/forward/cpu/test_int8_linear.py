@@ -120,6 +120,7 @@ def test_a_body_without_linear_layers_is_refused() -> None:
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_a_gpu_takes_both_with_triton_and_neither_without(quantization: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.machine.device, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     config = EngineConfig(device="cuda", quantization=quantization)
     assert resolve_device(config).name == "cuda:0"
     monkeypatch.setattr(engine.machine.device, "backend_of", lambda _: "torch")

@@ -1,6 +1,6 @@
 """The whole engine through the Triton kernels, in the interpreter, gives what it gives through torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from engine.config import EngineConfig, KVCacheDtype, Quantization
 from engine.device_rates import DeviceRates
 from engine.forward.attention_backend import attention_backend
 from engine.forward.cpu.attention import CpuAttention
-from engine.forward.gpu.attention import GpuAttention, GpuStepAttention
+from engine.forward.gpu.attention import GpuAttention, GpuStepAttention, Rotation
 from engine.forward.kv_cache import KVCache
 from engine.forward.load import load_model
 from engine.forward.model_runner import ModelRunner
 from engine.forward.smoothing import linears_of
+from engine.forward.step_attention import Scoring
+from engine.forward.step_inputs import step_inputs, to_device
 from engine.loop.build import build_engine
 from engine.loop.engine import Engine
 from engine.loop.step_budget import engine_config
@@ -27,8 +29,11 @@ from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan, shard_work
 from engine.request import Request, RequestOutput
 from engine.sampling_params import SamplingParams
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
-from kernels.kv_format import FLOAT32
+from kernels.gpu.tuning.attention_config import SAFE, AttentionConfig
+from kernels.kv_format import FLOAT32, kv_format_of
+from kernels.segments import Ints
 from tests.engine.families import SERVED, Family, save_tiny
 from tests.engine.forward.played_gpu import PlayedCapture, played_gpu
 from tests.engine.test_models import nearly_equal, prompts
@@ -209,6 +214,44 @@ def test_windows_caps_sinks_and_one_kv_head(family: Family, tmp_path: Path, monk
     played = through_triton(tmp_path, requests, monkeypatch)
     assert_same(answers(tmp_path, requests), played.outputs)
     assert all(played.rotated[2:]) == (family.model_type == "mistral")
+
+
+def test_nobody_waits_to_say_which_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied from pinned memory: a plain copy holds up every step of layers that do not rotate."""
+    told: list[list[int]] = []
+
+    def copied(numbers: Ints, device: str) -> torch.Tensor:
+        told.append(numbers.tolist())
+        return to_device(numbers, device)
+
+    monkeypatch.setattr("engine.forward.gpu.attention.to_device", copied)
+    step = replace(SchedulerOutput.causal_rows(4), slot_mapping=np.array([-1, 9, -1, 5]))
+    cache = KVCache(1, 1, 16, 16, FLOAT32, "cpu")
+    query, key, value = torch.randn(3, 1, 4, 16)
+    GpuAttention(cache).prepare(step, step_inputs(step, "cpu")).run(0, query, key, value, Scoring(0.25))
+    assert told == [[1, 3]]
+    assert torch.equal(cache.keys[0][:, [9, 5]], key[:, [1, 3]])
+
+
+@pytest.mark.parametrize(("dtype", "room"), [(torch.float32, 32), (torch.bfloat16, 16)])
+def test_heads_in_32_bits_take_the_tile_of_twice_the_size(
+    dtype: torch.dtype, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles hold bytes: three blocks of heads of 256 in 32 bits are 200 KiB, where an A100's programs have 163."""
+    asked: list[int] = []
+
+    def choose(_: torch.device, dim: int, __: int) -> AttentionConfig:
+        asked.append(dim)
+        return SAFE
+
+    for module in ("kernels.gpu.attention.launch_tables", "engine.forward.gpu.attention"):
+        monkeypatch.setattr(f"{module}.choose_config", choose)
+    step, kv_format = SchedulerOutput.causal_rows(4), kv_format_of(str(dtype).removeprefix("torch."))
+    backend = GpuAttention(KVCache(1, 1, 16, 16, kv_format, "cpu"))
+    rows, rotation = torch.randn(3, 1, 4, 16).to(dtype), Rotation(torch.ones(4, 16), torch.zeros(4, 16))
+    for prepare in (backend.prepare, backend.prepare_to_repeat):
+        prepare(step, step_inputs(step, "cpu")).run_rotated(0, *rows, Scoring(0.25), rotation)
+    assert asked == [room, room]
 
 
 def test_a_gpu_takes_the_kernels_and_a_cpu_does_not() -> None:

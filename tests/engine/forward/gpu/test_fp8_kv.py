@@ -1,5 +1,6 @@
 """Keys and values in 8-bit floats, through Triton's interpreter, against the same attention with a float32 cache."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ HEADS, KV_HEADS, DIM, ROWS = 4, 2, 32, 12
 TOLERANCE = 2 / 16
 
 
-def made(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+Rows = tuple[Tensor, Tensor, Tensor]
+
+
+def made(seed: int) -> Rows:
     """Query, key and value of `ROWS` rows; the second KV head's are a hundred times the first's, or a hundredth."""
     draw = torch.Generator().manual_seed(seed)
     query, key, value = (torch.randn(heads, ROWS, DIM, generator=draw) for heads in (HEADS, KV_HEADS, KV_HEADS))
@@ -51,16 +55,16 @@ def steps() -> list[SchedulerOutput]:
     return [first, second]
 
 
-def attended(cache: KVCache, rotation: Rotation | None) -> Tensor:
+def attended(cache: KVCache, rotation: Rotation | None, rows: Sequence[Rows] = (made(0), made(1))) -> Tensor:
     """(2 steps, rows, heads, dim), of layer 1 of 2."""
     results = []
-    for seed, step in enumerate(steps()):
+    for given, step in zip(rows, steps(), strict=True):
         attention = GpuAttention(cache).prepare(step, step_inputs(step, "cpu"))
         scoring = Scoring(DIM**-0.5)
         if rotation is None:
-            results.append(attention.run(1, *made(seed), scoring))
+            results.append(attention.run(1, *given, scoring))
         else:
-            results.append(attention.run_rotated(1, *made(seed), scoring, rotation))
+            results.append(attention.run_rotated(1, *given, scoring, rotation))
     return torch.stack(results)
 
 
@@ -97,6 +101,24 @@ def test_attention_is_near_that_with_a_float32_cache(rotation: Rotation | None) 
     ):
         numbers, whole = kept[:, :ROWS].float() * scale[:, None, None], exact[:, :ROWS]
         assert float(((numbers - whole).abs() / whole.abs().clamp_min(1e-3 * float(whole.abs().max()))).max()) < 0.07
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("rotation", [None, rotation_of(normed=False)], ids=["run", "rotated"])
+@pytest.mark.parametrize("place", [1, 2], ids=["key", "value"])
+def test_what_is_no_number_is_read_as_none(rotation: Rotation | None, place: int) -> None:
+    """By the rows behind it of its own step, and by all of the next, through the cache; never by another head."""
+    parts = list(made(0))
+    parts[place] = parts[place].clone()
+    parts[place][0, 3, 5] = torch.nan
+    ones = torch.ones(2, KV_HEADS)
+    cache = KVCache(2, KV_HEADS, 64, DIM, FP8, "cpu", KVScales(ones, ones))
+    got = attended(cache, rotation, [tuple(parts), made(1)])
+    group = HEADS // KV_HEADS
+    column = slice(None) if place == 1 else 5
+    assert bool(got[0, 3:, :group, column].isnan().all())
+    assert bool(got[1, :, :group, column].isnan().all())
+    assert bool(got[:, :, group:].isfinite().all())
 
 
 def test_the_engine_gives_nearly_the_same(

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from engine.errors import UserError
+from engine.forward.gpu import packed_linear
 from engine.forward.gpu.attention import GpuStepAttention
 from engine.forward.gpu.fused_layer import GpuLayer, PostNormLayer, swap_layers
 from engine.forward.gpu.packed_linear import PackedLinear, pack_integers, stacked
@@ -39,7 +40,9 @@ from kernels.gpu.attention.prefix_attention_kernel import attend_kernel
 from kernels.gpu.layer.add_normed import add_normed_kernel
 from kernels.gpu.layer.gate import gate_kernel
 from kernels.gpu.layer.rms_norm import rms_norm_kernel
-from kernels.gpu.matmul.quantized_weights import dequantized
+from kernels.gpu.matmul import quantized_matmul
+from kernels.gpu.matmul.quantized_matmul import matmul_tile
+from kernels.gpu.matmul.quantized_weights import dequantized, quantize_weight
 from kernels.kv_format import FLOAT32, KVFormat
 from tests.engine.forward.cpu.test_fused_layer import MODELS as FUSED_MODELS
 from tests.engine.forward.cpu.test_fused_layer import ROWS, SIZES, drawn, hidden
@@ -246,6 +249,24 @@ def test_a_packed_layer_is_its_weights() -> None:
         factors = torch.ones(64) if packed.factors is None else packed.factors
         want = (rows * factors) @ dequantized(packed.weight).t() + linear.bias
         assert float((packed(rows) - want).abs().max()) < limit * float(want.abs().max())
+
+
+def test_no_rows_give_no_rows() -> None:
+    """A step within a long prompt asks for none behind its last layer."""
+    weight = quantize_weight(torch.randn(48, 64), 4)
+    with_zeros = PackedLinear(weight, None, None, torch.ones_like(weight.scales))
+    linear = nn.Linear(64, 48).requires_grad_(False)
+    for layer in (with_zeros, PackedLinear.of(linear, 4), PackedLinear.of(linear, 8, torch.ones(64))):
+        assert layer(torch.randn(1, 0, 64)).shape == (1, 0, 48)
+
+
+def test_a_product_is_cut_for_the_device_that_its_rows_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's codes are packed before they are moved there."""
+    packed, rows, tile, cut = PackedLinear.of(nn.Linear(256, 48), 4), torch.randn(3, 256), matmul_tile, []
+    monkeypatch.setattr(packed_linear, "processors_of", lambda device: {rows.device: 2}[device])
+    monkeypatch.setattr(quantized_matmul, "matmul_tile", lambda *sizes: cut.append(tile(*sizes)) or cut[-1])
+    packed(rows)
+    assert [made.SPLITS for made in cut] == [2]
 
 
 @pytest.mark.parametrize(("quantization", "packed"), [("int8", 6), ("int4", 7)])

@@ -8,6 +8,7 @@ from kernels.gpu.tuning import device_limits
 from kernels.gpu.tuning.attention_config import (
     ATTENTION,
     SAFE,
+    WIDE,
     attention_candidates,
     attention_config,
 )
@@ -26,7 +27,7 @@ def test_a_device_without_an_index_is_the_current_one(monkeypatch: pytest.Monkey
 def test_an_unknown_device_takes_the_safe_default() -> None:
     assert attention_config(CPU, 128, 500) == SAFE
     assert attention_candidates("sm_999", 64) == (SAFE,)
-    assert attention_candidates("sm_90", 512) == (SAFE,)
+    assert attention_candidates("sm_90", 512) == attention_candidates("sm_999", 512) == (WIDE,)
 
 
 @pytest.mark.parametrize("arch", ATTENTION)
