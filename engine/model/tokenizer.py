@@ -18,8 +18,14 @@ GENERAL = "TokenizersBackend"
 # A run's process asks twice, to check the prompt and to encode the rows; its engine's may be the same process.
 @lru_cache(maxsize=2)
 def load_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":
-    """`own_tokenizer`, read once for all of this process's callers: none of them changes it."""
-    return own_tokenizer(model)
+    """`own_tokenizer`, read once for all of this process's callers, in any thread: none of them changes it.
+
+    Nothing is cut or filled up, whatever its file says: to ask for that later would change it beside who encodes.
+    """
+    tokenizer = own_tokenizer(model)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def own_tokenizer(model: ModelFiles) -> "PreTrainedTokenizerFast":

@@ -53,6 +53,17 @@ def test_it_is_read_once_while_its_files_are_the_same(model_of: Path) -> None:
     assert load_tokenizer(resolve_model(str(model_of))).chat_template == "another"
 
 
+def test_what_its_file_says_of_lengths_is_nobodys_to_change_later(model_of: Path) -> None:
+    """A call without cutting takes it out of the tokenizer, which fails where another thread encodes."""
+    side = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    change(model_of, "tokenizer.json", truncation=side)
+    model = resolve_model(str(model_of))
+    assert own_tokenizer(model).backend_tokenizer.truncation is not None
+    tokenizer = load_tokenizer(model)
+    assert tokenizer.backend_tokenizer.truncation is None
+    assert len(tokenizer(["one two three four five"])["input_ids"][0]) > 3
+
+
 def test_an_end_that_is_no_token_of_the_model_is_no_end(model_of: Path) -> None:
     size = load_shape(resolve_model(str(model_of))).vocab_size
     change(model_of, "generation_config.json", eos_token_id=[2, size])
