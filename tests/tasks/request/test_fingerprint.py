@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from engine.config import EngineConfig
+from engine.numerics import NUMERICS
 from engine.sampling_params import SamplingParams
 from tasks.job.job import EngineLimits, Model, ScoringJob
 from tasks.job.job_file import override
@@ -162,7 +163,7 @@ def test_the_rest_of_a_tokenizers_configuration_decides(folder: Path) -> None:
 
 def test_another_version_of_the_arithmetic_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = name_of(run_of(folder, {}))
-    monkeypatch.setattr("tasks.storage.run.NUMERICS", 2)
+    monkeypatch.setattr("tasks.storage.run.NUMERICS", NUMERICS + 1)
     assert name_of(run_of(folder, {})) != before
 
 
