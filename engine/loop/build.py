@@ -9,12 +9,12 @@ from engine.config import EngineConfig
 from engine.forward.model_runner import ModelRunner
 from engine.loop.engine import Engine
 from engine.loop.plan_cost import keep_step_times, plan_cost
-from engine.loop.step_budget import engine_config
+from engine.loop.step_budget import engine_config, settled
 from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
 from engine.machine.device import resolve_device
 from engine.machine.device_turn import DeviceTurn
-from engine.machine.memory import memory_need, ran_out, refuse_too_large, settled
+from engine.machine.memory import memory_need, ran_out, refuse_too_large
 from engine.machine.out_of_memory import is_out_of_memory
 from engine.machine.start_time import note_loading
 from engine.model.checkpoint import ModelFiles, load_shape, weights_folder

@@ -7,15 +7,18 @@ its forward is not measured, and what one round alone says is the machine's nois
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from engine.config import EngineConfig
+from engine.errors import UserError
+from engine.machine import memory
 from engine.machine.device import Device
 from engine.machine.machine_note import model_identity, read_note, write_note
 from engine.model.checkpoint import ModelFiles
+from engine.model.model_shape import ModelShape
 from engine.stages import enter
 
 if TYPE_CHECKING:
@@ -37,6 +40,24 @@ PIECE = 128
 Rates = dict[int, float]
 
 
+def settled(model: ModelFiles, shape: ModelShape, config: EngineConfig, device: Device) -> EngineConfig:
+    """As `engine.machine.memory.settled`; where KV takes what a GPU's step leaves, with the step that was measured.
+
+    A larger step is faster by `GAIN` at the least, and may take as much of the KV. Where it takes more, or nothing has
+    been measured yet, memory is settled for the default, beyond which no step is chosen then.
+    """
+    plain = memory.settled(model, shape, config, device)
+    if plain is config or config.max_num_batched_tokens or config.tensor_parallel > 1 or device.backend == "torch":
+        return plain
+    if (measured := read_measured(model, config, device)) is not None:
+        as_measured = replace(config, max_num_batched_tokens=choose(measured.rounds, device))
+        with suppress(UserError):
+            other = memory.settled(model, shape, as_measured, device)
+            if other.kv_cache_memory >= (1 - GAIN) * plain.kv_cache_memory:
+                return other
+    return plain
+
+
 def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -> int | None:
     """What the job says, else what was measured here before; None where neither is there.
 
@@ -47,7 +68,7 @@ def known_step_tokens(model: ModelFiles, config: EngineConfig, device: Device) -
     if config.tensor_parallel > 1:
         return device.step_tokens
     measured = read_measured(model, config, device)
-    return None if measured is None else choose(measured.rounds, device)
+    return None if measured is None else choose(measured.rounds, device, _most(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +99,9 @@ def read_measured(model: ModelFiles, config: EngineConfig, device: Device) -> Me
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     rates = [rate for one in rounds for rate in one.values()]
-    makes_sense = min(rates, default=0.0) > 0 and measured.num_layers >= 0 and measured.one_row_seconds >= 0
+    makes_sense = (
+        max(rates, default=0.0) > 0 and min(rates) >= 0 and measured.num_layers >= 0 and measured.one_row_seconds >= 0
+    )
     return measured if makes_sense and isfinite(sum(rates) + measured.one_row_seconds) else None
 
 
@@ -94,7 +117,7 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
     if tokens is None:
         enter("measuring a step's size, once")
         measured = measure(runner)
-        tokens = choose(measured.rounds, runner.device)
+        tokens = choose(measured.rounds, runner.device, _most(runner.device))
         # A machine that is busy, or a model that is large, leaves sizes untried: the next start may do better.
         if _is_whole(measured.rounds, runner.device):
             write_note("step-tokens", asdict(measured), *model_identity(model, config, runner.device))
@@ -102,15 +125,24 @@ def engine_config(model: ModelFiles, config: EngineConfig, runner: "ModelRunner"
 
 
 def measure(runner: "ModelRunner") -> Measured:
-    """At each step size that the time allowed, a forward of a few layers; then one row alone. No KV is left behind."""
+    """At each step size that the time allowed, a forward of a few layers; then one row alone. No KV is left behind.
+
+    A size that there is no memory for takes for ever.
+    """
     from engine.forward.warm_up import independent_rows  # brings torch, which plans do without
+    from engine.machine.out_of_memory import is_out_of_memory  # so does this
 
     piece = min(PIECE, runner.model.shape.max_model_len)
 
     def seconds(size: int) -> float:
         step = independent_rows([min(piece, size - start) for start in range(0, size, piece)])
         started = time.perf_counter()
-        runner.forward(step).hidden[-1, -1].item()  # a GPU is done only when a value is there
+        try:
+            runner.forward(step).hidden[-1, -1].item()  # a GPU is done only when a value is there
+        except (RuntimeError, MemoryError) as problem:
+            if not is_out_of_memory(problem):
+                raise
+            return inf
         return time.perf_counter() - started
 
     sizes = SIZES[runner.device.backend]
@@ -131,24 +163,30 @@ def rates_by_round(seconds: Callable[[int], float], sizes: Sequence[int]) -> tup
             if spent > LIMIT_SECONDS:
                 break
             took = seconds(size)
-            spent += took
+            spent += took if isfinite(took) else 0.0
             rates[size] = size / took
         if rates:
             rounds.append(rates)
     return tuple(rounds)
 
 
-def choose(rounds: Sequence[Rates], device: Device) -> int:
+def choose(rounds: Sequence[Rates], device: Device, most: float = inf) -> int:
     """The default, but for a size that is faster by `GAIN` in every whole round: of those the largest that comes within
-    as much of the best. The default too where not all sizes were tried.
+    as much of the best, out of sizes up to `most`. The default too where not all sizes were tried.
     """
     default = device.step_tokens
     whole = [rates for rates in rounds if len(rates) == len(SIZES[device.backend])]
     if not whole:
         return default
-    faster = [size for size in whole[0] if all(rates[size] >= (1 + GAIN) * rates[default] for rates in whole)]
+    sizes = [size for size in whole[0] if size <= most]
+    faster = [size for size in sizes if all(rates[size] >= (1 + GAIN) * rates[default] for rates in whole)]
     best = {size: max(rates[size] for rates in whole) for size in faster}
     return max((size for size in faster if (1 + GAIN) * best[size] >= max(best.values())), default=default)
+
+
+def _most(device: Device) -> float:
+    """What memory is settled for where a step's size is not: on a GPU for no more than the default."""
+    return device.step_tokens if device.backend == "triton" else inf
 
 
 def _is_whole(rounds: Sequence[Rates], device: Device) -> bool:

@@ -30,6 +30,10 @@ from engine.scheduling.scheduler_output import SchedulerOutput
 from engine.scheduling.wanted_reads import WantedReads
 from kernels.segments import Ints
 
+# Rows that are drawn at a time: a draw takes some 20 times its logits for float64 scores, noise and a sort, which of so
+# many of `HEAD_ROWS` are about one of the copies that `LOGITS_COPIES` counts.
+DRAWN_ROWS = 16
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepValues:
@@ -178,6 +182,8 @@ class StepReader:
         chosen = _choose(logits, states, step.position_ids[step.reads.row[samples]])
         if wanted is None:
             return chosen, None
+        if rules:
+            raw = logits.copy_(raw)  # frees the clone before another copy is made
         made = sampler.token_logprobs(raw, chosen.tokens, wanted)
         return chosen, RowLogprobs(to_host(made.chosen), to_host(made.best), to_host(made.best_tokens))
 
@@ -294,11 +300,12 @@ def _choose(logits: Tensor, states: Sequence[OutputState], positions: Ints) -> C
     drawn = [row for row, state in enumerate(states) if not state.params.greedy]
     if not drawn:
         return best
-    rows = torch.tensor(drawn, pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
-    chosen = [states[row] for row in drawn]
-    keys = [states[row].draw_key(int(positions[row])) for row in drawn]
-    seeds, streams, places = np.array(keys, dtype=np.uint64).T
-    made = sampler.draw(logits[rows], [state.params for state in chosen], words(seeds, streams, places))
-    best.tokens[rows] = torch.where(best.tokens[rows] < 0, best.tokens[rows], made.tokens)
-    best.margins[rows] = made.margins
+    seeds, streams, places = np.array([states[row].draw_key(int(positions[row])) for row in drawn], dtype=np.uint64).T
+    keys = words(seeds, streams, places)
+    for first in range(0, len(drawn), DRAWN_ROWS):
+        part = slice(first, first + DRAWN_ROWS)
+        rows = torch.tensor(drawn[part], pin_memory=logits.is_cuda).to(logits.device, non_blocking=True)
+        made = sampler.draw(logits[rows], [states[row].params for row in drawn[part]], keys[part])
+        best.tokens[rows] = torch.where(best.tokens[rows] < 0, best.tokens[rows], made.tokens)
+        best.margins[rows] = made.margins
     return best

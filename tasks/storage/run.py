@@ -17,8 +17,9 @@ from engine.config import EngineConfig
 from engine.errors import TerminalError, UserError
 from engine.failpoint import failpoint
 from engine.file_lock import Holder
+from engine.loop.step_budget import settled
 from engine.machine.device import Device, device_not_here, resolve_device
-from engine.machine.memory import memory_need, refuse_too_large, settled
+from engine.machine.memory import memory_need, refuse_too_large
 from engine.model.adapter_files import AdapterFiles
 from engine.model.checkpoint import ModelFiles, lacks_chat_template, load_shape, resolve_model
 from engine.model.model_shape import ModelShape, max_model_len, max_request_tokens

@@ -16,6 +16,7 @@ from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.kv_write import HeadNorms, rope_write
 from kernels.gpu.attention.launch_tables import LaunchTables, launch_tables
 from kernels.gpu.attention.prefix_attention import prefix_shared_attention
+from kernels.gpu.attention.room import Room
 from kernels.gpu.layer.e4m3 import E4M3_MAX
 from kernels.gpu.tuning.tuned import DECODE, choose_config
 from kernels.kv_format import kv_format_of
@@ -38,24 +39,25 @@ class GpuAttention:
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
+        self._room = Room()
 
     def prepare(self, step: SchedulerOutput, inputs: StepInputs) -> "GpuStepAttention":
         return GpuStepAttention(step, inputs, self._cache)
 
     def prepare_to_repeat(self, step: SchedulerOutput, inputs: StepInputs) -> "GpuStepAttention":
         """One that `replan` makes another step's; its layers rotate, for where `run` writes is settled on the host."""
-        return GpuStepAttention(step, inputs, self._cache, room=True)
+        return GpuStepAttention(step, inputs, self._cache, self._room)
 
 
 class GpuStepAttention:
     """A `StepAttention` that also rotates, in the launch that writes KV.
 
-    Layers with one window share their launches' tables, which are made when the first of them runs. `room` leaves the
-    tables room for those of other steps. `adapters` are those that all rows run with, `asked_adapters` those of the
-    asked rows.
+    Layers with one window share their launches' tables, which are made when the first of them runs. Those that have
+    `room` can become another step's. `adapters` are those that all rows run with, `asked_adapters` those of the asked
+    rows.
     """
 
-    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, *, room: bool = False) -> None:
+    def __init__(self, step: SchedulerOutput, inputs: StepInputs, cache: KVCache, room: Room | None = None) -> None:
         self.asked_rows = inputs.asked_rows
         self.adapters: AdapterRuns | None = None
         self.asked_adapters: AdapterRuns | None = None
@@ -81,7 +83,7 @@ class GpuStepAttention:
 
     def run(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scoring: Scoring) -> Tensor:
         """As `StepAttention.run`."""
-        assert not self._room, "what this launches writes the first step's rows for ever"
+        assert self._room is None, "what this launches writes the first step's rows for ever"
         kept = self._cache.of_layer(layer, key, value)
         key, value = (_as_kept(*one) for one in zip((key, value), self._cache.scales_of(layer), strict=True))
         assert self._cache.kv_format == kv_format_of(key.dtype), (self._cache.kv_format, key.dtype)
@@ -129,7 +131,7 @@ class GpuStepAttention:
             shape,
             device,
             windows=(window,),
-            config=choose_config(device, shape.room, DECODE) if self._room else None,
+            config=choose_config(device, shape.room, DECODE) if self._room is not None else None,
             room=self._room,
             ahead=self._step.ahead,
         )

@@ -1,7 +1,7 @@
 """Room for the work items of later steps, in tables that a captured graph reads."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -37,6 +37,10 @@ class Capacity:
         most = np.array([_needs(items) for items in needed]).max(0)
         items, pieces, entries, _, partials = (2 * most + MIN_ROOM).tolist()
         return cls(items, pieces, entries, rows, partials)
+
+    def and_of(self, other: "Capacity") -> "Capacity":
+        """Room for what either has room for."""
+        return Capacity(*(max(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
 
     def refuse(self, items: WorkItems) -> None:
         """Raises CapacityError for work items that have no room here."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.capacity import Capacity
 from kernels.gpu.attention.kernel_arguments import ItemTables, MergeTables, Partials
+from kernels.gpu.attention.room import Room, new_partials
 from kernels.gpu.attention.work_items import ItemField, PieceField, TileShape, WorkItems, work_items
 from kernels.gpu.tuning.attention_config import AttentionConfig
 from kernels.gpu.tuning.device_limits import processors_of
@@ -74,29 +75,26 @@ def launch_tables(
     config: AttentionConfig | None = None,
     processors: int | None = None,
     capacity: Capacity | None = None,
-    room: bool = False,
+    room: Room | None = None,
     ahead: int = 0,
 ) -> LaunchTables:
     """All that layers with these windows share; None is no window.
 
     Tables with a `capacity`, or with `room` for twice what they hold, can be refilled; raises CapacityError for a step
-    that does not fit. `config` and `processors` are the device's own if not given. The tables hold for `ahead` steps
-    more, as in `work_items`.
+    that does not fit. Launches of one `room` share memory for partial results, so that they run one by one. `config`
+    and `processors` are the device's own if not given. The tables hold for `ahead` steps more, as in `work_items`.
     """
     device = torch.device(device)
     rows = len(row_positions)
     config = config or choose_config(device, shape.room, _widest(segments) * shape.slice_heads)
     made = _work_items(segments, row_positions, shape, config, windows, processors or processors_of(device), ahead)
-    if capacity is None and room:
-        capacity = Capacity.twice(made.values(), rows)
+    if capacity is None and room is not None:
+        capacity = room.capacity(made.values(), tuple(windows), rows)
     if capacity is not None:
         for items in made.values():
             capacity.refuse(items)
     partial_rows = capacity.partials if capacity else max((items.num_partials for items in made.values()), default=0)
-    partials = Partials(
-        torch.empty((max(partial_rows, 1), shape.heads, shape.dim), dtype=torch.float32, device=device),
-        torch.empty((max(partial_rows, 1), shape.heads), dtype=torch.float32, device=device),
-    )
+    partials = (room.partials if room is not None else new_partials)(partial_rows, shape, device)
     by_window = {window: _allocate(items, capacity, device) for window, items in made.items()}
     for window, items in made.items():
         _upload(items, capacity, by_window[window])

@@ -5,18 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.config import DEFAULT_STEP_TOKENS, EngineConfig
 from engine.device_rates import DeviceRates
+from engine.forward.forward_output import Forward
+from engine.forward.model_runner import ModelRunner
 from engine.loop import step_budget
 from engine.loop.build import build_engine
-from engine.loop.step_budget import choose, known_step_tokens, planning_config, rates_by_round
+from engine.loop.step_budget import choose, known_step_tokens, planning_config, rates_by_round, settled
+from engine.machine import memory
 from engine.machine.device import Device, resolve_device
 from engine.machine.machine_note import model_identity, write_note
 from engine.model.checkpoint import load_shape, resolve_model
 from engine.planning.cost import CostModel
 from engine.planning.planner import make_plan
 from engine.request import Request
+from engine.scheduling.scheduler_output import SchedulerOutput
 from kernels.kv_format import FLOAT32
 
 SIZES = step_budget.SIZES["torch"]
@@ -88,6 +93,51 @@ def test_a_gpu_takes_as_many_as_16384() -> None:
     rising = [{size: float(size) for size in sizes}] * 3
     assert (sizes[-1], choose(rising, gpu)) == (16_384, 16_384)
     assert choose([dict.fromkeys(sizes, 1.0)] * 3, gpu) == 8192
+
+
+def test_a_gpus_memory_is_settled_for_the_largest_step_that_it_may_take(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KV takes all that a step leaves: one that is measured later is no larger than the default."""
+    files, gpu = resolve_model(str(tiny_model)), Device("cuda:0", "bfloat16", "cuda:0")
+    shape, auto = load_shape(files), replace(OPEN, kv_cache_memory=0)
+    rising = {size: float(size) for size in step_budget.SIZES["triton"]}
+    need = memory.memory_need(files, shape, auto, gpu).total
+    monkeypatch.setattr(memory, "device_memory", lambda _: 80 * 2**30)
+    early = settled(files, shape, auto, gpu)
+    assert early == memory.settled(files, shape, auto, gpu)
+    write_note("step-tokens", {"rounds": [rising] * 3}, *model_identity(files, auto, gpu))
+    assert known_step_tokens(files, early, gpu) == 8192
+    later = settled(files, shape, auto, gpu)
+    assert known_step_tokens(files, later, gpu) == later.max_num_batched_tokens == 16_384
+    assert memory.memory_need(files, shape, later, gpu).total == memory.memory_need(files, shape, early, gpu).total
+    # It may take a tenth of the KV.
+    more = memory.memory_need(files, shape, replace(auto, max_num_batched_tokens=16_384), gpu).total - need
+    for left, tokens in ((more, 0), (9 * more, 0), (11 * more, 16_384)):
+        bound = (need + memory.GPU_RESERVE + left) / auto.gpu_memory_utilization
+        monkeypatch.setattr(memory, "device_memory", lambda _, bound=bound: bound)
+        assert settled(files, shape, auto, gpu).max_num_batched_tokens == tokens
+    assert settled(files, shape, replace(auto, kv_cache_memory=2**30), gpu).max_num_batched_tokens == 0
+
+
+def test_a_size_that_there_is_no_memory_for_is_not_taken(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, device, forward = resolve_model(str(tiny_model)), resolve_device(OPEN), ModelRunner.forward
+
+    def short(runner: ModelRunner, step: SchedulerOutput) -> Forward:
+        if step.num_scheduled_tokens > 512:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(runner, step)
+
+    monkeypatch.setattr(step_budget, "LIMIT_SECONDS", 60.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRunner, "forward", short)
+        engine = build_engine(files, OPEN, detokenize=False)
+        engine.close()
+    assert engine.config.max_num_batched_tokens <= 512
+    measured = step_budget.read_measured(files, OPEN, device)
+    assert measured is not None
+    assert [rates[2048] for rates in measured.rounds] == [0.0] * step_budget.ROUNDS
+    assert planning_config(files, OPEN, device) == engine.config
 
 
 def test_measured_once_and_then_known(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

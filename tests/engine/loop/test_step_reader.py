@@ -18,7 +18,6 @@ from engine.model.checkpoint import resolve_model
 from engine.pooling_params import PoolingParams
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.scheduling.reads import ReadKind
 
 CONFIG = EngineConfig(dtype="float32", kv_cache_memory=2**24, max_num_batched_tokens=1024)
 PROMPT = np.arange(1000, dtype=np.int32) + 100
@@ -45,11 +44,20 @@ SUMS = [
 ]
 ENDS = [Request(str(i), np.append(PROMPT[:9], np.int32(i)), labels=(PROMPT[:1],)) for i in range(900)]
 
+DRAWS = [
+    Request(
+        str(i),
+        np.append(PROMPT[:9], np.int32(i)),
+        SamplingParams(temperature=0.8, top_p=0.9, min_p=0.01, logit_bias=((5, 1.0),), logprobs=3, max_tokens=1),
+    )
+    for i in range(900)
+]
+
 
 @pytest.mark.parametrize(
     ("requests", "num_rows"),
-    [([PROMPT_TOKENS], 999), ([LABELS], 801), (ENDS, 900)],
-    ids=["tokens of a prompt", "labels of a prompt", "labels of many"],
+    [([PROMPT_TOKENS], 999), ([LABELS], 801), (ENDS, 900), (DRAWS, 900)],
+    ids=["tokens of a prompt", "labels of a prompt", "labels of many", "draws"],
 )
 def test_logits_take_what_is_planned(
     engine: Engine, tiny_model: Path, requests: list[Request], num_rows: int, monkeypatch: pytest.MonkeyPatch
@@ -58,7 +66,7 @@ def test_logits_take_what_is_planned(
     peaks, rows = [], []
 
     def profiled(step: Any, forward: Any, masks: Any) -> Any:
-        rows.append(len(np.unique(step.reads.row[step.reads.kind != ReadKind.SAMPLE])))
+        rows.append(len(np.unique(step.reads.row)))
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             values = launch(step, forward, masks)
         peaks.append(peak_bytes(profiler))

@@ -43,11 +43,14 @@ Outputs = dict[str, RequestOutput]
 
 @dataclass(frozen=True)
 class Played:
-    """`rotated`: of every layer that ran, whether the rotation came with it. `replays`: of every captured graph."""
+    """`rotated`: of every layer that ran, whether the rotation came with it. `replays`: of every captured graph.
+    `partials`: where partial results of captured launches are, by graph and window.
+    """
 
     outputs: Outputs
     rotated: list[bool]
     replays: list[int]
+    partials: dict[tuple[GpuStepAttention, int | None], int]
 
 
 def config_of(folder: Path, quantization: Quantization = "none", kv_cache_dtype: KVCacheDtype = "auto") -> EngineConfig:
@@ -86,16 +89,20 @@ def through_triton(
     """As on a GPU: layers and attention are chosen as there, and Triton interprets them."""
     files, capture = resolve_model(str(folder)), PlayedCapture()
     config = config_of(folder, quantization, kv_cache_dtype)
-    device, rotated = played_gpu(), []
+    device, rotated, partials = played_gpu(), [], {}
 
     def load() -> tuple[ModelRunner, EngineConfig]:
         runner = ModelRunner(load_model(files, device, quantization, kv_cache_dtype), config, device, capture)
         return runner, engine_config(files, config, runner)
 
     def counted(method: Any, *, rotates: bool) -> Any:
-        def call(*arguments: Any) -> Any:
+        def call(attention: GpuStepAttention, *arguments: Any) -> Any:
             rotated.append(rotates)
-            return method(*arguments)
+            made = method(attention, *arguments)
+            if attention._room is not None:
+                for window, tables in attention._tables.items():
+                    partials[attention, window] = tables.partials.out_ptr.data_ptr()
+            return made
 
         return call
 
@@ -104,7 +111,7 @@ def through_triton(
         patch.setattr(GpuStepAttention, "run_rotated", counted(GpuStepAttention.run_rotated, rotates=True))
         outputs = run(Engine(load, config), folder, requests)
     assert len(rotated) > 4
-    return Played(outputs, rotated, capture.replays)
+    return Played(outputs, rotated, capture.replays, partials)
 
 
 def assert_same(one: Outputs, other: Outputs) -> None:
@@ -162,6 +169,9 @@ def test_a_gemma_whose_layers_hand_on_two_tensors(
     assert_same(answers(tmp_path, requests_), played.outputs)
     assert all(played.rotated[2:])
     assert sum(played.replays) > len(played.replays) > 0
+    # One memory for all of them.
+    assert len(played.partials) == 2 * len(played.replays)
+    assert len(set(played.partials.values())) == 1
 
 
 def test_four_bits_compute_what_their_weights_say(

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.gpu.attention import capacity as capacities
 from kernels.gpu.attention.attention_shape import AttentionShape
 from kernels.gpu.attention.capacity import Capacity, CapacityError
 from kernels.gpu.attention.launch_tables import launch_tables
 from kernels.gpu.attention.prefix_attention import DEEP_MERGE, WIDE_MERGE, merge_tile, prefix_shared_attention
+from kernels.gpu.attention.room import Room
 from kernels.gpu.tuning.attention_config import attention_candidates
 from kernels.segments import Segment, Segments
 from tests.kernels.gpu.attention.attention_case import Case, drawn_inputs, wanted
@@ -39,6 +41,24 @@ def test_a_captured_launch_takes_later_steps() -> None:
         launch_tables(*first, config=CONFIG, capacity=replace(capacity, items=2))
 
 
+def test_tables_of_one_room_share_partials_and_keep_the_room_that_others_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The larger come first. Of steps of as many rows that take turns, none finds too little room the second time."""
+    monkeypatch.setattr(capacities, "MIN_ROOM", 0)
+    shape, room, long, short = AttentionShape(4, 2, 16, 16), Room(), Case(), Case()
+    for case, own in ((long, 200), (short, 5)):
+        prefix = case.cached(10 * own, 0)
+        for _ in range(4):
+            case.decode(own, 10 * own)
+        case.reads(0, prefix)
+    made = [
+        launch_tables(case.segments, case.row_positions, shape, "cpu", config=CONFIG, room=room, processors=8)
+        for case in (long, short)
+    ]
+    assert len({tables.partials.out_ptr.data_ptr() for tables in made}) == 1
+    for case in (long, short, long):
+        made[1].refill(case.segments, case.row_positions, processors=8)
+
+
 @pytest.mark.parametrize("window", [None, 9])
 def test_tables_hold_while_rows_go_on(window: int | None) -> None:
     """Rows move through keys that the tables have from the start; what they have not reached is NaN."""
@@ -50,7 +70,7 @@ def test_tables_hold_while_rows_go_on(window: int | None) -> None:
     case.positions = [position - ahead for position in case.positions]
     inputs = drawn_inputs(case, shape, torch.float32)
     step = (case.segments, case.row_positions, shape, "cpu")
-    tables = launch_tables(*step, windows=(window,), config=CONFIG, room=True, ahead=ahead)
+    tables = launch_tables(*step, windows=(window,), config=CONFIG, room=Room(), ahead=ahead)
     for moved in range(ahead + 1):
         want_out, _ = wanted(case, inputs, 0.2, window=window)
         caches = [cache.clone() for cache in (inputs.key_cache, inputs.value_cache)]
