@@ -139,7 +139,7 @@ class PlanOutline:
         lines = [
             f"plan {self.layout_id}",
             f"  requests        {s.requests:>14,}   in {s.groups:,} prefix groups, {len(self.shards):,} shards",
-            f"  prompt tokens   {s.prompt_tokens:>14,}   as written",
+            f"  prompt tokens   {s.prompt_tokens:>14,}   of different prompts",
             f"  computed tokens {s.computed_tokens:>14,}   {saved}",
         ]
         if s.label_tokens:

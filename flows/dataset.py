@@ -53,8 +53,9 @@ def facts(run: Run, published: Published) -> dict[str, str | int | float]:
         "errors": published.errors,
         "missing": published.missing,
         "prompt_tokens": published.prompt_tokens,
+        "unique_prompt_tokens": published.unique_prompt_tokens,
         "computed_prompt_tokens": published.computed_prompt_tokens,
-        "saved_tokens": published.prompt_tokens - published.computed_prompt_tokens,
+        "saved_tokens": published.unique_prompt_tokens - published.computed_prompt_tokens,
         "saved_fraction": published.saved_fraction,
     }
 

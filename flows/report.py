@@ -74,9 +74,17 @@ class RunReport:
         if skipped := self._skipped():
             facts.append(("not scored", skipped))
         if p.prompt_tokens:
-            facts.append(("prompt tokens", f"{p.prompt_tokens:,} as written, {p.computed_prompt_tokens:,} computed"))
+            facts.append(("prompt tokens", self._prompt_tokens()))
             facts.append(("saved by sharing", f"{percent(p.saved_fraction)} (ideal {percent(p.ideal_saved_fraction)})"))
         return facts
+
+    def _prompt_tokens(self) -> str:
+        """What is saved by sharing is of those of different prompts, which are all where no rows are equal."""
+        p = self.published
+        said = [f"{p.prompt_tokens:,} as written", f"{p.computed_prompt_tokens:,} computed"]
+        if p.unique_prompt_tokens != p.prompt_tokens:
+            said.insert(1, f"{p.unique_prompt_tokens:,} of different prompts")
+        return ", ".join(said)
 
     def _skipped(self) -> str:
         """Which rows had no need to be scored, and why."""

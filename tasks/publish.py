@@ -11,6 +11,7 @@ from engine.failpoint import failpoint
 from tasks.job.task import Task
 from tasks.report.latest import remember_output
 from tasks.report.page import publish_report
+from tasks.report.published import shown_plan
 from tasks.report.totals import Savings, Totals, read_totals
 from tasks.report.views import open_views, write_views
 from tasks.request.task_type import Shown
@@ -19,7 +20,7 @@ from tasks.storage.duck import MEMORY_LIMIT
 from tasks.storage.interruptible import fetch_all
 from tasks.storage.manifests import read_manifests, remove_superseded
 from tasks.storage.run import Run
-from tasks.storage.run_record import update_record
+from tasks.storage.run_record import read_records, update_record
 from tasks.storage.statements import statement
 from tasks.storage.stored_plan import load_plan, remove_other_plans
 
@@ -66,11 +67,17 @@ def publish_results(run: Run, plan_id: str) -> Published:
         published = _tell(run, plan_id, _MEMORY_LIMIT if is_small else MEMORY_LIMIT)
     except duckdb.OutOfMemoryException:  # a row may have a thousand items
         published = _tell(run, plan_id, MEMORY_LIMIT)
-    remove_other_plans(run.folder, plan_id)
-    remove_superseded(run.folder)
+    _remove_unread(run, plan_id)
     remember_output(run.folder)
     failpoint("publish.done")
     return published
+
+
+def _remove_unread(run: Run, plan_id: str) -> None:
+    """What neither the new views name nor those of the publication before, which other programs may have open."""
+    kept = plan_id, shown_plan(run.folder, read_records(run.folder), before=plan_id)
+    remove_other_plans(run.folder, kept)
+    remove_superseded(run.folder, run.run_id, kept)
 
 
 def _tell(run: Run, plan_id: str, memory_limit: str) -> Published:

@@ -13,9 +13,9 @@ SELECT
     pair.task,
     count(*) AS num_rows,
     count(pair.same) AS compared,
-    count_if(pair.same) AS same,
-    round(avg(pair.same::INT), 4) AS agreement,
-    round((avg(pair.same::INT) - any_value(chance.fraction)) / nullif(1 - any_value(chance.fraction), 0), 4) AS kappa,
+    count_if(pair.same)::BIGINT AS same,
+    avg(pair.same::INT) AS agreement,
+    (avg(pair.same::INT) - any_value(chance.fraction)) / nullif(1 - any_value(chance.fraction), 0) AS kappa,
     avg(abs(pair.difference)) AS mean_difference
 FROM pair
 LEFT JOIN chance ON chance.task = pair.task

@@ -7,9 +7,7 @@ WITH wanted AS (
     FROM (SELECT name AS name) AS asked
     LEFT JOIN detail.all_names AS known ON known.name = asked.name
 )
-SELECT
-    custom_id,
-    arg_max(struct_pack(status := status, task := task, answer := answer, "value" := "value"), attempts) AS newest
+SELECT custom_id, status, task, answer, "value", scores, embedding
 FROM detail.all_answers AS given
 JOIN wanted ON given.folder = wanted.folder AND given.sequence <= wanted.last_sequence
-GROUP BY custom_id
+QUALIFY row_number() OVER (PARTITION BY custom_id ORDER BY attempts DESC) = 1

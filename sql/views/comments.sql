@@ -1,5 +1,5 @@
 -- `dictionary` shows them.
-COMMENT ON VIEW results IS 'Each row of the source that has a result';
+COMMENT ON VIEW results IS 'Each row of the source that has a result; in no order without ORDER BY, which row_index restores';
 COMMENT ON VIEW errors IS 'Each row of the source that has none; error_type and error_message say why';
 COMMENT ON VIEW runs IS 'Each run on the folder: what it was asked, what it did, how it ended';
 COMMENT ON VIEW shards IS 'Each committed shard, and what a run took from the store';
@@ -7,8 +7,8 @@ COMMENT ON VIEW prefix_savings IS 'What sharing prefixes saved in each run, agai
 COMMENT ON VIEW throughput IS 'How fast each run was over all of its time, loading included';
 COMMENT ON VIEW label_counts IS 'How many rows of a task have which label, and how sure of it they are';
 COMMENT ON VIEW dictionary IS 'What the views, their columns and the macros mean';
-COMMENT ON MACRO TABLE compare_runs IS 'Each row with what a and b answered; each is a run_id, this for the folder itself, or the name of another folder opened with it';
-COMMENT ON MACRO TABLE agreement IS 'How often a and b answered alike, for each task; a and b are those of compare_runs';
+COMMENT ON MACRO TABLE compare_runs IS 'Each row with what a and b answered, and whether it is the same: figures up to a thousandth; each is a run_id, this for the folder itself, or the name of another folder opened with it';
+COMMENT ON MACRO TABLE agreement IS 'How often a and b answered alike, for each task, as compare_runs has it; a and b are those of compare_runs';
 COMMENT ON COLUMN runs.sequence IS 'Runs on the folder, counted from 1';
 COMMENT ON COLUMN runs.run_id IS 'The name of the run';
 COMMENT ON COLUMN runs.status IS 'running, completed, stopped, failed or interrupted';

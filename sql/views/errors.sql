@@ -1,1 +1,1 @@
-CREATE VIEW errors AS SELECT * EXCLUDE (row_index) FROM detail.outcomes WHERE status = 'error'
+CREATE VIEW errors AS SELECT * FROM detail.outcomes WHERE status = 'error'

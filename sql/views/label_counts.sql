@@ -3,9 +3,9 @@ SELECT
     task,
     label,
     count(*) AS num_rows,
-    round(count(*) / sum(count(*)) OVER (PARTITION BY task), 4) AS fraction,
-    round(avg(label_probs[label]), 4) AS mean_probability,
-    round(min(min_margin), 4) AS least_margin
+    count(*) / sum(count(*)) OVER (PARTITION BY task) AS fraction,
+    avg(label_probs[label]) AS mean_probability,
+    min(min_margin) AS least_margin
 FROM results
 WHERE label IS NOT NULL
 GROUP BY task, label

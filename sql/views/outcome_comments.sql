@@ -1,5 +1,6 @@
 -- Of `results` and of `errors`. Columns that a job keeps of its source have none.
 COMMENT ON COLUMN {view}.custom_id IS 'The id of the row in its source, or its position';
+COMMENT ON COLUMN {view}.row_index IS 'The place of the row in its source, from 0: ORDER BY row_index gives the order of the source';
 COMMENT ON COLUMN {view}.status IS 'ok, or error';
 COMMENT ON COLUMN {view}.task IS 'The task type that the row was scored by';
 COMMENT ON COLUMN {view}.generated_text IS 'The text of a generate; of several, the likeliest';

@@ -1,8 +1,8 @@
 -- Each row of the newest plan that has come to an end: its request's newest result, or why it was rejected.
 CREATE VIEW detail.outcomes AS
 SELECT
-    row.row_index,
     row.custom_id,
+    row.row_index,
     coalesce(part.status, 'error') AS status,
     part.task,
     part.generated_text,

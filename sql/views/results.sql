@@ -1,1 +1,1 @@
-CREATE VIEW results AS SELECT * EXCLUDE (row_index) FROM detail.outcomes WHERE status = 'ok'
+CREATE VIEW results AS SELECT * FROM detail.outcomes WHERE status = 'ok'

@@ -20,7 +20,7 @@ SELECT
     ),
     CASE
         WHEN run.status = 'running' THEN live.tokens_per_second
-        ELSE round((run.computed_prompt_tokens + run.generated_tokens) / nullif(run.seconds, 0), 1)
+        ELSE (run.computed_prompt_tokens + run.generated_tokens) / nullif(run.seconds, 0)
     END AS tokens_per_second,
     CASE WHEN run.status = 'running' THEN live.seconds_left END AS seconds_left,
     CASE WHEN run.status = 'running' THEN live.stage END AS stage

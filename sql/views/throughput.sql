@@ -7,11 +7,11 @@ SELECT
     device,
     dtype,
     scored AS requests,
-    round(seconds, 1) AS seconds,
-    round(scored / nullif(seconds, 0), 1) AS requests_per_second,
-    round(prompt_tokens / nullif(seconds, 0), 1) AS prompt_tokens_per_second,
-    round(computed_prompt_tokens / nullif(seconds, 0), 1) AS computed_prompt_tokens_per_second,
-    round(generated_tokens / nullif(seconds, 0), 1) AS generated_tokens_per_second,
+    seconds,
+    scored / nullif(seconds, 0) AS requests_per_second,
+    prompt_tokens / nullif(seconds, 0) AS prompt_tokens_per_second,
+    computed_prompt_tokens / nullif(seconds, 0) AS computed_prompt_tokens_per_second,
+    generated_tokens / nullif(seconds, 0) AS generated_tokens_per_second,
     limit_share
 FROM runs
 ORDER BY sequence

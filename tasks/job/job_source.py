@@ -8,8 +8,10 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from tasks.job.job_part import FilePath, Name, Part, exactly_one
 
+ROW_COLUMN = "row_index"
 RESULT_COLUMNS = (
     "custom_id",
+    ROW_COLUMN,
     "status",
     "task",
     "generated_text",
@@ -41,7 +43,6 @@ RESULT_COLUMNS = (
     "run_id",
     "request_hash",
 )
-ROW_COLUMN = "row_index"
 # Of a run: each has threads of the run's process, and a model of its own in a device's memory.
 
 
@@ -57,7 +58,7 @@ def _as_mapping(value: object) -> object:
 
 
 def _no_clash(keep: dict[str, str]) -> dict[str, str]:
-    taken = {*RESULT_COLUMNS, ROW_COLUMN}
+    taken = {*RESULT_COLUMNS}
     for column, name in keep.items():
         if name.lower() in taken:
             raise ValueError(

@@ -65,6 +65,8 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
         reasons += [f"plan/{one.published_plan} is gone" for one in records if one.published_plan is not None]
         said = f": {_listed(reasons)}; {_cure(folder, name)}" if reasons else "; name the output folder of a run"
         raise UserError(f"{folder}: holds no results{said}")
+    gone = {one.published_plan for one in records if one.published_plan is not None} - {*plan_ids(folder)}
+    reasons += [f"plan/{newer} is gone" for newer in sorted(gone) if newer > plan_id]  # what is shown is older
     try:
         check_plan_file(folder, plan_id, ROWS)
     except DamagedError as problem:
@@ -80,15 +82,15 @@ def open_published(folder: OutputFolder) -> PublishedFolder:
     return PublishedFolder(folder, plan_id, name, tuple(manifests), tuple(reasons), run_id)
 
 
-def shown_plan(folder: OutputFolder, records: Sequence[RunRecord]) -> str | None:
-    """The newest publication's. Else the newest whose run has lost its record: it may have been published.
+def shown_plan(folder: OutputFolder, records: Sequence[RunRecord], *, before: str | None = None) -> str | None:
+    """The newest publication's, or the one whose run has lost its record if that is newer: it may have been published.
 
-    Where nothing is published yet, what is planned.
+    Where nothing is published yet, what is planned. With `before`, what was shown before that plan.
     """
-    plans = plan_ids(folder)
-    published = [one.published_plan for one in records if one.published_plan in plans]
+    plans = [one for one in plan_ids(folder) if before is None or one < before]
+    published = {one.published_plan for one in records}
     known = {plan_id_of(one.run_id) for one in records}
-    return next(reversed([*plans[-1:], *(one for one in plans if one not in known), *published]), None)
+    return max((one for one in plans if one in published or one not in known), default=max(plans, default=None))
 
 
 def running_record(folder: OutputFolder, records: Sequence[RunRecord]) -> RunRecord | None:

@@ -1,17 +1,17 @@
 """The manifests decide what is committed: a JSON file a part, which names the part and its sha256.
 
 A shard that is done has one manifest. Before, each of its checkpoints has one, under a name of its own: they are
-superseded, and no reader's any more, in the moment in which the shard's manifest appears. Their files stay until views
-are published that do not name them. Of two checkpoints with a row in common one counts: the other is of a try that was
-never told that it had committed, behind which its rows were written once more.
+superseded, and no reader's any more, in the moment in which the shard's manifest appears. Their files stay until no
+views that are published, or were before, name them. Of two checkpoints with a row in common one counts: the other is of
+a try that was never told that it had committed, behind which its rows were written once more.
 """
 
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +26,15 @@ from tasks.storage.stored_json import read_json, stage_json
 
 _PART_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]+\.parquet", re.ASCII)
 _CHECKPOINT = re.compile(r"checkpoint-(.+)-([0-9a-f]+-[0-9a-f]+)\.json", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Superseded:
+    """A checkpoint that counts no more: its plan, the name of its shard's manifest, and that of its part."""
+
+    plan_id: str
+    shard: str
+    part: str
 
 
 def manifest_path(folder: OutputFolder, plan_id: str, shard_id: str) -> Path:
@@ -92,14 +101,22 @@ def verify_manifests(folder: OutputFolder) -> list[ShardManifest]:
     return _remove_overlaps(folder, good)
 
 
-def remove_superseded(folder: OutputFolder) -> None:
-    """Removes the checkpoints of committed shards. Only the lock's holder may call it, once no view names them."""
-    named = {part.name for manifest in read_manifests(folder) for part in manifest.files}
-    for path, part in _superseded(folder).items():
+def remove_superseded(folder: OutputFolder, run_id: str, kept_plans: Collection[str | None]) -> None:
+    """Removes the checkpoints of committed shards, but for those that views of before this run may name, which are open
+    elsewhere: those of shards, of plans that are kept, in which another run has a share.
+
+    Only the lock's holder may call it, once views are published that name none.
+    """
+    manifests = read_manifests(folder)
+    named = {part.name for manifest in manifests for part in manifest.files}
+    own = {one.name for one in manifests if {share.run_id for share in one.shares} <= {run_id}}
+    for path, one in _superseded(folder).items():
+        if one.plan_id in kept_plans and one.shard not in own:
+            continue
         folder.remove(path)
         failpoint("checkpoint.removed")
-        if part not in named:  # a checkpoint that held the whole shard is the shard's part
-            folder.remove(folder.parts / part)
+        if one.part not in named:  # a checkpoint that held the whole shard is the shard's part
+            folder.remove(folder.parts / one.part)
 
 
 def shard_of(path: Path) -> str:
@@ -134,13 +151,17 @@ def _paths(folder: OutputFolder) -> list[Path]:
     return [path for path in _listed(folder) if path not in superseded]
 
 
-def _superseded(folder: OutputFolder) -> dict[Path, str]:
-    """The checkpoints of shards that have a manifest, with the name of each one's part."""
+def _superseded(folder: OutputFolder) -> dict[Path, _Superseded]:
+    """The checkpoints of shards that have a manifest."""
     paths = _listed(folder)
     names = {path.name for path in paths}
-    found = {path: match for path in paths if (match := _CHECKPOINT.fullmatch(path.name))}
-    shards = {path: f"shard-{match[1]}-{match[2].partition('-')[0]}.json" for path, match in found.items()}
-    return {path: f"{match[2]}.parquet" for path, match in found.items() if shards[path] in names}
+    found = {}
+    for path in paths:
+        if match := _CHECKPOINT.fullmatch(path.name):
+            shard = f"shard-{match[1]}-{match[2].partition('-')[0]}.json"
+            if shard in names:
+                found[path] = _Superseded(match[1], shard, f"{match[2]}.parquet")
+    return found
 
 
 def _listed(folder: OutputFolder) -> list[Path]:
@@ -224,7 +245,8 @@ def _load_whole(folder: OutputFolder, path: Path) -> ShardManifest:
 
 def _remove_orphans(folder: OutputFolder, good: Sequence[ShardManifest]) -> None:
     """A run killed between a part and its manifest leaves the part behind."""
-    named = {part.name for manifest in good for part in manifest.files} | {*_superseded(folder).values()}
+    named = {part.name for manifest in good for part in manifest.files}
+    named |= {one.part for one in _superseded(folder).values()}
     for path in folder.parts.iterdir():
         if not _PART_NAME.fullmatch(path.name) or path.name in named:
             continue

@@ -1,7 +1,7 @@
 """Plans on disk: a folder that appears whole, with `plan.json`, the rows, the requests a shard and the nodes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -147,11 +147,11 @@ def find_plan_of_digests(folder: OutputFolder, key: str) -> str | None:
     return next((name for name in reversed(plan_ids(folder)) if load_plan(folder, name).row_digests == key), None)
 
 
-def remove_other_plans(folder: OutputFolder, plan_id: str) -> None:
-    """The published tables read this plan's rows alone."""
-    for other in plan_ids(folder):
-        if other != plan_id:
-            folder.remove(plan_folder(folder, other))
+def remove_other_plans(folder: OutputFolder, kept: Collection[str | None]) -> None:
+    """Removes all plans but those: no view that is open reads their rows."""
+    for plan_id in plan_ids(folder):
+        if plan_id not in kept:
+            folder.remove(plan_folder(folder, plan_id))
 
 
 def plan_ids(folder: OutputFolder) -> Sequence[str]:

@@ -26,7 +26,7 @@ rows                           9   1 cannot be scored
 unique requests                7   0 have an answer already
 plan PLAN
   requests                     7   in 4 prefix groups, 1 shards
-  prompt tokens              101   as written
+  prompt tokens              101   of different prompts
   computed tokens             49   51.5% saved (ideal 51.5%)
   label tokens                14
   KV peak          under 0.1 MiB   of 64 MiB
@@ -39,7 +39,7 @@ rows                           9   1 cannot be scored
 unique requests                7   0 have an answer already
 plan PLAN
   requests                     7   in 2 prefix groups, 1 shards
-  prompt tokens              101   as written
+  prompt tokens              101   of different prompts
   computed tokens             53   47.5% saved (ideal 51.5%)
   decode tokens               84   at most
   KV peak                0.1 MiB   of 64 MiB
@@ -53,7 +53,7 @@ rows                           9   1 cannot be scored
 unique requests                7   0 have an answer already
 plan PLAN
   requests                     7   in 4 prefix groups, 1 shards
-  prompt tokens              101   as written
+  prompt tokens              101   of different prompts
   computed tokens             49   51.5% saved (ideal 51.5%)
   label tokens                14
   KV peak          under 0.1 MiB   of 71,078 MiB
@@ -67,7 +67,7 @@ rows                           0   the source has no rows
 unique requests                0   0 have an answer already
 plan PLAN
   requests                     0   in 0 prefix groups, 0 shards
-  prompt tokens                0   as written
+  prompt tokens                0   of different prompts
   computed tokens              0   0.0% saved (ideal 0.0%)
   KV peak                0.0 MiB   of 64 MiB
   computing                0.0 s

@@ -1,5 +1,6 @@
 """What a finished run says of itself."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def test_the_wait_for_another_run_is_told_apart() -> None:
         ("scored now", "4 rows in 2.0 s: 2.0 rows/s"),
         ("waited", "60.0 s while another run had the device"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unique", "computed", "said"),
+    [
+        (220, 55, 47, "220 as written, 55 of different prompts, 47 computed"),
+        (55, 55, 47, "55 as written, 47 computed"),
+    ],
+)
+def test_what_is_saved_follows_from_what_is_told(prompt: int, unique: int, computed: int, said: str) -> None:
+    """It is of different prompts alone: equal rows are not asked twice, with sharing or without."""
+    done = report(20, 20, 0, scored_rows=20)
+    published = replace(
+        done.published,
+        prompt_tokens=prompt,
+        unique_prompt_tokens=unique,
+        computed_prompt_tokens=computed,
+        saved_fraction=1 - computed / unique,
+        ideal_saved_fraction=1 - computed / unique,
+    )
+    facts = dict(replace(done, published=published).facts())
+    assert (facts["prompt tokens"], facts["saved by sharing"]) == (said, "14.5% (ideal 14.5%)")
 
 
 def test_answers_of_one_type_stand_above_the_errors() -> None:

@@ -66,8 +66,9 @@ def test_a_run_that_completes(job: ScoringJob) -> None:
         "errors": 1,
         "missing": 0,
         "prompt_tokens": published.prompt_tokens,
+        "unique_prompt_tokens": published.unique_prompt_tokens,
         "computed_prompt_tokens": published.computed_prompt_tokens,
-        "saved_tokens": published.prompt_tokens - published.computed_prompt_tokens,
+        "saved_tokens": published.unique_prompt_tokens - published.computed_prompt_tokens,
         "saved_fraction": published.saved_fraction,
     }
     roles = {one["prefect.resource.role"]: one["prefect.resource.id"] for one in made["related"]}

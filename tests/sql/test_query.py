@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import UserError
@@ -44,7 +46,7 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
         "throughput",
     ]
     columns = (
-        "custom_id status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
+        "custom_id row_index status task generated_text reasoning parsed finish_reason prompt_tokens completion_tokens "
         "cached_tokens cumulative_logprob logprobs outputs prompt_logprobs label label_norm label_probs label_logprobs "
         "missing_mass score scores logprob is_greedy perplexity min_margin embedding error_type error_message "
         "attempts run_id request_hash topic"
@@ -54,6 +56,28 @@ def test_views_and_their_columns(finished: ScoringJob) -> None:
             assert result.columns == tuple(columns.split())
     assert in_shell(finished.output_folder, "select count(*) from results") == [(4,)]
     assert in_shell(finished.output_folder, "select label_probs[label] > 0 from results limit 1") == [(True,)]
+
+
+def test_row_index_is_the_sources_order_over_several_files(job_of: JobMaker, tmp_path: Path) -> None:
+    names = [["z", "b", "empty"], ["a"], ["y", "c"]]
+    for i, ids in enumerate(names):
+        rows = [{"id": name, "text": f"text {name}" if name != "empty" else None} for name in ids]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"part-{i}.parquet")
+    job = job_of(source={"parquet": str(tmp_path / "part-*.parquet"), "id": "id"})
+    run_steps(job)
+    rows = ask(job.output_folder, "select custom_id, row_index from results order by row_index")
+    assert [tuple(row.values()) for row in rows] == [("z", 0), ("b", 1), ("a", 3), ("y", 4), ("c", 5)]
+    assert ask(job.output_folder, "select row_index from errors") == [{"row_index": 2}]
+
+
+def test_a_kept_column_named_row_index_is_refused(job_of: JobMaker) -> None:
+    with pytest.raises(UserError, match=r"'row_index' is a column that the results have already; give it another name"):
+        job_of([{"text": "a", "row_index": 1}], source={"keep": ["row_index"]})
+    job = job_of([{"text": "a", "row_index": 7}], source={"keep": {"row_index": "my_row_index"}})
+    run_steps(job)
+    assert ask(job.output_folder, "select row_index, my_row_index from results") == [
+        {"row_index": 0, "my_row_index": 7}
+    ]
 
 
 def test_columns_of_one_name_are_numbered_in_every_form(finished: ScoringJob, tmp_path: Path) -> None:

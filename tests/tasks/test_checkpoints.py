@@ -88,6 +88,10 @@ def test_a_run_that_is_killed_in_a_shard_is_continued_behind_its_last_checkpoint
     engine.works.clear()
     run_steps(job)
     assert engine.works == []
+    assert len(read_manifests(folder)) == 1
+    run_steps(job)
+    assert len(files(folder, "checkpoint")) == 8, "views of before that publication name them"
+    run_steps(job)
     assert files(folder, "checkpoint") == []
     assert len([*folder.parts.iterdir()]) == 1
 
@@ -140,6 +144,9 @@ def test_no_row_is_there_twice_between_a_shards_manifest_and_the_end_of_its_chec
     folder = OutputFolder(job.output_folder)
     assert (len(files(folder, "checkpoint")), len(files(folder, "shard"))) == (8, 1)
     assert [manifest.requests for manifest in read_manifests(folder)] == [8]
+    for _ in range(2):
+        run_steps(job)
+        assert len(table(job)) == len(files(folder, "checkpoint")) == 8
     stopped(job, monkeypatch, "checkpoint.removed", 3)
     assert len(table(job)) == 8
     assert len(files(folder, "checkpoint")) == 5
