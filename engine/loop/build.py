@@ -12,7 +12,7 @@ from engine.loop.plan_cost import keep_step_times, plan_cost
 from engine.loop.step_budget import engine_config, settled
 from engine.loop.step_limit import StepLimit
 from engine.loop.trace import OnStep
-from engine.machine.device import resolve_device
+from engine.machine.device import refuse_old, resolve_device
 from engine.machine.device_turn import DeviceTurn
 from engine.machine.memory import memory_need, ran_out, refuse_too_large
 from engine.machine.out_of_memory import is_out_of_memory
@@ -65,6 +65,7 @@ def start_engine(
             raise ran_out(need, device) from problem
 
     def load_all() -> tuple[ModelRunner, EngineConfig]:
+        refuse_old(device)
         weights_folder(model)  # a conversion is made once, so that it says nothing of the next start
         started = time.perf_counter()
         runner = load_ranks(model, config, device)

@@ -140,15 +140,22 @@ def _checked(device: Device, config: EngineConfig) -> Device:
     """A GPU that computes as `config` says, else a UserError."""
     if config.determinism == "strict":
         raise UserError("engine.determinism: strict is for the CPU alone; take engine.device: cpu, or default")
-    if device.backend == "triton" and nvidia_capability(device) < LEAST_CAPABILITY:
-        have, least = (".".join(map(str, one)) for one in (nvidia_capability(device), LEAST_CAPABILITY))
-        raise UserError(f"engine.device: {_cuda_name(device)} has capability {have}, kernels need {least}; take cpu")
     if config.quantization != "none" and device.backend != "triton":
         raise UserError(f"model.quantization: {config.quantization} on cuda needs Triton; install it, or take none")
     _refuse_scheme(linear_scheme(config.quantization, device.backend), device)
     if config.kv_cache_dtype == "fp8":
         _refuse_fp8_kv(device)
     return device
+
+
+def refuse_old(device: Device) -> None:
+    """Raises UserError for a GPU that kernels cannot be compiled for.
+
+    It asks the driver, which then holds memory of the GPU for who asks: an engine's process, never its run's.
+    """
+    if device.backend == "triton" and nvidia_capability(device) < LEAST_CAPABILITY:
+        have, least = (".".join(map(str, one)) for one in (nvidia_capability(device), LEAST_CAPABILITY))
+        raise UserError(f"engine.device: {_cuda_name(device)} has capability {have}, kernels need {least}; take cpu")
 
 
 def _refuse_fp8_kv(device: Device) -> None:

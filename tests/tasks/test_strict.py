@@ -10,7 +10,7 @@ from tests.tasks.steps import ask, model_job, plan_alone, run_steps
 TEXTS = [f"The {what} by the {where}" for what in ("river", "harbour", "road") for where in ("mill", "old bridge")]
 ROWS = [{"id": f"r{i}", "text": text} for i, text in enumerate(TEXTS)]
 # What says how, and not what, was answered.
-TABLE = "select * exclude (run_id, cached_tokens, attempts) from results order by custom_id"
+TABLE = "select * exclude (row_index, run_id, cached_tokens, attempts) from results order by custom_id"
 STRICT = {"determinism": "strict", "device": "cpu", "kv_cache_memory": "8MiB"}
 
 
