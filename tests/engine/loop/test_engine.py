@@ -64,7 +64,7 @@ def test_an_engine_launches_on_its_own_gpu(tiny_model: Path, monkeypatch: pytest
     def load(*_: object, **__: object) -> None:
         raise UserError(f"loading on {current[threading.get_ident()]}")
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("engine.forward.load_runner.load_model", load)
     monkeypatch.setattr("engine.machine.memory.device_memory", lambda _: 2**40)
     with pytest.raises(UserError, match="loading on cuda:1"):
