@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.request import RequestOutput
@@ -53,7 +54,10 @@ def earlier_answers(run: Run, folder: OutputFolder) -> list[tuple[int, str]]:
     if not ours or run.job.sampling.n > 1:
         return []
     newest = max(ours, key=lambda one: (folder.manifests / one.name).stat().st_mtime_ns)
-    part = pq.read_table(folder.parts / newest.files[0].name, columns=["completion_tokens", "finish_reason"])
+    try:
+        part = pq.read_table(folder.parts / newest.files[0].name, columns=["completion_tokens", "finish_reason"])
+    except (OSError, pa.ArrowException):  # a plan reads what no run has checked yet: damage tells nothing
+        return []
     rows = np.unique(np.linspace(0, part.num_rows - 1, MOST_EARLIER).astype(np.int64))
     columns = part.take(rows).to_pydict()
     pairs = zip(columns["completion_tokens"], columns["finish_reason"], strict=True)

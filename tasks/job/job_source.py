@@ -43,7 +43,6 @@ RESULT_COLUMNS = (
     "run_id",
     "request_hash",
 )
-# Of a run: each has threads of the run's process, and a model of its own in a device's memory.
 
 
 def _as_mapping(value: object) -> object:

@@ -1,5 +1,6 @@
 """Lengths of a run's answers: of those that ended in it, and of those that an earlier run of the job left."""
 
+import pyarrow.parquet as pq
 import pytest
 
 from engine.request import RequestOutput
@@ -36,6 +37,22 @@ def test_tokens_that_are_left_of_answers_that_go_on() -> None:
     assert lengths.tokens_left((1,), 9) == pytest.approx(3)
     assert lengths.tokens_left((), 9) == 0
     assert lengths.tokens_left((8, 8), 9) == pytest.approx(2)
+
+
+def test_a_part_that_is_damaged_tells_nothing(job_of: JobMaker) -> None:
+    """Its manifest, its length and its other columns may be sound; the next run sets it aside."""
+    job = job_of([{"id": "a", "text": "row"}], task={"type": "generate"}, sampling={"max_tokens": 3})
+    run_steps(job)
+    [part] = (job.output_folder / "parts").iterdir()
+    with open_run(job) as run:
+        assert earlier_answers(run, run.folder) == [(3, "length")]
+        group, content = pq.read_metadata(part).row_group(0), bytearray(part.read_bytes())
+        columns = [group.column(place) for place in range(group.num_columns)]
+        [tokens] = [one for one in columns if one.path_in_schema == "completion_tokens"]
+        first = tokens.dictionary_page_offset or tokens.data_page_offset
+        content[first : first + 8] = b"\xff" * 8
+        part.write_bytes(content)
+        assert earlier_answers(run, run.folder) == []
 
 
 def test_the_newest_shard_of_the_same_job_tells(job_of: JobMaker, engine: FakeWorkers) -> None:
