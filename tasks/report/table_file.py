@@ -52,7 +52,7 @@ def check_table_file(to: Path) -> None:
         return
     try:
         with database_connection(to.resolve()) as connection:
-            found = fetch_all(connection, statement("steps/database_tables"), {})
+            found = fetch_all(connection, statement("steps/database_content"), {})
     except duckdb.Error as said:
         raise UserError(f"--to {to}: cannot be replaced: {message_of(said)}; name another file") from None
     others = [name for name, kind in found if (name, kind) != (to.stem, "table")]

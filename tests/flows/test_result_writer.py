@@ -264,6 +264,23 @@ def test_a_database_that_has_more_than_an_earlier_answer_is_left_alone(tmp_path:
     check_table_file(to)
 
 
+@pytest.mark.parametrize(
+    ("made", "has"),
+    [
+        ("create macro twice(n) as 2 * n", "twice"),
+        ("create sequence ids", "ids"),
+        ("create type mood as enum ('good')", "mood"),
+        ("create schema old; create table old.answers as select 1 as n", r"old\.answers"),
+    ],
+)
+def test_what_else_a_database_has_is_not_lost(tmp_path: Path, made: str, has: str) -> None:
+    to = tmp_path / "answers.duckdb"
+    with duckdb.connect(str(to)) as connection:
+        connection.execute(f"create table answers as select 1 as n; {made}")
+    with pytest.raises(UserError, match=f"has {has}, which would be lost"):
+        check_table_file(to)
+
+
 def test_a_database_that_cannot_be_made_leaves_what_was_there(tmp_path: Path) -> None:
     to = tmp_path / "answers.duckdb"
     to.write_text("mine")
